@@ -1,0 +1,87 @@
+"""Every error that the program raises on purpose; imported by every process.
+
+::
+
+    SuperviseError
+    ├── UsageError              exit code 2: wrong option, handler, GPU or port
+    │   ├── HandlerError        the handler was not found, has no function, or raised while it loaded
+    │   ├── GpuError            a GPU asked for is not there
+    │   └── LockedError         a GPU or a store belongs to another supervisor
+    ├── StartError              exit code 3: no worker could start
+    ├── StoreError              the job database cannot be used
+    │   ├── StoreVersionError   it was written by a newer version of this program
+    │   └── TransitionError     a job cannot go from the state it is in to the one asked for
+    ├── WireError               a message between processes breaks the protocol
+    │   └── FrameTooLargeError  it is longer than its reader accepts
+    ├── EncodeError             a handler's value cannot become JSON
+    ├── RequestError            a client's request cannot be served; carries the HTTP status
+    └── ClientError             a running supervisor could not be reached, or refused
+"""
+
+from __future__ import annotations
+
+
+class SuperviseError(Exception):
+    """Something that supervise does went wrong."""
+
+    def __init__(self, message: str | None = None) -> None:
+        """Take ``message``; without one the class docstring is the message."""
+        super().__init__(message or (type(self).__doc__ or type(self).__name__))
+
+
+class UsageError(SuperviseError):
+    """The command line asks for something that cannot be."""
+
+
+class HandlerError(UsageError):
+    """The handler cannot be loaded."""
+
+
+class GpuError(UsageError):
+    """A GPU that was asked for is not there."""
+
+
+class LockedError(UsageError):
+    """Another supervisor holds this."""
+
+
+class StartError(SuperviseError):
+    """No worker could start."""
+
+
+class StoreError(SuperviseError):
+    """The job store cannot be used."""
+
+
+class StoreVersionError(StoreError):
+    """The job store was written by a newer version of supervise."""
+
+
+class TransitionError(StoreError):
+    """The job is not in a state that allows this."""
+
+
+class WireError(SuperviseError):
+    """A message between processes breaks the protocol."""
+
+
+class FrameTooLargeError(WireError):
+    """A message between processes is longer than its reader accepts."""
+
+
+class EncodeError(SuperviseError):
+    """The value cannot be written as JSON."""
+
+
+class RequestError(SuperviseError):
+    """The request cannot be served."""
+
+    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+        """Take the HTTP ``status`` (4xx or 503), the ``message`` for the client, and seconds to wait before it retries."""
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class ClientError(SuperviseError):
+    """The supervisor could not be reached."""

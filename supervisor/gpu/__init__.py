@@ -1,0 +1,1 @@
+"""GPUs: what NVML shows, which one a worker sees, and who holds it."""

@@ -1,0 +1,98 @@
+"""What a job is, the states it goes through, and which step is legal; imported by every process.
+
+A job's ``input``, ``output``, chunks and progress are JSON text in bytes that this program carries and does not parse.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+
+class JobStatus(str, enum.Enum):
+    """The states of a job, in the words of RunPod's API."""
+
+    IN_QUEUE = "IN_QUEUE"
+    IN_PROGRESS = "IN_PROGRESS"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a job in this state has ended."""
+        return self not in (JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS)
+
+
+#: Which state may follow which. The store's SQL refuses every other step as well.
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.IN_QUEUE: frozenset({JobStatus.IN_PROGRESS, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.TIMED_OUT}),
+    JobStatus.IN_PROGRESS: frozenset(
+        {JobStatus.IN_QUEUE, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.TIMED_OUT}
+    ),
+    JobStatus.COMPLETED: frozenset(),
+    JobStatus.FAILED: frozenset({JobStatus.IN_QUEUE}),
+    JobStatus.CANCELLED: frozenset(),
+    JobStatus.TIMED_OUT: frozenset({JobStatus.IN_QUEUE}),
+}
+
+
+def may_follow(before: JobStatus, after: JobStatus) -> bool:
+    """Whether a job in ``before`` may go to ``after``."""
+    return after in TRANSITIONS[before]
+
+
+class JobRequest(msgspec.Struct, frozen=True):
+    """What a client asked for, checked at the door.
+
+    ``input`` is one JSON value. ``extras`` is a JSON object with those of ``webhook`` and ``policy`` that the request had, or
+    ``None``; ``s3_config`` is the JSON object of ``s3Config`` alone, because it is a secret and lies in a file of its own.
+    """
+
+    id: str
+    input: bytes
+    extras: bytes | None = None
+    s3_config: bytes | None = None
+    low_priority: bool = False
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One job as the store has it. Times are milliseconds since 1970 (wall clock).
+
+    ``seq`` is the order of arrival. ``attempts`` counts its starts, on disk before each start; ``retries`` counts how often it
+    went back to the queue. ``started_ms`` is the newest start. ``output`` and ``error`` are set once it ended; ``chunks`` and
+    ``chunks_taken`` say how many stream chunks there are of the newest attempt and how many were handed out.
+    """
+
+    seq: int
+    id: str
+    status: JobStatus
+    input: bytes
+    created_ms: int
+    extras: bytes | None = None
+    has_s3_config: bool = False
+    low_priority: bool = False
+    attempts: int = 0
+    retries: int = 0
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    worker_id: str | None = None
+    output: bytes | None = None
+    error: str | None = None
+    chunks: int = 0
+    chunks_taken: int = 0
+
+    def replace(self, **changes: Any) -> Job:
+        """A copy with ``changes``."""
+        return msgspec.structs.replace(self, **changes)
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How an attempt ended: a terminal ``status`` with the ``output`` (JSON) and the ``error`` text that it left."""
+
+    status: JobStatus
+    output: bytes | None = None
+    error: str | None = None

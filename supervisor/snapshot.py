@@ -1,0 +1,156 @@
+"""What is, at one moment, as the API, the metrics and the screens show it; made by the engine, read by everyone above.
+
+Field names become camelCase on the wire. Times are milliseconds since 1970, durations milliseconds, sizes MiB.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class RefreshView(msgspec.Struct, frozen=True, rename="camel"):
+    """One finished refresh: how long each step took and how much GPU memory came back.
+
+    ``end_ms``: result in hand → worker and all it started are gone; ``release_ms``: → GPU memory seen free;
+    ``start_ms``: → fresh worker ready. ``verified`` is false where NVML could not attribute the memory.
+    """
+
+    at: int
+    cause: str
+    end_ms: float
+    release_ms: float
+    start_ms: float
+    total_ms: float
+    freed_mib: int | None = msgspec.field(default=None, name="freedMiB")
+    verified: bool = True
+
+
+class WorkerView(msgspec.Struct, frozen=True, rename="camel"):
+    """One slot and the worker in it, as ``/workers`` shows it. ``running`` holds job ids, ``gpus`` indices (MIG: UUIDs)."""
+
+    id: str
+    slot: str
+    gpus: tuple[int | str, ...]
+    state: str
+    pid: int | None
+    generation: int
+    jobs: int
+    refreshes: int
+    restarts: int
+    running: tuple[str, ...] = ()
+    gpu_memory_mib: int | None = msgspec.field(default=None, name="gpuMemoryMiB")
+    last_refresh: RefreshView | None = None
+    reason: str | None = None
+
+
+class GpuProcessView(msgspec.Struct, frozen=True, rename="camel"):
+    """A process on a GPU; ``slot`` names ours, strangers have none."""
+
+    pid: int
+    memory_mib: int | None = msgspec.field(default=None, name="memoryMiB")
+    name: str | None = None
+    slot: str | None = None
+
+
+class GpuView(msgspec.Struct, frozen=True, rename="camel"):
+    """One GPU as NVML shows it, with the slots on it."""
+
+    index: int
+    uuid: str
+    name: str
+    slots: tuple[str, ...] = ()
+    simulated: bool = False
+    memory_used_mib: int | None = msgspec.field(default=None, name="memoryUsedMiB")
+    memory_total_mib: int | None = msgspec.field(default=None, name="memoryTotalMiB")
+    utilization: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    processes: tuple[GpuProcessView, ...] | None = None
+    error: str | None = None
+    lost: bool = False
+    at: int | None = None
+
+
+class JobCounts(msgspec.Struct, frozen=True, rename="camel"):
+    """The ``jobs`` of ``/health``."""
+
+    completed: int = 0
+    failed: int = 0
+    in_progress: int = 0
+    in_queue: int = 0
+    retried: int = 0
+
+
+class WorkerCounts(msgspec.Struct, frozen=True, rename="camel"):
+    """The ``workers`` of ``/health``."""
+
+    idle: int = 0
+    initializing: int = 0
+    ready: int = 0
+    running: int = 0
+    throttled: int = 0
+    unhealthy: int = 0
+
+
+class RunningJobView(msgspec.Struct, frozen=True, rename="camel"):
+    """A job in a worker now. ``progress`` is its newest progress as JSON."""
+
+    id: str
+    slot: str
+    started_at: int
+    attempt: int
+    progress: msgspec.Raw | None = None
+
+
+class EndedJobView(msgspec.Struct, frozen=True, rename="camel"):
+    """A job that ended lately; ``error`` is its first line."""
+
+    id: str
+    status: str
+    ended_at: int
+    delay_time: int
+    execution_time: int | None
+    worker_id: str | None = None
+    error: str | None = None
+
+
+class LogLine(msgspec.Struct, frozen=True, rename="camel"):
+    """A line that a worker wrote, or (without ``slot``) an event of the program itself."""
+
+    at: int
+    text: str
+    slot: str | None = None
+    job: str | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, rename="camel"):
+    """Rates and percentiles over the last minute, totals since the start."""
+
+    uptime_s: float
+    submitted: int
+    ended: int
+    jobs_per_s: float
+    delay_p50: float | None = None
+    delay_p99: float | None = None
+    execution_p50: float | None = None
+    execution_p99: float | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True, rename="camel"):
+    """Everything a screen shows, at one moment."""
+
+    at: int
+    version: str
+    endpoint_id: str
+    handler: str
+    pid: int
+    url: str | None
+    draining: bool
+    jobs: JobCounts
+    workers: tuple[WorkerView, ...]
+    gpus: tuple[GpuView, ...]
+    running: tuple[RunningJobView, ...]
+    ended: tuple[EndedJobView, ...]
+    log: tuple[LogLine, ...]
+    stats: Stats
+    notice: str | None = None

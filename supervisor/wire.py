@@ -1,0 +1,326 @@
+"""The messages between processes: one tagged union per channel and direction, and how they are framed.
+
+====================== ============================================ ==============================================
+channel                carries                                      over
+====================== ============================================ ==============================================
+supervisor → worker    ``ToWorker``: Run, Cancel, Exit              a ``multiprocessing`` pipe per worker generation
+worker → supervisor    ``FromWorker``: Ready … Done                 the same pipe, so in the order it was said
+supervisor → template  ``ToTemplate``: Fork, Signal, EndTree, …     a SEQPACKET socket pair; Fork carries 2 descriptors
+template → supervisor  ``FromTemplate``: Forked, Died, Swept, …     the same socket pair
+====================== ============================================ ==============================================
+
+Messages are MessagePack (msgspec). A handler's values travel inside them as JSON text in ``bytes``: the supervisor never parses
+what it only carries, and never unpickles what a child made. Frames are those of ``multiprocessing.connection.Connection``: four
+bytes of length, signed, big-endian (-1, then eight bytes, for 2 GiB and more), so a worker uses the standard library's own class.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Generic, TypeVar, Union
+
+import msgspec
+
+from supervisor.errors import FrameTooLargeError, WireError
+
+VERSION = 1
+"""Raised by one whenever a message changes; a template of another version is refused at its first word."""
+
+
+# --- supervisor → worker -------------------------------------------------------------------------------------------------
+
+
+class Run(msgspec.Struct, frozen=True, tag="run"):
+    """Run one job. ``input`` is JSON; ``extras`` a JSON object with its ``webhook``, ``policy`` and ``s3Config``, if any."""
+
+    job: str
+    input: bytes
+    extras: bytes | None = None
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Cancel one running job: its coroutine gets ``CancelledError``."""
+
+    job: str
+
+
+class Exit(msgspec.Struct, frozen=True, tag="exit"):
+    """Leave: flush and end the process. Sent when no job runs, or when what runs does not matter any more."""
+
+
+ToWorker = Union[Run, Cancel, Exit]
+
+
+# --- worker → supervisor -------------------------------------------------------------------------------------------------
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The handler is loaded and its fitness checks passed.
+
+    ``kind`` is ``function``, ``coroutine``, ``generator`` or ``async_generator`` (``unknown`` for a callable that only its result
+    tells). ``capacity`` jobs may run together. ``refresh_worker`` is the flag of ``config``. ``load_ms``: since the fork.
+    """
+
+    pid: int
+    kind: str
+    capacity: int = 1
+    refresh_worker: bool = False
+    load_ms: float = 0.0
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """The handler cannot be served. ``reason``: ``not_found``, ``no_handler``, ``raised``, ``bad_config`` or ``fitness``.
+
+    ``traceback`` is the user's own (frames of this program removed), empty where there is none.
+    """
+
+    reason: str
+    message: str
+    traceback: str = ""
+
+
+class Capacity(msgspec.Struct, frozen=True, tag="capacity"):
+    """``concurrency_modifier`` changed how many jobs may run together."""
+
+    capacity: int
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """The newest progress of a running job, as JSON."""
+
+    job: str
+    value: bytes
+
+
+class Chunk(msgspec.Struct, frozen=True, tag="chunk"):
+    """One value that a generator handler yielded, as JSON; ``index`` counts from 0 within the attempt."""
+
+    job: str
+    index: int
+    value: bytes
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """A job ended in the worker: ``status`` is ``COMPLETED``, ``FAILED`` or ``CANCELLED``.
+
+    ``output`` is JSON or absent; ``error`` is set when it failed. ``refresh`` is the result's (or config's) wish for a fresh
+    worker; ``poisoned`` names a CUDA error after which this process cannot be used.
+    """
+
+    job: str
+    status: str
+    output: bytes | None = None
+    error: str | None = None
+    refresh: bool = False
+    poisoned: str | None = None
+
+
+class Warning(msgspec.Struct, frozen=True, tag="warning"):  # noqa: A001 - the word for what it is, used as wire.Warning
+    """Something the user should know that stops nothing (an unknown key of ``config``, …). Each text is sent once."""
+
+    message: str
+
+
+FromWorker = Union[Ready, LoadFailed, Capacity, Progress, Chunk, Done, Warning]
+
+
+# --- supervisor → template -----------------------------------------------------------------------------------------------
+
+
+class HandlerSpec(msgspec.Struct, frozen=True):
+    """Which handler a worker loads.
+
+    ``kind`` is ``file`` (run as ``python file.py`` does), ``module`` (as ``python -m``) or ``function`` (imported plainly, then
+    ``attribute`` is served). ``target`` is the absolute path or the dotted name. ``argv`` is what the handler finds behind
+    ``sys.argv[0]``.
+    """
+
+    kind: str
+    target: str
+    attribute: str | None = None
+    argv: tuple[str, ...] = ()
+
+
+class Setup(msgspec.Struct, frozen=True, tag="setup"):
+    """The first message: what every worker has in common. ``tmp_root`` is this run's folder for the workers' ``TMPDIR``."""
+
+    version: int
+    run_id: str
+    handler: HandlerSpec
+    preload: tuple[str, ...]
+    tmp_root: str
+    grace: float = 5.0
+    refresh_worker: bool = False
+
+
+class Fork(msgspec.Struct, frozen=True, tag="fork"):
+    """Fork the worker of ``generation`` for ``slot``. Descriptors sent along: the worker's pipe end, its log pipe's write end.
+
+    ``env`` is set in the child before any user code; ``None`` removes a variable.
+    """
+
+    slot: str
+    generation: int
+    env: dict[str, str | None]
+
+
+class Signal(msgspec.Struct, frozen=True, tag="signal"):
+    """Send ``signum`` to that worker (not to what it started). Unknown or dead workers are ignored."""
+
+    slot: str
+    generation: int
+    signum: int
+
+
+class EndTree(msgspec.Struct, frozen=True, tag="end_tree"):
+    """SIGKILL that worker and everything it started. ``Died`` and ``Swept`` follow."""
+
+    slot: str
+    generation: int
+
+
+class Quit(msgspec.Struct, frozen=True, tag="quit"):
+    """End every worker and everything they started, then end."""
+
+
+ToTemplate = Union[Setup, Fork, Signal, EndTree, Quit]
+
+
+# --- template → supervisor -----------------------------------------------------------------------------------------------
+
+
+class TemplateReady(msgspec.Struct, frozen=True, tag="template_ready"):
+    """The template can fork. ``skipped`` holds (module, why) of what was asked for and not preloaded."""
+
+    version: int
+    pid: int
+    preloaded: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    took_ms: float = 0.0
+
+
+class Forked(msgspec.Struct, frozen=True, tag="forked"):
+    """That worker runs as ``pid``."""
+
+    slot: str
+    generation: int
+    pid: int
+
+
+class ForkFailed(msgspec.Struct, frozen=True, tag="fork_failed"):
+    """That worker could not be forked; ``error`` is the operating system's word."""
+
+    slot: str
+    generation: int
+    error: str
+
+
+class Died(msgspec.Struct, frozen=True, tag="died"):
+    """That worker's process is dead and reaped. ``status`` is ``-N`` for signal N, else its exit code."""
+
+    slot: str
+    generation: int
+    pid: int
+    status: int
+
+
+class Swept(msgspec.Struct, frozen=True, tag="swept"):
+    """Nothing that the dead worker started is left. ``killed`` counts the processes that had to be ended."""
+
+    slot: str
+    generation: int
+    killed: int = 0
+
+
+FromTemplate = Union[TemplateReady, Forked, ForkFailed, Died, Swept]
+
+
+# --- codec and frames ----------------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+class Codec(Generic[T]):
+    """Encodes any message and decodes those of one channel and direction."""
+
+    def __init__(self, union: object) -> None:
+        """Decode the tagged ``union``, such as ``ToWorker``."""
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(union)
+        self.encode = msgspec.msgpack.Encoder().encode
+
+    def decode(self, payload: bytes | bytearray | memoryview) -> T:
+        """The message in ``payload``.
+
+        Raises:
+            WireError: it is not one of this channel's messages.
+        """
+        try:
+            return self._decoder.decode(payload)
+        except msgspec.MsgspecError as error:
+            raise WireError(f"malformed message ({len(payload)} bytes): {error}") from error
+
+
+_SHORT = struct.Struct("!i")
+_LONG = struct.Struct("!Q")
+_SHORT_LIMIT = 0x7FFFFFFF
+
+
+def frame(payload: bytes) -> bytes:
+    """``payload`` with the header that ``Connection.recv_bytes`` expects."""
+    if len(payload) <= _SHORT_LIMIT:
+        return _SHORT.pack(len(payload)) + payload
+    return _SHORT.pack(-1) + _LONG.pack(len(payload)) + payload
+
+
+class FrameReader:
+    """Cuts what a non-blocking pipe delivers into payloads; a half-written frame just waits here."""
+
+    def __init__(self, limit: int) -> None:
+        """Refuse payloads of more than ``limit`` bytes."""
+        self._limit = limit
+        self._buffer = bytearray()
+
+    @property
+    def pending(self) -> int:
+        """Bytes of an unfinished frame."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take what was read; return the payloads that are whole.
+
+        Raises:
+            FrameTooLargeError: a header announces more than the limit.
+            WireError: a header makes no sense. After either error the stream cannot be read on.
+        """
+        buffer = self._buffer
+        buffer += data
+        payloads: list[bytes] = []
+        at = 0
+        while True:
+            header = self._header(buffer, at)
+            if header is None:
+                break
+            start, size = header
+            if len(buffer) - start < size:
+                break
+            payloads.append(bytes(memoryview(buffer)[start : start + size]))
+            at = start + size
+        if at:
+            del buffer[:at]
+        return payloads
+
+    def _header(self, buffer: bytearray, at: int) -> tuple[int, int] | None:
+        if len(buffer) - at < _SHORT.size:
+            return None
+        (size,) = _SHORT.unpack_from(buffer, at)
+        start = at + _SHORT.size
+        if size == -1:
+            if len(buffer) - start < _LONG.size:
+                return None
+            (size,) = _LONG.unpack_from(buffer, start)
+            start += _LONG.size
+        if size < 0:
+            raise WireError(f"malformed frame header: length {size}")
+        if size > self._limit:
+            raise FrameTooLargeError(f"a message of {size} bytes is over the limit of {self._limit}")
+        return start, size
