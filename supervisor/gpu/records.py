@@ -11,7 +11,8 @@ import msgspec
 class Gpu(msgspec.Struct, frozen=True):
     """One device that a worker can be pinned to: a whole GPU, or one MIG instance of it.
 
-    ``index`` is NVML's (PCI bus order); a MIG instance has its parent's ``index`` and its own ``mig`` number.
+    ``index`` is NVML's (PCI bus order); a MIG instance has its parent's ``index``, its own ``mig`` number, and the whole GPU's
+    UUID as ``parent``.
     """
 
     index: int
@@ -20,6 +21,7 @@ class Gpu(msgspec.Struct, frozen=True):
     memory_total_mib: int | None = None
     mig: int | None = None
     simulated: bool = False
+    parent: str | None = None
 
     @property
     def label(self) -> str:
@@ -52,3 +54,39 @@ class GpuSample(msgspec.Struct, frozen=True):
     processes: tuple[GpuProcess, ...] | None = None
     error: str | None = None
     lost: bool = False
+
+
+class WorkerRef(msgspec.Struct, frozen=True):
+    """The worker in a slot, as the source of samples knows it: its process and the UUIDs of the GPUs that it was pinned to."""
+
+    pid: int
+    uuids: tuple[str, ...] = ()
+
+
+class Listing(msgspec.Struct, frozen=True, tag="listing"):
+    """The GPUs of this machine. ``reason`` says in plain words why there are none, or why one is missing.
+
+    ``complete`` is false when NVML counts a GPU that it cannot describe: CUDA may then number the others differently, so workers
+    must be pinned by UUID.
+    """
+
+    gpus: tuple[Gpu, ...] = ()
+    reason: str | None = None
+    complete: bool = True
+
+
+class Reading(msgspec.Struct, frozen=True, tag="reading"):
+    """One sample of every GPU; the answer to request ``number``.
+
+    ``at`` is ``time.monotonic()``, one clock for all processes of a machine, just before the first GPU was read: what it shows
+    was true then or later. ``error`` is set, and ``gpus`` empty, when nothing could be read at all.
+    """
+
+    number: int
+    at: float
+    gpus: tuple[GpuSample, ...] = ()
+    error: str | None = None
+
+    def of(self, uuid: str) -> GpuSample | None:
+        """The sample of that GPU."""
+        return next((sample for sample in self.gpus if sample.uuid == uuid), None)

@@ -1,0 +1,285 @@
+"""Locks that keep two supervisors off one GPU, and off one store; used by the supervisor, and held by the template with it.
+
+A lock is ``flock`` on a file. It belongs to the open file, not to a process: whoever has the descriptor (the template gets it by
+``pass_fds``) holds the lock, and it ends with the last of them, also after ``kill -9``. The files stay: removing a lock file that
+another process has open would make two locks of one.
+
+A GPU's file is named by its UUID, in a folder that all users of the machine share. A whole GPU is locked exclusively; a MIG
+instance is locked exclusively and its GPU shared, so instances do not disturb each other and a lock on the whole GPU excludes
+them. Nothing in that folder is trusted: links are not followed, and what a file says serves for messages only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from supervisor.errors import LockedError, UsageError
+from supervisor.gpu.records import Gpu
+from supervisor.gpu.source import started_at
+
+DEFAULT_DIR = Path("/tmp/supervise-locks")
+REMAINS_S = 10.0
+"""How long a start waits for what is left of a dead supervisor; its workers are gone within 5 s."""
+
+_POLL_S = 0.05
+_MAX_CONTENT = 4096
+_OPEN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class Holder(msgspec.Struct, frozen=True, rename="camel"):
+    """Which supervisor holds a lock, as its file says. ``started``: clock ticks since boot; ``since``: seconds since 1970."""
+
+    pid: int
+    started: int | None
+    since: float
+    run_id: str
+    serves: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether that very process runs (as far as this one can see: not from inside a container)."""
+        return self.started is not None and started_at(self.pid) == self.started
+
+    def __str__(self) -> str:
+        """For a message; the file may come from anyone, so nothing in it may command a terminal."""
+        serves = "".join(letter if letter.isprintable() else "?" for letter in self.serves[:200])
+        return f"supervise {serves} (pid {self.pid})"
+
+
+class Lock:
+    """A held lock. ``fds`` are to be passed to a process that shares it; keep them out of every other."""
+
+    def __init__(self, subject: str, fds: Sequence[int]) -> None:
+        """Own the descriptors of the files that make up the lock on ``subject``."""
+        self.subject = subject
+        self.fds = tuple(fds)
+
+    def close(self) -> None:
+        """Let go: the lock ends here, or with the last process that shares it. (An explicit unlock would end it for all.)"""
+        fds, self.fds = self.fds, ()
+        for fd in fds:
+            os.close(fd)
+
+
+def this_process(run_id: str, serves: str) -> Holder:
+    """The holder that the calling process is; ``serves`` is the handler as the command line named it."""
+    return Holder(os.getpid(), started_at(os.getpid()), time.time(), run_id, serves)
+
+
+def lock_gpus(
+    gpus: Sequence[Gpu], holder: Holder, folder: Path = DEFAULT_DIR, *, skip_held: bool = False, wait: float = REMAINS_S
+) -> tuple[list[Gpu], list[Lock]]:
+    """Lock the GPUs; returns those that are ours now, in the order given, and their locks.
+
+    With ``skip_held`` a GPU that another supervisor holds is left out, as long as one is left. What remains of a dead supervisor
+    is waited for, ``wait`` seconds at most altogether.
+
+    Raises:
+        LockedError: another supervisor holds one (with ``skip_held``: all); nothing is locked then.
+        UsageError: the folder cannot be used.
+    """
+    until = time.monotonic() + wait
+    locks: dict[str, Lock] = {}
+    refusals: list[LockedError] = []
+    try:
+        with _opened(folder) as folder_fd:
+            # Everyone takes them in the same order, so two starts at once do not each get half.
+            for gpu in sorted(gpus, key=lambda gpu: gpu.uuid):
+                outcome = _try_gpu(gpu, holder, folder, folder_fd, until)
+                if isinstance(outcome, Lock):
+                    locks[gpu.uuid] = outcome
+                    continue
+                refusals.append(outcome)
+                if not skip_held:
+                    break
+        if refusals and not (skip_held and locks):
+            raise LockedError(
+                "; ".join(map(str, refusals)) + "; choose other GPUs with --gpus, or share them with --share-gpus"
+            )
+    except BaseException:
+        for lock in locks.values():
+            lock.close()
+        raise
+    ours = [gpu for gpu in gpus if gpu.uuid in locks]
+    return ours, [locks[gpu.uuid] for gpu in ours]
+
+
+def lock_store(store: Path, holder: Holder, wait: float = REMAINS_S) -> Lock:
+    """Lock the job store at ``store`` by a file beside it, readable by its owner alone.
+
+    Raises:
+        LockedError: another supervisor uses it.
+        UsageError: the file beside it cannot be made.
+    """
+    path = Path(f"{store}.lock")
+    subject = f"the store {store}"
+    with _opened(path.parent, make=False) as folder_fd:
+        fd = _acquire(path, folder_fd, fcntl.LOCK_EX, subject, holder, time.monotonic() + wait, mode=0o600)
+    return Lock(subject, [fd])
+
+
+def gpu_holder(gpu: Gpu, folder: Path = DEFAULT_DIR) -> Holder | None:
+    """Who holds that GPU now, as far as its file tells; ``None`` when nobody does."""
+    try:
+        fd = os.open(folder / _file_name(gpu.uuid), os.O_RDONLY | _OPEN)
+    except OSError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode) or _flock(fd, fcntl.LOCK_SH):
+            return None
+        return _read(fd) or Holder(0, None, 0.0, "", "(unknown)")
+    finally:
+        os.close(fd)
+
+
+# --- inside
+
+
+def _try_gpu(gpu: Gpu, holder: Holder, folder: Path, folder_fd: int, until: float) -> Lock | LockedError:
+    instance = "" if gpu.mig is None else f" MIG {gpu.mig}"
+    subject = f"GPU {gpu.index}{instance} ({gpu.uuid})"
+    wanted = [(gpu.uuid, fcntl.LOCK_EX)] + ([(gpu.parent, fcntl.LOCK_SH)] if gpu.parent else [])
+    lock = Lock(subject, [])
+    try:
+        for uuid, kind in wanted:
+            path = folder / _file_name(uuid)
+            lock.fds += (_acquire(path, folder_fd, kind, subject, holder, until, mode=0o666),)
+    except LockedError as error:
+        lock.close()
+        return error
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _acquire(path: Path, folder_fd: int, kind: int, subject: str, holder: Holder, until: float, mode: int) -> int:
+    """The descriptor of the locked file; waits until ``until`` (monotonic) while its holder is a dead process."""
+    while True:
+        fd = _open(path, folder_fd, mode)
+        try:
+            if _flock(fd, kind):
+                if _is_still(fd, path, folder_fd):
+                    _write(fd, holder)
+                    return fd
+            else:
+                _wait_for_remains(_read(fd), subject, until)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _wait_for_remains(other: Holder | None, subject: str, until: float) -> None:
+    """Return after a moment if what holds the lock should soon be gone.
+
+    Raises:
+        LockedError: it is alive, or the time is over.
+    """
+    if other is not None and other.alive:
+        raise LockedError(f"{subject} is held by {other}")
+    if time.monotonic() >= until:
+        who = (
+            f"what is left of {other}, which has ended itself"
+            if other is not None
+            else "a process that does not say who it is"
+        )
+        raise LockedError(f"{subject} is held by {who}")
+    time.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, *, make: bool = True) -> Iterator[int]:
+    """A descriptor of the folder, which is made for all users if it is not there."""
+    try:
+        if make:
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                folder.chmod(0o1777)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if make else 0))
+    except OSError as error:
+        raise UsageError(f"the folder of the locks, {folder}, cannot be used: {error.strerror}") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _open(path: Path, folder_fd: int, mode: int) -> int:
+    """Open the lock file, made if need be; another user's is opened without ``O_CREAT``, which ``fs.protected_regular`` forbids.
+
+    Raises:
+        UsageError: it is no plain file with one name, or cannot be opened.
+    """
+    try:
+        fd = _open_or_make(path.name, folder_fd, mode)
+    except OSError as error:
+        why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        raise UsageError(f"the lock file {path} cannot be used: {why}") from error
+    status = os.fstat(fd)
+    # A second name may be that of somebody's precious file.
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(fd)
+        raise UsageError(f"the lock file {path} cannot be used: it is no plain file of its own")
+    return fd
+
+
+def _open_or_make(name: str, folder_fd: int, mode: int) -> int:
+    for _ in range(3):
+        try:
+            return os.open(name, os.O_RDWR | _OPEN, dir_fd=folder_fd)
+        except FileNotFoundError:
+            pass
+        except PermissionError:
+            # To lock it, reading is enough; who we are is then not written.
+            return os.open(name, os.O_RDONLY | _OPEN, dir_fd=folder_fd)
+        with contextlib.suppress(FileExistsError):
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, mode, dir_fd=folder_fd)
+            os.fchmod(fd, mode)  # whatever the umask says
+            return fd
+    raise FileNotFoundError(errno.ENOENT, "it comes and goes")
+
+
+def _flock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_still(fd: int, path: Path, folder_fd: int) -> bool:
+    """Whether the file locked is the one that others will find: it may have been removed in between."""
+    try:
+        found = os.stat(path.name, dir_fd=folder_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(fd))
+
+
+def _read(fd: int) -> Holder | None:
+    try:
+        return msgspec.json.decode(os.pread(fd, _MAX_CONTENT, 0), type=Holder)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _write(fd: int, holder: Holder) -> None:
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+        content = msgspec.json.encode(holder)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, content, 0)
+
+
+def _file_name(uuid: str) -> str:
+    """A legacy MIG name holds slashes."""
+    return uuid.replace("/", "_") + ".lock"

@@ -1,0 +1,223 @@
+"""Real GPUs through NVML (``nvidia-ml-py``, ``import pynvml``); runs in the reader process only, since a call may hang for ever.
+
+Few functions are needed, and each may be missing: drivers are old, GPUs lack sensors, containers hide processes. What cannot be
+read is ``None``. A GPU is ``lost`` only on NVML's plain word (lost, or to be reset), never on unknown errors or time-outs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, WorkerRef
+from supervisor.gpu.source import MIB, Owners, SourceError, name_of
+
+_PLAIN = {
+    "NVML_ERROR_LIBRARY_NOT_FOUND": "no NVIDIA driver is installed (libnvidia-ml.so.1 was not found)",
+    "NVML_ERROR_DRIVER_NOT_LOADED": "the NVIDIA driver is not loaded",
+    "NVML_ERROR_LIB_RM_VERSION_MISMATCH": "the NVIDIA driver and its library are of different versions; a reboot mends that",
+    "NVML_ERROR_NO_PERMISSION": "this user may not use the NVIDIA driver",
+}
+"""What initialising NVML can fail with, in words that say what to do."""
+
+
+class _Device(msgspec.Struct, frozen=True):
+    gpu: Gpu
+    handle: Any
+
+
+class NvmlSource:
+    """A ``Source`` over the driver. Initialises once: repeated initialisation has hung on some drivers (go-nvml#152)."""
+
+    def __init__(self) -> None:
+        """Touch nothing yet."""
+        self._nvml: Any = None
+        self._failures: tuple[type[Exception], ...] = ()
+        self._devices: dict[str, _Device] = {}
+        self._lost: set[str] = set()
+        self._stale = True
+
+    def listing(self) -> Listing:
+        """The GPUs that NVML shows now."""
+        try:
+            self._initialise()
+            devices, missing = self._enumerate()
+        except SourceError as error:
+            return Listing(reason=str(error))
+        self._devices = devices
+        self._stale = False
+        if not devices and not missing:
+            return Listing(reason="the NVIDIA driver shows no GPU")
+        reason = "; ".join(missing) or None
+        return Listing(gpus=tuple(device.gpu for device in devices.values()), reason=reason, complete=not missing)
+
+    def sample(self, workers: Mapping[str, WorkerRef]) -> list[GpuSample]:
+        """One reading of each GPU listed before, and of those that have come since."""
+        self._initialise()
+        if self._stale:
+            self._renew_handles()
+        owners = Owners(workers)
+        return [self._read(device, owners) for device in self._devices.values()]
+
+    # --- finding GPUs
+
+    def _initialise(self) -> None:
+        if self._nvml is not None:
+            return
+        try:
+            import pynvml  # noqa: PLC0415 - without GPUs to read, and in the simulation, nobody needs it
+        except ImportError as error:
+            raise SourceError(f"the package nvidia-ml-py is not installed ({error})") from error
+        # The library's wrappers raise more than their own errors when a function or a field is missing.
+        failures = [pynvml.NVMLError, AttributeError, TypeError, ValueError]
+        failures += filter(None, [getattr(pynvml, "NVMLLibraryMismatchError", None)])
+        self._failures = tuple(failures)
+        try:
+            pynvml.nvmlInit()
+        except self._failures as error:
+            code = getattr(error, "value", None)
+            plain = next((text for name, text in _PLAIN.items() if getattr(pynvml, name, -1) == code), None)
+            raise SourceError(plain or f"NVML cannot be initialised: {error}") from error
+        self._nvml = pynvml
+
+    def _enumerate(self) -> tuple[dict[str, _Device], list[str]]:
+        """The devices by UUID, and what NVML says of GPUs that it counts but cannot describe."""
+        nvml = self._nvml
+        try:
+            count = nvml.nvmlDeviceGetCount()
+        except self._failures as error:
+            self._forget_if_uninitialised(error)
+            raise SourceError(f"NVML cannot count the GPUs: {error}") from error
+        devices: dict[str, _Device] = {}
+        missing = []
+        for index in range(count):
+            try:
+                found = list(self._describe(index))
+            except self._failures as error:
+                missing.append(f"GPU {index} cannot be read: {error}")
+                continue
+            devices |= {device.gpu.uuid: device for device in found}
+        return devices, missing
+
+    def _describe(self, index: int) -> Iterator[_Device]:
+        """GPU ``index``, or its MIG instances when it is in MIG mode."""
+        nvml = self._nvml
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+        mode = self._optional("nvmlDeviceGetMigMode", handle)
+        if not mode or mode[0] != 1:
+            yield _Device(self._gpu(handle, index, uuid), handle)
+            return
+        for number in range(self._optional("nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
+            instance = self._optional("nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
+            if instance is not None:
+                instance_uuid = _text(nvml.nvmlDeviceGetUUID(instance))
+                gpu = msgspec.structs.replace(self._gpu(instance, index, instance_uuid), mig=number, parent=uuid)
+                yield _Device(gpu, instance)
+
+    def _gpu(self, handle: Any, index: int, uuid: str) -> Gpu:
+        name = self._optional("nvmlDeviceGetName", handle)
+        memory = self._optional("nvmlDeviceGetMemoryInfo", handle)
+        return Gpu(
+            index=index,
+            uuid=uuid,
+            name=_text(name) if name else "NVIDIA GPU",
+            memory_total_mib=int(memory.total) // MIB if memory else None,
+        )
+
+    def _renew_handles(self) -> None:
+        """Take fresh handles, which a GPU that came back needs; one that NVML cannot describe now keeps its old one."""
+        devices, missing = self._enumerate()
+        self._devices |= devices
+        self._stale = bool(missing)
+
+    # --- reading one
+
+    def _read(self, device: _Device, owners: Owners) -> GpuSample:
+        gpu, handle = device.gpu, device.handle
+        try:
+            memory = self._memory(handle)
+        except self._failures as error:
+            return self._unreadable(gpu, error)
+        self._lost.discard(gpu.uuid)
+        utilization = self._optional("nvmlDeviceGetUtilizationRates", handle)
+        power = self._optional("nvmlDeviceGetPowerUsage", handle)
+        return GpuSample(
+            uuid=gpu.uuid,
+            memory_used_mib=int(memory.used) // MIB if memory else None,
+            memory_total_mib=int(memory.total) // MIB if memory else None,
+            utilization=int(utilization.gpu) if utilization else None,
+            temperature_c=self._optional("nvmlDeviceGetTemperature", handle, 0),
+            power_w=round(power / 1000, 1) if power is not None else None,
+            processes=self._processes(handle, owners),
+        )
+
+    def _memory(self, handle: Any) -> Any:
+        """Total, free and used bytes; ``None`` where the GPU has no memory of its own to tell of (it shares the host's)."""
+        nvml = self._nvml
+        try:
+            return nvml.nvmlDeviceGetMemoryInfo(handle)
+        except self._failures as error:
+            if self._is(error, "NVML_ERROR_NOT_SUPPORTED"):
+                return None
+            if not self._is(error, "NVML_ERROR_FUNCTION_NOT_FOUND"):
+                raise
+        return nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+
+    def _unreadable(self, gpu: Gpu, error: Exception) -> GpuSample:
+        self._stale = True
+        self._forget_if_uninitialised(error)
+        if self._is(error, "NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED"):
+            self._lost.add(gpu.uuid)
+        return GpuSample(
+            uuid=gpu.uuid,
+            memory_total_mib=gpu.memory_total_mib,
+            error=str(error) or type(error).__name__,
+            lost=gpu.uuid in self._lost,
+        )
+
+    def _processes(self, handle: Any, owners: Owners) -> tuple[GpuProcess, ...] | None:
+        compute = self._listed("nvmlDeviceGetComputeRunningProcesses", handle)
+        if compute is None:
+            return None
+        memory: dict[int, int | None] = {}
+        for entry in (*compute, *(self._listed("nvmlDeviceGetGraphicsRunningProcesses", handle) or ())):
+            used = entry.usedGpuMemory
+            # All bits set is NVML's "not available"; a process in both lists shows the same figure in both.
+            known = None if used is None or used >= (1 << 64) - 1 else int(used) // MIB
+            before = memory.get(entry.pid)
+            memory[entry.pid] = known if before is None else max(before, known or 0)
+        return tuple(
+            GpuProcess(pid=int(pid), memory_mib=used, name=name_of(pid), slot=owners.slot_of(pid))
+            for pid, used in memory.items()
+        )
+
+    def _listed(self, function: str, handle: Any) -> list[Any] | None:
+        listed = self._optional(function, handle)
+        if listed is None:
+            listed = self._optional(f"{function}_v2", handle)
+        return None if listed is None else list(listed)
+
+    # --- calls that may fail
+
+    def _optional(self, function: str, *args: Any) -> Any:
+        """What NVML answers; ``None`` for whatever this GPU, driver or binding lacks."""
+        try:
+            call: Callable[..., Any] = getattr(self._nvml, function)
+            return call(*args)
+        except self._failures:
+            return None
+
+    def _is(self, error: Exception, *names: str) -> bool:
+        code = getattr(error, "value", None)
+        return code is not None and any(getattr(self._nvml, name, None) == code for name in names)
+
+    def _forget_if_uninitialised(self, error: Exception) -> None:
+        if self._is(error, "NVML_ERROR_UNINITIALIZED"):
+            self._nvml = None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

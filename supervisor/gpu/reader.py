@@ -1,0 +1,73 @@
+"""The reader process: reads GPUs when the supervisor asks, and is killed when a driver's call hangs. Run as a file.
+
+``python reader.py SUPERVISOR_PID SIMULATED_GPUS``, with the supervisor's socket as standard input. It ends with that socket, or
+with the supervisor.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Run as a file, it finds its own folder first (unless PYTHONSAFEPATH is set), whose module names are not meant for everyone.
+    _here = Path(__file__).resolve()
+    sys.path[:] = [str(_here.parents[2]), *(entry for entry in sys.path if Path(entry).resolve() != _here.parent)]
+
+import os
+import signal
+import time
+
+from supervisor import proc, wire
+from supervisor.gpu.messages import LIMIT, FromReader, List, ToReader
+from supervisor.gpu.nvml import NvmlSource
+from supervisor.gpu.records import Reading
+from supervisor.gpu.simulated import SimulatedSource
+from supervisor.gpu.source import Source, SourceError
+
+_CHUNK = 65536
+
+
+def main(supervisor: int, simulated: int, fd: int = 0) -> None:
+    """Answer on the socket ``fd`` until process ``supervisor`` is gone or closes its end; real GPUs unless ``simulated`` > 0."""
+    # When to end is the supervisor's word, also when a service manager signals everyone. A call that hangs does not see the
+    # socket close, so the kernel must help.
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
+    proc.set_death_signal(signal.SIGKILL)
+    if os.getppid() != supervisor:
+        return
+    # A process stuck in the kernel would keep what it inherited by accident: a lock, somebody's pipe.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    serve(fd, SimulatedSource(simulated) if simulated else NvmlSource())
+
+
+def serve(fd: int, source: Source) -> None:
+    """Answer requests from ``source``, one after the other, until the socket closes."""
+    frames = wire.FrameReader(LIMIT)
+    codec: wire.Codec[ToReader] = wire.Codec(ToReader)
+    while data := os.read(fd, _CHUNK):
+        for payload in frames.feed(data):
+            reply = memoryview(wire.frame(codec.encode(answer(codec.decode(payload), source))))
+            try:
+                while reply:
+                    reply = reply[os.write(fd, reply) :]
+            except (BrokenPipeError, ConnectionResetError):
+                return
+
+
+def answer(request: ToReader, source: Source) -> FromReader:
+    """What ``source`` says to ``request``."""
+    if isinstance(request, List):
+        return source.listing()
+    at = time.monotonic()
+    try:
+        return Reading(request.number, at, tuple(source.sample(request.workers)))
+    except SourceError as error:
+        return Reading(request.number, at, error=str(error))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
+    # The driver's own clean-up at exit may hang as any other of its calls.
+    os._exit(0)

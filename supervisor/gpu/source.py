@@ -1,0 +1,85 @@
+"""What a source of GPU readings is, and whose a listed process is; used by the reader process.
+
+Two sources implement it, ``nvml.NvmlSource`` and ``simulated.SimulatedSource``; one suite of tests holds for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from supervisor.gpu.records import GpuSample, Listing, WorkerRef
+
+MIB = 1 << 20
+_MAX_DEPTH = 256
+
+
+class SourceError(Exception):
+    """Nothing can be read at the moment; the message says why."""
+
+
+class Source(Protocol):
+    """Lists GPUs and reads them. Calls may block for as long as a driver likes, so only the reader process makes them."""
+
+    def listing(self) -> Listing:
+        """The GPUs that workers can be pinned to; MIG instances in place of a GPU in MIG mode."""
+        ...
+
+    def sample(self, workers: Mapping[str, WorkerRef]) -> list[GpuSample]:
+        """One reading of each GPU; listed processes of a tree in ``workers`` (by slot) carry that slot.
+
+        Raises:
+            SourceError: nothing can be read.
+        """
+        ...
+
+
+class Owners:
+    """Finds the slot whose worker a process descends from; made anew for each sample, so that what it read is one moment's."""
+
+    def __init__(self, workers: Mapping[str, WorkerRef]) -> None:
+        """Know the workers by slot."""
+        self._slots = {ref.pid: slot for slot, ref in workers.items()}
+
+    def slot_of(self, pid: int) -> str | None:
+        """The slot of the worker ``pid`` is, or descends from; a worker that is dead but still listed is known by its own pid."""
+        for _ in range(_MAX_DEPTH):
+            slot = self._slots.get(pid)
+            if slot is not None or pid <= 1:
+                return slot
+            pid = parent_of(pid)
+        return None
+
+
+def parent_of(pid: int) -> int:
+    """The parent of process ``pid``; 0 when there is no such process here (in a container NVML may list the host's)."""
+    stat = _read(f"/proc/{pid}/stat")
+    # The command's name, in parentheses, may hold spaces and parentheses; the parent is the second field behind it.
+    return int(stat[stat.rindex(b")") + 2 :].split()[1]) if stat else 0
+
+
+def name_of(pid: int) -> str | None:
+    """The command name of process ``pid``; ``None`` when there is no such process here."""
+    return _read(f"/proc/{pid}/comm").decode("utf-8", "replace").rstrip("\n") or None
+
+
+def anonymous_memory_of(pid: int) -> int | None:
+    """Bytes of anonymous memory that process ``pid`` has resident; ``None`` when it is dead or does not exist."""
+    for line in _read(f"/proc/{pid}/status").splitlines():
+        if line.startswith(b"RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def started_at(pid: int) -> int | None:
+    """When process ``pid`` started, in clock ticks since boot: with the pid it names one process for ever. ``None``: no such."""
+    stat = _read(f"/proc/{pid}/stat")
+    return int(stat[stat.rindex(b")") + 2 :].split()[19]) if stat else None
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

@@ -1,0 +1,171 @@
+"""An object in place of ``CDLL("libnvidia-ml.so.1")``: NVML's C functions over the folder that ``fakes/nvml.py`` describes."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+OK, INVALID, NOT_SUPPORTED, NOT_FOUND, TOO_SMALL = 0, 2, 3, 6, 7
+MIB = 1 << 20
+UNKNOWN_MEMORY = (1 << 64) - 1
+
+
+class Library:
+    """Looks functions up by name, as ``CDLL`` does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: list[
+            str
+        ] = []  # a handle is a position in here, from 1; the name is an index or a MIG instance's UUID
+        self._died: dict[str, float] = {}
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        while (self._folder / "hang").exists():
+            time.sleep(0.02)
+        implementation = getattr(type(self), "_" + name, None)
+        if implementation is None or name in self._read("missing").split():
+            raise AttributeError(name)
+
+        def function(*args: object) -> int:
+            while (self._folder / "hang").exists():
+                time.sleep(0.02)
+            return implementation(self, *args)
+
+        return function
+
+    # --- the library
+
+    def _nvmlInitWithFlags(self, flags: object) -> int:  # noqa: N802 - NVML's names
+        return OK
+
+    def _nvmlShutdown(self) -> int:  # noqa: N802
+        return OK
+
+    def _nvmlDeviceGetCount_v2(self, count: object) -> int:  # noqa: N802
+        count._obj.value = len(list((self._folder / "gpus").iterdir()))
+        return OK
+
+    def _nvmlDeviceGetHandleByIndex_v2(self, index: ctypes.c_uint, handle: object) -> int:  # noqa: N802
+        if not (self._folder / "gpus" / str(index.value)).is_dir():
+            return INVALID
+        return self._failure(str(index.value)) or self._hand_out(str(index.value), handle)
+
+    def _nvmlDeviceGetUUID(self, handle: object, buffer: object, size: object) -> int:  # noqa: N802
+        name = self._name(handle)
+        buffer.value = (name if name.startswith("MIG-") else self._read(f"gpus/{name}/uuid")).encode()
+        return self._failure(name)
+
+    def _nvmlDeviceGetName(self, handle: object, buffer: object, size: object) -> int:  # noqa: N802
+        buffer.value = self._read(f"gpus/{self._gpu(handle)}/name").encode()
+        return self._failure(self._name(handle))
+
+    def _nvmlDeviceGetMemoryInfo(self, handle: object, memory: object) -> int:  # noqa: N802
+        used = sum(self._processes(handle, lagging=True).values()) + int(self._either("base", handle) or 0)
+        info = memory._obj
+        info.total = int(self._read(f"gpus/{self._gpu(handle)}/total")) * MIB
+        info.used = used * MIB
+        info.free = info.total - info.used
+        return self._failure(self._name(handle))
+
+    def _nvmlDeviceGetComputeRunningProcesses_v3(self, handle: object, count: object, entries: object) -> int:  # noqa: N802
+        listed = {} if (self._folder / "hidden").exists() else self._processes(handle, lagging=False)
+        failure = self._failure(self._name(handle))
+        room, count._obj.value = count._obj.value, len(listed)
+        if failure or not listed:
+            return failure
+        if room < len(listed):
+            return TOO_SMALL
+        unknown = (self._folder / "unattributed").exists()
+        for entry, (pid, used) in zip(entries, listed.items(), strict=False):
+            entry.pid, entry.usedGpuMemory = pid, UNKNOWN_MEMORY if unknown else used * MIB
+        return OK
+
+    _nvmlDeviceGetComputeRunningProcesses_v2 = _nvmlDeviceGetComputeRunningProcesses_v3  # noqa: N815
+
+    def _nvmlDeviceGetGraphicsRunningProcesses_v3(self, handle: object, count: object, entries: object) -> int:  # noqa: N802
+        count._obj.value = 0
+        return self._failure(self._name(handle))
+
+    def _nvmlDeviceGetUtilizationRates(self, handle: object, rates: object) -> int:  # noqa: N802
+        rates._obj.gpu = 42
+        return self._failure(self._name(handle))
+
+    def _nvmlDeviceGetTemperature(self, handle: object, sensor: object, value: object) -> int:  # noqa: N802
+        value._obj.value = 55
+        return self._failure(self._name(handle))
+
+    def _nvmlDeviceGetPowerUsage(self, handle: object, value: object) -> int:  # noqa: N802
+        value._obj.value = 71500
+        return self._failure(self._name(handle))
+
+    def _nvmlDeviceGetMigMode(self, handle: object, current: object, pending: object) -> int:  # noqa: N802
+        current._obj.value = pending._obj.value = int(self._instances(handle) > 0)
+        return self._failure(self._name(handle))
+
+    def _nvmlDeviceGetMaxMigDeviceCount(self, handle: object, count: object) -> int:  # noqa: N802
+        count._obj.value = 7
+        return OK
+
+    def _nvmlDeviceGetMigDeviceHandleByIndex(self, handle: object, number: ctypes.c_uint, instance: object) -> int:  # noqa: N802
+        if number.value >= self._instances(handle):
+            return NOT_FOUND
+        return self._hand_out(f"MIG-{int(self._name(handle)):08x}-{number.value}", instance)
+
+    # --- the folder
+
+    def _read(self, name: str) -> str:
+        path = self._folder / name
+        return path.read_text().strip() if path.is_file() else ""
+
+    def _hand_out(self, name: str, handle: object) -> int:
+        if name not in self._names:
+            self._names.append(name)
+        value = ctypes.c_void_p(self._names.index(name) + 1)
+        ctypes.memmove(handle, ctypes.byref(value), ctypes.sizeof(value))
+        return OK
+
+    def _name(self, handle: object) -> str:
+        return self._names[ctypes.cast(handle, ctypes.c_void_p).value - 1]
+
+    def _gpu(self, handle: object) -> str:
+        name = self._name(handle)
+        return str(int(name.split("-")[1], 16)) if name.startswith("MIG-") else name
+
+    def _instances(self, handle: object) -> int:
+        return int(self._read(f"gpus/{self._name(handle)}/mig") or 0)
+
+    def _aliases(self, name: str) -> list[str]:
+        return [name] if name.startswith("MIG-") else [name, self._read(f"gpus/{name}/uuid")]
+
+    def _either(self, folder: str, handle: object) -> str:
+        return next(filter(None, (self._read(f"{folder}/{alias}") for alias in self._aliases(self._name(handle)))), "")
+
+    def _failure(self, name: str) -> int:
+        return int(next(filter(None, (self._read(f"error/{alias}") for alias in self._aliases(name))), 0))
+
+    def _processes(self, handle: object, lagging: bool) -> dict[int, int]:
+        """MiB by pid, of the living ones, and of those dead for less than the lag if asked for."""
+        lag = float(self._read("lag") or 0)
+        found: dict[int, int] = {}
+        for alias in self._aliases(self._name(handle)):
+            for path in (self._folder / "alloc" / alias).glob("[0-9]*"):
+                if _alive(path.name):
+                    stays = True
+                else:
+                    died = self._died.setdefault(path.name, time.monotonic())
+                    stays = lagging and time.monotonic() - died < lag
+                if stays and (mib := self._read(str(path))):
+                    found[int(path.name)] = found.get(int(path.name), 0) + int(mib)
+        return found
+
+
+def _alive(pid: str) -> bool:
+    """A zombie has closed its files, and with them what it had on a GPU."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] not in (b"Z", b"X")
