@@ -1,0 +1,1 @@
+"""The durable job queue: one SQLite file, opened by the supervisor process alone."""

@@ -1,0 +1,107 @@
+-- Every statement of the running store (supervisor process), by the name that sql.py gives it.
+-- A fragment stands for itself wherever {its name} is written.
+
+-- fragment: facts
+    seq, id, status, created_ms, extras, has_s3_config, low_priority, attempts, retries, started_ms, ended_ms, worker_id, error,
+    (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts), chunks_taken
+
+-- fragment: whole_input
+    COALESCE(input, (SELECT value FROM inputs WHERE inputs.seq = jobs.seq))
+
+
+-- name: insert_queued
+INSERT INTO jobs (seq, id, status, low_priority, has_s3_config, created_ms, extras, input)
+VALUES (?, ?, 'IN_QUEUE', ?, ?, ?, ?, ?)
+
+-- name: insert_started
+INSERT INTO jobs (seq, id, status, low_priority, has_s3_config, created_ms, extras, input, attempts, started_ms, worker_id)
+VALUES (?, ?, 'IN_PROGRESS', ?, ?, ?, ?, ?, 1, ?, ?)
+
+-- name: insert_input
+INSERT INTO inputs (seq, value) VALUES (?, ?)
+
+-- name: start
+UPDATE jobs
+SET status = 'IN_PROGRESS', attempts = attempts + 1, started_ms = ?, worker_id = ?
+WHERE seq = ? AND status = 'IN_QUEUE'
+
+-- name: end_running
+UPDATE jobs
+SET status = ?, output = ?, error = ?, ended_ms = ?
+WHERE seq = ? AND status = 'IN_PROGRESS'
+
+-- name: end_queued
+UPDATE jobs
+SET status = ?, output = ?, error = ?, ended_ms = ?
+WHERE seq = ? AND status = 'IN_QUEUE'
+
+-- name: requeue
+UPDATE jobs
+SET status = 'IN_QUEUE', retries = retries + 1, attempts = attempts - ?, started_ms = NULL, worker_id = NULL, chunks_taken = 0
+WHERE seq = ? AND status = 'IN_PROGRESS'
+
+-- name: retry
+UPDATE jobs
+SET status = 'IN_QUEUE', retries = retries + 1, attempts = 0, started_ms = NULL, worker_id = NULL, chunks_taken = 0,
+    ended_ms = NULL, output = NULL, error = NULL
+WHERE seq = ? AND status = ?
+
+-- name: add_chunk
+INSERT INTO chunks (seq, attempt, position, value)
+SELECT seq, attempts, ?, ? FROM jobs
+WHERE seq = ? AND attempts = ? AND status = 'IN_PROGRESS'
+AND ? = (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts)
+
+-- name: take_chunks
+UPDATE jobs
+SET chunks_taken = ?
+WHERE seq = ? AND ? <= (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts)
+
+-- name: forget
+DELETE FROM jobs
+WHERE seq IN (SELECT seq FROM jobs WHERE ended_ms < ? ORDER BY ended_ms, seq LIMIT ?)
+RETURNING status, retries
+
+
+-- name: get
+SELECT {facts}, {whole_input}, output FROM jobs WHERE id = ?
+
+-- name: get_without_input
+SELECT {facts}, x'', output FROM jobs WHERE id = ?
+
+-- name: by_seq
+SELECT {facts}, {whole_input}, output FROM jobs WHERE seq = ?
+
+-- name: queued
+SELECT {facts}, {whole_input}, NULL FROM jobs
+WHERE ended_ms IS NULL AND status = 'IN_QUEUE' AND low_priority = ? AND seq > ?
+ORDER BY seq LIMIT ?
+
+-- name: running
+SELECT {facts}, x'', NULL FROM jobs
+WHERE ended_ms IS NULL AND status = 'IN_PROGRESS'
+ORDER BY low_priority, seq
+
+-- name: newest_ended
+SELECT {facts}, x'', NULL FROM jobs
+WHERE ended_ms IS NOT NULL
+ORDER BY ended_ms DESC, seq DESC LIMIT ?
+
+-- name: chunks
+SELECT position, value FROM jobs JOIN chunks USING (seq)
+WHERE seq = ? AND attempt = attempts AND position >= ?
+ORDER BY position
+
+-- name: counts
+SELECT status, COUNT(*) FROM jobs WHERE ended_ms IS NULL GROUP BY status
+UNION ALL
+SELECT status, COUNT(*) FROM jobs WHERE ended_ms IS NOT NULL GROUP BY status
+
+-- name: retried
+SELECT COALESCE(SUM(retries), 0) FROM jobs WHERE retries > 0
+
+-- name: next_seq
+SELECT 1 + MAX(COALESCE((SELECT MAX(seq) FROM jobs), 0), (SELECT seq FROM forgotten))
+
+-- name: queued_counts
+SELECT low_priority, COUNT(*) FROM jobs WHERE status = 'IN_QUEUE' GROUP BY low_priority

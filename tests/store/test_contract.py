@@ -1,0 +1,210 @@
+"""What every store does, with a file or without one."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from supervisor.errors import StoreError, TransitionError
+from supervisor.job import Job, JobRequest, JobStatus, Outcome
+from supervisor.store.opening import MEMORY
+from supervisor.store.store import Store
+from supervisor.store.writes import LARGE_INPUT, AddChunk, End, Insert, Requeue, Retry, Start, TakeChunks
+
+COMPLETED = Outcome(JobStatus.COMPLETED, b"[1]")
+
+
+def test_the_whole_life_of_a_job(store, commit):
+    request = JobRequest(
+        "a", b'{"n": 1}', extras=b'{"webhook": "http://x"}', s3_config=b'{"key": 1}', low_priority=True
+    )
+    queued = Job(1, "a", JobStatus.IN_QUEUE, request.input, 10, request.extras, has_s3_config=True, low_priority=True)
+    started = queued.replace(status=JobStatus.IN_PROGRESS, attempts=1, started_ms=20, worker_id="gpu0-1")
+    ended = started.replace(status=JobStatus.FAILED, ended_ms=30, output=b"[1]", error="broke: é")
+
+    commit(store, Insert(1, request, 10))
+    assert store.get("a") == store.by_seq(1) == queued
+    commit(store, Start(1, 20, "gpu0-1"))
+    assert store.get("a") == store.by_seq(1) == started
+    commit(store, End(1, Outcome(JobStatus.FAILED, b"[1]", "broke: é"), 30))
+    assert store.get("a") == store.by_seq(1) == ended
+
+
+def test_types_come_back_exactly(store, commit):
+    commit(store, Insert(1, JobRequest("a", b"null"), 10))
+    job = store.get("a")
+    assert msgspec.convert(msgspec.to_builtins(job), Job) == job  # strict: 1 is not taken for True
+    assert isinstance(job.status, JobStatus)
+    assert job.has_s3_config is False
+    assert job.low_priority is False
+
+
+def test_a_job_for_an_idle_worker_starts_as_it_is_inserted(store, commit):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10, started_ms=11, worker_id="cpu0-3"))
+    assert store.get("a") == Job(1, "a", JobStatus.IN_PROGRESS, b"1", 10, attempts=1, started_ms=11, worker_id="cpu0-3")
+    assert store.queued(False, 0, 10) == []
+
+
+def test_unknown_jobs(store):
+    assert store.get("nobody") is None
+    assert store.by_seq(7) is None
+    assert store.chunks(7) == []
+
+
+@pytest.mark.parametrize("size", [0, LARGE_INPUT - 1, LARGE_INPUT, 1_000_000])
+def test_values_of_any_size_come_back_whole(store, commit, size):
+    value = b'"' + b"x" * size + b'"'
+    commit(store, Insert(1, JobRequest("a", value), 10))
+    assert [job.input for job in store.queued(False, 0, 1)] == [value]
+    commit(store, Start(1, 11, "w"), AddChunk(1, 1, 0, value), End(1, Outcome(JobStatus.FAILED, value, "e"), 12))
+    job = store.get("a")
+    assert (job.input, job.output) == (value, value)
+    assert store.chunks(1) == [(0, value)]
+    lean = store.get("a", with_input=False)
+    assert (lean.input, lean.output) == (b"", value)
+
+
+def test_the_queue_is_oldest_first_per_priority(store, commit):
+    for seq in (3, 1, 2, 5, 4):
+        commit(store, Insert(seq, JobRequest(f"j{seq}", b"1", low_priority=seq in (2, 4)), 10))
+    commit(store, Start(3, 11, "w"))
+    assert [job.seq for job in store.queued(False, 0, 10)] == [1, 5]
+    assert [job.seq for job in store.queued(True, 0, 10)] == [2, 4]
+    assert [job.seq for job in store.queued(False, 1, 10)] == [5]
+    assert [job.seq for job in store.queued(False, 0, 1)] == [1]
+    assert [job.seq for job in store.running()] == [3]
+    commit(store, Requeue(3, charged=True))
+    assert [job.seq for job in store.queued(False, 0, 10)] == [1, 3, 5]
+    assert store.running() == []
+
+
+def test_lists_to_look_at_leave_out_the_payload(store, bring):
+    bring(store, 1, JobStatus.IN_PROGRESS)
+    for seq, ended_ms in ((2, 30), (3, 50), (4, 40), (5, 40)):
+        bring(store, seq, JobStatus.FAILED, ended_ms=ended_ms)
+    assert [(job.seq, job.input) for job in store.running()] == [(1, b"")]
+    ended = store.newest_ended(3)
+    assert [job.seq for job in ended] == [3, 5, 4]
+    assert [(job.input, job.output, job.error) for job in ended] == [(b"", None, "why")] * 3
+
+
+@pytest.mark.parametrize(("charged", "attempts"), [(True, 1), (False, 0)])
+def test_a_requeued_job_waits_as_it_did_before(store, commit, charged, attempts):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10))
+    queued = store.get("a")
+    commit(store, Start(1, 11, "w"), AddChunk(1, 1, 0, b"0"), AddChunk(1, 1, 1, b"1"), TakeChunks(1, 1))
+    assert (store.get("a").chunks, store.get("a").chunks_taken) == (2, 1)
+    commit(store, Requeue(1, charged=charged))
+    assert store.get("a") == queued.replace(attempts=attempts, retries=1)
+    assert store.chunks(1) == []
+
+
+@pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.TIMED_OUT])
+def test_a_retried_job_is_as_new(store, commit, status):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10))
+    queued = store.get("a")
+    commit(store, Start(1, 11, "w"), Requeue(1, charged=True), Start(1, 12, "w"), AddChunk(1, 2, 0, b"0"))
+    commit(store, TakeChunks(1, 1), End(1, Outcome(status, b"{}", "e"), 13), Retry(1))
+    assert store.get("a") == queued.replace(retries=2)
+    assert store.newest_ended(1) == []
+
+
+def test_chunks_belong_to_their_attempt_and_keep_their_order(store, commit):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10), Insert(2, JobRequest("b", b"1"), 10))
+    commit(store, Start(1, 11, "w"), Start(2, 11, "w"))
+    commit(store, *(AddChunk(seq, 1, index, b"%d" % index) for index in range(300) for seq in (1, 2)))
+    assert store.chunks(1) == [(index, b"%d" % index) for index in range(300)]
+    assert [index for index, _ in store.chunks(2, 297)] == [297, 298, 299]
+
+    commit(store, Requeue(1, charged=True), Start(1, 12, "w"))
+    with pytest.raises(TransitionError):
+        commit(store, AddChunk(1, 1, 0, b'"of the dead attempt"'))
+    commit(store, AddChunk(1, 2, 0, b'"new"'))
+    assert store.chunks(1) == [(0, b'"new"')]
+    assert store.get("a").chunks == 1
+    assert store.get("b").chunks == 300
+
+    commit(store, End(1, Outcome(JobStatus.FAILED, error="e"), 13))
+    assert store.chunks(1) == [(0, b'"new"')]
+
+
+@pytest.mark.parametrize("index", [1, 3, -1])
+def test_chunks_come_without_gap_or_repeat(store, commit, index):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10, 11, "w"), AddChunk(1, 1, 0, b"0"), AddChunk(1, 1, 1, b"1"))
+    with pytest.raises(TransitionError):
+        commit(store, AddChunk(1, 1, index, b"x"))
+    assert store.chunks(1) == [(0, b"0"), (1, b"1")]
+
+
+def test_chunks_taken_can_be_given_back_but_not_exceed_what_there_is(store, commit):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10, 11, "w"), AddChunk(1, 1, 0, b"0"), End(1, COMPLETED, 12))
+    for taken in (1, 0, 1):
+        commit(store, TakeChunks(1, taken))
+        assert store.get("a").chunks_taken == taken
+    for write in (TakeChunks(1, 2), TakeChunks(1, -1), TakeChunks(2, 0)):
+        with pytest.raises(TransitionError):
+            commit(store, write)
+    assert store.get("a").chunks_taken == 1
+
+
+def test_a_batch_is_all_or_nothing_and_in_order(store, commit):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10), Start(1, 11, "w"), End(1, COMPLETED, 12))
+    before, counts = store.get("a"), store.counts()
+    with pytest.raises(TransitionError, match="number 1 cannot start"):
+        commit(store, Insert(2, JobRequest("b", b"2" * LARGE_INPUT), 10), Start(2, 11, "w"), Start(1, 12, "w"))
+    assert store.get("b") is None
+    assert store.get("a") == before
+    assert store.counts() == counts
+    commit(store, Insert(2, JobRequest("b", b"2"), 10))  # nothing of the refused batch is in the way
+
+
+def test_an_empty_batch_is_done_at_once(store, commit):
+    commit(store)
+
+
+@pytest.mark.parametrize("again", [Insert(2, JobRequest("a", b"2"), 10), Insert(1, JobRequest("b", b"2"), 10)])
+def test_an_id_and_a_number_are_given_once(store, commit, again):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10))
+    with pytest.raises(TransitionError, match="UNIQUE"):
+        commit(store, again)
+    assert store.get("a").input == b"1"
+    assert store.get("b") is None
+
+
+def test_what_a_writer_raises_leaves_nothing_behind(store, commit):
+    with pytest.raises(OverflowError):
+        commit(store, Insert(1, JobRequest("a", b"1"), 10), Insert(2**64, JobRequest("b", b"1"), 10))
+    assert store.get("a") is None
+    commit(store, Insert(1, JobRequest("a", b"1"), 10))
+
+
+def test_counts(store, commit, bring):
+    for seq, status in enumerate(JobStatus, 1):
+        bring(store, seq, status)
+    assert store.counts().jobs == dict.fromkeys(JobStatus, 1)
+    commit(store, Retry(4), Requeue(2, charged=False))
+    counts = store.counts()
+    assert counts.retried == 2
+    assert counts.jobs[JobStatus.IN_QUEUE] == 3
+    assert counts.jobs[JobStatus.IN_PROGRESS] == counts.jobs[JobStatus.FAILED] == 0
+
+
+def test_next_seq_follows_the_highest(store, commit):
+    assert store.next_seq == 1
+    commit(store, Insert(1, JobRequest("a", b"1"), 10), Insert(40, JobRequest("b", b"1"), 10))
+    assert store.next_seq == 41
+
+
+def test_two_stores_without_a_file_are_two(commit):
+    with Store.open(MEMORY) as one, Store.open(MEMORY) as other:
+        commit(one, Insert(1, JobRequest("a", b"1"), 10))
+        assert other.get("a") is None
+
+
+def test_a_closed_store_says_so_and_closes_again(store, commit):
+    store.close()
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.get("a")
+    with pytest.raises(StoreError, match="closed"):
+        commit(store, Insert(1, JobRequest("a", b"1"), 10))

@@ -1,0 +1,246 @@
+"""The store's file: whose it is, who may open it, and what a death, a full disk or damage leaves of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+import supervisor
+from supervisor.errors import LockedError, StoreError, StoreVersionError, TransitionError, UsageError
+from supervisor.job import JobRequest, JobStatus, Outcome
+from supervisor.store import opening
+from supervisor.store.store import Store
+from supervisor.store.writes import End, Insert, Start
+
+CHILD = Path(__file__).parents[1] / "children" / "writes_jobs.py"
+ROOT = Path(supervisor.__file__).parents[1]
+
+
+@contextmanager
+def child(file: Path, jobs: int):
+    """A process that has the store open, commits ``jobs`` jobs (0: without end), and says the number of each."""
+    command = [sys.executable, str(CHILD), str(file), str(jobs)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def mode(file: Path) -> int:
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+def everything_in(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.iterdir()}
+
+
+def insert(seq: int, size: int = 1) -> Insert:
+    return Insert(seq, JobRequest(f"job-{seq}", b"1" * size), 10)
+
+
+def test_what_was_committed_survives_a_kill(file):
+    with child(file, 0) as process:
+        told = [int(process.stdout.readline()) for _ in range(200)]
+        process.send_signal(signal.SIGKILL)
+        told += [int(line) for line in process.stdout.read().splitlines(keepends=True) if line.endswith(b"\n")]
+    with Store.open(file) as store:
+        assert told == list(range(1, told[-1] + 1))
+        for seq in told:
+            assert store.by_seq(seq).output == b"%d" % seq
+        assert store.next_seq - told[-1] in (1, 2)  # one more may have been committed and not told
+        assert store.counts().jobs[JobStatus.COMPLETED] == store.next_seq - 1
+
+
+def test_it_opens_again_as_it_was_closed(file, bring, commit):
+    with Store.open(file) as store:
+        for seq, status in enumerate(JobStatus, 1):
+            bring(store, seq, status)
+        commit(store, Start(1, 20, "w"))
+        jobs, counts = [store.by_seq(seq) for seq in range(1, 7)], store.counts()
+    assert [path.name for path in file.parent.iterdir()] == [file.name]  # the log went into it
+    with Store.open(file) as store:
+        assert [store.by_seq(seq) for seq in range(1, 7)] == jobs
+        assert store.counts() == counts
+        assert store.next_seq == 7
+
+
+def test_a_second_opener_fails_at_once_and_learns_who_has_it(file):
+    with child(file, 1) as process:
+        assert process.stdout.readline() == b"1\n"
+        with pytest.raises(LockedError, match=re.escape(str(file))) as failure:
+            Store.open(file)
+    assert isinstance(failure.value, UsageError)
+    if process.pid in {int(line.split()[4]) for line in Path("/proc/locks").read_text().splitlines()}:
+        assert f"(process {process.pid})" in str(failure.value)
+    Store.open(file).close()  # the lock went with its process
+
+
+def test_a_second_opener_in_the_same_process_does_not_break_the_lock(file, commit):
+    with Store.open(file) as store:
+        commit(store, insert(1))
+        with pytest.raises(LockedError):
+            Store.open(file)
+        with child(file, 1) as process:
+            assert process.stdout.readline() == b"LockedError\n"
+        commit(store, insert(2))
+
+
+def test_its_files_are_readable_by_their_owner_alone(tmp_path, commit):
+    file = tmp_path / "new" / "folders" / "jobs #1?.db"
+    before = os.umask(0)
+    try:
+        with Store.open(file) as store:
+            commit(store, insert(1))
+            files = list(file.parent.iterdir())
+            assert {path.name for path in files} >= {file.name, f"{file.name}-wal"}
+            assert {mode(path) for path in files} == {0o600}
+            assert mode(file.parent) == mode(file.parent.parent) == 0o700
+        file.chmod(0o644)
+        with Store.open(file) as store:
+            assert store.get("job-1")
+            assert {mode(path) for path in file.parent.iterdir()} == {0o600}
+    finally:
+        os.umask(before)
+
+
+def test_a_newer_version_is_refused_untouched(file):
+    Store.open(file).close()
+    with closing(sqlite3.connect(file)) as db:
+        db.execute(f"PRAGMA user_version = {opening.VERSION + 1}")
+    file.chmod(0o640)
+    before = everything_in(file.parent)
+    with pytest.raises(StoreVersionError, match=re.escape(str(file))):
+        Store.open(file)
+    assert everything_in(file.parent) == before
+    assert mode(file) == 0o640
+
+
+def test_a_newer_version_that_only_the_log_knows_is_refused(file):
+    Store.open(file).close()
+    db = sqlite3.connect(file)
+    db.execute("PRAGMA user_version = 99")
+    for suffix in ("", "-wal"):  # as a kill before the checkpoint leaves them
+        copy = file.with_name(f"killed.db{suffix}")
+        copy.write_bytes(file.with_name(f"{file.name}{suffix}").read_bytes())
+    db.close()
+    with pytest.raises(StoreVersionError):
+        Store.open(file.with_name("killed.db"))
+
+
+def another_database(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("CREATE TABLE letters (text)")
+
+
+def damaged_store(file: Path) -> None:
+    Store.open(file).close()
+    content = bytearray(file.read_bytes())
+    content[100:] = b"\xa5" * (len(content) - 100)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (another_database, "another program"),
+        (lambda file: file.write_text("these are my notes, " * 50), "no job store"),
+        (lambda file: file.mkdir(), "cannot be opened"),
+        (damaged_store, "damaged"),
+    ],
+)
+def test_what_is_no_store_is_refused_untouched(tmp_path, spoil, words):
+    file = tmp_path / "spoilt" / "jobs.db"
+    file.parent.mkdir()
+    spoil(file)
+    before = file.read_bytes() if file.is_file() else None
+    with pytest.raises(StoreError, match=words) as failure:
+        Store.open(file)
+    assert str(file) in str(failure.value)
+    assert (file.read_bytes() if file.is_file() else None) == before
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"file/jobs\.db: .*Not a directory"):
+        Store.open(tmp_path / "file" / "jobs.db")
+
+
+def test_an_empty_file_becomes_a_store(file, commit):
+    file.touch()
+    with Store.open(file) as store:
+        commit(store, insert(1))
+
+
+def test_an_sqlite_that_is_too_old_is_named():
+    with pytest.raises(StoreError, match=r"SQLite 3\.34\.1, .* needs 3\.35\.0"):
+        opening.check_sqlite((3, 34, 1))
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [("normal", 1), ("full", 2)])
+def test_durability(file, commit, sqlite_of, durability, synchronous):
+    with Store.open(file, durability=durability) as store:
+        assert sqlite_of(store).execute("PRAGMA synchronous").fetchone() == (synchronous,)
+        assert sqlite_of(store).execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert sqlite_of(store).execute("PRAGMA locking_mode").fetchone() == ("exclusive",)
+        commit(store, insert(1))
+
+
+def test_a_full_disk_costs_the_batch_and_nothing_else(store, commit, sqlite_of):
+    commit(store, insert(1))
+    counts = store.counts()
+    (pages,) = sqlite_of(store).execute("PRAGMA page_count").fetchone()
+    sqlite_of(store).execute(f"PRAGMA max_page_count = {pages + 20}")
+    with pytest.raises(StoreError, match="disk is full") as failure:
+        commit(store, insert(2), insert(3, 1_000_000))
+    assert not isinstance(failure.value, TransitionError)
+    assert str(store.path) in str(failure.value)
+    assert (store.get("job-2"), store.counts()) == (None, counts)
+    commit(store, Start(1, 11, "w"), End(1, Outcome(JobStatus.COMPLETED, b"1"), 12))
+    sqlite_of(store).execute("PRAGMA max_page_count = 1000000")
+    commit(store, insert(2), insert(3, 1_000_000))
+
+
+@contextmanager
+def files_limited_to(size: int):
+    """Writing to a file beyond ``size`` bytes fails (EFBIG), as a failing disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_failing_disk_costs_the_batch_and_nothing_else(file, commit):
+    with Store.open(file) as store:
+        commit(store, insert(1))
+        with files_limited_to(50_000), pytest.raises(StoreError, match="cannot be read or written"):
+            commit(store, insert(2), insert(3, 1_000_000))
+        assert (store.get("job-1").status, store.get("job-2")) == (JobStatus.IN_QUEUE, None)
+        commit(store, insert(2), insert(3, 1_000_000))
+    with Store.open(file) as store:
+        assert [job.seq for job in store.queued(False, 0, 9)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "query", ["queued", "running", "newest_ended", "forget", "get", "by_seq", "chunks", "next_seq"]
+)
+def test_no_query_reads_the_whole_table(file, sqlite_of, query):
+    with Store.open(file) as store:
+        text = getattr(store._sql, query)
+        plan = sqlite_of(store).execute(f"EXPLAIN QUERY PLAN {text}", (1,) * text.count("?")).fetchall()
+    steps = [step for *_, step in plan]
+    assert steps
+    assert not [step for step in steps if step == "SCAN jobs" or "TEMP B-TREE" in step]
