@@ -1,0 +1,1 @@
+"""Examples: handler files as RunPod serverless runs them."""

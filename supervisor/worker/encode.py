@@ -1,0 +1,247 @@
+"""A handler's value → JSON bytes, or the path of what cannot be written; used in the worker process.
+
+Plain values take msgspec's way in C. Whatever fails there is walked once more in Python, which either finds a way or says where
+in the value the trouble is. numpy, torch and pydantic are never imported: a value of theirs is there only if the handler did so.
+
+What becomes of what JSON has no word for: NaN and the infinities are ``null`` (arrays of them too), bytes base64 text, a Decimal
+text, dates and times ISO 8601, an Enum its value, a set a list, and keys that are no text what ``json.dumps`` makes of them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Set
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from supervisor.errors import EncodeError
+
+MAX_DEPTH = 300
+"""Levels of nesting that the walk in Python follows. msgspec alone goes as deep as the interpreter's recursion limit."""
+
+_SAFE_RECURSION_LIMIT = 10_000
+"""msgspec recurses in C up to ``sys.getrecursionlimit()``; with 80,000 a cycle overflowed a stack of 8 MiB (CPython 3.11)."""
+
+_SHOWN_PATH = 200
+"""Characters of a path in a message; the middle of a longer one is left out."""
+
+
+class _Unknown(Exception):  # noqa: N818 - an answer of _convert, no error that a caller sees
+    """No conversion is known."""
+
+
+def encode(value: Any, path: str = "output") -> bytes:
+    """``value`` as JSON in UTF-8; it is never changed. ``path`` is what the error calls it.
+
+    Raises:
+        EncodeError: it cannot be JSON: the message names the path inside it and the type. ``__cause__`` is the exception of the
+            value's own code (a CUDA error, a broken property), if that was why.
+    """
+    if sys.getrecursionlimit() <= _SAFE_RECURSION_LIMIT:
+        try:
+            return _encode(value)
+        except Exception:  # noqa: BLE001, S110 - conversions run the value's own code; the walk below meets it again and tells
+            pass
+    try:
+        return _encode(_Walk().plain(value, path))
+    except RecursionError:
+        raise EncodeError(f"{path}: nested too deeply") from None
+    except MemoryError:
+        raise EncodeError(f"{path}: not enough memory to encode it") from None
+
+
+def error_text(value: Any) -> str:
+    """A job's ``error`` as text: a string as it is, anything else as JSON, and ``str()`` of what cannot be JSON. Never raises."""
+    if isinstance(value, str):
+        text = str.__str__(value)
+    else:
+        try:
+            text = encode(value, "error").decode()
+        except EncodeError as error:
+            text = _str(value) or str(error)
+    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate cannot be sent
+
+
+def _str(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - __str__ is user code
+        return ""
+
+
+def _convert(value: Any) -> Any:
+    """One step towards what msgspec can write. It asks here for values that it does not know, and for keys too."""
+    for kind, exactly in _SUBCLASSES:
+        if isinstance(value, kind):
+            return exactly(value)
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None and isinstance(value, (getattr(numpy, "ndarray", ()), getattr(numpy, "generic", ()))):
+        return _from_numpy(value)
+    if torch is not None and isinstance(value, getattr(torch, "Tensor", ())):
+        return _from_torch(value)
+    if callable(getattr(type(value), "model_dump", None)):  # pydantic
+        return value.model_dump()
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if isinstance(value, Mapping):
+        return dict(value.items())
+    if isinstance(value, Set):
+        return list(value)
+    raise _Unknown
+
+
+#: Subclasses that msgspec leaves to us, and the only values of their own kind: bool and None come here as keys alone.
+_SUBCLASSES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (str, str.__str__),
+    (bool, lambda value: "true" if value else "false"),
+    (int, int.__int__),
+    (float, float.__float__),
+    (type(None), lambda _: "null"),
+    (bytes, memoryview),
+    (bytearray, memoryview),
+    (memoryview, memoryview.tobytes),  # one with steps; the others msgspec writes
+    (datetime.date, lambda value: value.isoformat()),
+    (datetime.time, lambda value: value.isoformat()),
+    (datetime.timedelta, lambda value: datetime.timedelta(value.days, value.seconds, value.microseconds)),
+    (decimal.Decimal, str),
+    (uuid.UUID, str),
+)
+
+#: What msgspec writes by itself and has nothing inside.
+_LEAVES = frozenset(
+    {type(None), bool, float, bytes, bytearray, msgspec.Raw, decimal.Decimal, uuid.UUID}
+    | {datetime.datetime, datetime.date, datetime.time, datetime.timedelta}
+)
+
+_encode = msgspec.json.Encoder(enc_hook=_convert).encode
+
+
+def _from_numpy(value: Any) -> Any:
+    kind = value.dtype.kind
+    if kind in "mM":
+        return value.astype(str).tolist()  # tolist() makes plain integers of nanoseconds
+    plain = (value.astype(float) if kind == "f" and value.dtype.itemsize > 8 else value).tolist()
+    return float(plain) if type(plain) is type(value) else plain  # a scalar of an extension type: itself again
+
+
+def _from_torch(value: Any) -> Any:
+    tensor = value.detach().cpu()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    return (tensor.to_dense() if tensor.layout != sys.modules["torch"].strided else tensor).tolist()
+
+
+class _Walk:
+    """Goes through one value as msgspec does, knowing where it is."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, str] = {}  # the containers that we are inside of, by id, and their paths
+
+    def plain(self, value: Any, path: str) -> Any:
+        """``value`` made of what msgspec can write.
+
+        Raises:
+            EncodeError: something inside it cannot be JSON.
+        """
+        kind = type(value)
+        if kind in _LEAVES:
+            return value
+        if kind is int:
+            return value if value.bit_length() <= 64 else msgspec.Raw(_digits(value).encode())
+        if kind is str:
+            return _checked(value, path)
+        if id(value) in self._open:
+            raise EncodeError(f"{_short(path)}: refers back to {_short(self._open[id(value)])}")
+        if len(self._open) >= MAX_DEPTH:
+            raise EncodeError(f"{_short(path)}: nested more than {MAX_DEPTH} levels deep")
+        self._open[id(value)] = path
+        try:
+            return self._inside(value, path)
+        except (EncodeError, RecursionError, MemoryError):
+            raise
+        except Exception as error:  # the value's own code
+            raise EncodeError(f"{_cannot(value, path)}: {type(error).__name__}: {_str(error)}") from error
+        finally:
+            del self._open[id(value)]
+
+    def _inside(self, value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            return {_key(key, path): self.plain(item, path + _step(key)) for key, item in value.items()}
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [self.plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        if isinstance(value, Enum):
+            return self.plain(value.value, path)
+        fields = _fields(value)
+        if fields is not None:
+            return {name: self.plain(item, path + _step(name)) for name, item in fields}
+        try:
+            converted = _convert(value)
+        except _Unknown:
+            raise EncodeError(_cannot(value, path)) from None
+        return self.plain(converted, path)
+
+
+def _fields(value: Any) -> Iterator[tuple[str, Any]] | None:
+    """The fields of a dataclass, attrs or msgspec instance, as msgspec writes them."""
+    kind = type(value)
+    if hasattr(kind, "__dataclass_fields__"):
+        names = tuple(field.name for field in sys.modules["dataclasses"].fields(kind))
+    elif hasattr(kind, "__attrs_attrs__"):
+        names = tuple(field.name for field in kind.__attrs_attrs__)
+    elif isinstance(value, msgspec.Struct):
+        return zip(value.__struct_encode_fields__, msgspec.structs.astuple(value), strict=True)
+    else:
+        return None
+    return ((name, getattr(value, name)) for name in names if hasattr(value, name))
+
+
+def _digits(value: int) -> str:
+    return str(decimal.Decimal(value))  # exact, and without the interpreter's limit on str(int)
+
+
+def _key(key: Any, path: str) -> str:
+    if type(key) is str:
+        return _checked(key, path + _step(key))
+    if type(key) is int:
+        return _digits(key)
+    try:
+        return str(*msgspec.json.decode(_encode({key: None})))
+    except Exception:  # noqa: BLE001 - __fspath__ and the like are user code
+        raise EncodeError(f"{_short(path)}: cannot use {_type_name(key)} as a key") from None
+
+
+def _checked(text: str, path: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"a lone surrogate (character {error.start} is {text[error.start]!a})"
+        raise EncodeError(f"{_short(path)}: the text holds {what}, which UTF-8 cannot write") from None
+    return text
+
+
+def _step(key: Any) -> str:
+    if isinstance(key, str) and key.isidentifier():
+        return f".{key}"
+    if type(key) is int:
+        return f"[{_digits(key)}]"
+    return f"[{key!a}]" if isinstance(key, (str, float, bytes, bool, type(None))) else f"[{_type_name(key)}]"
+
+
+def _cannot(value: Any, path: str) -> str:
+    return f"{_short(path)}: cannot encode {_type_name(value)}"
+
+
+def _type_name(value: Any) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _short(path: str) -> str:
+    half = _SHOWN_PATH // 2
+    return path if len(path) <= _SHOWN_PATH else f"{path[:half]}…{path[-half:]}"

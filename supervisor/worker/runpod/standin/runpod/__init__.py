@@ -1,0 +1,60 @@
+"""Stands in for the package ``runpod`` where that is not installed; in the worker and in any Python that a handler starts.
+
+Where the real package can be found, this folder only hides it: then that one is imported in its place. Another interpreter, with
+packages of its own, may meet this through ``PYTHONPATH``, so these files need nothing but Python 3.8 until a function is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+_HERE = Path(__file__).resolve()
+_FOLDER = _HERE.parent.parent
+
+
+def _give_way() -> bool:
+    """Import the real package in this module's place, routed in a worker's multiprocessing child; false if there is none."""
+    this = sys.modules.pop(__name__)
+    ours = [(index, entry) for index, entry in enumerate(sys.path) if Path(entry).resolve() == _FOLDER]
+    for _, entry in ours:
+        sys.path.remove(entry)
+    try:
+        spec = importlib.util.find_spec(__name__)
+        if spec is None or spec.origin is None or Path(spec.origin).resolve() == _HERE:
+            sys.modules[__name__] = this  # also where there is a mere folder of that name, which has no origin
+            return False
+        if _is_multiprocessing_child():
+            from supervisor.worker.runpod import routing  # noqa: PLC0415 - other processes may lack it
+
+            routing.install()
+        importlib.import_module(__name__)
+        return True
+    finally:
+        for index, entry in ours:
+            sys.path.insert(index, entry)
+
+
+def _is_multiprocessing_child() -> bool:
+    """Whether a worker's child imports the handler again: the real ``start`` would try to serve it here, too."""
+    process = sys.modules.get("multiprocessing.process")
+    child = "__mp_main__" in sys.modules or (process is not None and process.parent_process() is not None)
+    return child and "SUPERVISE_WORKER_ID" in os.environ
+
+
+if not _give_way():
+    from runpod import _absent
+
+    _absent.install()
+
+    from runpod import serverless
+    from runpod.serverless.modules.rp_logger import RunPodLogger
+
+    __version__ = "1.12.0+supervise.standin"
+    __all__ = ["RunPodLogger", "__version__", "serverless"]
+
+    def __getattr__(name: str) -> object:
+        return _absent.lookup(__name__, name)

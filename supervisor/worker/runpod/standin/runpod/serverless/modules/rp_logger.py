@@ -1,0 +1,99 @@
+"""Stands in for ``runpod.serverless.modules.rp_logger``: one line on stdout per message, ``INFO   | job | message``.
+
+The real one writes JSON objects instead as soon as ``RUNPOD_ENDPOINT_ID`` is set, and cuts messages at 4,096 characters; here
+people read the lines, so both are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from runpod import _absent
+
+LOG_LEVELS = ["NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR"]
+
+
+class RunPodLogger:
+    """Writes messages of at least its level. All loggers of a process share one level, as the real one is a single object.
+
+    Until ``set_level`` the level is ``RUNPOD_LOG_LEVEL`` or ``RUNPOD_DEBUG_LEVEL`` of that moment, by default ``DEBUG``.
+    """
+
+    _chosen: str | None = None
+
+    @property
+    def level(self) -> str:
+        """The name of the lowest level that is written; with ``NOTSET`` nothing is."""
+        if RunPodLogger._chosen is not None:
+            return RunPodLogger._chosen
+        wanted = os.environ.get("RUNPOD_LOG_LEVEL", os.environ.get("RUNPOD_DEBUG_LEVEL", "DEBUG")).upper()
+        return wanted if wanted in LOG_LEVELS else "DEBUG"
+
+    @level.setter
+    def level(self, new_level: str | int) -> None:
+        RunPodLogger._chosen = _level_name(new_level)
+
+    def set_level(self, new_level: str | int) -> None:
+        """Write from ``new_level`` on: a name or its index in ``LOG_LEVELS``.
+
+        Raises:
+            ValueError: there is no such level.
+        """
+        self.level = new_level
+        self.info(f"Log level set to {self.level}")
+
+    def log(self, message: object, message_level: str = "INFO", job_id: str | None = None) -> None:
+        """Write ``message`` if ``message_level`` counts.
+
+        Raises:
+            ValueError: there is no such level.
+        """
+        level = LOG_LEVELS.index(self.level)
+        if level == 0 or (message_level != "TIP" and LOG_LEVELS.index(message_level) < level):
+            return
+        whose = f"{job_id} | " if job_id else ""
+        sys.stdout.write(f"{message_level:<7}| {whose}{message}\n")
+        sys.stdout.flush()
+
+    def secret(self, secret_name: str, secret: object) -> None:
+        """Write a secret's first and last characters."""
+        text = str(secret)
+        hidden = text[0] + "*" * (len(text) - 2) + text[-1] if len(text) > 2 else "*" * len(text)
+        self.info(f"{secret_name}: {hidden}")
+
+    def trace(self, message: object, request_id: str | None = None) -> None:
+        """Write at ``TRACE``."""
+        self.log(message, "TRACE", request_id)
+
+    def debug(self, message: object, request_id: str | None = None) -> None:
+        """Write at ``DEBUG``."""
+        self.log(message, "DEBUG", request_id)
+
+    def info(self, message: object, request_id: str | None = None) -> None:
+        """Write at ``INFO``."""
+        self.log(message, "INFO", request_id)
+
+    def warn(self, message: object, request_id: str | None = None) -> None:
+        """Write at ``WARN``."""
+        self.log(message, "WARN", request_id)
+
+    def error(self, message: object, request_id: str | None = None) -> None:
+        """Write at ``ERROR``."""
+        self.log(message, "ERROR", request_id)
+
+    def tip(self, message: object) -> None:
+        """Write at every level but ``NOTSET``."""
+        self.log(message, "TIP")
+
+
+def _level_name(level: str | int) -> str:
+    if isinstance(level, str) and level.upper() in LOG_LEVELS:
+        return level.upper()
+    if isinstance(level, int) and 0 <= level < len(LOG_LEVELS):
+        return LOG_LEVELS[level]
+    raise ValueError(f"Invalid debug level: {level}")
+
+
+def __getattr__(name: str) -> object:
+    return _absent.refuse(__name__, name)

@@ -1,0 +1,130 @@
+"""The example handlers, served by a worker."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor import wire
+
+HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    """A web server on this machine: ``/page``, ``/away`` (a redirect to it), ``/inside`` (a redirect to a file); else 404."""
+
+    class Site(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            where = {"/away": "/page", "/inside": "file:///etc/hostname"}.get(self.path)
+            if where:
+                self.send_response(302)
+                self.send_header("Location", where)
+                self.end_headers()
+            elif self.path == "/page":
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"hello")
+            else:
+                self.send_error(404)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def progress(messages: list[Any]) -> list[Any]:
+    return [json.loads(message.value) for message in messages if isinstance(message, wire.Progress)]
+
+
+def output(done: wire.Done) -> Any:
+    assert done.status == "COMPLETED", done
+    assert done.output is not None
+    return json.loads(done.output)
+
+
+def test_my_handler(start_worker) -> None:
+    worker = start_worker(HANDLERS / "my_handler.py")
+    assert worker.ready().kind == "function"
+    done, before = worker.job({"prompt": "a lighthouse", "steps": 4, "seconds": 0.2, "memory_mib": 3, "refresh": True})
+    result = output(done)
+    assert {key: result[key] for key in ("prompt", "steps", "worker", "gpus")} == {
+        "prompt": "a lighthouse",
+        "steps": 4,
+        "worker": "gpu0-3",
+        "gpus": "0",
+    }
+    assert 0.2 <= result["seconds"] < 2
+    assert done.refresh
+    assert progress(before)[-1] == {"step": 4, "of": 4, "percent": 100}
+    assert "gpu0-3 works on 'a lighthouse': 4 steps in 0.2 s" in worker.log()
+
+
+def test_my_handler_needs_nothing(start_worker) -> None:
+    worker = start_worker(HANDLERS / "my_handler.py")
+    worker.ready()
+    done, before = worker.job({})
+    assert 2 <= output(done)["seconds"] < 4
+    assert not done.refresh
+    assert progress(before)[-1]["of"] == 20
+
+
+WRONG: dict[str, list[tuple[Any, str]]] = {
+    "my_handler.py": [
+        ("x", "input must be an object, not str"),
+        ({"steps": 0}, "steps must be a number from 1 to 10000, not 0"),
+        ({"seconds": "long"}, "seconds must be a number from 0 to 3600, not 'long'"),
+        ({"memory_mib": True}, "memory_mib must be a number from 0 to 65536, not True"),
+    ],
+    "stream_text.py": [
+        ({"text": 5}, "text must be a string, not int"),
+        ({"delay": -1}, "delay must be a number of seconds from 0 to 60, not -1"),
+    ],
+    "async_fetch.py": [
+        ({}, "input must have urls, a list of addresses, or url, one of them"),
+        ({"urls": ["http://x"] * 21}, "at most 20 urls in one job, not 21"),
+        ({"url": "file:///etc/passwd"}, "not an http or https address: 'file:///etc/passwd'"),
+        ({"urls": ["http://"]}, "not an http or https address: 'http://'"),
+    ],
+}
+
+
+@pytest.mark.parametrize("file", WRONG)
+def test_says_what_is_wrong_with_the_input(start_worker, file: str) -> None:
+    worker = start_worker(HANDLERS / file)
+    worker.ready()
+    for given, error in WRONG[file]:
+        done, _ = worker.job(given)
+        assert (done.status, done.error) == ("FAILED", error)
+
+
+def test_stream_text(start_worker) -> None:
+    worker = start_worker(HANDLERS / "stream_text.py")
+    assert worker.ready().kind == "generator"
+    done, before = worker.job({"text": "one  word\nafter another", "delay": 0})
+    chunks = [json.loads(message.value) for message in before if isinstance(message, wire.Chunk)]
+    assert chunks == output(done) == ["one ", "word ", "after ", "another"]
+
+
+def test_async_fetch(start_worker, site: str) -> None:
+    worker = start_worker(HANDLERS / "async_fetch.py", env={"no_proxy": "127.0.0.1"})
+    assert worker.ready().kind == "coroutine"
+    urls = [f"{site}/page", f"{site}/away", f"{site}/none", f"{site}/inside", "http://127.0.0.1:1/"]
+    done, before = worker.job({"urls": urls})
+    pages = output(done)["pages"]
+    assert [page["url"] for page in pages] == urls
+    assert [(page.get("status"), page.get("bytes")) for page in pages[:3]] == [(200, 5), (200, 5), (404, None)]
+    assert all("error" in page and "bytes" not in page for page in pages[2:])
+    assert progress(before)[-1] == {"fetched": 5, "of": 5}
