@@ -1,0 +1,92 @@
+"""What a handler imports: ``from supervisor import serverless``; any process may import it, only in a worker it does something.
+
+::
+
+    def handler(job):
+        serverless.progress_update(job, {"percent": 50})
+        return {"answer": job["input"]["question"]}
+
+    serverless.start({"handler": handler})
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+Check = TypeVar("Check", bound=Callable[[], object])
+
+
+class Host(Protocol):
+    """What the worker process offers to the functions of this module."""
+
+    pid: int
+
+    def start(self, config: object) -> None:
+        """Serve ``config``; does not return, except while the module of a function named on the command line is imported."""
+
+    def progress(self, job: Any, value: object) -> None:
+        """Say how far ``job`` is."""
+
+    def add_fitness_check(self, check: Callable[[], object]) -> None:
+        """Run ``check`` before the first job."""
+
+
+_host: Host | None = None
+"""The worker that this process is: the one process-wide handle of the program, needed because handlers call free functions.
+Set once, by ``attach``, before any user code runs; ``None`` in every other process."""
+
+
+def attach(host: Host) -> None:
+    """Make the functions below speak to ``host``. Called once, by the worker process as it begins."""
+    global _host  # noqa: PLW0603 - see _host
+    _host = host
+
+
+def start(config: dict[str, Any]) -> None:
+    """Serve ``config["handler"]``; does not return. In a child of the handler's own it returns at once and does nothing.
+
+    Keys beside ``handler``: ``refresh_worker``, ``return_aggregate_stream``, ``concurrency_modifier``.
+
+    Raises:
+        SystemExit: no supervisor runs this file.
+        RuntimeError: the worker serves already, or this is not the main thread.
+    """
+    if _host is not None:
+        if _host.pid == os.getpid():
+            _host.start(config)
+    elif not _in_multiprocessing_child():
+        raise SystemExit(f"a handler is served by its supervisor; run it with: supervise {_name_of_main()}")
+
+
+def progress_update(job: dict[str, Any], value: object) -> None:
+    """Show ``value`` (any JSON) as how far ``job`` is. Any thread; returns at once; the newest wins.
+
+    Raises:
+        EncodeError: ``value`` cannot be written as JSON; the message says where.
+    """
+    if _host is not None and _host.pid == os.getpid():
+        _host.progress(job, value)
+
+
+def register_fitness_check(check: Check) -> Check:
+    """Run ``check`` (a function or coroutine function) in each new worker before its first job; usable as a decorator.
+
+    A check that raises keeps the worker out of service.
+    """
+    if _host is not None and _host.pid == os.getpid():
+        _host.add_fitness_check(check)
+    return check
+
+
+def _in_multiprocessing_child() -> bool:
+    # Spawned children import the main file as __mp_main__, before they know their parent; forked ones know it.
+    process = sys.modules.get("multiprocessing.process")
+    return "__mp_main__" in sys.modules or (process is not None and process.parent_process() is not None)
+
+
+def _name_of_main() -> str:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec.name.removesuffix(".__main__") if spec is not None else (sys.argv[0] or "FILE")

@@ -1,0 +1,160 @@
+"""The worker's end of the pipe to the supervisor: what is said leaves in order, and progress never waits; worker process.
+
+All frames go through one queue and are written without blocking, by whichever thread comes. Who must be heard (``send``) waits
+until its frame has left, but without the lock. Progress that the pipe does not take is kept, only the newest of each job, for a
+thread that lives until the queue is empty. The descriptor stays in blocking mode, because that mode is shared with whoever
+inherits it: every call says ``MSG_DONTWAIT`` instead.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import threading
+from collections import deque
+
+from supervisor import wire
+from supervisor.worker import output
+
+_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_READ_BYTES = 1 << 16
+
+
+class _Frame:
+    """What of one frame is not yet written; ``job`` if it is progress, which something newer may replace."""
+
+    __slots__ = ("job", "left")
+
+    def __init__(self, left: bytes, job: str | None = None) -> None:
+        self.left: bytes | memoryview = left
+        self.job = job
+
+
+class Channel:
+    """Messages from and to the supervisor. When it is gone the process ends at once: nobody waits for its work any more."""
+
+    def __init__(self, fd: int) -> None:
+        """Own ``fd``, one end of a ``multiprocessing.Pipe(duplex=True)``. Processes forked from this one lose it again."""
+        self._socket = socket.socket(fileno=fd)
+        codec = wire.Codec[wire.ToWorker](wire.ToWorker)
+        self._encode, self._decode = codec.encode, codec.decode
+        self._reader = wire.FrameReader(sys.maxsize)  # the supervisor is trusted
+        self._lock = threading.Lock()
+        self._queue: deque[_Frame] = deque()
+        self._newest: dict[str, _Frame] = {}  # by job: progress in the queue of which nothing is written yet
+        self._running: set[str] = set()
+        self._flushing = False
+        self._warned: set[str] = set()
+        os.register_at_fork(after_in_child=self._let_go)
+
+    def fileno(self) -> int:
+        """The descriptor, for the event loop."""
+        return self._socket.fileno()
+
+    def receive(self) -> list[wire.ToWorker]:
+        """What has arrived, without waiting."""
+        messages: list[wire.ToWorker] = []
+        while True:
+            try:
+                data = self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return messages
+            except OSError:
+                data = b""
+            if not data:
+                output.leave(0)
+            messages += map(self._decode, self._reader.feed(data))
+            if len(data) < _READ_BYTES:
+                return messages
+
+    def send(self, message: wire.FromWorker) -> None:
+        """Say ``message``; returns once it is in the pipe. Called in the main thread."""
+        self._send(_Frame(wire.frame(self._encode(message))))
+
+    def warn(self, text: str) -> None:
+        """Tell the user ``text``, once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.send(wire.Warning(text))
+
+    def started(self, job: str) -> None:
+        """Let the progress of ``job`` through from now on."""
+        with self._lock:
+            self._running.add(job)
+
+    def ended(self, done: wire.Done) -> None:
+        """Say how a job ended. Progress of it that has not left is dropped, and none is accepted any more."""
+        frame = _Frame(wire.frame(self._encode(done)))
+        with self._lock:
+            self._running.discard(done.job)
+            outdated = self._newest.pop(done.job, None)
+            if outdated is not None:
+                outdated.left = b""
+        self._send(frame)
+
+    def progress(self, job: str, value: bytes) -> None:
+        """Say how far ``job`` is (JSON), from any thread, at once. Nothing is said of a job that does not run."""
+        frame = wire.frame(self._encode(wire.Progress(job, value)))
+        with self._lock:
+            if job not in self._running:
+                return
+            waiting = self._newest.get(job)
+            if waiting is not None:
+                waiting.left = frame
+                return
+            self._newest[job] = _Frame(frame, job)
+            self._queue.append(self._newest[job])
+            if not self._flushing and not self._write():
+                self._flushing = True
+                threading.Thread(target=self._flush, name="supervise-progress", daemon=True).start()
+
+    def _send(self, frame: _Frame) -> None:
+        with self._lock:
+            self._queue.append(frame)
+            self._write()
+        while frame.left:
+            self._wait()
+            with self._lock:
+                self._write()
+
+    def _flush(self) -> None:
+        while True:
+            self._wait()
+            with self._lock:
+                if self._write():
+                    self._flushing = False
+                    return
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT)
+        poll.poll()
+
+    def _write(self) -> bool:
+        """Write what the pipe takes, with the lock held; whether nothing is left."""
+        while self._queue:
+            frame = self._queue[0]
+            if frame.left:
+                try:
+                    count = self._socket.send(frame.left, _FLAGS)
+                except BlockingIOError:
+                    return False
+                except OSError:
+                    output.leave(0)
+                if frame.job is not None:
+                    self._newest.pop(frame.job, None)  # begun: it cannot be replaced any more
+                frame.left = memoryview(frame.left)[count:]
+                if frame.left:
+                    continue
+            self._queue.popleft()
+        return True
+
+    def _let_go(self) -> None:
+        # In a forked child: the pipe is not its own, and whether the lock was taken by a thread that it lacks is unknown.
+        self._socket.close()
+        self._lock = threading.Lock()
+        self._queue.clear()
+        self._newest.clear()
+        self._running.clear()

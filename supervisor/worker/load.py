@@ -1,0 +1,162 @@
+"""Turns the handler's name into what is served: runs the file as Python would; in the worker process, before its first job.
+
+The handler's code may never come back from here: ``serverless.start`` serves from within. What does come back is then looked
+through for a function to serve.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import importlib.util
+import operator
+import sys
+import types
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from supervisor import wire
+from supervisor.worker import blame
+
+KNOWN_KEYS = ("handler", "refresh_worker", "return_aggregate_stream", "concurrency_modifier")
+
+
+class Config(msgspec.Struct, frozen=True):
+    """What ``start`` was given, checked. ``unknown`` are keys that mean nothing here."""
+
+    handler: Callable[..., Any]
+    refresh_worker: bool = False
+    return_aggregate_stream: bool = False
+    concurrency_modifier: Callable[[int], Any] | None = None
+    unknown: tuple[str, ...] = ()
+
+
+def check(given: object) -> Config | wire.LoadFailed:
+    """The config in ``given``, or why it is none."""
+    if not isinstance(given, dict):
+        return _bad_config(f"start() takes a dict, not {type(given).__name__}")
+    if "handler" not in given:
+        return _bad_config("start() takes a dict with the key 'handler'")
+    for key in ("handler", "concurrency_modifier"):
+        value = given.get(key)
+        if not callable(value) and not (value is None and key != "handler"):
+            return _bad_config(f"the config's {key!r} must be callable, not {type(value).__name__}")
+    return Config(
+        handler=given["handler"],
+        refresh_worker=bool(given.get("refresh_worker")),
+        return_aggregate_stream=bool(given.get("return_aggregate_stream")),
+        concurrency_modifier=given.get("concurrency_modifier"),
+        unknown=tuple(blame.utf8(str(key)) for key in given if key not in KNOWN_KEYS),
+    )
+
+
+def load(spec: wire.HandlerSpec) -> Callable[..., Any] | wire.LoadFailed:
+    """Run the code that ``spec`` names; the function to serve if that code did not call ``start``, or why there is none."""
+    try:
+        if spec.kind == "file":
+            return _run_file(Path(spec.target), spec.argv)
+        if spec.kind == "module":
+            return _run_module(spec.target, spec.argv)
+        return _import_function(spec.target, spec.attribute or "handler", spec.argv)
+    except SystemExit as ended:
+        return raised("raised", f"{spec.target} called sys.exit({ended.code!r}) while it was loaded", ended)
+    except BaseException as error:  # noqa: BLE001 - user code ran
+        return raised("raised", f"{spec.target} raised while it was loaded: {blame.one_line(error)}", error)
+
+
+def raised(reason: str, message: str, error: BaseException) -> wire.LoadFailed:
+    """That the user's code raised ``error``."""
+    return wire.LoadFailed(reason, blame.utf8(message), blame.users_traceback(error))
+
+
+def _bad_config(message: str) -> wire.LoadFailed:
+    return wire.LoadFailed("bad_config", message, blame.users_stack())
+
+
+def _run_file(path: Path, argv: tuple[str, ...]) -> Callable[..., Any] | wire.LoadFailed:
+    """As ``python path argv``."""
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        return wire.LoadFailed("not_found", blame.utf8(f"cannot read the handler {path}: {error.strerror}"))
+    sys.path.insert(0, str(path.resolve().parent))  # Python, too, looks where a link points
+    sys.argv = [str(path), *argv]
+    main = _become_main()
+    main.__file__ = str(path)
+    main.__loader__ = SourceFileLoader("__main__", str(path))
+    return _execute(compile(source, str(path), "exec", dont_inherit=True), main)
+
+
+def _run_module(name: str, argv: tuple[str, ...]) -> Callable[..., Any] | wire.LoadFailed:
+    """As ``python -m name argv``. With a real ``__spec__``, multiprocessing's children import ``__main__`` by its name."""
+    sys.path.insert(0, str(Path.cwd()))
+    sys.argv = ["-m", *argv]  # what a package finds there while it is imported
+    spec = _find(name)
+    if spec is not None and spec.submodule_search_locations is not None:
+        name += ".__main__"
+        spec = _find(name)
+    get_code = getattr(spec.loader, "get_code", None) if spec is not None else None
+    code = get_code(name) if get_code is not None else None
+    if spec is None or code is None:
+        return wire.LoadFailed("not_found", blame.utf8(f"there is no Python module {name}"))
+    main = _become_main()
+    main.__spec__, main.__loader__, main.__package__ = spec, spec.loader, spec.parent
+    if spec.origin is not None:
+        main.__file__ = sys.argv[0] = spec.origin
+    return _execute(code, main)
+
+
+def _import_function(name: str, attribute: str, argv: tuple[str, ...]) -> Callable[..., Any] | wire.LoadFailed:
+    sys.path.insert(0, str(Path.cwd()))
+    sys.argv = [name, *argv]
+    _become_main()  # an empty one: multiprocessing's children have nothing to import again
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not _is_about(error, name):
+            raise
+        return wire.LoadFailed("not_found", blame.utf8(f"there is no Python module {name}"))
+    try:
+        function: object = operator.attrgetter(attribute)(module)
+    except AttributeError as error:
+        return wire.LoadFailed("no_handler", blame.utf8(f"{name} has no {attribute}: {error}"))
+    if not callable(function):
+        return wire.LoadFailed(
+            "no_handler", blame.utf8(f"{name}:{attribute} is no function but {type(function).__name__}")
+        )
+    return cast("Callable[..., Any]", function)
+
+
+def _execute(code: types.CodeType, main: types.ModuleType) -> Callable[..., Any] | wire.LoadFailed:
+    exec(code, vars(main))
+    function = vars(main).get("handler")
+    if callable(function):
+        return cast("Callable[..., Any]", function)
+    return wire.LoadFailed(
+        "no_handler", blame.utf8(f"{main.__file__} calls no start() and has no function named handler")
+    )
+
+
+def _find(name: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError as error:
+        if not _is_about(error, name):
+            raise  # a package on the way to it imports something that is missing
+        return None
+
+
+def _is_about(error: ModuleNotFoundError, name: str) -> bool:
+    return error.name is not None and f"{name}.".startswith(f"{error.name}.")
+
+
+def _become_main() -> types.ModuleType:
+    """A fresh ``__main__`` in the place of the template's."""
+    main = types.ModuleType("__main__")
+    vars(main).update(__builtins__=builtins, __cached__=None)
+    sys.modules["__main__"] = main
+    return main

@@ -1,0 +1,175 @@
+"""THE WORKER PROCESS, from the template's fork to its last word: loads the handler, serves it, and ends by ``os._exit``.
+
+Everything of the handler's runs in the main thread, with one event loop from before its import until the end. The loop watches
+the supervisor's pipe; a plain function is called from within it and keeps it waiting meanwhile, as RunPod's own worker does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import msgspec
+
+from supervisor import serverless, wire
+from supervisor.worker import blame, output
+from supervisor.worker.channel import Channel
+from supervisor.worker.encode import encode
+from supervisor.worker.load import Config, check, load, raised
+from supervisor.worker.run import Runner
+
+EXIT_BROKEN = 70
+"""Exit code after a fault of this program (EX_SOFTWARE of sysexits.h)."""
+
+EXIT_LOAD_FAILED = 71
+"""Exit code after ``wire.LoadFailed``: the handler cannot be served."""
+
+EXIT_INTERRUPTED = 130
+"""Exit code after a KeyboardInterrupt outside a job, as shells have it."""
+
+
+class WorkerStart(msgspec.Struct, frozen=True):
+    """What the template tells a new worker. ``conn_fd`` is its end of the pipe; ``forked_at`` a ``time.monotonic()``, seconds."""
+
+    slot: str
+    generation: int
+    conn_fd: int
+    setup: wire.Setup
+    forked_at: float
+
+
+def enter(start: WorkerStart) -> NoReturn:
+    """Be the worker that ``start`` describes.
+
+    Called in the forked child, its main thread, with descriptors 0, 1 and 2 in place, default signal dispositions and the
+    environment set.
+    """
+    output.rebuild()
+    worker = Worker(start)
+    serverless.attach(worker)
+    worker.load()
+
+
+class Worker:
+    """This process, as ``serverless`` sees it."""
+
+    def __init__(self, start: WorkerStart) -> None:
+        """Take over the pipe and make the event loop."""
+        self.pid = os.getpid()
+        self._start = start
+        self._channel = Channel(start.conn_fd)
+        self._loop = asyncio.new_event_loop()
+        self._checks: list[Callable[[], object]] = []
+        self._kept: object = None
+        self._serving = False
+
+    def load(self) -> NoReturn:
+        """Run the handler's code and serve what it gives."""
+        asyncio.set_event_loop(self._loop)
+        from supervisor.worker import runpod  # noqa: PLC0415 - only a worker pays for it
+
+        runpod.install()
+        loaded = load(self._start.setup.handler)
+        if isinstance(loaded, wire.LoadFailed):
+            self._refuse(loaded)
+        kept = self._kept if isinstance(self._kept, dict) else {}
+        self._serve({**kept, "handler": loaded})
+
+    def start(self, config: object) -> None:
+        """Serve ``config``. Where the command line names a function it is that which is served, with the rest of ``config``."""
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("start() must be called in the main thread")
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError("start() cannot be called inside a running event loop: it runs one of its own")
+        if self._serving:
+            raise RuntimeError("start() was called before: this worker serves already")
+        if self._start.setup.handler.kind == "function":
+            self._kept = config
+        else:
+            self._serve(config)
+
+    def progress(self, job: Any, value: object) -> None:
+        """Say how far ``job`` is; see ``serverless.progress_update``."""
+        self._channel.progress(job["id"], encode(value, "progress"))
+
+    def add_fitness_check(self, check: Callable[[], object]) -> None:
+        """Run ``check`` before the first job."""
+        self._checks.append(check)
+
+    def _serve(self, given: object) -> NoReturn:
+        config = check(given)
+        if isinstance(config, wire.LoadFailed):
+            self._refuse(config)
+        self._serving = True
+        if config.unknown:
+            self._channel.warn(f"the config has keys that mean nothing here: {', '.join(config.unknown)}")
+        loop = self._current_loop()
+        failed = loop.run_until_complete(self._check_fitness())
+        if failed is not None:
+            self._refuse(failed)
+        self._run_loop(loop, config)
+
+    def _run_loop(self, loop: asyncio.AbstractEventLoop, config: Config) -> NoReturn:
+        runner = Runner(config, self._channel, f"{self._start.slot}-{self._start.generation}")
+        took_ms = (time.monotonic() - self._start.forked_at) * 1000
+        self._channel.send(wire.Ready(self.pid, runner.kind, runner.capacity, config.refresh_worker, took_ms))
+        loop.add_reader(self._channel.fileno(), self._read, runner)
+        try:
+            while True:  # the handler may stop the loop, but not the worker
+                loop.run_forever()
+        except SystemExit as ended:  # of a task that the handler started
+            output.leave_as(ended)
+        except KeyboardInterrupt:
+            output.leave(EXIT_INTERRUPTED)
+
+    def _read(self, runner: Runner) -> None:
+        try:
+            for message in self._channel.receive():
+                if isinstance(message, wire.Run):
+                    runner.run(message)
+                elif isinstance(message, wire.Cancel):
+                    runner.cancel(message.job)
+                else:
+                    output.leave(0)
+        except Exception:  # noqa: BLE001 - asyncio would print it and go on, with a job that never ends
+            traceback.print_exc()
+            output.leave(EXIT_BROKEN)
+
+    def _current_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop to serve on: the current one, because the handler's objects may be bound to it; ours if there is none.
+
+        ``asyncio.run`` while the handler loaded leaves none behind, and one that was closed is of no use.
+        """
+        try:
+            current = asyncio.get_event_loop()
+        except RuntimeError:
+            current = self._loop
+        for loop in (current, self._loop):
+            if not loop.is_closed():
+                break
+        else:
+            loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        return loop
+
+    async def _check_fitness(self) -> wire.LoadFailed | None:
+        name = ""
+        try:
+            for one in self._checks:
+                name = getattr(one, "__name__", repr(one))
+                answer = one()
+                if inspect.isawaitable(answer):
+                    await answer
+        except BaseException as error:  # noqa: BLE001 - user code, sys.exit included
+            return raised("fitness", f"the fitness check {name} raised: {blame.one_line(error)}", error)
+        return None
+
+    def _refuse(self, why: wire.LoadFailed) -> NoReturn:
+        self._channel.send(why)
+        output.leave(EXIT_LOAD_FAILED)

@@ -1,0 +1,260 @@
+"""Runs jobs: calls the handler, follows what it returns by its kind, and says what became of it; in the worker's main thread.
+
+The result decides how it is followed, not the handler's signature: a plain function may return a coroutine or a generator.
+
+====================== ==========================================================================================
+the handler returned   which is
+====================== ==========================================================================================
+an awaitable           awaited in a task of its own, so other jobs may run beside it; what it gives is followed in turn
+an async iterator      read in a task of its own, each value a chunk
+a generator            read at once, each value a chunk
+anything else          the result
+====================== ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import json
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from typing import Any
+
+import msgspec
+
+import supervisor
+from supervisor import wire
+from supervisor.errors import EncodeError
+from supervisor.job import JobStatus
+from supervisor.worker import blame, output
+from supervisor.worker.channel import Channel
+from supervisor.worker.encode import encode, error_text
+from supervisor.worker.load import Config
+
+STICKY_CUDA_ERRORS: tuple[str, ...] = ()
+"""Texts of CUDA errors after which this process's context is of no use; ``poison`` looks for them in every error."""
+
+_PLAIN = frozenset({dict, list, tuple, str, int, float, bool, type(None)})  # seen at once to be a result
+_KINDS: tuple[tuple[str, Callable[[object], bool]], ...] = (
+    ("coroutine", inspect.iscoroutinefunction),
+    ("async_generator", inspect.isasyncgenfunction),
+    ("generator", inspect.isgeneratorfunction),
+    ("function", inspect.isroutine),
+)
+_NOTHING = object()  # what is left of {}: no output
+_decode: Callable[[bytes], Any] = msgspec.json.Decoder().decode
+
+
+def kind_of(handler: Callable[..., Any]) -> str:
+    """The kind of ``handler`` in the words of ``wire.Ready``, as far as it can be told without calling it."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if inspect.isclass(handler) or inspect.isbuiltin(handler):
+        return "unknown"
+    function = handler if inspect.isroutine(handler) else type(handler).__call__
+    return next((kind for kind, is_it in _KINDS if is_it(function)), "unknown")
+
+
+def poison(error: str) -> str | None:
+    """Which sticky CUDA error is in ``error``, if any."""
+    return next((name for name in STICKY_CUDA_ERRORS if name in error), None)
+
+
+class _Attempt:
+    """One job while it runs. ``chunks`` counts what it yielded; ``kept`` are those values, where the output is made of them."""
+
+    __slots__ = ("cancelled", "chunks", "entered", "id", "kept", "task")
+
+    def __init__(self, job: str) -> None:
+        self.id = job
+        self.task: asyncio.Task[None] | None = None
+        self.entered = False
+        self.cancelled = False
+        self.chunks = 0
+        self.kept: list[bytes] = []
+
+
+class Runner:
+    """Runs the jobs of one worker with one handler. Everything happens in the main thread, inside the running loop."""
+
+    def __init__(self, config: Config, channel: Channel, worker_id: str) -> None:
+        """Run ``config.handler`` and speak through ``channel``; ``worker_id`` is for error reports."""
+        self._config = config
+        self._channel = channel
+        self._worker_id = worker_id
+        self._running: dict[str, _Attempt] = {}
+        self.kind = kind_of(config.handler)
+        self._concurrent = self.kind in ("coroutine", "async_generator")
+        self.capacity = self._wanted_capacity(1)
+
+    def run(self, message: wire.Run) -> None:
+        """Start one job. It has ended when this returns, unless its handler returned something to wait for."""
+        attempt = self._running[message.job] = _Attempt(message.job)
+        self._channel.started(message.job)
+        # A context of its own, as a task has: what a handler sets in a context variable ends with its job.
+        contextvars.copy_context().run(self._call, attempt, message)
+        if attempt.task is not None:
+            self._ask_capacity()
+
+    def cancel(self, job: str) -> None:
+        """Have ``CancelledError`` raised in the coroutine of ``job``. A job that does not run is ignored."""
+        attempt = self._running.get(job)
+        if attempt is not None:
+            attempt.cancelled = True
+            # A task that is cancelled before its first step never takes it, and could not say that it ended.
+            if attempt.task is not None and attempt.entered:
+                attempt.task.cancel()
+
+    def _call(self, attempt: _Attempt, message: wire.Run) -> None:
+        try:
+            job = {"id": message.job, "input": _decode(message.input)}
+            if message.extras is not None:
+                job.update(_decode(message.extras))
+            value = self._config.handler(job)
+            if type(value) in _PLAIN:
+                done = self._result(attempt, value)
+            elif isinstance(value, AsyncIterator) or inspect.isawaitable(value):
+                self._concurrent = True
+                attempt.task = asyncio.get_running_loop().create_task(self._follow(attempt, value))
+                return
+            else:
+                done = self._settle(attempt, value)
+        except SystemExit as ended:
+            output.leave_as(ended)
+        except BaseException as error:  # noqa: BLE001 - user code ran
+            done = self._failure(attempt, error)
+        self._end(done)
+
+    async def _follow(self, attempt: _Attempt, value: Any) -> None:
+        attempt.entered = True
+        try:
+            if attempt.cancelled:
+                _discard(value)
+                raise asyncio.CancelledError
+            while inspect.isawaitable(value):
+                value = await value
+            done = (
+                await self._read_async(attempt, value)
+                if isinstance(value, AsyncIterator)
+                else self._settle(attempt, value)
+            )
+        except SystemExit as ended:
+            output.leave_as(ended)
+        except BaseException as error:  # noqa: BLE001 - user code ran
+            done = self._failure(attempt, error)
+        self._end(done)
+
+    def _settle(self, attempt: _Attempt, value: Any) -> wire.Done:
+        return self._read(attempt, value) if isinstance(value, Generator) else self._result(attempt, value)
+
+    def _read(self, attempt: _Attempt, values: Generator[Any, Any, Any]) -> wire.Done:
+        try:
+            for value in values:
+                error = self._chunk(attempt, value)
+                if error is not None:
+                    return self._failed(attempt, error)
+        finally:
+            values.close()
+        return self._streamed(attempt)
+
+    async def _read_async(self, attempt: _Attempt, values: AsyncIterator[Any]) -> wire.Done:
+        try:
+            async for value in values:
+                error = self._chunk(attempt, value)
+                if error is not None:
+                    return self._failed(attempt, error)
+        finally:
+            if isinstance(values, AsyncGenerator):
+                await values.aclose()
+        return self._streamed(attempt)
+
+    def _chunk(self, attempt: _Attempt, value: Any) -> str | None:
+        """Send what was yielded. If that is an error or cannot be sent: the text of the error instead."""
+        if isinstance(value, dict) and value.get("error"):
+            return error_text(value["error"])
+        try:
+            chunk = encode(value, f"output[{attempt.chunks}]")
+        except EncodeError as failure:
+            return blame.message(failure)
+        self._channel.send(wire.Chunk(attempt.id, attempt.chunks, chunk))
+        attempt.chunks += 1
+        if self._config.return_aggregate_stream:
+            attempt.kept.append(chunk)
+        return None
+
+    def _streamed(self, attempt: _Attempt) -> wire.Done:
+        whole = b"[" + b",".join(attempt.kept) + b"]"
+        return wire.Done(attempt.id, JobStatus.COMPLETED.value, whole, refresh=self._config.refresh_worker)
+
+    def _result(self, attempt: _Attempt, value: Any) -> wire.Done:
+        refresh = self._config.refresh_worker
+        error = None
+        if isinstance(value, dict):
+            refresh = refresh or bool(value.get("refresh_worker"))
+            error = value.get("error") or None
+            value = {key: item for key, item in value.items() if key not in ("error", "refresh_worker")} or _NOTHING
+        if error is not None:
+            return self._failed(attempt, error_text(error), refresh, self._beside(attempt, value))
+        try:
+            encoded = None if value is _NOTHING else encode(value)
+        except EncodeError as failure:
+            return self._failed(attempt, blame.message(failure), refresh)
+        return wire.Done(attempt.id, JobStatus.COMPLETED.value, encoded, refresh=refresh)
+
+    def _beside(self, attempt: _Attempt, value: Any) -> bytes | None:
+        """What is left of a result that is an error; the error counts, so a value that cannot be encoded only warns."""
+        try:
+            return None if value is _NOTHING else encode(value)
+        except EncodeError as failure:
+            self._channel.warn(f"job {attempt.id}: the output beside its error is dropped: {blame.message(failure)}")
+            return None
+
+    def _failed(self, attempt: _Attempt, error: str, refresh: bool = False, beside: bytes | None = None) -> wire.Done:
+        refresh = refresh or self._config.refresh_worker
+        return wire.Done(attempt.id, JobStatus.FAILED.value, beside, error, refresh, poison(error))
+
+    def _failure(self, attempt: _Attempt, error: BaseException) -> wire.Done:
+        """What becomes of a job in which ``error`` was raised."""
+        if isinstance(error, asyncio.CancelledError) and attempt.cancelled:
+            return wire.Done(attempt.id, JobStatus.CANCELLED.value, refresh=self._config.refresh_worker)
+        report = {
+            "error_type": str(type(error)),
+            "error_message": blame.message(error),
+            "error_traceback": blame.users_traceback(error),
+            "hostname": socket.gethostname(),
+            "worker_id": self._worker_id,
+            "supervisor_version": supervisor.__version__,
+        }
+        return self._failed(attempt, json.dumps(report, ensure_ascii=False))
+
+    def _end(self, done: wire.Done) -> None:
+        output.flush()  # all that the job printed is in the log pipe before its end is in the other
+        self._running.pop(done.job, None)
+        self._channel.ended(done)
+        self._ask_capacity()
+
+    def _ask_capacity(self) -> None:
+        wanted = self._wanted_capacity(self.capacity)
+        if wanted != self.capacity:
+            self.capacity = wanted
+            self._channel.send(wire.Capacity(wanted))
+
+    def _wanted_capacity(self, current: int) -> int:
+        modifier = self._config.concurrency_modifier
+        if modifier is None or not self._concurrent:
+            return current
+        try:
+            return max(1, int(modifier(current)))
+        except Exception as error:  # noqa: BLE001 - user code
+            self._channel.warn(f"concurrency_modifier raised, so {current} stays: {blame.one_line(error)}")
+            return current
+
+
+def _discard(value: Any) -> None:
+    """Drop an awaitable that nobody will await, without Python's complaint about that."""
+    end = getattr(value, "close", None) or getattr(value, "cancel", None)
+    if end is not None:
+        end()
