@@ -142,15 +142,15 @@ class HandlerSpec(msgspec.Struct, frozen=True):
 
 
 class Setup(msgspec.Struct, frozen=True, tag="setup"):
-    """The first message: what every worker has in common. ``tmp_root`` is this run's folder for the workers' ``TMPDIR``."""
+    """The first message: what every worker has in common. ``tmp_root`` is this run's folder for the workers' ``TMPDIR``;
+    ``preload_timeout`` is how many seconds each preloaded import may take."""
 
     version: int
     run_id: str
     handler: HandlerSpec
     preload: tuple[str, ...]
     tmp_root: str
-    grace: float = 5.0
-    refresh_worker: bool = False
+    preload_timeout: float = 60.0
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):

@@ -1,0 +1,145 @@
+"""The supervisor's end of one worker generation: its message pipe and its log pipe. Neither ever blocks the supervisor."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from multiprocessing.connection import Connection
+
+from supervisor import wire
+from supervisor.errors import WireError
+from supervisor.pool.process import LOG_PIPE_BYTES
+
+READ_BYTES = 256 * 1024
+"""Most bytes taken from one pipe in one turn, so that a flood on one does not starve the others."""
+
+LINE_BYTES = 8 * 1024
+"""A longer line of a worker's output is cut into several."""
+
+TAIL_LINES = 20
+"""How many of a worker's last lines an error carries."""
+
+
+class Link:
+    """One worker's pipes. Reading returns what is there; writing keeps what the pipe does not take yet."""
+
+    def __init__(self, slot: str, generation: int, connection: Connection, log_fd: int, limit: int) -> None:
+        """Own both descriptors, which are non-blocking; refuse messages of more than ``limit`` bytes."""
+        self.slot = slot
+        self.generation = generation
+        self.fd = connection.fileno()
+        self.log_fd = log_fd
+        self.pid: int | None = None
+        self.kind = "unknown"
+        self.load_failed: wire.LoadFailed | None = None
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.broken = False
+        self.at_end = False
+        self.log_at_end = False
+        self._connection = connection
+        self._frames = wire.FrameReader(limit)
+        self._codec: wire.Codec[wire.FromWorker] = wire.Codec(wire.FromWorker)
+        self._unsent = bytearray()
+        self._line = b""
+
+    def receive(self, budget: int = READ_BYTES) -> list[wire.FromWorker]:
+        """The messages that are there, at most about ``budget`` bytes of them; none when the pipe is empty or at its end.
+
+        Raises:
+            WireError: what came is no message of this channel; the link is then ``broken`` and reads nothing more.
+        """
+        if self.broken:
+            return []
+        payloads: list[bytes] = []
+        try:
+            while budget > 0:
+                data = self._read(self.fd, READ_BYTES)
+                if not data:
+                    self.at_end = data is not None
+                    break
+                payloads += self._frames.feed(data)
+                if len(data) < READ_BYTES:
+                    break
+                budget -= len(data)
+            return [self._codec.decode(payload) for payload in payloads]
+        except WireError:
+            self.broken = True
+            raise
+
+    def send(self, message: wire.ToWorker) -> bool:
+        """Write one message; false when part of it waits for ``flush``."""
+        data = wire.frame(self._codec.encode(message))
+        if self._unsent:
+            self._unsent += data
+            return False
+        sent = self._write(data)
+        if sent < len(data):
+            self._unsent += data[sent:]
+            return False
+        return True
+
+    def flush(self) -> bool:
+        """Write on; true when nothing is left."""
+        if self._unsent:
+            sent = self._write(self._unsent)
+            del self._unsent[:sent]
+        return not self._unsent
+
+    def read_log(self, budget: int = READ_BYTES) -> list[str]:
+        """The whole lines that the worker (or what it started) has written, at most about ``budget`` bytes of them."""
+        lines: list[str] = []
+        while budget > 0:
+            data = self._read(self.log_fd, 65536)
+            if not data:
+                self.log_at_end = data is not None
+                break
+            budget -= len(data)
+            lines += self._cut(data)
+        self.tail.extend(lines)
+        return lines
+
+    def last_log(self) -> list[str]:
+        """Everything left in the log pipe, the unfinished last line too."""
+        lines = self.read_log(LOG_PIPE_BYTES)
+        if self._line:
+            rest = [self._line.decode("utf-8", "replace")]
+            self._line = b""
+            self.tail.extend(rest)
+            lines += rest
+        return lines
+
+    def close(self) -> None:
+        """Let go of both pipes."""
+        self._connection.close()
+        os.close(self.log_fd)
+
+    def _cut(self, data: bytes) -> list[str]:
+        *whole, self._line = (self._line + data).split(b"\n")
+        if len(self._line) > LINE_BYTES:
+            whole.append(self._line)
+            self._line = b""
+        return [
+            line[at : at + LINE_BYTES].decode("utf-8", "replace").rstrip("\r")
+            for line in whole
+            for at in range(0, max(1, len(line)), LINE_BYTES)
+        ]
+
+    @staticmethod
+    def _read(fd: int, size: int) -> bytes | None:
+        """What is there; ``None`` when that is nothing, empty at the end of the pipe."""
+        try:
+            return os.read(fd, size)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            # The worker died with a message of ours unread: nothing of its own is lost by that.
+            return b""
+
+    def _write(self, data: bytes | bytearray) -> int:
+        try:
+            return os.write(self.fd, data)
+        except BlockingIOError:
+            return 0
+        except (BrokenPipeError, ConnectionResetError):
+            # The worker is dead; its death is reported by the template and decides about the job.
+            return len(data)

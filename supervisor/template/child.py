@@ -1,0 +1,146 @@
+"""From the fork to the worker's first line: runs in the forked child, which is the template's copy and must stop being one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, Union
+
+import msgspec
+
+from supervisor.proc import set_death_signal, set_subreaper
+from supervisor.template.preload import reseed
+from supervisor.worker.main import WorkerStart
+
+Entry = Callable[[WorkerStart], NoReturn]
+Disposition = Union[Callable[[int, Union[FrameType, None]], Any], signal.Handlers]
+
+EXIT_BROKEN = 70
+"""Exit code of a worker whose entry raised: a fault of this program (EX_SOFTWARE of sysexits.h)."""
+
+
+class Inherited(msgspec.Struct, frozen=True):
+    """What a child has of the template that a worker must not have. Found out once: doing it in each child costs page faults.
+
+    ``descriptors`` are those to close, ``dispositions`` those to set; ``sock`` is the object on one of the descriptors.
+    """
+
+    template: int
+    sock: socket.socket
+    descriptors: tuple[int, ...]
+    dispositions: Mapping[int, Disposition]
+
+
+def fork(held_back: Collection[int] = ()) -> int:
+    """``os.fork``, with the signals ``held_back`` in the child: one that is sent at once waits until ``become_worker`` has let go
+    of the template's ways, and is not lost.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
+    pid = -1
+    try:
+        pid = _fork_quietly()
+    finally:
+        if pid != 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
+
+
+def _fork_quietly() -> int:
+    if sys.version_info >= (3, 12):
+        with warnings.catch_warnings():
+            # It warns when a preloaded library has a native thread; that it is harmless was judged before.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return os.fork()
+    return os.fork()
+
+
+def become_worker(
+    entry: Entry, start: WorkerStart, env: Mapping[str, str | None], log: int, inherited: Inherited
+) -> NoReturn:
+    """Cut all ties to the template and enter the worker, whose output goes to ``log``; ends the process, whatever happens."""
+    try:
+        # The kernel's promise first: from here on the template's end is this process's end.
+        set_death_signal(signal.SIGKILL)
+        if os.getppid() != inherited.template:
+            os._exit(EXIT_BROKEN)
+        os.setsid()
+        set_subreaper()
+        _take_descriptors(inherited, log)
+        _restore_signals(inherited.dispositions)
+        _apply(env)
+        reseed()
+        entry(start)
+    except BaseException:  # noqa: BLE001 - nothing may return into the template's loop
+        os.write(2, traceback.format_exc().encode(errors="replace"))
+    finally:
+        os._exit(EXIT_BROKEN)
+
+
+def signals_to_restore() -> dict[int, Disposition]:
+    """What this process changed of the dispositions of a Python process that was just started, and what they were.
+
+    ``SIGPIPE`` and ``SIGXFSZ`` are ignored, and ``SIGINT`` raises: so it is for ``python handler.py``. A handler that Python did
+    not set (None), such as that of PYTHONFAULTHANDLER, is there for a reason.
+    """
+    python: dict[int, Disposition] = {
+        signal.SIGPIPE: signal.SIG_IGN,
+        signal.SIGXFSZ: signal.SIG_IGN,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    wanted = {signum: python.get(signum, signal.SIG_DFL) for signum in signal.valid_signals()}
+    return {
+        int(signum): disposition
+        for signum, disposition in wanted.items()
+        if signal.getsignal(signum) not in (None, disposition)
+    }
+
+
+def _restore_signals(dispositions: Mapping[int, Disposition]) -> None:
+    signal.set_wakeup_fd(-1)
+    for signum, disposition in dispositions.items():
+        signal.signal(signum, disposition)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _take_descriptors(inherited: Inherited, log: int) -> None:
+    # The object must not close its number later: by then that may be a file of the handler.
+    inherited.sock.detach()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    for descriptor in inherited.descriptors:
+        os.close(descriptor)
+
+
+def open_descriptors() -> list[int]:
+    """The descriptors of this process."""
+    listed = [int(link.name) for link in Path("/proc/self/fd").iterdir()]
+    return [
+        descriptor for descriptor in listed if _is_open(descriptor)
+    ]  # that of the listing is in the list, and closed now
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _apply(env: Mapping[str, str | None]) -> None:
+    for name, value in env.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    # It remembers the template's folder if an import asked for one.
+    tempfile.tempdir = None

@@ -1,0 +1,90 @@
+"""The end of everything: notices that the supervisor is gone and leaves nothing alive; runs in the template process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+
+from supervisor.proc import children_of, kill_with_group, reap_any, set_death_signal
+
+_LOOK_AGAIN_MS = 5
+
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP)
+"""Signals a terminal or a person may send: only the supervisor's word or its end ends the template."""
+
+
+def ignore_signals() -> None:
+    """Let nothing but SIGKILL stop this process. Said again after imports, which may set handlers of their own."""
+    for signum in IGNORED:
+        signal.signal(signum, signal.SIG_IGN)
+    # Python's own: a write to a closed socket is an error, not the end.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+def open_supervisor() -> int | None:
+    """A descriptor that gets readable when the supervisor ends; None where the kernel has none.
+
+    The socket alone does not tell if a process that the supervisor's program forked holds a copy of its end.
+    """
+    try:
+        return os.pidfd_open(os.getppid())
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def dying_with_supervisor() -> Iterator[None]:
+    """Let the supervisor's end kill this process: while it imports it cannot listen. There are no workers yet."""
+    set_death_signal(signal.SIGKILL)
+    try:
+        yield
+    finally:
+        set_death_signal(0)
+
+
+def end_everything(wakeup: int) -> None:
+    """SIGKILL all that lives below this process and reap it, until nothing is left.
+
+    It waits as long as that takes: a process that the kernel cannot end yet still holds its GPU, and the locks say so. Readable
+    ``wakeup`` (set by SIGCHLD) is when it looks again.
+    """
+    poll = select.poll()
+    poll.register(wakeup, select.POLLIN)
+    own_pid = os.getpid()
+    while True:
+        for pid in children_of(own_pid):
+            kill_with_group(pid)
+        try:
+            while reap_any() is not None:
+                pass
+        except ChildProcessError:
+            return
+        if poll.poll(_LOOK_AGAIN_MS):
+            drain(wakeup)
+
+
+def let_go(locks: Sequence[int], tmp_root: str | None) -> None:
+    """When nothing is left: give the locks up, which the next supervisor may wait for, and remove the workers' folders."""
+    for lock in locks:
+        os.close(lock)
+    if tmp_root is not None:
+        shutil.rmtree(tmp_root, ignore_errors=True)
+
+
+def drain(wakeup: int) -> None:
+    """Empty the pipe that signals write to."""
+    with contextlib.suppress(BlockingIOError):
+        while os.read(wakeup, 4096):
+            pass
+
+
+def has_hung_up(sock: socket.socket) -> bool:
+    """Whether the other end of ``sock`` is closed, also if messages wait to be read."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return bool(poll.poll(0))

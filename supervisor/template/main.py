@@ -1,0 +1,263 @@
+"""The template: forks workers on demand. Runs in the template process, as ``python …/supervisor/template/main.py SOCKET LOCK…``.
+
+SOCKET is the descriptor of its end of the socket pair; each LOCK one that it holds open until nothing that it forked is alive.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Its own folder is no place to import from. The folder of the package goes to the end: it may be a checkout, whose
+    # other folders must not hide installed modules; but first of all, so that this package is found and not supervisord.
+    _folders = [str(folder) for folder in Path(__file__).resolve().parents[:3]]  # template, supervisor, where that lies
+    sys.path[:] = [path for path in sys.path if path != _folders[0]]
+    sys.path.insert(0, _folders[2])
+    import supervisor  # noqa: F401 - found once, it is found for good
+
+    del sys.path[0]
+    if _folders[2] not in sys.path:
+        sys.path.append(_folders[2])
+
+import ctypes
+import errno
+import select
+import signal
+import socket
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from supervisor import wire
+from supervisor.errors import SuperviseError, WireError
+from supervisor.proc import set_subreaper
+from supervisor.template import child, guard
+from supervisor.template.folders import Folders
+from supervisor.template.preload import freeze, import_shared, preload
+from supervisor.template.reap import Reaper
+from supervisor.worker.main import WorkerStart
+
+_MESSAGE_BYTES = 256 * 1024
+_MESSAGES_A_TURN = 16
+
+
+class Template:
+    """One thread, one loop: messages and deaths in, forks and reports out. Nothing in it waits but ``poll``."""
+
+    def __init__(self, sock: socket.socket, locks: Sequence[int], entry: child.Entry) -> None:
+        """Serve the supervisor at the other end of ``sock``; each forked child enters ``entry``."""
+        sock.setblocking(False)
+        self._sock = sock
+        self._locks = locks
+        self._entry = entry
+        self._codec = wire.Codec[wire.ToTemplate](wire.ToTemplate)
+        self._outbox: deque[bytes] = deque()
+        self._poll = select.poll()
+        self._own_pid = os.getpid()
+        self._finished = False
+
+    def run(self) -> None:
+        """Serve until the supervisor says so or is gone; then nothing that was forked is alive.
+
+        Raises:
+            WireError: the supervisor broke the protocol (after everything was ended).
+        """
+        foreign = child.open_descriptors()
+        with guard.dying_with_supervisor():
+            setup = self._receive_setup()
+            if setup is None or guard.has_hung_up(self._sock):
+                return
+            started = time.monotonic()
+            import_shared()
+            preloaded = preload(setup.preload, setup.preload_timeout)
+            freeze()
+        # What an import holds open, it holds open in every worker too.
+        kept = set(child.open_descriptors()) - set(foreign)
+        self._prepare(setup, kept)
+        try:
+            took_ms = (time.monotonic() - started) * 1000
+            self._send(wire.TemplateReady(wire.VERSION, self._own_pid, preloaded.loaded, preloaded.skipped, took_ms))
+            while not self._finished:
+                self._turn()
+        finally:
+            guard.end_everything(self._wakeup)
+            guard.let_go(self._locks, setup.tmp_root)
+
+    def _receive_setup(self) -> wire.Setup | None:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.poll()
+        received = self._receive()
+        if received is None:
+            return None
+        message, _ = received
+        if not isinstance(message, wire.Setup) or message.version != wire.VERSION:
+            raise WireError(f"the template speaks version {wire.VERSION} and was told {message!r}")
+        return message
+
+    def _prepare(self, setup: wire.Setup, kept: set[int]) -> None:
+        self._setup = setup
+        self._wakeup = self._listen_for_deaths()
+        self._reaper = Reaper()
+        self._folders = Folders(setup.tmp_root, self._reaper)
+        for descriptor in (self._sock.fileno(), self._wakeup, guard.open_supervisor()):
+            if descriptor is not None:
+                self._poll.register(descriptor, select.POLLIN)
+        foreign = set(child.open_descriptors()) - kept - {0, 1, 2}
+        self._inherited = child.Inherited(self._own_pid, self._sock, tuple(foreign), child.signals_to_restore())
+
+    def _listen_for_deaths(self) -> int:
+        """A descriptor that gets readable at each SIGCHLD. The imports are over: nobody takes it away again."""
+        guard.ignore_signals()
+        set_subreaper()
+        readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda _signum, _frame: None)
+        signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+        return readable
+
+    def _turn(self) -> None:
+        for descriptor, _ in self._poll.poll(self._patience_ms()):
+            if descriptor == self._wakeup:
+                guard.drain(self._wakeup)
+            elif descriptor == self._sock.fileno():
+                self._handle_socket()
+            else:
+                self._finished = True
+        for event in self._reaper.turn():
+            self._send(event)
+            if isinstance(event, wire.Swept):
+                self._folders.discard(event.slot, event.generation)
+        self._folders.clean()
+
+    def _patience_ms(self) -> int | None:
+        deadlines = [at for at in (self._reaper.next_look, self._folders.next_look) if at is not None]
+        return max(0, int((min(deadlines) - time.monotonic()) * 1000) + 1) if deadlines else None
+
+    def _handle_socket(self) -> None:
+        self._flush()
+        for _ in range(_MESSAGES_A_TURN):
+            try:
+                received = self._receive()
+            except BlockingIOError:
+                return
+            if received is None:
+                self._finished = True
+                return
+            self._handle(*received)
+
+    def _handle(self, message: wire.ToTemplate, descriptors: list[int]) -> None:
+        if isinstance(message, wire.Fork):
+            self._fork(message, descriptors)
+        elif isinstance(message, wire.Signal):
+            self._reaper.signal_worker(message.slot, message.generation, message.signum)
+        elif isinstance(message, wire.EndTree):
+            self._reaper.signal_worker(message.slot, message.generation, signal.SIGKILL)
+        elif isinstance(message, wire.Quit):
+            self._finished = True
+        else:
+            raise WireError("a second set-up")
+
+    def _fork(self, message: wire.Fork, descriptors: list[int]) -> None:
+        slot, generation = message.slot, message.generation
+        forked_at = time.monotonic()
+        try:
+            if len(descriptors) != len(("connection", "log")):
+                raise OSError(errno.EBADF, f"{len(descriptors)} descriptors came along and not 2")
+            folder = self._folders.make(slot, generation)
+            try:
+                pid = child.fork(self._inherited.dispositions)
+            except OSError:
+                self._folders.discard(slot, generation)
+                raise
+        except OSError as error:
+            self._send(wire.ForkFailed(slot, generation, str(error)))
+        else:
+            if pid == 0:
+                connection, log = descriptors
+                start = WorkerStart(slot, generation, connection, self._setup, forked_at)
+                env = {**message.env, "TMPDIR": folder}
+                child.become_worker(self._entry, start, env, log, self._inherited)
+            self._reaper.add_worker(slot, generation, pid)
+            self._send(wire.Forked(slot, generation, pid))
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _receive(self) -> tuple[wire.ToTemplate, list[int]] | None:
+        """The next message and its descriptors; None when the supervisor is gone.
+
+        Raises:
+            BlockingIOError: there is none now.
+            WireError: it cannot be read.
+        """
+        try:
+            data, descriptors, flags, _ = socket.recv_fds(self._sock, _MESSAGE_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionError:
+            return None
+        if not data:
+            return None
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise WireError(f"a message of more than {_MESSAGE_BYTES} bytes, or one whose descriptors were cut off")
+        return self._codec.decode(data), descriptors
+
+    def _send(self, message: wire.FromTemplate) -> None:
+        self._outbox.append(self._codec.encode(message))
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what the socket takes; a supervisor that does not read costs memory, not a worker's death unseen."""
+        try:
+            while self._outbox:
+                self._sock.send(self._outbox[0])
+                self._outbox.popleft()
+        except BlockingIOError:
+            pass
+        except ConnectionError:
+            self._finished = True
+        self._poll.modify(self._sock, select.POLLIN | (select.POLLOUT if self._outbox else 0))
+
+
+def flush_c_output_by_line() -> None:
+    """Let C's ``stdout`` be flushed at each line, in workers too, as on a terminal: a crash would lose what it holds back."""
+    if os.environ.get("PYTHONUNBUFFERED"):
+        return  # then Python has told C to hold nothing back at all
+    library = ctypes.CDLL(None)
+    line_buffered = 1  # _IOLBF of <stdio.h>, the same in glibc and musl
+    library.setvbuf(ctypes.c_void_p.in_dll(library, "stdout"), None, line_buffered, ctypes.c_size_t(0))
+
+
+def run(arguments: Sequence[str], find_entry: Callable[[], child.Entry]) -> NoReturn:
+    """Be the template that ``arguments`` (SOCKET LOCK…) describe; ends the process."""
+    guard.ignore_signals()
+    flush_c_output_by_line()
+    descriptors = [int(argument) for argument in arguments]
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    sys.argv[1:] = []
+    status = child.EXIT_BROKEN
+    try:
+        template = Template(socket.socket(fileno=descriptors[0]), descriptors[1:], find_entry())
+        template.run()
+        status = 0
+    except SuperviseError as error:
+        sys.stderr.write(f"supervise: the template ended: {error}\n")
+    except BaseException:  # noqa: BLE001 - printed here, since the process ends below
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        # The orderly end of an interpreter that has imported torch takes 300 ms.
+        os._exit(status)
+
+
+def worker_entry() -> child.Entry:
+    """Where a worker begins."""
+    from supervisor.worker.main import enter  # noqa: PLC0415 - a template with an entry of its own does not need this one
+
+    return enter
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:], worker_entry)

@@ -1,0 +1,153 @@
+"""Deaths and trees: reaps workers, and ends what a dead worker left behind; runs in the template process.
+
+The template is the subreaper of every worker, and each worker that of what it starts. So what a worker started stays below it
+while it lives, and comes to the template, child by child, when it dies: a child that the template did not fork is an orphan.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Union
+
+from supervisor.proc import children_of, kill, kill_with_group, reap_any
+from supervisor.wire import Died, Swept
+
+Event = Union[Died, Swept]
+
+_PASSES = 8
+_SOONEST = 0.002
+_LATEST = 0.1
+
+
+class _Tree:
+    """What a dead worker left, while it is being ended."""
+
+    def __init__(self, slot: str, generation: int, pid: int) -> None:
+        self.slot = slot
+        self.generation = generation
+        self.pid = pid
+        self.killed = 0
+
+
+class Reaper:
+    """Knows the template's children: workers, what it spares, and orphans, each with the dead workers it may come from."""
+
+    def __init__(self) -> None:
+        """Spare the children that exist already: helpers that a preloaded module started for itself."""
+        self._own_pid = os.getpid()
+        self._workers: dict[int, tuple[str, int]] = {}
+        self._pids: dict[tuple[str, int], int] = {}
+        self._spared = set(children_of(self._own_pid))
+        self._trees: dict[int, _Tree] = {}
+        self._orphans: dict[int, frozenset[int]] = {}
+        self._delay = _SOONEST
+        self._next_look: float | None = None
+
+    @property
+    def next_look(self) -> float | None:
+        """When ``turn`` must be called at the latest (monotonic seconds); None while only a death gives it something to do."""
+        return self._next_look
+
+    def add_worker(self, slot: str, generation: int, pid: int) -> None:
+        """``pid`` was forked as that worker."""
+        self._workers[pid] = (slot, generation)
+        self._pids[slot, generation] = pid
+
+    def spare(self, pid: int) -> None:
+        """``pid`` was forked for the template's own work: it is no orphan."""
+        self._spared.add(pid)
+
+    def spares(self, pid: int) -> bool:
+        """Whether ``pid`` is spared and has not ended."""
+        return pid in self._spared
+
+    def signal_worker(self, slot: str, generation: int, signum: int) -> None:
+        """Send ``signum`` to that worker alone, if it lives. Its pid cannot be another's: only this process reaps it."""
+        pid = self._pids.get((slot, generation))
+        if pid is not None:
+            kill(pid, signum)
+
+    def turn(self) -> list[Event]:
+        """Reap what ended and end the orphans; never waits. Call it after every SIGCHLD, and at ``next_look``."""
+        events: list[Event] = []
+        self._reap(events)
+        if not self._trees:
+            return events
+        for _ in range(_PASSES):
+            orphans = self._find_orphans()
+            # A worker that died meanwhile may have left some of these, and others that are not in the list yet.
+            settled = not self._reap(events)
+            self._end(orphans)
+            if settled:
+                events += self._forget_swept(orphans)
+                break
+        self._plan_next_look(any(isinstance(event, Died) for event in events))
+        return events
+
+    def _reap(self, events: list[Event]) -> bool:
+        """Reap all that ended, note the deaths of workers in ``events``; True if anything was reaped."""
+        reaped = False
+        try:
+            while (ended := reap_any()) is not None:
+                reaped = True
+                self._note_end(*ended, events)
+        except ChildProcessError:
+            pass  # there are no children at all: nothing more to reap
+        return reaped
+
+    def _note_end(self, pid: int, status: int, events: list[Event]) -> None:
+        worker = self._workers.pop(pid, None)
+        if worker is not None:
+            slot, generation = worker
+            del self._pids[worker]
+            self._trees[pid] = _Tree(slot, generation, pid)
+            events.append(Died(slot, generation, pid, status))
+        elif pid in self._spared:
+            self._spared.discard(pid)
+        else:
+            sources = self._orphans.pop(pid, frozenset())
+            if status == -signal.SIGKILL:
+                self._count_kill(sources)
+
+    def _count_kill(self, sources: frozenset[int]) -> None:
+        tree = next((tree for pid, tree in self._trees.items() if not sources or pid in sources), None)
+        if tree is not None:
+            tree.killed += 1
+
+    def _find_orphans(self) -> list[int]:
+        """The children that are orphans. One in the session of a living worker is still its own (it resigned as a subreaper)."""
+        children = [pid for pid in children_of(self._own_pid) if pid not in self._workers and pid not in self._spared]
+        return [pid for pid in children if _session_of(pid) not in self._workers]
+
+    def _end(self, orphans: list[int]) -> None:
+        for pid in orphans:
+            session = _session_of(pid)
+            if session is None:
+                continue  # reaped since it was listed
+            if pid not in self._orphans:
+                self._orphans[pid] = frozenset({session} if session in self._trees else self._trees)
+            kill_with_group(pid)
+
+    def _forget_swept(self, orphans: list[int]) -> list[Event]:
+        """Take out the trees that none of ``orphans`` may come from: one that cannot die yet holds up its own slot only."""
+        remaining = frozenset[int]().union(*(self._orphans.get(pid, frozenset()) for pid in orphans))
+        swept = [tree for tree in self._trees.values() if tree.pid not in remaining]
+        for tree in swept:
+            del self._trees[tree.pid]
+        return [Swept(tree.slot, tree.generation, tree.killed) for tree in swept]
+
+    def _plan_next_look(self, death: bool) -> None:
+        if not self._trees:
+            self._next_look = None
+            return
+        self._delay = _SOONEST if death else min(self._delay * 2, _LATEST)
+        self._next_look = time.monotonic() + self._delay
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None

@@ -1,0 +1,3 @@
+"""Raises where nothing catches it."""
+
+raise RuntimeError("out of the entry")

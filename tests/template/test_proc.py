@@ -1,0 +1,40 @@
+"""What the kernel says about children, by either of its two ways."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from supervisor import proc
+
+
+def test_children_are_listed_zombies_included():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        zombie = os.posix_spawn("/bin/true", ["true"], {})
+        os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+        try:
+            assert {living.pid, zombie} <= set(proc.children_of(os.getpid()))
+            assert {living.pid, zombie} <= set(proc._scan_for_parent(os.getpid()))
+            assert proc.children_of(living.pid) == proc._scan_for_parent(living.pid) == []
+        finally:
+            os.waitpid(zombie, 0)
+    assert living.pid not in proc.children_of(os.getpid())
+    assert proc.children_of(living.pid) == []
+
+
+def test_kill_says_whether_there_was_anyone():
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
+        assert proc.kill(process.pid)
+    assert not proc.kill(process.pid)
+
+
+def test_group_of_the_caller_is_spared():
+    same, other = ([sys.executable, "-c", "input()"] for _ in range(2))
+    with (
+        subprocess.Popen(same, stdin=subprocess.PIPE) as mine,
+        subprocess.Popen(other, stdin=subprocess.PIPE, start_new_session=True) as foreign,
+    ):
+        for process in (mine, foreign):
+            proc.kill_with_group(process.pid)
+            assert process.wait(10) == -9

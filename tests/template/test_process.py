@@ -1,0 +1,76 @@
+"""The supervisor's side: it never waits for the template, and tells the ends of processes in words."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from multiprocessing.connection import wait
+
+import pytest
+
+from supervisor import wire
+from supervisor.pool.process import LOG_PIPE_BYTES, SECRETS, Gone, describe_exit, make_pipes, without_secrets
+
+
+def test_requests_wait_for_a_template_that_does_not_read(house, children):
+    os.kill(house.template.pid, signal.SIGSTOP)
+    while not house.template.wants_write:
+        house.template.signal("gpu9", 1, signal.SIGTERM)
+    # Queued behind them, with copies of the descriptors: the caller closes its own.
+    worker = house.fork("reports_itself")
+    os.kill(house.template.pid, signal.SIGCONT)
+    while house.template.wants_write:
+        assert wait([house.template], 0) == []
+        house.template.flush()
+    assert worker.hears()["pid"] == house.expect(wire.Forked).pid
+
+
+def test_requests_to_a_dead_template_are_dropped(house):
+    house.template.kill()
+    assert house.expect(Gone) == Gone(-signal.SIGKILL)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - how many
+    worker = house.fork("reports_itself")
+    house.template.end_tree("cpu0", 1)
+    assert not house.template.wants_write
+    assert len(os.listdir("/proc/self/fd")) == before + 2  # noqa: PTH208 - the supervisor's ends of the worker's pipes
+    with pytest.raises(EOFError):
+        worker.pipes.connection.recv_bytes()
+
+
+def test_pipes_of_the_supervisor_never_block():
+    pipes = make_pipes()
+    try:
+        assert not os.get_blocking(pipes.connection.fileno())
+        assert not os.get_blocking(pipes.log)
+        assert os.get_blocking(pipes.worker_connection.fileno())
+        assert os.get_blocking(pipes.worker_log)
+        assert not any(map(os.get_inheritable, (pipes.connection.fileno(), pipes.log, pipes.worker_log)))
+        assert fcntl.fcntl(pipes.log, fcntl.F_GETPIPE_SZ) in (LOG_PIPE_BYTES, 65536)
+        pipes.close_workers()
+        assert os.read(pipes.log, 1) == b""
+    finally:
+        pipes.connection.close()
+        os.close(pipes.log)
+
+
+def test_secrets_are_taken_out():
+    environ = dict.fromkeys(SECRETS, "sesame") | {"PATH": "/bin", "SUPERVISE_PORT": "1"}
+    assert without_secrets(environ) == {"PATH": "/bin", "SUPERVISE_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (0, "exited with code 0"),
+        (3, "exited with code 3"),
+        (-signal.SIGKILL, "was killed by SIGKILL; it may have run out of memory"),
+        (-signal.SIGTERM, "was killed by SIGTERM"),
+        (-signal.SIGSEGV, "crashed with SIGSEGV"),
+        (-signal.SIGABRT, "crashed with SIGABRT"),
+        (-signal.SIGBUS, "crashed with SIGBUS"),
+        (-40, "was killed by signal 40"),
+    ],
+)
+def test_exits_in_words(status, words):
+    assert describe_exit(status) == words
