@@ -1,0 +1,76 @@
+"""What the pool tells the engine: the workers' words about jobs, lost jobs, output, and what a person should know."""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+from supervisor import wire
+
+
+class JobProgressed(msgspec.Struct, frozen=True):
+    """A running job reported progress (JSON)."""
+
+    job: str
+    value: bytes
+
+
+class JobYielded(msgspec.Struct, frozen=True):
+    """A running job produced stream chunk ``index`` (JSON)."""
+
+    job: str
+    slot: str
+    index: int
+    value: bytes
+
+
+class JobEnded(msgspec.Struct, frozen=True):
+    """A worker says that a job has ended."""
+
+    job: str
+    slot: str
+    done: wire.Done
+
+
+class JobLost(msgspec.Struct, frozen=True):
+    """A running job lost its worker; ``error`` says how, with the worker's last words.
+
+    ``charged``: it may be the reason, so the start counts as one of its attempts. ``machinery``: the template died, which is
+    nobody's fault that is known.
+    """
+
+    job: str
+    slot: str
+    error: str
+    charged: bool
+    machinery: bool = False
+
+
+class Printed(msgspec.Struct, frozen=True):
+    """Lines that a worker wrote, with the job that it ran alone at that time."""
+
+    slot: str
+    job: str | None
+    lines: list[str]
+
+
+class FirstLoad(msgspec.Struct, frozen=True):
+    """How the first start of a slot ended. ``failed`` is the worker's own word when the handler cannot be served."""
+
+    slot: str
+    ok: bool
+    failed: wire.LoadFailed | None = None
+    how: str = ""
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """Something to tell a person: ``kind`` is ``worker``, ``refresh``, ``restart``, ``gpu``, ``warning``, …"""
+
+    kind: str
+    text: str
+    slot: str | None = None
+    fields: dict[str, object] = {}
+
+
+PoolEvent = Union[JobProgressed, JobYielded, JobEnded, JobLost, Printed, FirstLoad, Notice]

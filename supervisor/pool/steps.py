@@ -1,0 +1,212 @@
+"""What can happen to a slot (events) and what it then asks for (actions); the supervisor's pool speaks both languages."""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+# --- events --------------------------------------------------------------------------------------------------------------
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Begin to serve (from ``parked``), or try again now (from ``backoff``, ``broken``, ``held``)."""
+
+
+class Forked(msgspec.Struct, frozen=True):
+    """The worker runs as ``pid``."""
+
+    pid: int
+
+
+class ForkFailed(msgspec.Struct, frozen=True):
+    """The operating system refused a new process."""
+
+    error: str
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The worker has loaded the handler and takes ``capacity`` jobs at once."""
+
+    capacity: int
+
+
+class CapacityChanged(msgspec.Struct, frozen=True):
+    """The handler's ``concurrency_modifier`` chose another number."""
+
+    capacity: int
+
+
+class Assign(msgspec.Struct, frozen=True):
+    """Give the worker this job."""
+
+    job: str
+
+
+class JobDone(msgspec.Struct, frozen=True):
+    """The worker has ended this job. ``refresh`` says why it wants a fresh worker, if it does."""
+
+    job: str
+    refresh: str | None = None
+
+
+class CancelJob(msgspec.Struct, frozen=True):
+    """Stop this running job: ``gently`` by ``CancelledError`` first, or by ending the worker at once."""
+
+    job: str
+    gently: bool
+    cause: str = "a cancelled job was still running"
+
+
+class RefreshAsked(msgspec.Struct, frozen=True):
+    """Replace the worker, now or after the jobs it runs."""
+
+    cause: str
+
+
+class Misbehaved(msgspec.Struct, frozen=True):
+    """The worker broke the protocol; it is killed."""
+
+    cause: str
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """The memory that the worker holds has been read, so it may end now."""
+
+
+class Died(msgspec.Struct, frozen=True):
+    """The worker's process is dead; ``how`` is for people (``was killed by SIGKILL``)."""
+
+    how: str
+
+
+class Swept(msgspec.Struct, frozen=True):
+    """Nothing that the worker started is left."""
+
+
+class Released(msgspec.Struct, frozen=True):
+    """The GPU memory is free (``verified``), or time is up and nobody can tell whose it is; then ``why`` says so."""
+
+    freed_mib: int | None = None
+    verified: bool = True
+    why: str = ""
+
+
+class MemoryHeld(msgspec.Struct, frozen=True):
+    """GPU memory stays in use after the tree died, on evidence."""
+
+    cause: str
+
+
+class TemplateGone(msgspec.Struct, frozen=True):
+    """The template died, and every worker with it; what was left has been ended."""
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """End the worker and stay parked; ``at_once`` by SIGKILL."""
+
+    at_once: bool = False
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time has passed; acts when the deadline is over."""
+
+
+Event = Union[
+    Start,
+    Forked,
+    ForkFailed,
+    Ready,
+    CapacityChanged,
+    Assign,
+    JobDone,
+    CancelJob,
+    RefreshAsked,
+    Misbehaved,
+    Measured,
+    Died,
+    Swept,
+    Released,
+    MemoryHeld,
+    TemplateGone,
+    Stop,
+    Tick,
+]
+
+
+# --- actions -------------------------------------------------------------------------------------------------------------
+
+
+class ForkWorker(msgspec.Struct, frozen=True):
+    """Ask the template for the worker of this generation."""
+
+    generation: int
+
+
+class TellCancel(msgspec.Struct, frozen=True):
+    """Send the worker ``Cancel`` for this job."""
+
+    job: str
+
+
+class TellExit(msgspec.Struct, frozen=True):
+    """Send the worker ``Exit``."""
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """Read the slot's GPU memory, then report ``Measured``."""
+
+
+class SendSignal(msgspec.Struct, frozen=True):
+    """Signal the worker."""
+
+    signum: int
+
+
+class EndTree(msgspec.Struct, frozen=True):
+    """SIGKILL the worker and all it started."""
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Watch the GPU memory until it is free; report ``Released`` or ``MemoryHeld``."""
+
+
+class JobLost(msgspec.Struct, frozen=True):
+    """A running job lost its worker. ``charged``: it may be the reason, so it costs an attempt; ``how`` is for people."""
+
+    job: str
+    how: str
+    charged: bool
+
+
+class RefreshReport(msgspec.Struct, frozen=True):
+    """A refresh is complete; durations in seconds."""
+
+    cause: str
+    end_s: float
+    release_s: float
+    start_s: float
+    freed_mib: int | None
+    verified: bool
+
+
+class StartFailed(msgspec.Struct, frozen=True):
+    """A worker did not come into service; it is tried again in ``retry_s``."""
+
+    cause: str
+    retry_s: float
+    broken: bool
+
+
+Action = Union[
+    ForkWorker,
+    TellCancel,
+    TellExit,
+    Measure,
+    SendSignal,
+    EndTree,
+    Release,
+    JobLost,
+    RefreshReport,
+    StartFailed,
+]

@@ -1,0 +1,250 @@
+"""Every slot state and event: what happens, and what cannot."""
+
+import signal
+
+import pytest
+
+from supervisor.pool import steps
+from supervisor.pool.slot import (
+    ASK_S,
+    BACKOFF_S,
+    BROKEN_RETRY_S,
+    EndStep,
+    IllegalStepError,
+    Machine,
+    Next,
+    Rules,
+    Slot,
+    SlotState,
+)
+
+S = SlotState
+MACHINE = Machine(Rules(grace=5.0))
+EVENTS = {
+    "start": steps.Start(),
+    "forked": steps.Forked(7),
+    "fork_failed": steps.ForkFailed("no memory"),
+    "ready": steps.Ready(1),
+    "capacity": steps.CapacityChanged(3),
+    "assign": steps.Assign("new"),
+    "job_done": steps.JobDone("job"),
+    "cancel": steps.CancelJob("job", gently=False),
+    "refresh": steps.RefreshAsked("hand"),
+    "misbehaved": steps.Misbehaved("wrote nonsense"),
+    "measured": steps.Measured(),
+    "died": steps.Died("was killed by SIGKILL"),
+    "swept": steps.Swept(),
+    "released": steps.Released(12),
+    "held": steps.MemoryHeld("gpu0: 900 MiB"),
+    "template_gone": steps.TemplateGone(),
+    "stop": steps.Stop(),
+    "tick": steps.Tick(),
+}
+
+
+def slot(state, **changes):
+    running = ("job",) if state is S.BUSY else ()
+    return Slot(
+        **{"name": "gpu0", "index": 0, "state": state, "generation": 3, "pid": 7, "running": running, **changes}
+    )
+
+
+#: The state after each event; "-" where the event cannot happen. Those left out leave the state as it is.
+TABLE = {
+    S.PARKED: dict(start=S.STARTING, ready="-", assign="-", job_done="-", cancel="-", refresh="-", misbehaved="-")
+    | dict(died="-", swept="-", held="-", fork_failed="-"),
+    S.STARTING: dict(start="-", fork_failed=S.BACKOFF, ready=S.IDLE, assign="-", job_done="-", cancel="-", refresh="-")
+    | dict(
+        misbehaved=S.ENDING, died=S.ENDING, swept="-", released="-", held="-", template_gone=S.RELEASING, stop=S.ENDING
+    ),
+    S.IDLE: dict(start="-", fork_failed="-", ready="-", assign=S.BUSY, job_done="-", cancel="-", refresh=S.ENDING)
+    | dict(
+        misbehaved=S.ENDING, died=S.ENDING, swept="-", released="-", held="-", template_gone=S.RELEASING, stop=S.ENDING
+    ),
+    S.BUSY: dict(start="-", fork_failed="-", ready="-", assign="-", job_done=S.IDLE, cancel=S.ENDING)
+    | dict(
+        misbehaved=S.ENDING, died=S.ENDING, swept="-", released="-", held="-", template_gone=S.RELEASING, stop=S.ENDING
+    ),
+    S.ENDING: dict(start="-", assign="-", job_done="-", cancel="-", refresh="-", swept="-", released="-", held="-")
+    | dict(fork_failed=S.RELEASING, template_gone=S.RELEASING),
+    S.RELEASING: dict(
+        start="-", fork_failed="-", ready="-", assign="-", job_done="-", cancel="-", refresh="-", misbehaved="-"
+    )
+    | dict(died="-", swept="-", released=S.STARTING, held=S.HELD),
+    S.BACKOFF: dict(
+        start=S.STARTING, fork_failed="-", ready="-", assign="-", job_done="-", cancel="-", refresh=S.STARTING
+    )
+    | dict(misbehaved="-", died="-", swept="-", released="-", held="-", stop=S.PARKED),
+    S.BROKEN: dict(
+        start=S.STARTING, fork_failed="-", ready="-", assign="-", job_done="-", cancel="-", refresh=S.STARTING
+    )
+    | dict(misbehaved="-", died="-", swept="-", released="-", held="-", stop=S.PARKED),
+    S.HELD: dict(start=S.STARTING, fork_failed="-", ready="-", assign="-", job_done="-", cancel="-", refresh=S.STARTING)
+    | dict(misbehaved="-", died="-", swept="-", released=S.STARTING, stop=S.PARKED),
+}
+
+
+@pytest.mark.parametrize(("state", "name"), [(state, name) for state in TABLE for name in EVENTS])
+def test_table(state, name):
+    expected = TABLE[state].get(name, state)
+    before = slot(state)
+    if expected == "-":
+        with pytest.raises(IllegalStepError, match=f"gpu0 is {state.value}"):
+            MACHINE.step(before, EVENTS[name], 100.0)
+    else:
+        after, _ = MACHINE.step(before, EVENTS[name], 100.0)
+        assert after.state is expected
+
+
+def play(machine, before, *events, now=100.0):
+    actions = []
+    for event in events:
+        before, more = machine.step(before, event, now)
+        actions += more
+    return before, actions
+
+
+def test_a_refresh_goes_through_its_steps_in_order():
+    after, actions = play(MACHINE, slot(S.BUSY, has_gpu=True), steps.JobDone("job", refresh="the handler"))
+    assert (after.state, actions) == (S.ENDING, [steps.Measure()])
+    after, actions = play(MACHINE, after, steps.Measured(), now=100.002)
+    assert actions == [steps.TellExit()]
+    assert after.deadline == pytest.approx(100.002 + ASK_S)
+    after, actions = play(MACHINE, after, steps.Died("exited with code 0"), steps.Swept(), now=100.01)
+    assert (after.state, actions) == (S.RELEASING, [steps.Release()])
+    after, actions = play(MACHINE, after, steps.Released(812), now=100.5)
+    assert (after.state, actions) == (S.STARTING, [steps.ForkWorker(4)])
+    after, actions = play(MACHINE, after, steps.Forked(8), steps.Ready(1), now=100.51)
+    assert after.state is S.IDLE
+    assert (after.refreshes, after.restarts, after.jobs) == (1, 0, 1)
+    (report,) = actions
+    assert report.cause == "the handler"
+    assert (report.end_s, report.release_s, report.start_s) == pytest.approx((0.01, 0.49, 0.01))
+    assert (report.freed_mib, report.verified) == (812, True)
+
+
+def test_a_worker_that_does_not_exit_is_terminated_then_killed():
+    after, actions = play(MACHINE, slot(S.IDLE), steps.RefreshAsked("hand"))
+    assert actions == [steps.TellExit()]
+    after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S)
+    assert actions == [steps.SendSignal(signal.SIGTERM)]
+    after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S + 4.9)
+    assert actions == []
+    after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S + 5.0)
+    assert actions == [steps.EndTree()]
+    assert (after.next, after.deadline) == (Next.REFRESH, None)
+
+
+def test_a_crash_costs_the_job_an_attempt_and_counts_as_restart():
+    after, actions = play(MACHINE, slot(S.BUSY), steps.Died("crashed with SIGSEGV"))
+    assert actions == [steps.JobLost("job", "crashed with SIGSEGV", charged=True)]
+    after, actions = play(MACHINE, after, steps.Swept(), steps.Released())
+    assert (after.state, after.restarts, after.refreshes, after.failures) == (S.STARTING, 1, 0, 0)
+
+
+def test_a_cancelled_coroutine_is_told_first_and_loses_its_worker_after_the_grace():
+    after, actions = play(MACHINE, slot(S.BUSY), steps.CancelJob("job", gently=True))
+    assert (after.state, actions, after.deadline) == (S.BUSY, [steps.TellCancel("job")], 105.0)
+    assert after.room == 0
+    ended, actions = play(MACHINE, after, steps.JobDone("job"))
+    assert (ended.state, ended.deadline, actions) == (S.IDLE, None, [])
+    stubborn, actions = play(MACHINE, after, steps.Tick(), now=105.0)
+    assert (stubborn.state, actions) == (S.ENDING, [steps.SendSignal(signal.SIGTERM)])
+    gone, actions = play(MACHINE, stubborn, steps.Died("was killed by SIGTERM"))
+    assert actions == []  # the job has ended as cancelled already
+    assert gone.restarts == 1
+
+
+def test_a_sibling_of_a_cancelled_job_is_not_charged():
+    both = slot(S.BUSY, capacity=2, running=("job", "sibling"))
+    after, _ = play(MACHINE, both, steps.CancelJob("job", gently=False))
+    _, actions = play(MACHINE, after, steps.Died("was killed by SIGTERM"))
+    assert actions == [steps.JobLost("sibling", "was killed by SIGTERM", charged=False)]
+
+
+def test_a_worker_that_breaks_the_protocol_is_killed_and_its_job_blamed():
+    after, actions = play(MACHINE, slot(S.BUSY), steps.Misbehaved("broke the protocol: nonsense"))
+    assert (actions, after.end_step) == ([steps.EndTree()], EndStep.KILL)
+    _, actions = play(MACHINE, after, steps.Died("was killed by SIGKILL"))
+    assert actions == [steps.JobLost("job", "broke the protocol: nonsense", charged=True)]
+
+
+def test_the_death_of_the_template_charges_nobody():
+    after, actions = play(MACHINE, slot(S.BUSY), steps.TemplateGone())
+    lost, release = actions
+    assert (lost.charged, release) == (False, steps.Release())
+    assert after.next is Next.RESTART
+
+
+def test_failed_starts_back_off_longer_and_longer_and_then_the_slot_is_broken():
+    after = slot(S.STARTING, failures=0)
+    for count, pause in enumerate((*BACKOFF_S, BROKEN_RETRY_S), start=1):
+        after, actions = play(MACHINE, after, steps.Died("exited with code 1"), steps.Swept(), steps.Released())
+        assert actions[-1] == steps.StartFailed("exited with code 1", pause, count > len(BACKOFF_S))
+        assert after.deadline == 100.0 + pause
+        before_time, _ = play(MACHINE, after, steps.Tick(), now=100.0 + pause - 0.1)
+        assert before_time.state is after.state
+        after, _ = play(MACHINE, after, steps.Tick(), now=100.0 + pause)
+        assert after.state is S.STARTING
+    assert after.restarts == 0
+
+
+def test_a_done_job_forgives_failed_starts():
+    after, _ = play(MACHINE, slot(S.BUSY, failures=4), steps.JobDone("job"))
+    assert after.failures == 0
+
+
+def test_start_timeout():
+    machine = Machine(Rules(start_timeout=60.0))
+    after, _ = play(machine, slot(S.PARKED), steps.Start())
+    assert after.deadline == 160.0
+    after, actions = play(machine, after, steps.Tick(), now=160.0)
+    assert actions == [steps.EndTree()]
+    assert "--start-timeout" in after.cause
+
+
+@pytest.mark.parametrize(
+    ("rules", "jobs_before", "refreshed"),
+    [
+        (Rules(), 0, None),
+        (Rules(refresh_worker=True), 0, "--refresh-worker"),
+        (Rules(refresh_after_jobs=3), 1, None),
+        (Rules(refresh_after_jobs=3), 2, "--refresh-after-jobs"),
+    ],
+)
+def test_refresh_by_option(rules, jobs_before, refreshed):
+    after, _ = play(Machine(rules), slot(S.BUSY, jobs_in_worker=jobs_before), steps.JobDone("job"))
+    assert after.refresh_cause == refreshed
+    assert after.state is (S.ENDING if refreshed else S.IDLE)
+
+
+def test_a_refresh_waits_for_the_other_jobs_and_takes_no_new_ones():
+    both = slot(S.BUSY, capacity=3, running=("job", "other"))
+    after, _ = play(MACHINE, both, steps.JobDone("job", refresh="the handler"))
+    assert (after.state, after.room) == (S.BUSY, 0)
+    after, actions = play(MACHINE, after, steps.JobDone("other"))
+    assert (after.state, actions) == (S.ENDING, [steps.TellExit()])
+
+
+def test_held_memory_keeps_the_slot_out_until_it_clears_or_by_hand():
+    held = slot(S.HELD, next=Next.REFRESH, cause="gpu0: 900 MiB")
+    cleared, actions = play(MACHINE, held, steps.Released(900))
+    assert (cleared.state, actions, cleared.refreshes) == (S.STARTING, [steps.ForkWorker(4)], 1)
+    forced, _ = play(MACHINE, held, steps.RefreshAsked("hand"))
+    assert (forced.state, forced.verified) == (S.STARTING, False)
+
+
+def test_stop_parks_the_slot_once_its_memory_is_free():
+    after, actions = play(MACHINE, slot(S.BUSY), steps.Stop())
+    assert actions == [steps.SendSignal(signal.SIGTERM)]
+    after, actions = play(MACHINE, after, steps.Died("was killed by SIGTERM"), steps.Swept(), steps.Released())
+    assert after.state is S.PARKED
+    assert actions[0] == steps.JobLost("job", "was killed by SIGTERM", charged=False)
+    _, actions = play(MACHINE, slot(S.BUSY), steps.Stop(at_once=True))
+    assert actions == [steps.EndTree()]
+
+
+def test_room_is_what_the_capacity_leaves():
+    assert slot(S.IDLE, capacity=4).room == 4
+    assert slot(S.BUSY, capacity=4).room == 3
+    assert slot(S.STARTING, capacity=4).room == 0
