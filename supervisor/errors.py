@@ -16,6 +16,7 @@
     ├── EncodeError             a handler's value cannot become JSON
     ├── RequestError            a client's request cannot be served; carries the HTTP status
     └── ClientError             a running supervisor could not be reached, or refused
+        └── UnreachableError    nobody listens at its address
 """
 
 from __future__ import annotations
@@ -85,3 +86,7 @@ class RequestError(SuperviseError):
 
 class ClientError(SuperviseError):
     """The supervisor could not be reached."""
+
+
+class UnreachableError(ClientError):
+    """No supervisor listens there."""

@@ -50,6 +50,7 @@ class JobRequest(msgspec.Struct, frozen=True):
 
     ``input`` is one JSON value. ``extras`` is a JSON object with those of ``webhook`` and ``policy`` that the request had, or
     ``None``; ``s3_config`` is the JSON object of ``s3Config`` alone, because it is a secret and lies in a file of its own.
+    ``generated`` says that the id was made for this request alone, so that no job can have it yet.
     """
 
     id: str
@@ -57,6 +58,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     extras: bytes | None = None
     s3_config: bytes | None = None
     low_priority: bool = False
+    generated: bool = False
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -93,13 +93,16 @@ class WorkerCounts(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RunningJobView(msgspec.Struct, frozen=True, rename="camel"):
-    """A job in a worker now. ``progress`` is its newest progress as JSON."""
+    """A job in a worker now. ``progress`` is its newest progress as JSON, ``null`` while there is none.
+
+    (It is no ``Raw | None``: msgspec decodes that as ``None`` alone.)
+    """
 
     id: str
     slot: str
     started_at: int
     attempt: int
-    progress: msgspec.Raw | None = None
+    progress: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class EndedJobView(msgspec.Struct, frozen=True, rename="camel"):

@@ -1,0 +1,200 @@
+"""Puts one supervisor together from its settings: GPUs, locks, store, template, pool and engine; everything but HTTP and screens.
+
+In the supervisor's process. What can be wrong with a GPU, a lock or the store is found here, before anything is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from supervisor import wire
+from supervisor.engine import Engine
+from supervisor.gpu import locks, pinning
+from supervisor.gpu.client import Reader
+from supervisor.gpu.records import Gpu, Listing
+from supervisor.pool.memory import GpuMemory
+from supervisor.pool.pool import Pool
+from supervisor.pool.process import become_subreaper
+from supervisor.pool.seams import Place
+from supervisor.pool.slot import Rules
+from supervisor.pool.starter import TemplateStarter
+from supervisor.settings import Settings
+from supervisor.store.secrets import SecretFiles
+from supervisor.store.store import Store
+
+LIST_GPUS_S = 30.0
+"""How long the list of GPUs may take: without a persistence daemon the driver needs seconds for each to wake up."""
+
+FIRST_READING_S = 2.0
+"""How long the start waits to learn what is in use before the first workers come."""
+
+TEMPLATE_STOP_S = 5.0
+"""How long the template may take to end everything below it (contract §9)."""
+
+MESSAGE_BYTES = 2**31
+"""Longest message taken from a worker: more than any result that the store could keep."""
+
+
+class Assembly:
+    """One supervisor. Made in order, undone in reverse by ``close``."""
+
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop, *, own_process: bool = True) -> None:
+        """Take the GPUs and the store that ``settings`` name; ``start`` starts workers.
+
+        ``own_process``: this process belongs to supervise, so it may inherit what a dead template leaves.
+
+        Raises:
+            UsageError: a GPU is not there or held, the store is in use or cannot be used.
+        """
+        self.notes: list[str] = []
+        self._pin_by = settings.pin_by
+        self.run_id = uuid.uuid4().hex
+        self._settings = settings
+        self._loop = loop
+        self._undo = ExitStack()
+        self._children: list[Callable[[], Sequence[int]]] = []
+        if own_process:
+            become_subreaper()
+        try:
+            self._build()
+        except BaseException:
+            self._undo.close()
+            raise
+
+    def _build(self) -> None:
+        settings = self._settings
+        holder = locks.this_process(self.run_id, settings.handler)
+        self._reader = self._make_reader()
+        gpus, gpu_locks = self._take_gpus(holder)
+        self._lock_store(holder)
+        self.tmp_root = Path(tempfile.gettempdir()) / f"supervise-{self.run_id[:12]}"
+        self.store = self._undo.enter_context(Store.open(settings.store))
+        secrets = SecretFiles(Path(f"{settings.store}.secrets"))
+        self.engine = Engine(settings, self.store, secrets, self._loop)
+        self._starter = TemplateStarter(
+            wire.Setup(
+                version=wire.VERSION,
+                run_id=self.run_id,
+                handler=settings.spec,
+                preload=settings.preload,
+                tmp_root=str(self.tmp_root),
+                preload_timeout=settings.preload_timeout,
+            ),
+            [fd for lock in (*gpu_locks, self._store_lock) for fd in lock.fds],
+            self._known_children,
+        )
+        self._undo.callback(lambda: self._starter.stop(TEMPLATE_STOP_S))
+        self._memory = None
+        if self._reader is not None and gpus:
+            self._memory = GpuMemory(self._reader, settings.release_timeout)
+        self.engine.attach(self._make_pool(gpus))
+        self._undo.callback(self.engine.close)
+
+    def start(self) -> None:
+        """Start the workers and take up the store's jobs."""
+        if self._memory is not None and self._reader is not None:
+            self._first_reading(self._memory, self._reader)
+            self._loop.add_reader(self._reader.fileno(), self.engine.wake)
+        self.engine.start()
+
+    def spare(self, children: Callable[[], Sequence[int]]) -> None:
+        """Let a sweep of orphans spare the processes that ``children`` names: they are this program's own."""
+        self._children.append(children)
+
+    def close(self) -> None:
+        """End the template and all below it, then let go of store, GPUs and locks. May block for some seconds."""
+        if self._memory is not None and self._reader is not None:
+            self._loop.remove_reader(self._reader.fileno())
+        self._undo.close()
+
+    # --- parts ----------------------------------------------------------------------------------------------------------
+
+    def _make_reader(self) -> Reader | None:
+        if self._settings.gpus == "none" and not self._settings.simulate_gpus:
+            return None
+        reader = Reader(self._settings.simulate_gpus)
+        self._undo.callback(reader.close)
+        return reader
+
+    def _take_gpus(self, holder: locks.Holder) -> tuple[list[Gpu], list[locks.Lock]]:
+        """Those that ``--gpus`` means and no other supervisor holds, with their locks."""
+        settings = self._settings
+        if self._reader is None:
+            return [], []
+        listing = self._reader.list_gpus(LIST_GPUS_S)
+        if not listing.complete:
+            self._pin_by = "uuid"  # CUDA may number the others differently than NVML
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = pinning.select(settings.gpus, listing.gpus, visible)
+        if not gpus:
+            self.notes.append(_why_no_gpu(listing, visible, settings.workers))
+            return [], []
+        if settings.simulate_gpus:
+            self.notes.append(f"{len(gpus)} simulated GPUs: their memory is the workers' own memory")
+        if settings.share_gpus:
+            return gpus, []
+        automatic = settings.gpus == "auto"
+        ours, held = locks.lock_gpus(gpus, holder, settings.lock_dir, skip_held=automatic)
+        for lock in held:
+            self._undo.callback(lock.close)
+        if len(ours) < len(gpus):
+            others = [gpu for gpu in gpus if gpu not in ours]
+            self.notes.append(f"left to other supervisors: {pinning.describe(others)}")
+        return ours, held
+
+    def _lock_store(self, holder: locks.Holder) -> None:
+        self._settings.store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._store_lock = locks.lock_store(self._settings.store, holder)
+        self._undo.callback(self._store_lock.close)
+
+    def _make_pool(self, gpus: Sequence[Gpu]) -> Pool:
+        settings = self._settings
+        places = [
+            Place(plan.name, plan.index, plan.gpus, self._environment(plan))
+            for plan in pinning.plan_slots(gpus, settings.workers)
+        ]
+        rules = Rules(
+            grace=settings.grace,
+            start_timeout=settings.start_timeout,
+            refresh_worker=settings.refresh_worker,
+            refresh_after_jobs=settings.refresh_after_jobs,
+        )
+        return Pool(places, rules, self._starter, self._memory, self._loop, self.engine.wake, MESSAGE_BYTES)
+
+    def _environment(self, plan: pinning.SlotPlan) -> dict[str, str | None]:
+        """What the workers of a slot find in their environment, besides the generation's own."""
+        return {
+            **pinning.environment(plan.gpus, self._pin_by),
+            "RUNPOD_ENDPOINT_ID": self._settings.endpoint_id,
+            "SUPERVISE_SLOT": plan.name,
+            "SUPERVISE_SLOT_INDEX": str(plan.index),
+        }
+
+    def _known_children(self) -> set[int]:
+        known = {pid for children in self._children for pid in children()}
+        if self._reader is not None:
+            known |= self._reader.pids
+        return known
+
+    @staticmethod
+    def _first_reading(memory: GpuMemory, reader: Reader) -> None:
+        """Wait a moment for what is in use now: workers that come are measured against it."""
+        deadline = time.monotonic() + FIRST_READING_S
+        while not memory.samples and (left := deadline - time.monotonic()) > 0:
+            memory.collect({}, time.monotonic())
+            select.select([reader.fileno()], [], [], left)
+
+
+def _why_no_gpu(listing: Listing, visible: str | None, workers: int) -> str:
+    slots = f"{workers} CPU slot{'s' if workers != 1 else ''}"
+    if listing.gpus:
+        return f"CUDA_VISIBLE_DEVICES={visible} hides every GPU of this machine: serving on {slots}"
+    return f"no GPU on this machine ({listing.reason or 'NVML shows none'}): serving on {slots}"

@@ -1,0 +1,395 @@
+"""THE LOOP, in the supervisor: one turn joins pool, scheduler and store; decisions only.
+
+A turn reads what the workers and clients have said, decides, commits it all in one transaction, and only then acts on it: sends
+jobs to workers, frees waiting clients. So what anybody was told is on disk, and a restart recovers by reading the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, Union
+
+from supervisor.errors import RequestError, StoreError, TransitionError
+from supervisor.job import Job, JobRequest
+from supervisor.jobs import Jobs
+from supervisor.overview import Overview
+from supervisor.pool import events
+from supervisor.pool.pool import Pool
+from supervisor.pool.slot import IllegalStepError, SlotState
+from supervisor.settings import Settings
+from supervisor.snapshot import Snapshot
+from supervisor.store.secrets import SecretFiles
+from supervisor.store.store import Store
+from supervisor.streams import ChunkLease, Streams
+from supervisor.waiters import Waiters
+
+STORE_RETRY_S = 0.5
+"""How often a commit that the disk refused is tried again."""
+
+FORGET_PIECE = 200
+"""Jobs forgotten between two turns, so that retention never delays one."""
+
+FORGET_EVERY_S = 30.0
+"""How often old jobs are looked for."""
+
+STOP_S = 2.0
+"""How much longer than ``--grace`` the end of all workers may take before the supervisor goes on without them."""
+
+T = TypeVar("T")
+Happening = Union[events.PoolEvent, Job]
+"""What observers hear of: what the pool says to people, and each job that ended."""
+
+
+class Clock:
+    """The two clocks: a fake one makes turns replayable."""
+
+    def monotonic(self) -> float:
+        """Seconds for deadlines."""
+        return time.monotonic()
+
+    def wall_ms(self) -> int:
+        """Milliseconds since 1970 for people."""
+        return time.time_ns() // 1_000_000
+
+
+class Engine:
+    """The supervisor's mind. All methods belong to the thread of its event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        secrets: SecretFiles,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock | None = None,
+    ) -> None:
+        """Serve what ``settings`` say; ``attach`` a pool, then ``start``."""
+        self.settings = settings
+        self.overview = Overview(settings)
+        self.draining = False
+        self.first_load: asyncio.Future[events.FirstLoad] = loop.create_future()
+        self._store = store
+        self._loop = loop
+        self._clock = clock or Clock()
+        self._pool: Pool | None = None
+        self._ends = Waiters(loop)
+        self._streams = Streams(self, loop)
+        self._jobs = Jobs(
+            settings, store, secrets, self.overview, self._clock.wall_ms, self._job_ended, self._streams.waiters.wake
+        )
+        self._inbox: list[Callable[[float], None]] = []
+        self._observers: list[Callable[[Happening], None]] = []
+        self._failed_loads: dict[str, events.FirstLoad] = {}
+        self._scheduled = False
+        self._committing = False
+        self._stalled: StoreError | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._next_forget = 0.0
+        self._changed: asyncio.Future[None] = loop.create_future()
+
+    # --- life -----------------------------------------------------------------------------------------------------------
+
+    def attach(self, pool: Pool) -> None:
+        """Use ``pool``, which wakes this engine."""
+        self._pool = pool
+
+    def start(self) -> None:
+        """Take up what the store holds and start the workers."""
+        now = self._clock.monotonic()
+        counts = self._store.counts()
+        self.overview.statistics.begin(counts.jobs, counts.retried, now)
+        self._jobs.recover()
+        self.pool.start(now)
+        self.wake()
+
+    @property
+    def pool(self) -> Pool:
+        """The pool in use."""
+        if self._pool is None:
+            raise RuntimeError("the engine has no pool yet")
+        return self._pool
+
+    @property
+    def ready(self) -> bool:
+        """Whether some worker has been ready and the program is neither draining nor without a disk."""
+        return not self.draining and self._stalled is None and self.first_load.done() and self.first_load.result().ok
+
+    def observe(self, observer: Callable[[Happening], None]) -> None:
+        """Call ``observer`` with what the pool says and with every job that ended, once it is on disk."""
+        self._observers.append(observer)
+
+    async def drain(self, timeout: float, at_once: asyncio.Event) -> None:
+        """Take no more jobs, let those that run end for ``timeout`` seconds (or until ``at_once``), requeue the rest, stop."""
+        self.draining = True
+        self.wake()
+        await self._until(lambda: not self._jobs.active, timeout, at_once)
+        await self._in_turn(lambda now: self.pool.stop(now, at_once=at_once.is_set()))
+        await self._until(lambda: self.pool.parked, self.settings.grace + STOP_S, at_once)
+        if self._jobs.active:
+            await self._in_turn(lambda _now: self._jobs.put_back_all())
+
+    def close(self) -> None:
+        """Stop the timer and let go of the pipes; the store stays open."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._scheduled = True  # no turn any more
+        self.pool.close()
+
+    # --- what clients ask -----------------------------------------------------------------------------------------------
+
+    def submit(self, request: JobRequest) -> asyncio.Future[Job]:
+        """Accept a job; the future gives it once it is on disk. The id of a job that exists gives that job.
+
+        Raises:
+            RequestError: 503 while draining or when the disk refuses, 429 when the queue is full.
+        """
+        if self.draining:
+            raise RequestError(503, "the supervisor is shutting down", retry_after=5)
+        if self._stalled is not None:
+            raise RequestError(503, f"the job store cannot be written: {self._stalled}", retry_after=5)
+        limit = self.settings.max_queue
+        if limit and len(self._jobs.backlog) >= limit:
+            raise RequestError(429, f"the queue is full: {limit} jobs wait (--max-queue)", retry_after=1)
+        return self._in_turn(lambda now: self._jobs.accept(request, self.pool, now, queue_only=self.draining))
+
+    def job(self, job_id: str) -> Job | None:
+        """The job as it is on disk; ``None`` when unknown or forgotten."""
+        return self._jobs.get(job_id)
+
+    def progress(self, job_id: str) -> bytes | None:
+        """The newest progress (JSON) of a running job."""
+        active = self._jobs.active.get(job_id)
+        return active.progress if active is not None else None
+
+    async def wait(self, job_id: str, timeout: float) -> Job | None:
+        """The job once it has ended, or as it is after ``timeout`` seconds; ``None`` when unknown."""
+        job = self.job(job_id)
+        if job is None or job.status.terminal:
+            return job
+        return await self._ends.wait(job_id, timeout) or self.job(job_id)
+
+    def cancel(self, job_id: str) -> asyncio.Future[Job | None]:
+        """Cancel a job; the future gives it as it is then (an ended one keeps its state), ``None`` when unknown."""
+        return self._in_turn(lambda now: self._jobs.cancel(job_id, self.pool, now))
+
+    async def take_chunks(self, job_id: str, timeout: float) -> ChunkLease | None:
+        """The stream chunks not handed out before; waits up to ``timeout`` seconds for a first one or the job's end."""
+        return await self._streams.take(job_id, timeout)
+
+    def chunks(self, job: Job) -> list[bytes]:
+        """Those of the job's chunks (JSON) that were not handed out."""
+        return self._jobs.chunks(job)
+
+    def set_taken(self, job: Job, taken: int) -> asyncio.Future[None]:
+        """Write that the first ``taken`` chunks were handed out; done once it is on disk."""
+        return self._in_turn(lambda _now: self._jobs.set_taken(job, taken))
+
+    def refresh(self, slot: str) -> None:
+        """Replace the worker in ``slot``, after the jobs that it runs.
+
+        Raises:
+            RequestError: 404 for an unknown slot, 409 when it has no worker to replace now.
+        """
+        if slot not in self.pool.slots:
+            known = ", ".join(self.pool.slots)
+            raise RequestError(404, f"no slot {slot!r}; there are: {known}")
+        try:
+            self.pool.refresh(slot, "hand", self._clock.monotonic())
+        except IllegalStepError as error:
+            state = self.pool.slots[slot].state.value
+            raise RequestError(409, f"slot {slot} is {state}: it has no worker to refresh now") from error
+        self.wake()
+
+    def reload(self) -> None:
+        """Replace every worker, so that each loads the handler anew."""
+        for name, slot in self.pool.slots.items():
+            if slot.state in (SlotState.IDLE, SlotState.BUSY, SlotState.BACKOFF, SlotState.BROKEN):
+                self.pool.refresh(name, "a reload", self._clock.monotonic())
+        self.wake()
+
+    def snapshot(self) -> Snapshot:
+        """Everything a screen shows, now."""
+        clock, jobs = self._clock, self._jobs
+        running = list(jobs.active.values())
+        return self.overview.snapshot(
+            self.pool, running, len(jobs.backlog), clock.wall_ms(), clock.monotonic(), self.draining
+        )
+
+    # --- the turn -------------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Have a turn soon; several calls share one."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self._committing or self._stalled is not None:
+            return
+        now = self._clock.monotonic()
+        self._apply(self.pool.collect(now), now)
+        inbox, self._inbox = self._inbox, []
+        for command in inbox:
+            command(now)
+        if self.draining:
+            self.pool.stop(now, idle_only=True)
+        else:
+            self._jobs.assign(self.pool, now)
+        self._commit()
+
+    def _in_turn(self, decide: Callable[[float], T]) -> asyncio.Future[T]:
+        """Run ``decide(now)`` in the next turn; the future gives what it returned once that turn is on disk."""
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def command(now: float) -> None:
+            try:
+                decided = decide(now)
+            except RequestError as error:
+                if not future.done():
+                    future.set_exception(error)
+            else:
+                self._jobs.wakes.append(lambda: _resolve(future, decided))
+
+        self._inbox.append(command)
+        self.wake()
+        return future
+
+    def _commit(self) -> None:
+        if not self._jobs.batch:
+            self._committed(None)
+            return
+        self._committing = True
+        self._store.commit(self._jobs.batch, self._committed)
+
+    def _committed(self, error: StoreError | None) -> None:
+        self._committing = False
+        if error is not None:
+            self._stall(error)
+            return
+        self._jobs.committed()
+        now = self._clock.monotonic()
+        self._apply(self.pool.perform(now), now)
+        wakes, self._jobs.wakes = self._jobs.wakes, []
+        for wake in wakes:
+            wake()
+        if not self._changed.done():
+            self._changed.set_result(None)
+        if self._jobs.batch or self._inbox:
+            self.wake()
+        self._arm(now)
+
+    def _stall(self, error: StoreError) -> None:
+        """The disk refuses: nothing of this turn is told to anybody until the same batch goes through.
+
+        Raises:
+            TransitionError: the batch is wrong itself; no retry mends a fault of this program.
+        """
+        if isinstance(error, TransitionError):
+            raise error
+        if self._stalled is None:
+            self._tell(events.Notice("warning", f"the job store cannot be written, trying again: {error}"))
+        self._stalled = error
+        self._loop.call_later(STORE_RETRY_S, self._retry_commit)
+
+    def _retry_commit(self) -> None:
+        self._store.commit(self._jobs.batch, self._recommitted)
+
+    def _recommitted(self, error: StoreError | None) -> None:
+        if error is None:
+            self._stalled = None
+            self._tell(events.Notice("warning", "the job store can be written again"))
+        self._committed(error)
+        self.wake()
+
+    def _arm(self, now: float) -> None:
+        """Wake again at the next deadline."""
+        if now >= self._next_forget:
+            self._forget(now)
+        deadline = self.pool.deadline()
+        at = self._next_forget if deadline is None else min(deadline, self._next_forget)
+        if self._timer is not None:
+            if now < self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_later(max(0.0, at - now), self.wake)
+
+    def _forget(self, now: float) -> None:
+        before = self._clock.wall_ms() - int(self.settings.retention * 1000)
+        try:
+            forgotten = self._store.forget(before, FORGET_PIECE)
+        except StoreError as error:
+            self._tell(events.Notice("warning", f"old jobs could not be removed: {error}"))
+            forgotten = 0
+        self._next_forget = now + (0.01 if forgotten == FORGET_PIECE else FORGET_EVERY_S)
+
+    # --- what has happened ----------------------------------------------------------------------------------------------
+
+    def _apply(self, happened: Sequence[events.PoolEvent], now: float) -> None:
+        jobs = self._jobs
+        for event in happened:
+            if isinstance(event, events.JobEnded):
+                jobs.worker_ended(event)
+            elif isinstance(event, events.JobProgressed):
+                active = jobs.active.get(event.job)
+                if active is not None:
+                    active.progress = event.value
+            elif isinstance(event, events.JobYielded):
+                if not jobs.worker_yielded(event):
+                    self.pool.distrust(event.slot, f"chunk {event.index} out of order", now)
+            elif isinstance(event, events.JobLost):
+                jobs.worker_lost(event)
+            elif isinstance(event, events.FirstLoad):
+                self._first_loaded(event)
+            else:
+                self._tell(event)
+
+    def _job_ended(self, job: Job) -> None:
+        self._ends.wake(job.id, job)
+        self._streams.waiters.wake(job.id)
+        self.overview.job_ended(job, self._clock.monotonic())
+        for observer in self._observers:
+            observer(job)
+
+    def _first_loaded(self, event: events.FirstLoad) -> None:
+        """The first worker in service opens the doors; when none comes, the worst cause is the result."""
+        if self.first_load.done():
+            return
+        if event.ok:
+            self.first_load.set_result(event)
+            return
+        self._failed_loads[event.slot] = event
+        if len(self._failed_loads) == len(self.pool.slots):
+            died = [load for load in self._failed_loads.values() if load.failed is None]
+            self.first_load.set_result(died[0] if died else event)
+
+    def _tell(self, event: events.PoolEvent) -> None:
+        self.overview.happened(event, self._clock.wall_ms())
+        for observer in self._observers:
+            observer(event)
+
+    async def _until(self, reached: Callable[[], bool], timeout: float, at_once: asyncio.Event) -> None:
+        """Until ``reached`` is true after some turn, ``at_once`` is set, or ``timeout`` seconds have passed."""
+        deadline = self._clock.monotonic() + timeout
+        hurry = asyncio.ensure_future(at_once.wait())
+        try:
+            while not reached() and not at_once.is_set():
+                left = deadline - self._clock.monotonic()
+                if left <= 0:
+                    return
+                self._changed = self._loop.create_future()
+                waits: set[asyncio.Future[Any]] = {self._changed, hurry}
+                await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurry.cancel()
+
+
+def _resolve(future: asyncio.Future[T], value: T) -> None:
+    """Give ``value``, unless nobody waits any more."""
+    if not future.done():
+        future.set_result(value)

@@ -1,0 +1,125 @@
+"""Which job goes to which slot: the queue's order, and a pure plan; runs in the supervisor."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable, Sized
+from typing import Protocol
+
+from supervisor.job import Job
+
+WINDOW = 1024
+"""How many queued jobs of each lane are kept in memory; the others wait in the store only, so a long queue costs no memory."""
+
+Loader = Callable[[bool, int, int], list[Job]]
+"""``(low_priority, after_seq, limit)`` → the next queued jobs of that lane from the store."""
+
+
+class Taker(Protocol):
+    """A slot as the plan sees it."""
+
+    @property
+    def name(self) -> str:
+        """Its fixed name."""
+
+    @property
+    def index(self) -> int:
+        """Its number."""
+
+    @property
+    def running(self) -> Sized:
+        """The jobs in its worker."""
+
+    @property
+    def room(self) -> int:
+        """How many more it can take now."""
+
+
+def plan(waiting: int, slots: Iterable[Taker]) -> list[str]:
+    """The slots that take the next ``waiting`` jobs, in the order of the queue.
+
+    A slot may take several when it has room for them; the emptiest first: jobs spread over the GPUs before they share one.
+    """
+    if waiting == 0:
+        return []
+    rooms = [(len(slot.running) + taken, slot.index, slot.name) for slot in slots for taken in range(slot.room)]
+    rooms.sort()
+    return [name for _, _, name in rooms[:waiting]]
+
+
+class Lane:
+    """The queued jobs of one priority, oldest first, of which the first ones are in memory."""
+
+    def __init__(self, low_priority: bool, load: Loader) -> None:
+        """Jobs beyond the window are fetched by ``load``."""
+        self.count = 0
+        self._low = low_priority
+        self._load = load
+        self._window: dict[str, Job] = {}
+        self._returned: list[Job] = []
+        self._last_seq = 0
+
+    def push(self, job: Job) -> None:
+        """Add a new job behind all others."""
+        if self.count == len(self._window) + len(self._returned) and len(self._window) < WINDOW:
+            self._window[job.id] = job
+            self._last_seq = job.seq
+        self.count += 1
+
+    def put_back(self, job: Job) -> None:
+        """Add a job that was taken before, at its old place."""
+        bisect.insort(self._returned, job, key=lambda queued: queued.seq)
+        self.count += 1
+
+    def pop(self, leaving: frozenset[str] | set[str]) -> Job | None:
+        """Take the oldest job; those whose id is in ``leaving`` are on their way out and not seen in the store."""
+        if self._returned and (not self._window or self._returned[0].seq < next(iter(self._window.values())).seq):
+            self.count -= 1
+            return self._returned.pop(0)
+        if not self._window and self.count:
+            for job in self._load(self._low, self._last_seq, WINDOW):
+                self._last_seq = job.seq
+                if job.id not in leaving:
+                    self._window[job.id] = job
+        for job_id in self._window:
+            self.count -= 1
+            return self._window.pop(job_id)
+        return None
+
+    def get(self, job_id: str) -> Job | None:
+        """A queued job, if it is in memory."""
+        return self._window.get(job_id) or next((job for job in self._returned if job.id == job_id), None)
+
+    def remove(self, job: Job) -> None:
+        """Drop a queued job, in memory or not."""
+        if self._window.pop(job.id, None) is None:
+            self._returned = [other for other in self._returned if other.id != job.id]
+        self.count -= 1
+
+    def expect(self, count: int) -> None:
+        """The store holds ``count`` queued jobs of this lane already."""
+        self.count = count
+
+
+class Backlog:
+    """All queued jobs: oldest first, those of low priority after the others."""
+
+    def __init__(self, load: Loader) -> None:
+        """``load`` fetches queued jobs from the store."""
+        self._lanes = (Lane(False, load), Lane(True, load))
+
+    def __len__(self) -> int:
+        """How many jobs wait."""
+        return self._lanes[0].count + self._lanes[1].count
+
+    def lane(self, low_priority: bool) -> Lane:
+        """The lane of that priority."""
+        return self._lanes[low_priority]
+
+    def pop(self, leaving: frozenset[str] | set[str] = frozenset()) -> Job | None:
+        """Take the next job."""
+        return self._lanes[0].pop(leaving) or self._lanes[1].pop(leaving)
+
+    def get(self, job_id: str) -> Job | None:
+        """A queued job, if it is in memory."""
+        return self._lanes[0].get(job_id) or self._lanes[1].get(job_id)

@@ -1,0 +1,91 @@
+"""Stream chunks, each handed out once; in the supervisor. That a chunk leaves is on disk before it does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from supervisor.job import Job
+from supervisor.waiters import Waiters
+
+
+class ChunkLease:
+    """Chunks that are being handed to one client; nobody else gets any of this job until it is confirmed or released."""
+
+    def __init__(self, job: Job, chunks: list[bytes], settle: Callable[[bool], None] | None = None) -> None:
+        """``chunks`` are JSON; ``settle`` is called once with whether the answer was sent."""
+        self.job = job
+        self.chunks = chunks
+        self._settle = settle
+
+    def confirm(self) -> None:
+        """The client has them."""
+        self._finish(True)
+
+    def release(self) -> None:
+        """The answer could not be sent: hand them out again."""
+        self._finish(False)
+
+    def _finish(self, sent: bool) -> None:
+        settle, self._settle = self._settle, None
+        if settle is not None:
+            settle(sent)
+
+
+class Source(Protocol):
+    """Where chunks come from: the engine."""
+
+    def job(self, job_id: str) -> Job | None:
+        """The job as it is on disk."""
+
+    def chunks(self, job: Job) -> list[bytes]:
+        """Those of its chunks that were not handed out."""
+
+    def set_taken(self, job: Job, taken: int) -> asyncio.Future[None]:
+        """Write how many chunks were handed out; done once it is on disk."""
+
+
+class Streams:
+    """Leases of all jobs' chunks."""
+
+    def __init__(self, source: Source, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand out what ``source`` has."""
+        self.waiters = Waiters(loop)
+        self._source = source
+        self._loop = loop
+        self._leased: set[str] = set()
+
+    async def take(self, job_id: str, timeout: float) -> ChunkLease | None:
+        """The chunks not handed out before; waits up to ``timeout`` seconds for a first one or the job's end."""
+        deadline = self._loop.time() + timeout
+        while True:
+            job = self._source.job(job_id)
+            if job is None:
+                return None
+            if job_id not in self._leased and (job.chunks > job.chunks_taken or job.status.terminal):
+                return await self._lease(job)
+            left = deadline - self._loop.time()
+            if left <= 0:
+                return ChunkLease(job, [])
+            await self.waiters.wait(job_id, left)
+
+    async def _lease(self, job: Job) -> ChunkLease:
+        first = job.chunks_taken
+        if job.chunks <= first:
+            return ChunkLease(job, [])
+        self._leased.add(job.id)
+        try:
+            chunks = self._source.chunks(job)
+            await self._source.set_taken(job, first + len(chunks))
+        except BaseException:
+            self._leased.discard(job.id)
+            raise
+
+        def settle(sent: bool) -> None:
+            self._leased.discard(job.id)
+            if not sent:
+                self._source.set_taken(job, first)
+            self.waiters.wake(job.id)
+
+        return ChunkLease(job, chunks, settle)

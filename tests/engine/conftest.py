@@ -1,0 +1,230 @@
+"""An engine over real pipes whose workers and template are played by the test; time is the test's own."""
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from supervisor import wire
+from supervisor.engine import Clock, Engine
+from supervisor.job import JobRequest
+from supervisor.pool.pool import Pool
+from supervisor.pool.process import Gone, make_pipes
+from supervisor.pool.seams import Place
+from supervisor.pool.slot import Rules
+from supervisor.settings import Settings
+from supervisor.store.secrets import SecretFiles
+from supervisor.store.store import Store
+
+DEADLINE_S = 10.0
+
+
+class ManualClock(Clock):
+    """Monotonic time stands still unless a test moves it; wall time ticks a millisecond a look."""
+
+    def __init__(self):
+        self.now = 1000.0
+        self.wall = 1_700_000_000_000
+
+    def monotonic(self):
+        return self.now
+
+    def wall_ms(self):
+        self.wall += 1
+        return self.wall
+
+
+class PlayedWorker:
+    """A worker's end of its pipes, in the hands of the test."""
+
+    def __init__(self, starter, slot, generation, env, pipes):
+        self.slot, self.generation, self.env = slot, generation, env
+        self.pid = 40_000 + len(starter.workers)
+        self._starter = starter
+        self._pipes = pipes
+        self._codec = wire.Codec(wire.ToWorker)
+        self.signals = []
+
+    def say(self, *messages):
+        for message in messages:
+            self._pipes.worker_connection.send_bytes(self._codec.encode(message))
+
+    def write_raw(self, data):
+        os.write(self._pipes.worker_connection.fileno(), data)
+
+    def prints(self, text):
+        os.write(self._pipes.worker_log, text.encode())
+
+    def ready(self, kind="function", capacity=1):
+        self.say(wire.Ready(self.pid, kind, capacity))
+
+    def heard(self):
+        """The next message, waited for."""
+        self._starter.until(lambda: self._pipes.worker_connection.poll(0))
+        return self._codec.decode(self._pipes.worker_connection.recv_bytes())
+
+    def hears_nothing(self):
+        return not self._pipes.worker_connection.poll(0)
+
+    def dies(self, status):
+        self._pipes.close_workers()
+        self._starter.report(wire.Died(self.slot, self.generation, self.pid, status))
+        self._starter.report(wire.Swept(self.slot, self.generation))
+
+
+class PlayedStarter:
+    """The template, played."""
+
+    def __init__(self):
+        self.workers = {}
+        self.starts = 0
+        self.swept = 0
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._reports = []
+
+    wants_write = False
+
+    def report(self, message):
+        self._reports.append(message)
+        self._theirs.send(b"x")
+
+    def start(self):
+        self.starts += 1
+        self.report(wire.TemplateReady(wire.VERSION, 39_999))
+
+    def fileno(self):
+        return self._ours.fileno()
+
+    def flush(self):
+        pass
+
+    def receive(self):
+        if self._reports:
+            self._ours.recv(65536)
+        reports, self._reports = self._reports, []
+        return reports
+
+    def pipes(self):
+        return make_pipes()
+
+    def fork(self, slot, generation, env, pipes):
+        worker = PlayedWorker(self, slot, generation, env, pipes)
+        self.workers[slot] = worker
+        self.report(wire.Forked(slot, generation, worker.pid))
+
+    def signal(self, slot, generation, signum):
+        self.workers[slot].signals.append(signum)
+
+    def end_tree(self, slot, generation):
+        self.workers[slot].signals.append("tree")
+
+    def sweep(self):
+        self.swept += 1
+        return 0
+
+    def template_dies(self):
+        for worker in self.workers.values():
+            worker._pipes.close_workers()
+        self.report(Gone(-9))
+
+    def close(self):
+        self._ours.close()
+        self._theirs.close()
+
+
+class House:
+    """Engine, pool, store and played processes, with the means to drive them turn by turn."""
+
+    def __init__(self, tmp_path, loop, slots=1, store=None, **options):
+        self.loop = loop
+        self.clock = ManualClock()
+        self.settings = Settings.make("test:handler", store=tmp_path / "jobs.db", **options)
+        self.store = store or Store.open(self.settings.store)
+        self.secrets = SecretFiles(tmp_path / "secrets")
+        self.starter = PlayedStarter()
+        self.engine = Engine(self.settings, self.store, self.secrets, loop, self.clock)
+        places = [Place(f"cpu{index}", index, (), {"SUPERVISE_SLOT": f"cpu{index}"}) for index in range(slots)]
+        rules = Rules(
+            grace=self.settings.grace,
+            refresh_worker=self.settings.refresh_worker,
+            refresh_after_jobs=self.settings.refresh_after_jobs,
+        )
+        self.pool = Pool(places, rules, self.starter, None, loop, self.engine.wake, 2**31)
+        self.engine.attach(self.pool)
+        self.told = []
+        self.engine.observe(self.told.append)
+        self.starter.until = self.until
+
+    def start(self, *, ready=True, kind="function", capacity=1):
+        self.engine.start()
+        self.until(lambda: len(self.starter.workers) == len(self.pool.slots))
+        if ready:
+            for worker in self.starter.workers.values():
+                worker.ready(kind, capacity)
+            self.until(lambda: all(slot.state.value == "idle" for slot in self.pool.slots.values()))
+
+    def until(self, reached):
+        """Run the loop until ``reached()``, with a deadline."""
+
+        async def wait():
+            deadline = self.loop.time() + DEADLINE_S
+            while not reached():
+                assert self.loop.time() < deadline, "it did not come to that"
+                self.engine.wake()
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(wait())
+
+    def settle(self):
+        """Some turns: what was written to a pipe before is in it, so each finds all there is."""
+        for _ in range(10):
+            self.engine.wake()
+            self.loop.run_until_complete(asyncio.sleep(0))
+
+    def wait(self, awaitable):
+        return self.loop.run_until_complete(asyncio.wait_for(awaitable, DEADLINE_S))
+
+    def submit(self, job_id="a", value=b'{"n":1}', **fields):
+        return self.wait(self.engine.submit(JobRequest(id=job_id, input=value, **fields)))
+
+    def worker(self, slot="cpu0"):
+        return self.starter.workers[slot]
+
+    def ended(self, job_id="a"):
+        return self.wait(self.engine.wait(job_id, DEADLINE_S))
+
+    def close(self):
+        self.engine.close()
+        self.store.close()
+        self.starter.close()
+
+
+@pytest.fixture
+def loop():
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def make_house(tmp_path, loop):
+    """``make_house(slots=1, **options)``: an engine that has not started."""
+    houses = []
+
+    def make(**options):
+        houses.append(House(tmp_path, loop, **options))
+        return houses[-1]
+
+    yield make
+    for house in houses:
+        house.close()
+
+
+@pytest.fixture
+def house(make_house):
+    """One slot, its worker ready."""
+    house = make_house()
+    house.start()
+    return house

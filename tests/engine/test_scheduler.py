@@ -1,0 +1,102 @@
+"""The queue's order, its window in memory, and who takes what."""
+
+import pytest
+
+from supervisor.job import Job, JobStatus
+from supervisor.pool.slot import Slot, SlotState
+from supervisor.scheduler import WINDOW, Backlog, plan
+
+
+def job(seq, low=False):
+    return Job(seq=seq, id=f"job-{seq}", status=JobStatus.IN_QUEUE, input=b"1", created_ms=0, low_priority=low)
+
+
+def slot(index, capacity=1, running=0, state=SlotState.IDLE):
+    jobs = tuple(f"r{number}" for number in range(running))
+    return Slot(name=f"gpu{index}", index=index, state=state, capacity=capacity, running=jobs)
+
+
+class Store:
+    """Queued jobs by seq, as the real store lists them."""
+
+    def __init__(self):
+        self.jobs = {}
+        self.loads = 0
+
+    def load(self, low, after, limit):
+        self.loads += 1
+        return [each for seq, each in sorted(self.jobs.items()) if seq > after and each.low_priority == low][:limit]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "slots", "expected"),
+    [
+        (0, [slot(0)], []),
+        (3, [slot(0), slot(1)], ["gpu0", "gpu1"]),
+        (1, [slot(1), slot(0)], ["gpu0"]),
+        (3, [slot(0, capacity=3), slot(1, capacity=3)], ["gpu0", "gpu1", "gpu0"]),
+        (2, [slot(0, capacity=3, running=2, state=SlotState.BUSY), slot(1)], ["gpu1", "gpu0"]),
+        (2, [slot(0, state=SlotState.STARTING)], []),
+    ],
+)
+def test_plan(waiting, slots, expected):
+    assert plan(waiting, slots) == expected
+
+
+def test_low_priority_comes_last_and_both_lanes_are_in_order():
+    backlog = Backlog(Store().load)
+    for seq, low in [(1, True), (2, False), (3, True), (4, False)]:
+        backlog.lane(low).push(job(seq, low))
+    assert [backlog.pop().seq for _ in range(4)] == [2, 4, 1, 3]
+    assert backlog.pop() is None
+
+
+def test_a_job_put_back_takes_its_old_place():
+    backlog = Backlog(Store().load)
+    for seq in (1, 2, 3):
+        backlog.lane(False).push(job(seq))
+    first, second = backlog.pop(), backlog.pop()
+    backlog.lane(False).put_back(second)
+    backlog.lane(False).put_back(first)
+    assert [backlog.pop().seq for _ in range(3)] == [1, 2, 3]
+
+
+def test_beyond_the_window_jobs_wait_in_the_store_alone():
+    store = Store()
+    backlog = Backlog(store.load)
+    for seq in range(1, 2 * WINDOW + 11):
+        store.jobs[seq] = job(seq)
+        backlog.lane(False).push(store.jobs[seq])
+    assert backlog.get("job-1") is not None
+    assert backlog.get(f"job-{WINDOW + 1}") is None
+    assert len(backlog) == 2 * WINDOW + 10
+    assert [backlog.pop().seq for _ in range(2 * WINDOW + 10)] == list(range(1, 2 * WINDOW + 11))
+    assert (len(backlog), store.loads) == (0, 2)
+
+
+def test_what_the_store_held_at_the_start_comes_first():
+    store = Store()
+    store.jobs = {1: job(1), 2: job(2)}
+    backlog = Backlog(store.load)
+    backlog.lane(False).expect(2)
+    store.jobs[3] = job(3)
+    backlog.lane(False).push(store.jobs[3])
+    assert [backlog.pop().seq for _ in range(3)] == [1, 2, 3]
+
+
+def test_jobs_on_their_way_out_are_not_loaded():
+    store = Store()
+    store.jobs = {1: job(1), 2: job(2)}
+    backlog = Backlog(store.load)
+    backlog.lane(False).expect(2)
+    backlog.lane(False).remove(store.jobs[1])
+    assert backlog.pop({"job-1"}).seq == 2
+    assert len(backlog) == 0
+
+
+def test_remove_from_the_window():
+    backlog = Backlog(Store().load)
+    backlog.lane(False).push(job(1))
+    backlog.lane(False).push(job(2))
+    backlog.lane(False).remove(job(1))
+    assert (len(backlog), backlog.pop().seq) == (1, 2)
