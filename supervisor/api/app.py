@@ -1,0 +1,132 @@
+"""The API as a raw ASGI application: finds the operation, asks the guard, turns errors into answers; in the supervisor's loop."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from supervisor.api.auth import Guard
+from supervisor.api.call import JSON, Call, ClientGone, Receive, Reply, Scope, Send, Waits
+from supervisor.api.operations import ROUTES
+from supervisor.api.routes import Match, Router
+from supervisor.errors import RequestError, StoreError
+
+if TYPE_CHECKING:
+    from supervisor.engine import Engine
+
+NO_CONTENT, BAD_REQUEST, UNAUTHORIZED, UNAVAILABLE = 204, 400, 401, 503
+
+RETRY_AFTER_S = 5
+"""What a 503 says when its cause does not know better."""
+
+LINGER_S = 2.0
+LINGER_BYTES = 64 * 1024 * 1024
+"""How long and how much a client may go on sending a body that was refused: closing at once would lose it the answer."""
+
+
+class App:
+    """The application. ``waits`` ends the long waits when the server stops."""
+
+    def __init__(self, engine: Engine, log: Callable[[str], None], *, private: bool = False) -> None:
+        """Serve ``engine``; ``log`` takes tracebacks of what should not happen.
+
+        ``private``: it is reached over a socket that only the owner can open, so keys, `Host` and `Origin` are not asked for.
+        """
+        settings = engine.settings
+        self.waits = Waits()
+        self._engine = engine
+        self._log = log
+        self._max_body = settings.max_body
+        self._router = Router(ROUTES, settings.endpoint_id)
+        self._guard = None if private else Guard(settings.api_key, settings.allow_origin, any_host=settings.no_auth)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        call = Call(self._engine, self.waits, scope, receive)
+        try:
+            reply = await self._reply(call, scope["path"])
+        except ClientGone:
+            return
+        try:
+            await self._send(call, reply, send)
+        finally:
+            call.close()
+
+    async def _reply(self, call: Call, path: str) -> Reply:
+        try:
+            match = self._router.find(path)
+            route = match.routes.get(call.method) if match is not None else None
+            if self._guard is not None and (route is None or not route.open):
+                preflight = self._guard.preflight(call.headers) if call.method == "OPTIONS" else None
+                if preflight is not None:
+                    return Reply(b"", NO_CONTENT, tuple(preflight))
+                self._guard.check(call.headers)
+            if route is None or match is None:
+                return self._no_route(call, path, match)
+            call.param = match.param
+            return await route.handler(call)
+        except RequestError as error:
+            return _refusal(error)
+        except StoreError as error:
+            return _refusal(RequestError(503, str(error)))
+        except ClientGone:
+            raise
+        except Exception:  # noqa: BLE001 - the last line of the server: one request's bug must not end all others
+            self._log(f"{call.method} {path} failed\n{traceback.format_exc()}")
+            return _refusal(RequestError(500, "internal error; the supervisor's log has the details"))
+
+    def _no_route(self, call: Call, path: str, match: Match | None) -> Reply:
+        if match is None:
+            return _refusal(RequestError(404, self._router.why_not(path)))
+        if call.method == "OPTIONS":
+            return Reply(b"", NO_CONTENT, ((b"allow", match.allow),))
+        refusal = _refusal(RequestError(405, f"{call.method} {path[:80]}: only {match.allow.decode()}"))
+        return msgspec.structs.replace(refusal, headers=((b"allow", match.allow),))
+
+    async def _send(self, call: Call, reply: Reply, send: Send) -> None:
+        headers = list(reply.headers)
+        if reply.status != NO_CONTENT:
+            headers += (JSON, (b"content-length", b"%d" % len(reply.body)))
+        if self._guard is not None and b"origin" in call.headers:
+            headers += self._guard.cors(call.headers)
+        lingers = reply.status >= BAD_REQUEST and call.excess(self._max_body)
+        if lingers:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        if lingers:
+            await send({"type": "http.response.body", "body": reply.body, "more_body": True})
+            await call.discard(LINGER_S, LINGER_BYTES)
+            await send({"type": "http.response.body", "body": b""})
+        elif reply.sent is None:
+            await send({"type": "http.response.body", "body": reply.body})
+        else:
+            await _send_watched(call, reply.body, reply.sent, send)
+
+
+async def _send_watched(call: Call, body: bytes, sent: Callable[[bool], None], send: Send) -> None:
+    """Send ``body``, and say whether the client was there for it: as far as a server can know without the client's own word."""
+    taken = False
+    try:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        # An empty part waits until the transport has passed on nearly all of the one before it, or has failed to.
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        taken = not call.has_left()
+        if taken:
+            await send({"type": "http.response.body", "body": b""})
+    finally:
+        sent(taken)
+
+
+def _refusal(error: RequestError) -> Reply:
+    headers: list[tuple[bytes, bytes]] = []
+    if error.status == UNAUTHORIZED:
+        headers.append((b"www-authenticate", b'Bearer realm="supervise"'))
+    retry_after = RETRY_AFTER_S if error.retry_after is None and error.status == UNAVAILABLE else error.retry_after
+    if retry_after is not None:
+        headers.append((b"retry-after", b"%d" % retry_after))
+    return Reply(msgspec.json.encode({"error": str(error)}), error.status, tuple(headers))

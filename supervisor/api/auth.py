@@ -1,0 +1,120 @@
+"""Who may ask: API keys, and without keys the `Host` and `Origin` rules that keep foreign web pages out; in the supervisor.
+
+Without a key the only clients are programs of this machine, and its browsers are among them: a page from anywhere can make a
+browser post to a loopback address (hence the `Origin` rule), or point a name of its own there (hence the `Host` rule).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from supervisor.errors import RequestError
+from supervisor.settings import is_loopback
+
+Headers = Mapping[bytes, bytes]
+
+_ALLOW_METHODS = b"GET, POST"
+_ALLOW_HEADERS = b"authorization, content-type, idempotency-key, last-event-id"
+_PREFLIGHT_AGE_S = b"600"
+
+
+class Guard:
+    """Decides about one request by its headers; raises ``RequestError`` or lets it pass."""
+
+    def __init__(self, keys: tuple[str, ...], allow_origin: tuple[str, ...] = (), *, any_host: bool = False) -> None:
+        """``keys``: who shows one may pass; none: all of this machine may. ``allow_origin``: origins of web pages that may, too.
+
+        ``any_host`` drops the `Host` rule (``--no-auth``: clients reach this server by names that it does not know).
+        """
+        self._keys = tuple(_digest(key.encode()) for key in keys if key)
+        self._origins = frozenset(origin.lower().encode() for origin in allow_origin)
+        self._any_host = any_host
+        self._is_loopback_host = functools.lru_cache(64)(_is_loopback_host)
+
+    def check(self, headers: Headers) -> None:
+        """Let the request pass.
+
+        Raises:
+            RequestError: 401 without a right key; 403 for a foreign `Host` or `Origin` where there are no keys.
+        """
+        if self._keys:
+            if not self._has_key(headers.get(b"authorization", b"")):
+                raise RequestError(401, "a key is needed: Authorization: Bearer KEY")
+            return
+        host = headers.get(b"host", b"")
+        if not self._any_host and not self._is_loopback_host(host):
+            raise RequestError(
+                403, f"Host {_shown(host)} is not this machine's loopback; other names need a key (--api-key)"
+            )
+        origin = headers.get(b"origin")
+        if origin is not None and origin.lower() not in self._origins and not _same_origin(origin, host):
+            raise RequestError(403, f"Origin {_shown(origin)} is foreign; let it in with --allow-origin")
+
+    def cors(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        """The headers that let a page of an allowed origin read the answer; none for all others."""
+        origin = headers.get(b"origin")
+        if origin is None or origin.lower() not in self._origins:
+            return []
+        return [
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", b"retry-after"),
+            (b"vary", b"origin"),
+        ]
+
+    def preflight(self, headers: Headers) -> list[tuple[bytes, bytes]] | None:
+        """The headers that answer what a browser asks before its request; ``None``: it is no such question, or not allowed."""
+        allowed = self.cors(headers)
+        if not allowed or b"access-control-request-method" not in headers:
+            return None
+        return [
+            *allowed,
+            (b"access-control-allow-methods", _ALLOW_METHODS),
+            (b"access-control-allow-headers", _ALLOW_HEADERS),
+            (b"access-control-max-age", _PREFLIGHT_AGE_S),
+        ]
+
+    def _has_key(self, authorization: bytes) -> bool:
+        scheme, _, rest = authorization.partition(b" ")
+        shown = _digest(rest.strip() if scheme.lower() == b"bearer" else authorization.strip())
+        right = False
+        for key in self._keys:  # all of them, so that the time says nothing about which one matched
+            right |= hmac.compare_digest(key, shown)
+        return right
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _authority(text: str, default_port: int) -> tuple[str, int] | None:
+    """Host and port of ``HOST[:PORT]``; ``None`` if it is none."""
+    try:
+        parts = urlsplit(f"//{text}")
+        port = parts.port
+    except ValueError:
+        return None
+    if not parts.hostname or parts.netloc != text or "@" in text:
+        return None
+    return parts.hostname, default_port if port is None else port
+
+
+def _is_loopback_host(host: bytes) -> bool:
+    found = _authority(host.decode("latin-1"), 80)
+    return found is not None and is_loopback(found[0])
+
+
+def _same_origin(origin: bytes, host: bytes) -> bool:
+    scheme, _, rest = origin.decode("latin-1").partition("://")
+    default_port = {"http": 80, "https": 443}.get(scheme.lower())
+    if default_port is None:
+        return False
+    page = _authority(rest, default_port)
+    return page is not None and page == _authority(host.decode("latin-1"), default_port)
+
+
+def _shown(value: bytes) -> str:
+    return repr(value[:100].decode("latin-1"))

@@ -1,0 +1,91 @@
+"""What an operation is, and which one a path means: dispatch, errors and the API's description; in the supervisor."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from supervisor.api.call import Call, Reply
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+class Route(msgspec.Struct, frozen=True):
+    """One operation. ``path`` may have one part in braces.
+
+    ``body``: it reads one. ``open``: no key is asked for. ``root_only``: it does not answer under ``/v2/{endpoint_id}``.
+    """
+
+    methods: tuple[str, ...]
+    path: str
+    handler: Handler
+    summary: str
+    body: bool = False
+    open: bool = False
+    root_only: bool = False
+
+
+class Match(msgspec.Struct, frozen=True):
+    """The routes of one path, by method, and what stands in its braces."""
+
+    routes: dict[str, Route]
+    param: str = ""
+
+    @property
+    def allow(self) -> bytes:
+        """The value of the `Allow` header."""
+        return ", ".join(sorted(self.routes)).encode()
+
+
+class Router:
+    """Finds the routes of a path: one lookup for those without a parameter, at most three for the others."""
+
+    def __init__(self, routes: Sequence[Route], endpoint_id: str) -> None:
+        """Serve ``routes`` at the root and under ``/v2/{endpoint_id}``."""
+        self._prefix = f"/v2/{endpoint_id}"
+        self._endpoint_id = endpoint_id
+        self._plain: dict[str, Match] = {}
+        self._patterns: dict[tuple[str, str], dict[str, Route]] = {}
+        self._paths = list(dict.fromkeys(route.path for route in routes))
+        for route in routes:
+            self._add(route)
+
+    def _add(self, route: Route) -> None:
+        head, brace, rest = route.path.partition("{")
+        if not brace:
+            for prefix in ("",) if route.root_only else ("", self._prefix):
+                match = self._plain.setdefault(prefix + route.path, Match({}))
+                match.routes.update(dict.fromkeys(route.methods, route))
+        else:
+            key = (head, rest.partition("}")[2])
+            self._patterns.setdefault(key, {}).update(dict.fromkeys(route.methods, route))
+
+    def find(self, path: str) -> Match | None:
+        """The routes of ``path`` (unquoted), or ``None`` if there is no such operation."""
+        match = self._plain.get(path)
+        if match is not None:
+            return match
+        if path.startswith("/v2/"):
+            if not path.startswith(self._prefix + "/"):
+                return None
+            path = path[len(self._prefix) :]
+        head, _, rest = path[1:].partition("/")
+        param, slash, tail = rest.partition("/")
+        routes = self._patterns.get((f"/{head}/", slash + tail))
+        return Match(routes, param) if routes is not None and param else None
+
+    def why_not(self, path: str) -> str:
+        """What to tell a client that asked for a ``path`` which does not exist."""
+        if path.startswith("/v2/"):
+            endpoint_id = path[4:].partition("/")[0]
+            if endpoint_id != self._endpoint_id:
+                return f"no endpoint {endpoint_id[:80]!r} here: this is {self._prefix}"
+            first = path[len(self._prefix) + 1 :].partition("/")[0][:40]
+        else:
+            first = path[1:].partition("/")[0][:40]
+        names = {known[1:].partition("/")[0]: None for known in self._paths}
+        close = difflib.get_close_matches(first, names, n=3, cutoff=0.6)
+        near = [known for known in self._paths if known[1:].partition("/")[0] in close]
+        return f"no operation {path[:80]!r}; {'did you mean' if near else 'there are'} {', '.join(near or self._paths)}"

@@ -1,0 +1,294 @@
+"""An engine that is told what happens, the real server over it on real sockets, and clients."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+import uvloop
+
+from supervisor.api.app import App
+from supervisor.api.server import Server, listen, listen_unix
+from supervisor.errors import RequestError
+from supervisor.job import Job, JobRequest, JobStatus
+from supervisor.settings import Settings
+from supervisor.snapshot import JobCounts, Snapshot, Stats, WorkerView
+from supervisor.streams import ChunkLease
+
+T = TypeVar("T")
+
+DEADLINE_S = 10.0
+CREATED_MS = 1_700_000_000_000
+
+
+class FakeEngine:
+    """The engine's public face over a dict; ``auto`` ends each job at once with its input as output."""
+
+    def __init__(self, settings: Settings, *, auto: bool = False) -> None:
+        self.settings = settings
+        self.auto = auto
+        self.ready = True
+        self.draining = False
+        self.jobs: dict[str, Job] = {}
+        self.requests: list[JobRequest] = []
+        self.newest_progress: dict[str, bytes] = {}
+        self.chunks: dict[str, list[bytes]] = {}
+        self.settled: list[str] = []
+        self.refreshed: list[str] = []
+        self.refuse: Exception | None = None
+        self.waiting = 0
+        self._changed = asyncio.Event()
+
+    # --- the public face
+
+    def submit(self, request: JobRequest) -> asyncio.Future[Job]:
+        if self.refuse is not None:
+            raise self.refuse
+        self.requests.append(request)
+        job = self.jobs.get(request.id)
+        if job is None:
+            job = Job(len(self.jobs), request.id, JobStatus.IN_QUEUE, request.input, CREATED_MS)
+            if self.auto:
+                job = job.replace(
+                    status=JobStatus.COMPLETED,
+                    output=request.input,
+                    started_ms=CREATED_MS + 5,
+                    ended_ms=CREATED_MS + 12,
+                    worker_id="gpu0-1",
+                )
+            self.jobs[job.id] = job
+        future: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        future.set_result(job)
+        return future
+
+    def job(self, job_id: str) -> Job | None:
+        return self.jobs.get(job_id)
+
+    def progress(self, job_id: str) -> bytes | None:
+        return self.newest_progress.get(job_id)
+
+    async def wait(self, job_id: str, timeout: float) -> Job | None:
+        if job_id in self.jobs:
+            await self._until(lambda: self.jobs[job_id].status.terminal, timeout)
+        return self.jobs.get(job_id)
+
+    def cancel(self, job_id: str) -> asyncio.Future[Job | None]:
+        job = self.jobs.get(job_id)
+        if job is not None and not job.status.terminal:
+            self.jobs[job_id] = job = job.replace(status=JobStatus.CANCELLED, ended_ms=CREATED_MS + 9)
+        future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        future.set_result(job)
+        return future
+
+    async def take_chunks(self, job_id: str, timeout: float) -> ChunkLease | None:
+        if job_id not in self.jobs:
+            return None
+        waiting = self.chunks.setdefault(job_id, [])
+        await self._until(lambda: bool(waiting) or self.jobs[job_id].status.terminal, timeout)
+        taken = waiting.copy()
+        waiting.clear()
+        return ChunkLease(self.jobs[job_id], taken, lambda sent: self._settle(job_id, taken, sent))
+
+    def refresh(self, slot: str) -> None:
+        if slot != "gpu0":
+            raise RequestError(404, f"no slot {slot!r}; there are: gpu0")
+        if self.refreshed:
+            raise RequestError(409, "slot gpu0 is ending: it has no worker to refresh now")
+        self.refreshed.append(slot)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            at=CREATED_MS,
+            version="0",
+            endpoint_id=self.settings.endpoint_id,
+            handler="echo.py",
+            pid=1,
+            url=None,
+            draining=self.draining,
+            jobs=JobCounts(completed=3, failed=1, in_progress=1, in_queue=2, retried=1),
+            workers=(WorkerView("gpu0-1", "gpu0", (0,), "busy", 41, 1, 3, 0, 0, running=("a",)),),
+            gpus=(),
+            running=(),
+            ended=(),
+            log=(),
+            stats=Stats(1.0, 6, 4, 0.5),
+        )
+
+    # --- what the tests do to it
+
+    def change(self, job_id: str, **changes: Any) -> None:
+        """Change a job, or put a new one there, and wake who waits."""
+        job = self.jobs.get(job_id) or Job(0, job_id, JobStatus.IN_QUEUE, b"null", CREATED_MS)
+        self.jobs[job_id] = job.replace(**changes)
+        self._notify()
+
+    def add_chunks(self, job_id: str, *chunks: bytes) -> None:
+        self.chunks.setdefault(job_id, []).extend(chunks)
+        self._notify()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Until ``condition`` holds; it is looked at whenever something changes here."""
+        assert await self._until(condition, DEADLINE_S), "it never happened"
+
+    def _settle(self, job_id: str, chunks: list[bytes], sent: bool) -> None:
+        self.settled.append("confirmed" if sent else "released")
+        if not sent:
+            self.chunks[job_id][:0] = chunks
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _until(self, condition: Callable[[], bool], timeout: float) -> bool:
+        self.waiting += 1
+        self._notify()
+        try:
+            deadline = asyncio.get_running_loop().time() + timeout
+            while not condition():
+                left = deadline - asyncio.get_running_loop().time()
+                try:
+                    await asyncio.wait_for(self._changed.wait(), max(0.0, left))
+                except asyncio.TimeoutError:
+                    return condition()
+            return True
+        finally:
+            self.waiting -= 1
+
+
+class Answer(msgspec.Struct, frozen=True):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        body = self.json
+        assert list(body) == ["error"]
+        assert isinstance(body["error"], str)
+        return str(body["error"])
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=DEADLINE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Site:
+    """The real server over a fake engine, in a thread of its own."""
+
+    def __init__(self, *, auto: bool = False, unix: Path | None = None, **options: Any) -> None:
+        self.settings = Settings.make("echo:handler", endpoint_id="echo", store="unused.db", **options)
+        self.logged: list[str] = []
+        self.unix = unix
+        self._ready = threading.Event()
+        self._auto = auto
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._serve()), daemon=True)
+        self._thread.start()
+        assert self._ready.wait(DEADLINE_S)
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        self.engine = FakeEngine(self.settings, auto=self._auto)
+        sockets = [listen_unix(self.unix)] if self.unix is not None else listen("127.0.0.1", 0)
+        self.port = 0 if self.unix is not None else sockets[0].getsockname()[1]
+        self.app = App(self.engine, self.logged.append, private=self.unix is not None)  # type: ignore[arg-type]  # a fake
+        self.server = Server(self.app, sockets)
+        await self.server.start()
+        self._ready.set()
+        await self._over.wait()
+
+    def close(self) -> None:
+        self.do(self.server.stop(0.1))
+        self.loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive()
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` in the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(DEADLINE_S)
+
+    def call(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
+        """Call ``function`` in the server's loop."""
+
+        async def work() -> T:
+            return function(*args, **keywords)
+
+        return self.do(work())
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        self.do(self.engine.until(condition))
+
+    def connect(self) -> http.client.HTTPConnection:
+        if self.unix is not None:
+            return UnixConnection(self.unix)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+
+    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
+        """One request on a connection of its own; ``body`` is bytes, or what becomes JSON."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection = self.connect()
+        try:
+            connection.request(method, path, data, headers or {})
+            return self.read(connection)
+        finally:
+            connection.close()
+
+    @staticmethod
+    def read(connection: http.client.HTTPConnection) -> Answer:
+        """The answer to what was asked on ``connection``."""
+        response = connection.getresponse()
+        return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
+
+    @staticmethod
+    def read_to_end(sock: socket.socket) -> bytes:
+        """What the server sends until it closes."""
+        parts = []
+        while part := sock.recv(65536):
+            parts.append(part)
+        return b"".join(parts)
+
+    def raw(self, data: bytes = b"") -> socket.socket:
+        """A bare connection on which ``data`` was sent."""
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
+        sock.sendall(data)
+        return sock
+
+
+@pytest.fixture
+def make_site() -> Iterator[Callable[..., Site]]:
+    """Makes servers, and stops them after the test."""
+    sites: list[Site] = []
+
+    def make(**options: Any) -> Site:
+        sites.append(Site(**options))
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        site.close()
+
+
+@pytest.fixture
+def site(make_site: Callable[..., Site]) -> Site:
+    """A server with default settings."""
+    return make_site()
