@@ -1,0 +1,104 @@
+"""Fetches snapshots on a thread, so that a supervisor that does not answer never holds up the keys; in the screen's process."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Union
+
+import msgspec
+
+from supervisor.client import Client
+from supervisor.errors import ClientError
+from supervisor.snapshot import Snapshot
+
+
+class Said(msgspec.Struct, frozen=True):
+    """How something that was asked for went, in words."""
+
+    text: str
+
+
+News = Union[Snapshot, ClientError, Said]
+
+
+class Feed:
+    """What the supervisor says: a snapshot every half second, or why there is none. ``fileno`` is readable when there is news."""
+
+    def __init__(self, client: Client, every: float = 0.5) -> None:
+        """Ask ``client`` ``every`` so many seconds from now on."""
+        self._client = client
+        self._every = every
+        self._news: queue.SimpleQueue[News | None] = queue.SimpleQueue()
+        self._wishes: queue.SimpleQueue[Callable[[], News] | None] = queue.SimpleQueue()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self._thread.start()
+
+    def fileno(self) -> int:
+        """Readable when ``take`` has something."""
+        return self._bell
+
+    def take(self) -> list[News]:
+        """What came since the last time, oldest first."""
+        try:
+            os.eventfd_read(self._bell)
+        except BlockingIOError:
+            return []
+        found = []
+        while not self._news.empty():
+            news = self._news.get()
+            if news is None:
+                raise RuntimeError("the thread that asks the supervisor has died")
+            found.append(news)
+        return found
+
+    def refresh(self, slot: str) -> None:
+        """Ask for a refresh of ``slot``; ``Said`` or ``ClientError`` follows."""
+
+        def ask() -> News:
+            try:
+                self._client.refresh(slot)
+            except ClientError as error:
+                return Said(f"{slot}: {error}")
+            return Said(f"refresh of {slot} asked for")
+
+        self._wishes.put(ask)
+
+    def close(self) -> None:
+        """Ask no more. A question on its way is left to end by itself."""
+        self._wishes.put(None)
+
+    def _run(self) -> None:
+        try:
+            while self._pause():
+                self._say(self._snapshot())
+        finally:
+            self._say(None)
+
+    def _pause(self) -> bool:
+        """Wait for the next question, doing what is wished meanwhile; false when there is to be none."""
+        deadline = time.monotonic() + self._every
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                wish = self._wishes.get(timeout=left)
+            except queue.Empty:
+                break
+            if wish is None:
+                return False
+            self._say(wish())
+            deadline = min(deadline, time.monotonic() + 0.05)  # show soon what it did
+        return True
+
+    def _snapshot(self) -> News:
+        try:
+            return self._client.snapshot()
+        except ClientError as error:
+            return error
+
+    def _say(self, news: News | None) -> None:
+        self._news.put(news)
+        os.eventfd_write(self._bell, 1)

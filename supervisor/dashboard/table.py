@@ -1,0 +1,77 @@
+"""Columns that fit: chosen by rank, cut with an ellipsis, never wider than they may be; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Union
+
+import msgspec
+from rich.text import Text
+
+from supervisor.dashboard.text import fit
+
+GAP = 2
+
+
+class Span(msgspec.Struct, frozen=True):
+    """A text that takes the rest of its row."""
+
+    text: Text
+
+
+Cell = Union[Text, Span, Callable[[int], Text]]
+"""A text, one for the rest of the row, or a function that draws one for a width in cells."""
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One column: it takes ``least`` to ``most`` cells, or vanishes; those of the highest ``rank`` vanish first, 0 never."""
+
+    title: str
+    cells: Sequence[Cell]
+    least: int
+    most: int
+    rank: int = 0
+    align: str = "left"
+
+
+def widths(columns: Sequence[Column], width: int) -> list[int]:
+    """How many cells each column gets of ``width``; 0 for those that vanish. What is left over is shared evenly."""
+    shown = list(range(len(columns)))
+
+    def spare() -> int:
+        return width - sum(columns[n].least for n in shown) - GAP * (len(shown) - 1)
+
+    while spare() < 0:
+        droppable = [n for n in shown if columns[n].rank]
+        if not droppable:
+            break
+        shown.remove(max(droppable, key=lambda n: (columns[n].rank, n)))
+    got = [columns[n].least if n in shown else 0 for n in range(len(columns))]
+    left = max(spare(), 0)
+    modest = sorted(shown, key=lambda n: columns[n].most - columns[n].least)
+    for served, n in enumerate(modest):
+        extra = min(columns[n].most - columns[n].least, left // (len(modest) - served))
+        got[n] += extra
+        left -= extra
+    return got
+
+
+def table(columns: Sequence[Column], width: int, rows: slice = slice(None)) -> tuple[Text, list[Text]]:
+    """The line of titles and those ``rows``, each ``width`` cells wide."""
+    chosen = [(column, size) for column, size in zip(columns, widths(columns, width), strict=True) if size]
+    titles = [fit(Text(column.title, "dim"), size, column.align) for column, size in chosen]
+    lines = []
+    for n in range(len(columns[0].cells))[rows]:
+        cells = []
+        for column, size in chosen:
+            cell = column.cells[n]
+            if isinstance(cell, Span):
+                cells.append(cell.text)
+                break
+            cells.append(fit(cell if isinstance(cell, Text) else cell(size), size, column.align))
+        lines.append(_joined(cells, width))
+    return _joined(titles, width), lines
+
+
+def _joined(cells: Sequence[Text], width: int) -> Text:
+    return fit(Text(" " * GAP).join(cells), width)

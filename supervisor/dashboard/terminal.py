@@ -1,0 +1,148 @@
+"""The terminal: taken over and always given back, keys read from it, pictures painted on it; screen's process.
+
+Imports nothing but the standard library, so the supervisor may use ``usable`` and ``remember`` without loading a screen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import termios
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+_ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"  # a screen of its own, no cursor, no wrapping at the edge
+_LEAVE = "\x1b[?7h\x1b[?25h\x1b[0m\x1b[?1049l"
+_TOGETHER = ("\x1b[?2026h", "\x1b[?2026l")  # terminals that know it show what is between in one go
+
+_KEY = re.compile(rb"\x1b[\[O][0-9;]*[A-Za-z~]|[\x00-\x7f]|[^\x00-\x7f]+")
+_NAMES = {b"\x1b[A": "up", b"\x1bOA": "up", b"\x1b[B": "down", b"\x1bOB": "down", b"\x1b": "escape", b"\x1a": "suspend"}
+
+
+def usable(keys: int = 0, screen: int = 1) -> bool:
+    """Whether a live screen can be shown: ``screen`` is a terminal that can move its cursor, and we are in its foreground."""
+    if not os.isatty(screen) or os.environ.get("TERM", "dumb") in ("", "dumb"):
+        return False
+    try:
+        return not os.isatty(keys) or os.tcgetpgrp(keys) == os.getpgrp()
+    except OSError:  # a terminal that does not control this session
+        return True
+
+
+def remember(keys: int = 0, screen: int = 1) -> Callable[[], None]:
+    """A function that puts the terminal back as it is now. For a parent: only if its screen did not end by itself."""
+    attributes = termios.tcgetattr(keys) if os.isatty(keys) else None
+
+    def put_back() -> None:
+        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone; then nothing is to be restored
+            if attributes is not None:
+                termios.tcsetattr(keys, termios.TCSAFLUSH, attributes)
+            _write(screen, _LEAVE)
+
+    return put_back
+
+
+class Terminal:
+    """The terminal while the screen has it. A context manager: however the block ends, the terminal is as it was before."""
+
+    def __init__(self, keys: int = 0, screen: int = 1) -> None:
+        """Read ``keys`` and paint on ``screen``: descriptors, standard input and output by default."""
+        self._screen = screen
+        self._keys = keys
+        self._painted: list[str] = []
+        self._put_back: Callable[[], None] | None = None
+
+    def __enter__(self) -> Terminal:
+        """Take the terminal over."""
+        self._put_back = remember(self._keys, self._screen)
+        try:
+            if self.has_keys:
+                termios.tcsetattr(self._keys, termios.TCSAFLUSH, _bare(termios.tcgetattr(self._keys)))
+            self._painted = []
+            _write(self._screen, _ENTER)
+        except BaseException:
+            self._put_back()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back."""
+        if self._put_back is not None:
+            self._put_back()
+            self._put_back = None
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is a keyboard."""
+        return os.isatty(self._keys)
+
+    def fileno(self) -> int:
+        """Readable when ``keys`` has some."""
+        return self._keys
+
+    def size(self) -> tuple[int, int]:
+        """Width and height in cells; 80 by 24 where the terminal does not know."""
+        try:
+            size = os.get_terminal_size(self._screen)
+        except OSError:
+            return 80, 24
+        return size.columns or 80, size.lines or 24
+
+    def keys(self) -> list[str] | None:
+        """The keys pressed: a character each, ``up``, ``down``, ``escape`` or ``suspend``; ``None``: the terminal is gone."""
+        try:
+            data = os.read(self._keys, 1024)
+        except OSError:
+            return None
+        if not data:
+            return None
+        return [_NAMES.get(key) or key.decode("utf-8", "replace") for key in _KEY.findall(data)]
+
+    def paint(self, lines: Sequence[str]) -> None:
+        """Show ``lines``; those that are as they were are not written again."""
+        if len(lines) != len(self._painted):
+            self._painted = [""] * len(lines)
+        changed = [
+            f"\x1b[{row};1H{line}\x1b[0m"
+            for row, (line, before) in enumerate(zip(lines, self._painted, strict=True), 1)
+            if line != before
+        ]
+        if changed:
+            _write(self._screen, _TOGETHER[0] + "".join(changed) + _TOGETHER[1])
+        self._painted = list(lines)
+
+    def clear(self) -> None:
+        """Forget what is shown: the size changed."""
+        self._painted = []
+        _write(self._screen, "\x1b[2J")
+
+    def suspend(self) -> None:
+        """Give the terminal back and stop, as Ctrl-Z does; returns when the shell continues us."""
+        self.__exit__(None, None, None)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self.__enter__()
+
+
+def _bare(attributes: list[Any]) -> list[Any]:
+    """Terminal attributes with keys read one by one, unseen. Ctrl-C stays a signal; Ctrl-Z, Ctrl-\\ and Ctrl-S become keys."""
+    bare = list(attributes)
+    bare[0] &= ~(termios.IXON | termios.ICRNL)
+    bare[3] &= ~(termios.ECHO | termios.ICANON)
+    bare[6] = list(attributes[6])
+    bare[6][termios.VMIN], bare[6][termios.VTIME] = 1, 0
+    bare[6][termios.VSUSP] = bare[6][termios.VQUIT] = b"\x00"  # _POSIX_VDISABLE: they would leave the terminal as it is
+    return bare
+
+
+def _write(descriptor: int, text: str) -> None:
+    data = text.encode("utf-8", "replace")
+    while data:
+        with contextlib.suppress(BlockingIOError):  # somebody who shares the terminal may have made it non-blocking
+            select.select([], [descriptor], [])
+            data = data[os.write(descriptor, data) :]

@@ -1,0 +1,119 @@
+"""Words, numbers and bars as the screen writes them, and users' text made harmless; used by the screen's process.
+
+Everything here is pure. Widths are terminal cells.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+from rich.cells import cell_len
+from rich.text import Text
+
+LONGEST = 2000
+"""Characters of a user's text that are looked at; no screen is wider."""
+
+_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~]?)")
+_CONTROL = "·"
+
+
+def harmless(text: str) -> str:
+    """One line of ``text`` that moves no cursor, changes no colour and hides nothing.
+
+    Terminal sequences are dropped; of a line that overwrites itself (``\\r``, as progress bars do) the newest part stays; tabs
+    and line ends become spaces, invisible and direction-changing characters vanish, other control characters become ``·``.
+    """
+    if text.isprintable() and "\ufe0f" not in text:
+        return text[:LONGEST]
+    newest = text.rstrip("\r\n ").rpartition("\r")[2]
+    return "".join(map(_visible, _SEQUENCE.sub("", newest[:LONGEST])))
+
+
+def _visible(char: str) -> str:
+    if char.isspace() and char not in "\x1c\x1d\x1e\x1f\x85":
+        return " "
+    if char.isprintable():
+        return "" if "\ufe00" <= char <= "\ufe0f" else char
+    if char < "\xa0" or "\ud800" <= char <= "\udfff":
+        return _CONTROL
+    return ""
+
+
+def crop(text: str, width: int) -> str:
+    """``text`` in ``width`` cells at most, with an ellipsis where it was cut."""
+    if cell_len(text) <= width:
+        return text
+    line = Text(text)
+    line.truncate(max(width, 0), overflow="ellipsis" if width > 0 else "crop")
+    return line.plain
+
+
+def fit(text: Text, width: int, align: str = "left") -> Text:
+    """A copy of ``text`` that takes exactly ``width`` cells: cut with an ellipsis or padded."""
+    line = text.copy()
+    width = max(width, 0)
+    if line.cell_len > width:
+        line.truncate(width, overflow="ellipsis" if width else "crop")
+    space = width - line.cell_len
+    if align == "right":
+        line.pad_left(space)
+    else:
+        line.pad_right(space)
+    return line
+
+
+def bar(fraction: float | None, width: int, style: str = "cyan") -> Text:
+    """A bar of ``width`` cells, ``fraction`` (0 to 1) of it filled; ``None`` is an empty one."""
+    if width <= 0:
+        return Text()
+    halves = round(2 * width * min(max(fraction or 0.0, 0.0), 1.0))
+    full, half = divmod(halves, 2)
+    filled = "━" * full + "╸" * half
+    return Text.assemble((filled, style), ("┄" * (width - len(filled)), "dim"))
+
+
+def level(percent: float, busy_is_bad: bool) -> str:
+    """The colour of a bar at ``percent``: memory that runs full warns, a GPU that works does not."""
+    if not busy_is_bad:
+        return "green"
+    return "red" if percent >= 95 else "yellow" if percent >= 85 else "cyan"
+
+
+def duration(milliseconds: float) -> str:
+    """``4.1 ms``, ``3 ms``, ``812 ms``, ``1.2 s``, ``48 s``, ``3m 12s``, ``2h 05m``, ``3d 04h``."""
+    if milliseconds < 9.95:
+        return f"{milliseconds:.{0 if isinstance(milliseconds, int) else 1}f} ms"
+    if milliseconds < 999.5:
+        return f"{milliseconds:.0f} ms"
+    return f"{milliseconds / 1000:.1f} s" if milliseconds < 9950 else span(milliseconds / 1000)
+
+
+def span(seconds: float) -> str:
+    """``7 s``, ``3m 12s``, ``2h 05m``, ``3d 04h``: for what lasts."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600:02}h"
+
+
+def mib(size: float) -> str:
+    """``812 MiB`` or ``12.3 GiB``."""
+    return f"{size:.0f} MiB" if size < 10_000 else f"{size / 1024:.1f} GiB"
+
+
+def count(number: int) -> str:
+    """``1,204``."""
+    return f"{number:,}"
+
+
+def clock(milliseconds: int) -> str:
+    """The local time of day, ``12:31:02``, of a moment in milliseconds since 1970."""
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(milliseconds / 1000))
+    except (OverflowError, ValueError, OSError):  # a moment that no calendar has
+        return "--:--:--"

@@ -1,0 +1,139 @@
+"""The lower half of the picture: how many jobs there are, what runs, what ended, and the log; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.text import Text
+
+from supervisor.dashboard import progress
+from supervisor.dashboard.section import Drawn, Section
+from supervisor.dashboard.table import Cell, Column, table
+from supervisor.dashboard.text import clock, count, crop, duration, harmless
+from supervisor.snapshot import EndedJobView, LogLine, RunningJobView, Snapshot
+
+ENDINGS = {
+    "COMPLETED": ("✔", "green"),
+    "FAILED": ("✖", "red"),
+    "CANCELLED": ("-", "yellow"),
+    "TIMED_OUT": ("◷", "yellow"),
+}
+"""Sign and colour of each way a job ends."""
+
+_SLOT_COLOURS = ("cyan", "green", "magenta", "blue", "yellow")
+_WITH_TITLES = 4  # rows from which a list of jobs can spare one for its titles
+
+
+def jobs(snapshot: Snapshot, width: int) -> Section:
+    """How many jobs wait, run and have ended, and how fast."""
+    counts, stats = snapshot.jobs, snapshot.stats
+    counted = _facts(
+        ("in queue", count(counts.in_queue), "yellow" if counts.in_queue else "dim"),
+        ("running", count(counts.in_progress), "cyan" if counts.in_progress else "dim"),
+        ("completed", count(counts.completed), "green" if counts.completed else "dim"),
+        ("failed", count(counts.failed), "bold red" if counts.failed else "dim"),
+        ("retried", count(counts.retried), "yellow" if counts.retried else "dim"),
+    )
+    rates = _facts(("jobs/s", f"{stats.jobs_per_s:.1f}", "bold" if stats.jobs_per_s else "dim"))
+    for name, middle, most in (
+        ("waited", stats.delay_p50, stats.delay_p99),
+        ("ran", stats.execution_p50, stats.execution_p99),
+    ):
+        if middle is not None and most is not None:
+            rates.append("   ").append(f"{name} p50 ", "dim").append(duration(middle))
+            rates.append(" p99 ", "dim").append(duration(most))
+
+    lines = [counted, rates]
+    if counted.cell_len + rates.cell_len + 6 <= width:
+        lines = [Text.assemble(counted, "      ", rates)]
+    size = 1 + len(lines)
+    return Section("jobs", 2, size, size, lambda rows, _: Drawn(lines[:rows]))
+
+
+def _facts(*facts: tuple[str, str, str]) -> Text:
+    return Text("   ").join(Text.assemble((value, style), (f" {name}", "dim")) for name, value, style in facts)
+
+
+def running(snapshot: Snapshot) -> Section:
+    """The jobs that run now, oldest first."""
+    views = sorted(snapshot.running, key=lambda job: job.started_at)
+
+    def each(cell: Callable[[RunningJobView], Cell]) -> list[Cell]:
+        return [cell(job) for job in views]
+
+    slot = max((len(job.slot) for job in views), default=4)
+    columns = [
+        Column("id", each(lambda job: Text(harmless(job.id))), 10, 40),
+        Column("slot", each(lambda job: Text(job.slot)), min(slot, 8), slot, 2),
+        Column("for", each(lambda job: Text(duration(max(snapshot.at - job.started_at, 0)))), 7, 7, 1, "right"),
+        Column("progress", each(lambda job: progress.shown(job.progress)), 14, 60),
+    ]
+    if any(job.attempt > 1 for job in views):
+        attempts = each(lambda job: Text(f"attempt {job.attempt}" if job.attempt > 1 else "", "yellow"))
+        columns.insert(3, Column("", attempts, 9, 9, 3))
+    size = max(len(views), min(len(snapshot.workers), 16), 1)
+    return _listing("running", columns, "nothing runs", size, (2, min(2 + size, 6)))
+
+
+def ended(snapshot: Snapshot) -> Section:
+    """The jobs that ended, newest first."""
+    views = sorted(snapshot.ended, key=lambda job: job.ended_at, reverse=True)
+
+    def each(cell: Callable[[EndedJobView], Cell]) -> list[Cell]:
+        return [cell(job) for job in views]
+
+    def status(job: EndedJobView) -> Cell:
+        mark, style = ENDINGS.get(job.status, ("?", "default"))
+        return Text(f"{mark} {job.status}", style)
+
+    def ran(job: EndedJobView) -> Cell:
+        return Text("-", "dim") if job.execution_time is None else Text(duration(job.execution_time))
+
+    worker = max((len(job.worker_id or "") for job in views), default=6)
+    columns = [
+        Column("at", each(lambda job: Text(clock(job.ended_at), "dim")), 8, 8, 1),
+        Column("status", each(status), 11, 11),
+        Column("id", each(lambda job: Text(harmless(job.id))), 17, 38),
+        Column("worker", each(lambda job: Text(job.worker_id or "-")), min(max(worker, 6), 10), worker, 4),
+        Column("waited", each(lambda job: Text(duration(job.delay_time))), 7, 7, 5, "right"),
+        Column("ran", each(ran), 7, 7, 2, "right"),
+    ]
+    if any(job.error for job in views):
+        columns.append(Column("error", each(lambda job: Text(harmless(job.error or ""), "red")), 24, 160, 3))
+    return _listing("ended", columns, "nothing has ended yet", max(len(views), 1), (3, 6))
+
+
+def _listing(title: str, columns: list[Column], nothing: str, size: int, needs: tuple[int, int]) -> Section:
+    total = len(columns[0].cells)
+
+    def draw(rows: int, width: int) -> Drawn:
+        if not total:
+            return Drawn([Text(nothing, "dim")])
+        titled = rows > size or rows >= _WITH_TITLES
+        titles, lines = table(columns, width, slice(max(rows - titled, 0)))
+        note = "" if len(lines) == total else f"{len(lines)} of {total}"
+        return Drawn([titles, *lines] if titled else lines, note)
+
+    return Section(title, *needs, 2 + size, draw)
+
+
+def log(snapshot: Snapshot) -> Section:
+    """The newest lines that workers and the program wrote, oldest of them first."""
+    order = {view.slot: n for n, view in enumerate(snapshot.workers)}
+    name = min(max((len(slot) for slot in order), default=4), 10)
+
+    def line(entry: LogLine, width: int) -> Text:
+        text = Text.assemble((f"{clock(entry.at)} ", "dim")) if width >= 60 else Text()
+        if entry.slot is None:
+            return text.append(f"{'·':<{name}} ", "dim").append(harmless(entry.text), "bold")
+        colour = _SLOT_COLOURS[order.get(entry.slot, 0) % len(_SLOT_COLOURS)]
+        text.append(f"{crop(entry.slot, name):<{name}} ", colour)
+        if entry.job is not None and width >= 60:
+            text.append(f"{crop(harmless(entry.job), 8 if width < 110 else 16)} ", "dim")
+        return text.append(harmless(entry.text))
+
+    def draw(rows: int, width: int) -> Drawn:
+        newest = snapshot.log[-rows:] if rows else ()
+        return Drawn([line(entry, width) for entry in newest] or [Text("nothing was printed yet", "dim")])
+
+    return Section("log", 3, 6, 10_000, draw)
