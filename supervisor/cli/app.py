@@ -1,0 +1,111 @@
+"""The program ``supervise``: its commands, its exit codes, and how errors are said; runs in the process that a person starts.
+
+A command's module is imported when the command is used: who serves a handler does not wait for the dashboard's imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from supervisor import __version__
+from supervisor.cli import serve
+from supervisor.errors import StartError, StoreError, SuperviseError, UsageError
+from supervisor.option import nearest
+
+COMMANDS = {
+    "serve": "Serve HANDLER, also when it has the name of a command.",
+    "top": "Watch a running supervisor, from anywhere.",
+}
+"""The commands and their line in ``--help``. Each is ``NAME`` in ``supervisor/cli/NAME.py``."""
+
+
+class Program(click.Group):
+    """Takes a first word that is no command as the HANDLER of ``serve``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
+        """The command ``cmd_name``, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        if cmd_name == "serve":
+            return serve.make_command()
+        command = getattr(importlib.import_module(f"supervisor.cli.{cmd_name}"), cmd_name)
+        return command if isinstance(command, click.Command) else None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Find out which command is meant.
+
+        Raises:
+            UsageError: the first word is nearly a command and cannot be a handler.
+        """
+        if not args:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        if args[0] not in COMMANDS and args[0] not in ("-h", "--help", "--version"):
+            if not _may_be_handler(args[0]) and (hint := nearest(args[0], COMMANDS)):
+                raise UsageError(f"{args[0]}: no such command, file or module{hint}")
+            args = ["serve", *args]
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help of ``serve``, which is the program's, with the commands in it."""
+        serve.write_introduction(formatter)
+        serve.write_options(ctx, formatter, [serve.make_command(), self])
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+        serve.write_ending(formatter)
+
+
+def _may_be_handler(word: str) -> bool:
+    if not word.isidentifier() or Path(word).exists():
+        return True
+    # Finding a module that has no dots in its name imports nothing.
+    return (
+        word in sys.builtin_module_names or importlib.machinery.PathFinder.find_spec(word, [".", *sys.path]) is not None
+    )
+
+
+def make_program() -> click.Group:
+    """The whole command line."""
+    program = Program("supervise", context_settings={"help_option_names": ["-h", "--help"]})
+    return click.version_option(__version__, prog_name="supervise", message="%(prog)s %(version)s")(program)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line ``arguments`` (those of the process unless given) and give the exit code, errors said on stderr."""
+    try:
+        code = make_program().main(arguments, prog_name="supervise", standalone_mode=False)
+    except click.Abort:
+        return 130
+    except click.NoSuchOption as error:
+        names = error.ctx.command.get_params(error.ctx) if error.ctx else []
+        near = nearest(error.option_name, itertools.chain.from_iterable(parameter.opts for parameter in names))
+        return _say(f"{error.option_name}: no such option{near}", error.exit_code)
+    except click.ClickException as error:
+        message = error.format_message()
+        return _say(message[:1].lower() + message[1:], error.exit_code)
+    except SuperviseError as error:
+        return _say(str(error), exit_code(error))
+    return code if isinstance(code, int) else 0
+
+
+def exit_code(error: SuperviseError) -> int:
+    """The exit code that the contract gives to ``error``."""
+    if isinstance(error, StartError):
+        return 3
+    return 2 if isinstance(error, (UsageError, StoreError)) else 1
+
+
+def _say(message: str, code: int) -> int:
+    click.echo(f"supervise: {message}", err=True)
+    return code

@@ -1,0 +1,85 @@
+"""Turns what the engine tells its observers into event lines, few enough to read; in the supervisor."""
+
+from __future__ import annotations
+
+import time
+
+from supervisor.cli.lines import Lines
+from supervisor.engine import Happening
+from supervisor.job import Job, JobStatus
+from supervisor.overview import first_line
+from supervisor.pool import events
+from supervisor.statistics import delay_ms, execution_ms
+
+JOBS_PER_SECOND = 50
+"""Completed jobs that get a line each in one second; the others are counted in one line. What failed is always said."""
+
+
+class News:
+    """Writes lines, or nothing while the dashboard has the terminal."""
+
+    def __init__(self, lines: Lines) -> None:
+        """Write to ``lines``."""
+        self._lines = lines
+        self._paused = False
+        self._second = 0
+        self._in_second = 0
+        self._uncounted = 0
+
+    def pause(self) -> None:
+        """Be silent: the dashboard shows everything."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Speak again."""
+        self._paused = False
+
+    def event(self, kind: str, text: str, **fields: object) -> None:
+        """Say ``text``; in JSON with its ``kind`` and ``fields``."""
+        if not self._paused:
+            self._lines.event(_now_ms(), kind, text, **fields)
+
+    def tell(self, happening: Happening) -> None:
+        """An observer of the engine."""
+        if self._paused:
+            return
+        if isinstance(happening, Job):
+            self._job_ended(happening)
+        elif isinstance(happening, events.Printed):
+            at = _now_ms()
+            for line in happening.lines:
+                self._lines.log(at, happening.slot, happening.job, line)
+        elif isinstance(happening, events.Notice):
+            prefix = f"{happening.slot}: " if happening.slot else ""
+            fields = {"slot": happening.slot} if happening.slot else {}
+            self.event(happening.kind, prefix + happening.text, **fields, **happening.fields)
+
+    def _job_ended(self, job: Job) -> None:
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._uncounted:
+                self.event("jobs", f"{self._uncounted} more jobs completed", completed=self._uncounted)
+            self._second, self._in_second, self._uncounted = second, 0, 0
+        if job.status is JobStatus.COMPLETED:
+            self._in_second += 1
+            if self._in_second > JOBS_PER_SECOND:
+                self._uncounted += 1
+                return
+        error = first_line(job.error) if job.error else None
+        text = f"job {job.id} {job.status.value}"
+        if job.started_ms is not None:
+            text += f" in {execution_ms(job)} ms on {job.worker_id}"
+        self.event(
+            "job",
+            f"{text}: {error}" if error else text,
+            id=job.id,
+            status=job.status.value,
+            workerId=job.worker_id,
+            delayTime=delay_ms(job),
+            executionTime=execution_ms(job),
+            **({"error": error} if error else {}),
+        )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

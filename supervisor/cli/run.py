@@ -1,0 +1,225 @@
+"""Serves a handler: the engine with its HTTP server, its screen or its lines, and its signals; the supervisor's process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from supervisor.api.app import App
+from supervisor.api.bodies import job_request, new_id
+from supervisor.api.server import Server, listen, listen_unix, url_of
+from supervisor.api.shapes import status_body
+from supervisor.assembly import Assembly
+from supervisor.cli.lines import Lines
+from supervisor.cli.news import News
+from supervisor.cli.screen import Screen
+from supervisor.errors import HandlerError, RequestError, StartError, SuperviseError, UsageError
+from supervisor.job import JobRequest, JobStatus
+from supervisor.pool import events
+from supervisor.settings import Settings
+
+SERVER_STOP_S = 2.0
+"""How long answers that are being sent may take at the end."""
+
+LINES_CLOSE_S = 2.0
+"""How long a slow reader of stderr may delay the end."""
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal ends it, or run ``--test-input``; returns the exit code.
+
+    Raises:
+        UsageError, StartError, StoreError: it could not be served; the message is for the user.
+    """
+    with _event_loop() as loop:
+        return loop.run_until_complete(_Serving(settings, loop).run())
+
+
+@contextlib.contextmanager
+def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield loop
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+class _Serving:
+    """One run of the program."""
+
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+        self._settings = settings
+        self._loop = loop
+        self._stop = asyncio.Event()
+        self._at_once = asyncio.Event()
+        self._broken: asyncio.Future[None] = loop.create_future()
+        self._assembly: Assembly
+        self._lines: Lines
+        self._news: News
+
+    async def run(self) -> int:
+        """From the first check to the last process."""
+        settings = self._settings
+        serving = settings.test_input is None
+        sockets = listen(settings.host, settings.port) if serving else []
+        try:
+            self._assembly = Assembly(settings, self._loop)
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
+        self._lines = Lines(sys.stderr, settings.log_format)
+        try:
+            self._news = News(self._lines)
+            self._assembly.engine.observe(self._news.tell)
+            self._watch_signals()
+            if serving:
+                return await self._serve(url_of(settings.host, sockets), Server(self._app(), sockets))
+            return await self._run_one()
+        finally:
+            self._assembly.close()
+            self._lines.close(LINES_CLOSE_S)
+
+    # --- serving --------------------------------------------------------------------------------------------------------
+
+    def _app(self, *, private: bool = False) -> App:
+        return App(self._assembly.engine, lambda text: self._news.event("error", text), private=private)
+
+    async def _serve(self, url: str, server: Server) -> int:
+        engine = self._assembly.engine
+        engine.overview.url = url
+        for note in self._assembly.notes:
+            self._news.event("note", note)
+            engine.overview.notice = note
+        servers = [server]
+        self._assembly.start()
+        await server.start()
+        self._news.event("listening", f"listening on {url}", url=url)
+        screen = await self._show_screen(servers) if self._settings.dashboard else None
+        try:
+            failure = await self._until_stopped()
+            if failure is None:
+                self._news.event("draining", "draining: no new jobs; Ctrl-C again to stop at once")
+                await engine.drain(self._settings.drain_timeout, self._at_once)
+        finally:
+            for each in reversed(servers):
+                await each.stop(0.0 if self._at_once.is_set() else SERVER_STOP_S)
+            if screen is not None:
+                await screen.close()
+                self._news.resume()
+        if failure is not None:
+            raise failure
+        if self._broken.done():
+            self._broken.result()
+        self._news.event("stopped", "stopped")
+        return 130 if self._at_once.is_set() else 0
+
+    async def _show_screen(self, servers: list[Server]) -> Screen:
+        """Start the dashboard as a child on a private socket; the lines are silent until it ends."""
+        path = Path(self._assembly.tmp_root.parent) / f"{self._assembly.tmp_root.name}.sock"
+        server = Server(self._app(private=True), [listen_unix(path)])
+        servers.append(server)
+        await server.start()
+        screen = Screen(path, self._loop, self._news.resume)
+        self._assembly.spare(screen.pids)
+        self._news.pause()
+        screen.start()
+        return screen
+
+    async def _until_stopped(self) -> SuperviseError | None:
+        """Until a signal comes (``None``) or no worker could start (the error that says so)."""
+        stop = asyncio.ensure_future(self._stop.wait())
+        first = self._assembly.engine.first_load
+        waits: set[asyncio.Future[Any]] = {stop, first, self._broken}
+        while True:
+            done, waits = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if stop in done or self._broken in done:
+                stop.cancel()
+                return None
+            if first in done and not first.result().ok:
+                stop.cancel()
+                return _start_failure(self._settings, first.result())
+
+    # --- one test job ---------------------------------------------------------------------------------------------------
+
+    async def _run_one(self) -> int:
+        """Run ``--test-input`` and print the job's status body; exit code 1 when it did not complete."""
+        engine = self._assembly.engine
+        for note in self._assembly.notes:
+            self._news.event("note", note)
+        self._assembly.start()
+        job = await engine.submit(_test_request(self._settings.test_input or "null"))
+        ended = asyncio.ensure_future(engine.wait(job.id, float("inf")))
+        failure = asyncio.ensure_future(self._until_stopped())
+        await asyncio.wait({ended, failure}, return_when=asyncio.FIRST_COMPLETED)
+        if failure.done():
+            ended.cancel()
+            error = failure.result()
+            if error is not None:
+                await engine.cancel(job.id)
+                raise error
+        failure.cancel()
+        await engine.drain(0.0, self._at_once)
+        if not ended.done() or ended.cancelled():
+            return 130
+        result = ended.result()
+        if result is None:
+            return 1
+        self._lines.flush(LINES_CLOSE_S)
+        sys.stdout.write(status_body(result).decode() + "\n")
+        sys.stdout.flush()
+        return 0 if result.status is JobStatus.COMPLETED else 1
+
+    # --- signals --------------------------------------------------------------------------------------------------------
+
+    def _watch_signals(self) -> None:
+        self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
+        self._loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._assembly.engine.reload)
+        self._loop.set_exception_handler(self._loop_failed)
+
+    def _interrupted(self) -> None:
+        if self._stop.is_set():
+            self._at_once.set()
+        self._stop.set()
+
+    def _loop_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A fault in the loop itself: what is on disk is right, so stop and say so rather than go on half-way."""
+        error = context.get("exception")
+        self._news.event("error", f"{context.get('message')}: {error!r}")
+        if isinstance(error, Exception) and not self._broken.done():
+            self._broken.set_exception(error)
+
+
+def _test_request(text: str) -> JobRequest:
+    """``--test-input`` as a job: a request body if it is an object with ``input``, as RunPod's own option takes it, else the
+    input itself."""
+    body = text.encode()
+    given = msgspec.json.decode(body)
+    if isinstance(given, dict) and "input" in given:
+        try:
+            return job_request(body)
+        except RequestError as error:
+            raise UsageError(f"--test-input: {error}") from error
+    return JobRequest(id=new_id(), input=body, generated=True)
+
+
+def _start_failure(settings: Settings, first: events.FirstLoad) -> SuperviseError:
+    """Why no worker came into service, for the user."""
+    failed = first.failed
+    if failed is None:
+        return StartError(f"no worker could start: the worker in slot {first.slot} {first.how}")
+    text = f"{settings.handler}: {failed.message}"
+    if failed.traceback:
+        text = f"{failed.traceback.rstrip()}\n{text}"
+    return HandlerError(text)

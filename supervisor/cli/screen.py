@@ -1,0 +1,75 @@
+"""The dashboard of ``supervise HANDLER``: ``supervise top`` as a child in the same terminal; in the supervisor.
+
+So drawing never delays a job, and the screen sees the program as any client does. When it ends or dies, lines take over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import supervisor
+from supervisor.dashboard import terminal
+
+CLOSE_S = 2.0
+"""How long the screen may take to give the terminal back."""
+
+_PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's, also while this one starts
+sys.path.insert(0, sys.argv.pop(1))
+from supervisor.__main__ import main
+sys.exit(main())
+"""
+
+
+class Screen:
+    """The child that draws."""
+
+    def __init__(self, socket: Path, loop: asyncio.AbstractEventLoop, gone: Callable[[], None]) -> None:
+        """It watches ``socket``, which it removes in the end; call ``gone`` when it is no more."""
+        self._socket = socket
+        self._loop = loop
+        self._gone = gone
+        self._process: subprocess.Popen[bytes] | None = None
+        self._put_back: Callable[[], None]
+        self._ended = asyncio.Event()
+
+    def start(self) -> None:
+        """Start it."""
+        root = Path(supervisor.__file__).parent.parent
+        command = [sys.executable, "-c", _PROGRAM, str(root), "top", "--url", f"unix://{self._socket}", "--embedded"]
+        self._put_back = terminal.remember()
+        self._process = subprocess.Popen(command)
+        pidfd = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(pidfd, self._has_ended, self._process, pidfd)
+
+    def _has_ended(self, process: subprocess.Popen[bytes], pidfd: int) -> None:
+        self._loop.remove_reader(pidfd)
+        os.close(pidfd)
+        if process.wait() < 0:  # killed, so it could not do that itself
+            self._put_back()
+        self._ended.set()
+        self._gone()
+
+    def pids(self) -> list[int]:
+        """Its process, while there is one."""
+        return [self._process.pid] if self._process is not None and self._process.returncode is None else []
+
+    async def close(self) -> None:
+        """End it, so that the terminal is as it was."""
+        if self._process is not None and not self._ended.is_set():
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self._ended.wait(), CLOSE_S)
+            except asyncio.TimeoutError:
+                self._process.kill()
+                await self._ended.wait()
+        with contextlib.suppress(FileNotFoundError):
+            self._socket.unlink()

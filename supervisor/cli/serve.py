@@ -1,0 +1,151 @@
+"""``supervise HANDLER``: the table of options as a command line, and its help; runs in the supervisor's process."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from supervisor import sources
+from supervisor.dashboard import terminal
+from supervisor.errors import UsageError
+from supervisor.option import Option
+from supervisor.settings import DEFAULTS, OPTIONS, OTHER, Settings
+
+USAGE = "HANDLER [OPTIONS] [-- HANDLER_ARGS]"
+
+INTRODUCTION = """\
+Serves a RunPod serverless handler on this machine's GPUs: one pinned worker per GPU, the same HTTP API, and workers that are \
+replaced with proof that their GPU memory is free.
+
+HANDLER is a file (run as `python FILE`), a module (run as `python -m MODULE`), or module:function."""
+
+EXAMPLES = """\
+supervise handlers/my_handler.py
+supervise my_package.handler --gpus 0,2 --refresh-worker
+supervise handler.py --test-input '{"prompt": "a cat"}' -- --fp16"""
+
+EXIT_CODES = (
+    ("0", "done, also after SIGTERM or Ctrl-C"),
+    ("1", "the test job did not complete"),
+    ("2", "wrong usage, handler, GPU or port"),
+    ("3", "no worker could start"),
+    ("130", "a second Ctrl-C"),
+)
+
+SETTING = """\
+Each option is also a variable, such as SUPERVISE_PORT (lists with commas), and a key of the --config file. The command line \
+goes before the environment, and that before the file. Defaults stand in brackets. A TIME is in seconds unless it says ms, s, \
+m, h or d."""
+
+
+class Serve(click.Command):
+    """Leaves what follows ``--`` to the handler, and shows the help by groups."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Set aside what follows ``--`` and parse the rest."""
+        if "--" in args:
+            split = args.index("--")
+            args, ctx.meta["handler_args"] = args[:split], tuple(args[split + 1 :])
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the whole page."""
+        write_introduction(formatter)
+        write_options(ctx, formatter, [self])
+        write_ending(formatter)
+
+
+class Entry(click.Option):
+    """One row of the table, as an option. Its text is not looked at here: settings do that for every source alike."""
+
+    def __init__(self, name: str, entry: Option) -> None:
+        """Take the row ``entry`` of the field ``name``."""
+        self.group = entry.group
+        dashed = sources.command_line_name(OPTIONS, name)
+        # Every flag has its opposite, so that the command line can overrule a file that sets it; few need to see it.
+        opposite = dashed.replace("--no-", "--", 1) if dashed.startswith("--no-") else dashed.replace("--", "--no-", 1)
+        self.left_column = f"{dashed} {entry.kind.metavar}".rstrip()
+        if name == "dashboard":
+            self.left_column = "--[no-]dashboard"
+        default = entry.shown or (
+            entry.kind.show(DEFAULTS[name]) if DEFAULTS.get(name) and not entry.kind.flag else None
+        )
+        self.right_column = entry.help + (f" [{default}]" if default else "")
+        super().__init__(
+            [f"{dashed}/{opposite}" if entry.kind.flag else dashed, name],
+            type=bool if entry.kind.flag else click.UNPROCESSED,
+            default=None,
+            multiple=entry.kind.multiple,
+            metavar=entry.kind.metavar or None,
+            help=entry.help,
+            hidden=entry.hidden,
+        )
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:  # noqa: ARG002 - click's signature
+        """The two columns of ``--help``."""
+        return None if self.hidden else (self.left_column, self.right_column)
+
+
+def write_introduction(formatter: click.HelpFormatter) -> None:
+    """Write what the program is and how it is called."""
+    formatter.write_usage("supervise", USAGE)
+    for paragraph in INTRODUCTION.split("\n\n"):
+        formatter.write_paragraph()
+        formatter.write_text(paragraph)
+
+
+def write_options(ctx: click.Context, formatter: click.HelpFormatter, commands: Sequence[click.Command]) -> None:
+    """Write the options of ``commands``, each group under its heading, those of two commands once."""
+    groups: dict[str, dict[str, str]] = {}
+    for parameter in itertools.chain.from_iterable(command.get_params(ctx) for command in commands):
+        if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
+            groups.setdefault(getattr(parameter, "group", OTHER), {}).update([record])
+    for heading, records in groups.items():
+        with formatter.section(heading):
+            formatter.write_dl(list(records.items()), col_max=26)
+
+
+def write_ending(formatter: click.HelpFormatter) -> None:
+    """Write what holds for all options, the examples and the exit codes."""
+    formatter.write_paragraph()
+    formatter.write_text(SETTING)
+    with formatter.section("Examples"):
+        formatter.write("".join(f"{'':{formatter.current_indent}}{line}\n" for line in EXAMPLES.splitlines()))
+    with formatter.section("Exit codes"):
+        formatter.write_dl(EXIT_CODES)
+
+
+def _serve(words: tuple[str, ...], **options: Any) -> int:
+    handler, *rest = words or (None,)
+    if rest:
+        raise UsageError(
+            f"unexpected argument {rest[0]!r}; what the handler is to find in sys.argv goes behind --: "
+            f"supervise {handler} -- {' '.join(rest)}"
+        )
+    handler_args = click.get_current_context().meta.get("handler_args")
+    settings = Settings.from_command_line(
+        {**options, "handler": handler, "handler_args": handler_args},
+        terminal=terminal.usable() and sys.stderr.isatty(),
+    )
+    from supervisor.cli.run import serve  # noqa: PLC0415 - a wrong option is answered before the engine is imported
+
+    return serve(settings)
+
+
+def make_command() -> click.Command:
+    """The command ``serve``. Its callback gives the exit code.
+
+    Raises:
+        UsageError, StartError and other errors of this program, from that callback.
+    """
+    entries = [Entry(name, entry) for name, entry in OPTIONS.items() if not entry.positional]
+    return Serve(
+        "serve",
+        callback=_serve,
+        params=[click.Argument(["words"], nargs=-1), *entries],
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )

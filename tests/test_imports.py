@@ -1,0 +1,333 @@
+"""Who may import whom: the house's levels (CONTRIBUTING shows the picture), read from the source and not from a running program.
+
+A line of the tables below is a permission; a file that no line speaks of, an import that none allows, or a circle, fails with its
+``file:line``.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from supervisor.settings import OPTIONS
+from supervisor.sources import variables
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "supervisor"
+
+# A room is a file or a folder of the package. Level 1 is in every process; each later line is one level further up.
+BASE = {"errors", "job", "wire", "proc", "option", "sources", "settings"}
+CHILDREN = {"serverless", "template", "worker"}
+ENGINE = {"assembly", "engine", "jobs", "overview", "statistics", "streams", "waiters", "snapshot", "embed"}
+MACHINERY = {"gpu", "store", "scheduler", "pool"}
+SERVICES = {"api", "webhooks", "batch"}
+SCREENS = {"client", "dashboard"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    **dict.fromkeys(BASE, BASE),
+    **dict.fromkeys(CHILDREN, BASE | CHILDREN),
+    **{room: BASE | {room} for room in MACHINERY},
+    **dict.fromkeys(ENGINE, BASE | MACHINERY | ENGINE),
+    **{room: BASE | {room, "engine", "snapshot", "store"} for room in SERVICES},
+    **dict.fromkeys(SCREENS, BASE | SCREENS | {"snapshot"}),
+    "cli": BASE | MACHINERY | ENGINE | SERVICES | SCREENS | {"cli"},
+    "__main__": {"cli"},
+    "__init__": {"embed"},
+}
+MAY_IMPORT["pool"] |= {"gpu.records"}
+MAY_IMPORT["snapshot"] = set(BASE)  # level 6 reads it, and must not get the engine with it
+MAY_IMPORT["api"] |= {"streams"}  # a lease of chunks is part of the engine's public face
+
+# What is not in the standard library. Every room may import msgspec except those that come before any import of ours.
+THIRD_PARTY: dict[str, set[str]] = {
+    "msgspec": set(MAY_IMPORT) - {"__init__", "__main__"},
+    "click": {"cli"},
+    "httptools": {"api"},
+    "psutil": {"api", "cli", "engine", "gpu", "pool"},
+    "pynvml": {"gpu"},
+    "requests": {"webhooks"},
+    "rich": {"cli", "dashboard"},
+    "runpod": {"worker"},
+    "tomli": {"sources"},
+    "uvicorn": {"api", "cli"},
+    "uvloop": {"cli", "embed"},
+}
+
+# Who reads the environment, and what for. Options are read by the settings alone.
+READS_ENVIRONMENT = {
+    "settings": "options",
+    "assembly": "the parent's CUDA_VISIBLE_DEVICES",
+    "dashboard": "TERM: can this terminal show a screen",
+    "gpu": "what the reader inherits",
+    "pool": "what the template inherits",
+    "template": "what a worker's user code finds",
+    "worker": "what a handler and what it starts find",
+}
+NAMES_OPTION_VARIABLES = {
+    "settings": "the table itself",
+    "sources": "reads them for the settings",
+    "pool": "takes the secret ones out of what handlers see",
+    "cli": "client commands have options of their own of the same name",
+}
+
+# Files of supervisord, whose import name is the same: installed into one folder, the later one would overwrite the other's.
+SUPERVISORD = set(
+    re.findall(
+        r"\w+",
+        "childutils compat confecho datatypes dispatchers events http http_client loggers medusa options pidproxy poller process "
+        "rpcinterface scripts skel socket_manager states supervisorctl supervisord templating tests ui web xmlrpc",
+    )
+)
+
+
+class Import(NamedTuple):
+    """``source`` imports ``target`` (dotted names) at ``line``; ``typing_only`` under ``if TYPE_CHECKING``."""
+
+    source: str
+    target: str
+    line: int
+    typing_only: bool = False
+    at_top: bool = True
+
+
+def files() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+FILES = files()
+TREES = {name: ast.parse(path.read_text("utf-8"), str(path)) for name, path in FILES.items()}
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def place(module: str, line: int) -> str:
+    return f"{FILES[module].relative_to(ROOT)}:{line}"
+
+
+def imports_of(module: str, tree: ast.Module, known: set[str], is_package: bool) -> Iterator[Import]:
+    """Every import in ``tree``, wherever it stands."""
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                kept = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*kept, base] if base else kept)
+            # `from a import b` imports the module a.b where there is one, else the module a.
+            targets = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base for alias in node.names]
+        else:
+            continue
+        for target in dict.fromkeys(targets):
+            yield Import(module, target, node.lineno, id(node) in typing_only, node in tree.body)
+
+
+def all_imports() -> list[Import]:
+    return [
+        entry
+        for module, tree in TREES.items()
+        for entry in imports_of(module, tree, set(FILES), FILES[module].name == "__init__.py")
+        if entry.target != "__future__"
+    ]
+
+
+IMPORTS = all_imports()
+
+
+def is_ours(target: str) -> bool:
+    return target.partition(".")[0] == PACKAGE
+
+
+def fault_of(entry: Import) -> str | None:
+    """What is wrong with an import, or None."""
+    room = room_of(entry.source)
+    where = place(entry.source, entry.line)
+    if is_ours(entry.target):
+        target = room_of(entry.target)
+        inside = entry.target.partition(".")[2]
+        if target in ("__init__", room) or target in MAY_IMPORT[room] or inside in MAY_IMPORT[room]:
+            return None
+        return f"{where}: {room} may not import {entry.target}, only {', '.join(sorted(MAY_IMPORT[room]))}"
+    top = entry.target.partition(".")[0]
+    if top in sys.stdlib_module_names or room in THIRD_PARTY.get(top, ()):
+        return None
+    return f"{where}: {room} may not import {entry.target} (see THIRD_PARTY)"
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """The modules that import each other, one list for each knot (Tarjan's strongly connected components)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in sorted(edges.get(node, ())):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            at = stack.index(node)
+            knot = stack[at:]
+            del stack[at:]
+            if len(knot) > 1 or node in edges.get(node, ()):
+                found.append(sorted(knot))
+
+    for node in sorted(edges):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def test_every_file_is_in_a_room() -> None:
+    strangers = [place(module, 1) for module in FILES if room_of(module) not in MAY_IMPORT]
+    assert not strangers, f"{strangers}: in no room of MAY_IMPORT; give each a level there and in CONTRIBUTING"
+
+
+def test_lower_rooms_do_not_import_upper_ones() -> None:
+    faults = [fault for entry in IMPORTS if room_of(entry.source) in MAY_IMPORT and (fault := fault_of(entry))]
+    assert not faults, "\n" + "\n".join(faults)
+
+
+def test_no_circles() -> None:
+    edges: dict[str, set[str]] = {}
+    for entry in IMPORTS:
+        if is_ours(entry.target) and entry.target != PACKAGE and not entry.typing_only:
+            edges.setdefault(entry.source, set()).add(entry.target)
+    knots = circles(edges)
+    lines = [
+        f"{place(entry.source, entry.line)}: imports {entry.target}"
+        for knot in knots
+        for entry in IMPORTS
+        if entry.source in knot and entry.target in knot and not entry.typing_only
+    ]
+    assert not knots, "these modules import each other:\n" + "\n".join(lines)
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    faults = [place(entry.source, entry.line) for entry in IMPORTS if entry.source == PACKAGE and entry.at_top]
+    assert not faults, f"{faults}: every process imports this file"
+
+
+def test_main_imports_the_command_line_only_when_called() -> None:
+    faults = [
+        place(entry.source, entry.line)
+        for entry in IMPORTS
+        if entry.source == f"{PACKAGE}.__main__" and entry.at_top and entry.target.startswith(f"{PACKAGE}.")
+    ]
+    assert not faults, f"{faults}: processes of multiprocessing import this file again"
+
+
+def reads_environment(node: ast.AST) -> bool:
+    if isinstance(node, ast.Attribute):
+        return (
+            node.attr in ("environ", "environb", "getenv")
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "os"
+        )
+    return isinstance(node, ast.ImportFrom) and node.module == "os" and any("env" in alias.name for alias in node.names)
+
+
+def test_only_the_listed_rooms_read_the_environment() -> None:
+    faults = [
+        place(module, node.lineno)
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Attribute, ast.ImportFrom)) and reads_environment(node)
+        if room_of(module) not in READS_ENVIRONMENT
+    ]
+    assert not faults, f"{faults}: options come from the settings; any other use needs a line in READS_ENVIRONMENT"
+
+
+def test_only_settings_know_the_variables_of_options() -> None:
+    names = {variable for name in OPTIONS for variable in variables(OPTIONS, name)}
+    faults = [
+        f"{place(module, node.lineno)}: {node.value}"
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
+        if room_of(module) not in NAMES_OPTION_VARIABLES
+    ]
+    assert not faults, "\n" + "\n".join(faults)
+
+
+def test_no_file_has_the_name_of_one_of_supervisord() -> None:
+    ours = {path.name.removesuffix(".py") for path in (ROOT / PACKAGE).iterdir() if path.name != "__init__.py"}
+    assert not ours & SUPERVISORD
+
+
+# --- the rules themselves, on sources that break them ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "targets"),
+    [
+        ("supervisor.gpu.reader", "from supervisor import wire", {"supervisor.wire"}),
+        ("supervisor.gpu.reader", "from supervisor import __version__", {"supervisor"}),
+        ("supervisor.gpu.reader", "from . import records", {"supervisor.gpu.records"}),
+        ("supervisor.gpu.reader", "from ..job import Job", {"supervisor.job"}),
+        ("supervisor.gpu.reader", "def f():\n    import supervisor.job, os", {"supervisor.job", "os"}),
+    ],
+)
+def test_imports_are_found(source: str, text: str, targets: set[str]) -> None:
+    found = imports_of(source, ast.parse(text), set(FILES), is_package=False)
+    assert {entry.target for entry in found} == targets
+
+
+def test_imports_for_types_are_told_apart() -> None:
+    text = "if TYPE_CHECKING:\n    from supervisor import job\nfrom supervisor import wire"
+    found = imports_of("supervisor.pool.pool", ast.parse(text), set(FILES), is_package=False)
+    assert {entry.target: entry.typing_only for entry in found} == {"supervisor.job": True, "supervisor.wire": False}
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("supervisor.job", "supervisor.store.store"),
+        ("supervisor.errors", "click"),
+        ("supervisor.store", "supervisor.gpu.records"),
+        ("supervisor.pool", "supervisor.gpu.pinning"),
+        ("supervisor.api", "supervisor.pool.pool"),
+        ("supervisor.dashboard", "supervisor.engine"),
+        ("supervisor.dashboard", "pynvml"),
+        ("supervisor.worker", "torch"),
+        ("supervisor.worker", "supervisor.pool.pool"),
+    ],
+)
+def test_what_is_forbidden_is_a_fault(source: str, target: str) -> None:
+    fault = fault_of(Import(source, target, 7))
+    assert fault is not None
+    assert ":7: " in fault
+    assert target in fault
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"a"}}) == [["a"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}}) == []
