@@ -188,9 +188,10 @@ class Assembly:
     def _first_reading(memory: GpuMemory, reader: Reader) -> None:
         """Wait a moment for what is in use now: workers that come are measured against it."""
         deadline = time.monotonic() + FIRST_READING_S
+        memory.collect({}, time.monotonic())  # asks
         while not memory.samples and (left := deadline - time.monotonic()) > 0:
-            memory.collect({}, time.monotonic())
             select.select([reader.fileno()], [], [], left)
+            memory.collect({}, time.monotonic())
 
 
 def _why_no_gpu(listing: Listing, visible: str | None, workers: int) -> str:

@@ -57,24 +57,15 @@ class Overview:
         self.url: str | None = None
         self.notice: str | None = None
         self._settings = settings
-        self._ended: deque[EndedJobView] = deque(maxlen=ENDED_JOBS)
+        self._ended: deque[Job] = deque(maxlen=ENDED_JOBS)
         self._log: deque[LogLine] = deque(maxlen=LOG_LINES)
         self._refreshed: dict[str, RefreshView] = {}
 
     def job_ended(self, job: Job, now: float) -> None:
         """A job ended; ``now`` in monotonic seconds."""
         self.statistics.ended(job, now)
-        self._ended.append(
-            EndedJobView(
-                id=job.id,
-                status=job.status.value,
-                ended_at=job.ended_ms or 0,
-                delay_time=delay_ms(job),
-                execution_time=execution_ms(job),
-                worker_id=job.worker_id,
-                error=first_line(job.error) if job.error else None,
-            )
-        )
+        # Without what may be large. The view is made when somebody looks, not for each of thousands a second.
+        self._ended.append(job.replace(input=b"", output=None))
 
     def happened(self, event: events.PoolEvent, at_ms: int) -> None:
         """Remember what a person may want to read."""
@@ -108,7 +99,7 @@ class Overview:
             workers=self.workers(pool),
             gpus=_gpus(pool),
             running=tuple(_running(active) for active in running[:100]),
-            ended=tuple(self._ended),
+            ended=tuple(map(_ended, self._ended)),
             log=tuple(self._log),
             stats=self.statistics.stats(now),
             notice=self.notice,
@@ -161,6 +152,18 @@ def first_line(error: str) -> str:
 class _Raised(msgspec.Struct):
     error_type: str
     error_message: str
+
+
+def _ended(job: Job) -> EndedJobView:
+    return EndedJobView(
+        id=job.id,
+        status=job.status.value,
+        ended_at=job.ended_ms or 0,
+        delay_time=delay_ms(job),
+        execution_time=execution_ms(job),
+        worker_id=job.worker_id,
+        error=first_line(job.error) if job.error else None,
+    )
 
 
 def _running(active: Running) -> RunningJobView:

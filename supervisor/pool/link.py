@@ -10,8 +10,11 @@ from supervisor import wire
 from supervisor.errors import WireError
 from supervisor.pool.process import LOG_PIPE_BYTES
 
-READ_BYTES = 256 * 1024
+TURN_BYTES = 256 * 1024
 """Most bytes taken from one pipe in one turn, so that a flood on one does not starve the others."""
+
+READ_BYTES = 16 * 1024
+"""Bytes asked for at once: most messages are small, and a larger buffer costs page faults at each read (20 µs for 256 KiB)."""
 
 LINE_BYTES = 8 * 1024
 """A longer line of a worker's output is cut into several."""
@@ -42,7 +45,7 @@ class Link:
         self._unsent = bytearray()
         self._line = b""
 
-    def receive(self, budget: int = READ_BYTES) -> list[wire.FromWorker]:
+    def receive(self, budget: int = TURN_BYTES) -> list[wire.FromWorker]:
         """The messages that are there, at most about ``budget`` bytes of them; none when the pipe is empty or at its end.
 
         Raises:
@@ -51,16 +54,18 @@ class Link:
         if self.broken:
             return []
         payloads: list[bytes] = []
+        size = READ_BYTES
         try:
             while budget > 0:
-                data = self._read(self.fd, READ_BYTES)
+                data = self._read(self.fd, size)
                 if not data:
                     self.at_end = data is not None
                     break
                 payloads += self._frames.feed(data)
-                if len(data) < READ_BYTES:
+                if len(data) < size:
                     break
                 budget -= len(data)
+                size = TURN_BYTES
             return [self._codec.decode(payload) for payload in payloads]
         except WireError:
             self.broken = True
@@ -85,16 +90,18 @@ class Link:
             del self._unsent[:sent]
         return not self._unsent
 
-    def read_log(self, budget: int = READ_BYTES) -> list[str]:
+    def read_log(self, budget: int = TURN_BYTES) -> list[str]:
         """The whole lines that the worker (or what it started) has written, at most about ``budget`` bytes of them."""
         lines: list[str] = []
         while budget > 0:
-            data = self._read(self.log_fd, 65536)
+            data = self._read(self.log_fd, READ_BYTES)
             if not data:
                 self.log_at_end = data is not None
                 break
             budget -= len(data)
             lines += self._cut(data)
+            if len(data) < READ_BYTES:
+                break
         self.tail.extend(lines)
         return lines
 

@@ -54,7 +54,8 @@ class Pool:
         self._wake = wake
         self._limit = message_limit
         self._links: dict[str, Link] = {}
-        self._ready: set[str] = set()
+        self._ready: set[Link] = set()
+        self._printed: set[Link] = set()
         self._template_ready = False
         self._template_up = False
         self._template_spoke = False
@@ -132,11 +133,10 @@ class Pool:
 
     def collect(self, now: float) -> list[events.PoolEvent]:
         """Read what is there, let time pass, and return what the engine must know."""
-        ready, self._ready = self._ready, set()
-        for name in ready:
-            link = self._links.get(name)
-            if link is not None:
-                self._read(link, now)
+        for link in self._take(self._ready):
+            self._read(link, now)
+        for link in self._take(self._printed):
+            self._read_log(link)
         if self._template_up:
             if self._template_spoke:
                 self._template_spoke = False
@@ -223,9 +223,11 @@ class Pool:
                 self._from_worker(link, message, now)
         except WireError as error:
             self._misbehaved(link, str(error), now)
-        self._print(link, link.read_log())
         if link.at_end or link.broken:
             self._loop.remove_reader(link.fd)
+
+    def _read_log(self, link: Link) -> None:
+        self._print(link, link.read_log())
         if link.log_at_end:
             self._loop.remove_reader(link.log_fd)
 
@@ -401,8 +403,8 @@ class Pool:
         env = {**place.env, "SUPERVISE_WORKER_ID": worker_id, "RUNPOD_POD_ID": worker_id}
         self._starter.fork(name, slot.generation, env, pipes)
         self._mind_template()
-        for fd in (link.fd, link.log_fd):
-            self._loop.add_reader(fd, self._readable, name)
+        self._loop.add_reader(link.fd, self._readable, link, self._ready)
+        self._loop.add_reader(link.log_fd, self._readable, link, self._printed)
 
     def _mind_template(self) -> None:
         """Write on when the template takes more than it did."""
@@ -429,8 +431,14 @@ class Pool:
         if link.flush():
             self._loop.remove_writer(link.fd)
 
-    def _readable(self, name: str) -> None:
-        self._ready.add(name)
+    def _take(self, links: set[Link]) -> list[Link]:
+        """Those of ``links`` that are still in use; ``links`` is empty then."""
+        taken = [link for link in links if self._links.get(link.slot) is link]
+        links.clear()
+        return taken
+
+    def _readable(self, link: Link, which: set[Link]) -> None:
+        which.add(link)
         self._wake()
 
     def _drop_link(self, name: str) -> None:
