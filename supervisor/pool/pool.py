@@ -15,7 +15,7 @@ from supervisor.pool import events, steps
 from supervisor.pool.link import Link
 from supervisor.pool.process import Gone, describe_exit
 from supervisor.pool.seams import Loop, Memory, Place, Starter
-from supervisor.pool.slot import Machine, Rules, Slot, SlotState
+from supervisor.pool.slot import Machine, Next, Rules, Slot, SlotState
 
 ENDS = ("COMPLETED", "FAILED", "CANCELLED")
 """How a worker may say that a job ended."""
@@ -190,6 +190,7 @@ class Pool:
                 self._refreshed(name, action)
             elif isinstance(action, steps.StartFailed):
                 self._say("worker", f"{action.cause}; next try in {action.retry_s:g} s", name, broken=action.broken)
+                self._first_load_failed(name, action.cause)
             else:
                 self._actions.append((name, action))
         if after.state is SlotState.HELD and before.state is not SlotState.HELD:
@@ -309,13 +310,19 @@ class Pool:
         before = self.slots[link.slot]
         if link.load_failed is not None:
             how = f"could not load the handler: {link.load_failed.message}"
-        if link.slot in self._first_load and before.state is SlotState.STARTING:
-            self._first_load.discard(link.slot)
-            self._events.append(events.FirstLoad(link.slot, ok=False, failed=link.load_failed, how=how))
+        if before.state is SlotState.ENDING and before.next is not Next.PARK and before.cause:
+            how = before.cause
+        self._first_load_failed(link.slot, how, link.load_failed)
         self._step(link.slot, steps.Died(how), now)
         after = self.slots[link.slot]
         if after.restarts > before.restarts:
             self._say("restart", f"worker (pid {link.pid}) {after.cause or how}; restarting", link.slot)
+
+    def _first_load_failed(self, name: str, how: str, failed: wire.LoadFailed | None = None) -> None:
+        """The first worker of this slot will not come into service; said once."""
+        if name in self._first_load:
+            self._first_load.discard(name)
+            self._events.append(events.FirstLoad(name, ok=False, failed=failed, how=how))
 
     def _template_is_ready(self, message: wire.TemplateReady, now: float) -> None:
         self._template_ready = True

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from supervisor import serverless, wire
-from supervisor.worker import blame, output
+from supervisor.worker import blame, output, runpod
 from supervisor.worker.channel import Channel
 from supervisor.worker.encode import encode
 from supervisor.worker.load import Config, check, load, raised
@@ -72,8 +72,6 @@ class Worker:
     def load(self) -> NoReturn:
         """Run the handler's code and serve what it gives."""
         asyncio.set_event_loop(self._loop)
-        from supervisor.worker import runpod  # noqa: PLC0415 - only a worker pays for it
-
         runpod.install()
         loaded = load(self._start.setup.handler)
         if isinstance(loaded, wire.LoadFailed):
@@ -110,7 +108,7 @@ class Worker:
         if config.unknown:
             self._channel.warn(f"the config has keys that mean nothing here: {', '.join(config.unknown)}")
         loop = self._current_loop()
-        failed = loop.run_until_complete(self._check_fitness())
+        failed = loop.run_until_complete(self._check_fitness()) if self._checks else None
         if failed is not None:
             self._refuse(failed)
         self._run_loop(loop, config)

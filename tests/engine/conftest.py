@@ -148,6 +148,7 @@ class House:
         places = [Place(f"cpu{index}", index, (), {"SUPERVISE_SLOT": f"cpu{index}"}) for index in range(slots)]
         rules = Rules(
             grace=self.settings.grace,
+            start_timeout=self.settings.start_timeout,
             refresh_worker=self.settings.refresh_worker,
             refresh_after_jobs=self.settings.refresh_after_jobs,
         )

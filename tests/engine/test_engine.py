@@ -10,6 +10,7 @@ from supervisor import wire
 from supervisor.errors import RequestError
 from supervisor.job import JobRequest, JobStatus
 from supervisor.pool import events
+from supervisor.pool.process import Gone
 from supervisor.store.store import Store
 
 
@@ -359,6 +360,28 @@ def test_a_worker_that_dies_in_its_first_load_is_another_failure(make_house):
     house.worker().dies(-signal.SIGSEGV)
     first = house.wait(house.engine.first_load)
     assert (first.ok, first.failed, first.how) == (False, None, "crashed with SIGSEGV")
+
+
+def test_a_worker_that_hangs_in_its_first_load(make_house):
+    house = make_house(start_timeout=60)
+    house.start(ready=False)
+    house.clock.now += 60
+    house.until(lambda: house.worker().signals == ["tree"])
+    house.worker().dies(-signal.SIGKILL)
+    first = house.wait(house.engine.first_load)
+    assert (first.ok, first.failed) == (False, None)
+    assert "--start-timeout" in first.how
+
+
+def test_a_template_that_never_comes_up(make_house):
+    house = make_house(slots=2)
+    house.starter.start = lambda: house.starter.report(Gone(1))
+    house.engine.start()
+    for _ in range(3):
+        house.settle()
+        house.clock.now += 10
+    first = house.wait(house.engine.first_load)
+    assert (first.ok, first.how) == (False, "was never forked: the template process exited with code 1")
 
 
 def test_prints_carry_their_slot_and_job(house):
