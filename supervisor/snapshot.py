@@ -68,7 +68,6 @@ class GpuView(msgspec.Struct, frozen=True, rename="camel"):
     processes: tuple[GpuProcessView, ...] | None = None
     error: str | None = None
     lost: bool = False
-    at: int | None = None
 
 
 class JobCounts(msgspec.Struct, frozen=True, rename="camel"):

@@ -39,6 +39,9 @@ class _Policy(msgspec.Struct, rename="camel"):
     low_priority: msgspec.Raw = _ABSENT
 
 
+#: A high surrogate that no low one follows: msgspec takes such a body for one that ends too early.
+_HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+
 _body = msgspec.json.Decoder(_Body)
 _policy = msgspec.json.Decoder(_Policy)
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -169,6 +172,8 @@ def _refuse_syntax(error: msgspec.DecodeError, body: bytes) -> NoReturn:
         raise RequestError(400, "the body is empty; it must be a JSON object with `input`") from None
     text = str(error)
     found = _BYTE.search(text)
+    if found is None and _HALF.search(body):
+        raise RequestError(400, "the body has a \\u escape that is half a character (a lone surrogate)") from None
     if found is None:
         raise RequestError(400, f"the body is not JSON: it ends too early, at {_place(body, len(body))}") from None
     what = text[: found.start()].removeprefix("JSON is malformed: ").strip()

@@ -18,6 +18,8 @@ REFUSED = [
     (b'{"input": 01}', "invalid number"),
     (b'{"input": "\x01"}', "invalid character"),
     (b'{"input": [1,]}', "trailing comma"),
+    (b'{"input": "\\ud800"}', "half a character"),
+    (b'{"input": "x\\udc00 y"}', "surrogate"),
     (b'{"input": "\\ud800 and more"}', "not JSON"),
     (b'\xef\xbb\xbf{"input": 1}', "byte 0"),
     (b'{"input": "\xff"}', "the body is not UTF-8: invalid start byte at byte 11 (line 1, column 12)"),

@@ -109,6 +109,15 @@ def test_what_a_result_means(serve, value, marker):
     assert done == wire.Done("job", status, output, error, refresh)
 
 
+@pytest.mark.parametrize(
+    ("text", "seen"), [(b"1e400", "inf"), (b"-1e400", "-inf"), (b"9" * 30, "9" * 30), (b"1" * 4000, "1" * 4000)]
+)
+def test_numbers_of_any_size_reach_the_handler(serve, text, seen):
+    worker = serve("def handler(job): return str(job['input'])")
+    worker.send(wire.Run("job", text))
+    assert worker.receive_until(wire.Done)[-1].output == f'"{seen}"'.encode()
+
+
 def test_the_handlers_own_dict_is_not_changed(serve):
     child = serve("kept = {'refresh_worker': True, 'error': '', 'a': 1}\ndef handler(job): return kept")
     assert [child.job(), child.job()] == [wire.Done("job", "COMPLETED", b'{"a":1}', refresh=True)] * 2
