@@ -17,16 +17,19 @@ from pathlib import Path
 
 from supervisor import wire
 from supervisor.engine import Engine
+from supervisor.errors import HandlerError, StartError, SuperviseError
 from supervisor.gpu import locks, pinning
 from supervisor.gpu.client import Reader
 from supervisor.gpu.records import Gpu, Listing
+from supervisor.pool import events
+from supervisor.pool.machine import Rules
 from supervisor.pool.memory import GpuMemory
 from supervisor.pool.pool import Pool
 from supervisor.pool.process import become_subreaper
 from supervisor.pool.seams import Place
-from supervisor.pool.slot import Rules
 from supervisor.pool.starter import TemplateStarter
 from supervisor.settings import Settings
+from supervisor.store.opening import TEMPORARY
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
 
@@ -46,10 +49,18 @@ MESSAGE_BYTES = 2**31
 class Assembly:
     """One supervisor. Made in order, undone in reverse by ``close``."""
 
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop, *, own_process: bool = True) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        own_process: bool = True,
+        temporary: bool = False,
+    ) -> None:
         """Take the GPUs and the store that ``settings`` name; ``start`` starts workers.
 
-        ``own_process``: this process belongs to supervise, so it may inherit what a dead template leaves.
+        ``own_process``: this process belongs to supervise, so it may inherit what a dead template leaves, and has no other
+        children than ours. ``temporary``: the queue ends with the supervisor, and the settings' store is not used.
 
         Raises:
             UsageError: a GPU is not there or held, the store is in use or cannot be used.
@@ -57,6 +68,8 @@ class Assembly:
         self.notes: list[str] = []
         self._pin_by = settings.pin_by
         self.run_id = uuid.uuid4().hex
+        self._temporary = temporary
+        self._own_process = own_process
         self._settings = settings
         self._loop = loop
         self._undo = ExitStack()
@@ -74,11 +87,10 @@ class Assembly:
         holder = locks.this_process(self.run_id, settings.handler)
         self._reader = self._make_reader()
         gpus, gpu_locks = self._take_gpus(holder)
-        self._lock_store(holder)
         self.tmp_root = Path(tempfile.gettempdir()) / f"supervise-{self.run_id[:12]}"
-        self.store = self._undo.enter_context(Store.open(settings.store))
-        secrets = SecretFiles(Path(f"{settings.store}.secrets"))
-        self.engine = Engine(settings, self.store, secrets, self._loop)
+        held = [*gpu_locks, *self._open_store(holder)]
+        self._lock_fds = tuple(fd for lock in held for fd in lock.fds)
+        self.engine = Engine(settings, self.store, self._secrets, self._loop)
         self._starter = TemplateStarter(
             wire.Setup(
                 version=wire.VERSION,
@@ -88,31 +100,37 @@ class Assembly:
                 tmp_root=str(self.tmp_root),
                 preload_timeout=settings.preload_timeout,
             ),
-            [fd for lock in (*gpu_locks, self._store_lock) for fd in lock.fds],
-            self._known_children,
+            self._lock_fds,
+            self._known_children if self._own_process else None,
         )
         self._undo.callback(lambda: self._starter.stop(TEMPLATE_STOP_S))
+        places = self._make_places(gpus)
         self._memory = None
         if self._reader is not None and gpus:
-            self._memory = GpuMemory(self._reader, settings.release_timeout)
-        self.engine.attach(self._make_pool(gpus))
+            self._memory = GpuMemory(self._reader, settings.release_timeout, places)
+        self.engine.attach(self._make_pool(places))
         self._undo.callback(self.engine.close)
 
     def start(self) -> None:
         """Start the workers and take up the store's jobs."""
         if self._memory is not None and self._reader is not None:
             self._first_reading(self._memory, self._reader)
-            self._loop.add_reader(self._reader.fileno(), self.engine.wake)
         self.engine.start()
 
     def spare(self, children: Callable[[], Sequence[int]]) -> None:
         """Let a sweep of orphans spare the processes that ``children`` names: they are this program's own."""
         self._children.append(children)
 
+    def disown(self) -> None:
+        """In a process that the program has forked: let go of the locks, which would outlive this supervisor there. Their
+        descriptors stay taken, by nothing, so that whoever closes them in the end closes nothing else."""
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in self._lock_fds:
+            os.dup2(nothing, fd, inheritable=False)
+        os.close(nothing)
+
     def close(self) -> None:
         """End the template and all below it, then let go of store, GPUs and locks. May block for some seconds."""
-        if self._memory is not None and self._reader is not None:
-            self._loop.remove_reader(self._reader.fileno())
         self._undo.close()
 
     # --- parts ----------------------------------------------------------------------------------------------------------
@@ -133,10 +151,12 @@ class Assembly:
         if not listing.complete:
             self._pin_by = "uuid"  # CUDA may number the others differently than NVML
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = pinning.select(settings.gpus, listing.gpus, visible)
+        gpus = pinning.select(settings.gpus, listing.gpus, visible, listing.reason)
         if not gpus:
             self.notes.append(_why_no_gpu(listing, visible, settings.workers))
             return [], []
+        if listing.reason:
+            self.notes.append(listing.reason)
         if settings.simulate_gpus:
             self.notes.append(f"{len(gpus)} simulated GPUs: their memory is the workers' own memory")
         if settings.share_gpus:
@@ -150,17 +170,34 @@ class Assembly:
             self.notes.append(f"left to other supervisors: {pinning.describe(others)}")
         return ours, held
 
-    def _lock_store(self, holder: locks.Holder) -> None:
-        self._settings.store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._store_lock = locks.lock_store(self._settings.store, holder)
-        self._undo.callback(self._store_lock.close)
+    def _open_store(self, holder: locks.Holder) -> list[locks.Lock]:
+        """The store and its secrets, with the lock on it, which one that nobody else can see does not need."""
+        if self._temporary:
+            self.store = self._undo.enter_context(Store.open(TEMPORARY))
+            self._secrets = SecretFiles(self.tmp_root / "secrets")
+            return []
+        path = self._settings.store
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = locks.lock_store(path, holder)
+        self._undo.callback(lock.close)
+        self.store = self._undo.enter_context(Store.open(path))
+        self._secrets = SecretFiles(Path(f"{path}.secrets"))
+        return [lock]
 
-    def _make_pool(self, gpus: Sequence[Gpu]) -> Pool:
-        settings = self._settings
-        places = [
-            Place(plan.name, plan.index, plan.gpus, self._environment(plan))
-            for plan in pinning.plan_slots(gpus, settings.workers)
+    def _make_places(self, gpus: Sequence[Gpu]) -> list[Place]:
+        return [
+            Place(
+                plan.name,
+                plan.index,
+                plan.gpus,
+                self._environment(plan, self._pin_by),
+                env_by_uuid=self._environment(plan, "uuid"),
+            )
+            for plan in pinning.plan_slots(gpus, self._settings.workers)
         ]
+
+    def _make_pool(self, places: Sequence[Place]) -> Pool:
+        settings = self._settings
         rules = Rules(
             grace=settings.grace,
             start_timeout=settings.start_timeout,
@@ -169,10 +206,10 @@ class Assembly:
         )
         return Pool(places, rules, self._starter, self._memory, self._loop, self.engine.wake, MESSAGE_BYTES)
 
-    def _environment(self, plan: pinning.SlotPlan) -> dict[str, str | None]:
+    def _environment(self, plan: pinning.SlotPlan, pin_by: str) -> dict[str, str | None]:
         """What the workers of a slot find in their environment, besides the generation's own."""
         return {
-            **pinning.environment(plan.gpus, self._pin_by),
+            **pinning.environment(plan.gpus, pin_by),
             "RUNPOD_ENDPOINT_ID": self._settings.endpoint_id,
             "SUPERVISE_SLOT": plan.name,
             "SUPERVISE_SLOT_INDEX": str(plan.index),
@@ -188,10 +225,21 @@ class Assembly:
     def _first_reading(memory: GpuMemory, reader: Reader) -> None:
         """Wait a moment for what is in use now: workers that come are measured against it."""
         deadline = time.monotonic() + FIRST_READING_S
-        memory.collect({}, time.monotonic())  # asks
+        memory.collect(time.monotonic())  # asks
         while not memory.samples and (left := deadline - time.monotonic()) > 0:
             select.select([reader.fileno()], [], [], left)
-            memory.collect({}, time.monotonic())
+            memory.collect(time.monotonic())
+
+
+def start_failure(settings: Settings, first: events.FirstLoad) -> SuperviseError:
+    """Why no worker came into service, for the user."""
+    failed = first.failed
+    if failed is None:
+        return StartError(f"no worker could start: the worker in slot {first.slot} {first.how}")
+    text = f"{settings.handler}: {failed.message}"
+    if failed.traceback:
+        text = f"{failed.traceback.rstrip()}\n{text}"
+    return HandlerError(text)
 
 
 def _why_no_gpu(listing: Listing, visible: str | None, workers: int) -> str:

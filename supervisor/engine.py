@@ -11,22 +11,21 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, Union
 
-from supervisor.errors import RequestError, StoreError, TransitionError
+from supervisor.commits import Commits
+from supervisor.errors import RequestError, StoreError
 from supervisor.job import Job, JobRequest
 from supervisor.jobs import Jobs
 from supervisor.overview import Overview
 from supervisor.pool import events
+from supervisor.pool.machine import IllegalStepError
 from supervisor.pool.pool import Pool
-from supervisor.pool.slot import IllegalStepError, SlotState
+from supervisor.pool.slot import SlotState
 from supervisor.settings import Settings
 from supervisor.snapshot import Snapshot
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
 from supervisor.streams import ChunkLease, Streams
 from supervisor.waiters import Waiters
-
-STORE_RETRY_S = 0.5
-"""How often a commit that the disk refused is tried again."""
 
 FORGET_PIECE = 200
 """Jobs forgotten between two turns, so that retention never delays one."""
@@ -40,6 +39,9 @@ sooner by itself, so nobody waits longer, and a job costs one commit in place of
 
 STOP_S = 2.0
 """How much longer than ``--grace`` the end of all workers may take before the supervisor goes on without them."""
+
+RELOADABLE = frozenset({SlotState.STARTING, SlotState.IDLE, SlotState.BUSY, SlotState.BACKOFF, SlotState.BROKEN})
+"""The states in which a worker has read the handler, or tried to; all others lead to one that has not."""
 
 T = TypeVar("T")
 Happening = Union[events.PoolEvent, Job]
@@ -80,15 +82,22 @@ class Engine:
         self._pool: Pool | None = None
         self._ends = Waiters(loop)
         self._streams = Streams(self, loop)
+        self._commits = Commits(store, loop, self._committed, self._stalled)
         self._jobs = Jobs(
-            settings, store, secrets, self.overview, self._clock.wall_ms, self._job_ended, self._streams.waiters.wake
+            settings,
+            store,
+            secrets,
+            self.overview,
+            self._clock.wall_ms,
+            self._job_ended,
+            self._streams.waiters.wake,
+            self._warn,
         )
         self._inbox: list[Callable[[float], None]] = []
         self._observers: list[Callable[[Happening], None]] = []
         self._failed_loads: dict[str, events.FirstLoad] = {}
         self._scheduled = False
-        self._committing = False
-        self._stalled: StoreError | None = None
+        self._closed = False
         self._gathering: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -120,28 +129,38 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether some worker has been ready and the program is neither draining nor without a disk."""
-        return not self.draining and self._stalled is None and self.first_load.done() and self.first_load.result().ok
+        return (
+            not self.draining
+            and self._commits.refusal is None
+            and self.first_load.done()
+            and self.first_load.result().ok
+        )
 
     def observe(self, observer: Callable[[Happening], None]) -> None:
         """Call ``observer`` with what the pool says and with every job that ended, once it is on disk."""
         self._observers.append(observer)
 
     async def drain(self, timeout: float, at_once: asyncio.Event) -> None:
-        """Take no more jobs, let those that run end for ``timeout`` seconds (or until ``at_once``), requeue the rest, stop."""
+        """Take no more jobs, let those that run end for ``timeout`` seconds (or until ``at_once``), requeue the rest, stop.
+
+        A disk that refuses delays this no longer: the next start finds what ran.
+        """
         self.draining = True
         self.wake()
         await self._until(lambda: not self._jobs.active, timeout, at_once)
-        await self._in_turn(lambda now: self.pool.stop(now, at_once=at_once.is_set()))
-        await self._until(lambda: self.pool.parked, self.settings.grace + STOP_S, at_once)
-        if self._jobs.active:
-            await self._in_turn(lambda _now: self._jobs.put_back_all())
+        stopped = self._in_turn(lambda now: self.pool.stop(now, at_once=at_once.is_set()))
+        await self._until(lambda: stopped.done() and self.pool.parked, self.settings.grace + STOP_S, at_once)
+        if self._jobs.active and self._commits.refusal is None:
+            put_back = self._in_turn(lambda _now: self._jobs.put_back_all())
+            await asyncio.wait({put_back}, timeout=STOP_S)
 
     def close(self) -> None:
-        """Stop the timer and let go of the pipes; the store stays open."""
+        """Have no turn any more and let go of the pipes; the store stays open."""
+        self._closed = True
+        self._commits.close()
         for timer in (self._timer, self._gathering):
             if timer is not None:
                 timer.cancel()
-        self._scheduled = True  # no turn any more
         self.pool.close()
 
     # --- what clients ask -----------------------------------------------------------------------------------------------
@@ -154,18 +173,19 @@ class Engine:
         """
         if self.draining:
             raise RequestError(503, "the supervisor is shutting down", retry_after=5)
-        if self._stalled is not None:
-            raise RequestError(503, f"the job store cannot be written: {self._stalled}", retry_after=5)
-        limit = self.settings.max_queue
-        if limit and len(self._jobs.backlog) >= limit:
+        if self._commits.refusal is not None:
+            raise RequestError(503, f"the job store cannot be written: {self._commits.refusal}", retry_after=5)
+        if self._is_full() and (request.generated or self.job(request.id) is None):
+            limit = self.settings.max_queue
             raise RequestError(429, f"the queue is full: {limit} jobs wait (--max-queue)", retry_after=1)
         return self._in_turn(
-            lambda now: self._jobs.accept(request, self.pool, now, queue_only=self.draining), gather=not self._has_room()
+            lambda now: self._jobs.accept(request, self.pool, now, queue_only=self.draining),
+            gather=not self._has_room(),
         )
 
     def job(self, job_id: str) -> Job | None:
         """The job as it is on disk; ``None`` when unknown or forgotten."""
-        return self._jobs.get(job_id)
+        return self._store.get(job_id) if self._commits.pending else self._jobs.get(job_id)
 
     def progress(self, job_id: str) -> bytes | None:
         """The newest progress (JSON) of a running job."""
@@ -183,6 +203,15 @@ class Engine:
         """Cancel a job; the future gives it as it is then (an ended one keeps its state), ``None`` when unknown."""
         return self._in_turn(lambda now: self._jobs.cancel(job_id, self.pool, now))
 
+    def forget(self, job: Job) -> None:
+        """Let go of a job that has ended, before its retention is over; its row goes with a later commit."""
+        self._jobs.forget(job)
+
+    @property
+    def running(self) -> int:
+        """How many jobs are in workers."""
+        return len(self._jobs.active)
+
     async def take_chunks(self, job_id: str, timeout: float) -> ChunkLease | None:
         """The stream chunks not handed out before; waits up to ``timeout`` seconds for a first one or the job's end."""
         return await self._streams.take(job_id, timeout)
@@ -191,8 +220,8 @@ class Engine:
         """Those of the job's chunks (JSON) that were not handed out."""
         return self._jobs.chunks(job)
 
-    def set_taken(self, job: Job, taken: int) -> asyncio.Future[None]:
-        """Write that the first ``taken`` chunks were handed out; done once it is on disk."""
+    def set_taken(self, job: Job, taken: int) -> asyncio.Future[bool]:
+        """Write that the first ``taken`` chunks were handed out; done once it is on disk: whether the job still has them."""
         return self._in_turn(lambda _now: self._jobs.set_taken(job, taken))
 
     def refresh(self, slot: str) -> None:
@@ -214,7 +243,7 @@ class Engine:
     def reload(self) -> None:
         """Replace every worker, so that each loads the handler anew."""
         for name, slot in self.pool.slots.items():
-            if slot.state in (SlotState.IDLE, SlotState.BUSY, SlotState.BACKOFF, SlotState.BROKEN):
+            if slot.state in RELOADABLE:
                 self.pool.refresh(name, "a reload", self._clock.monotonic())
         self.wake()
 
@@ -237,6 +266,14 @@ class Engine:
     def _has_room(self) -> bool:
         return any(slot.room for slot in self.pool.slots.values())
 
+    def _is_full(self) -> bool:
+        """Whether one more job would wait beyond ``--max-queue``; those that came since the last turn count."""
+        limit = self.settings.max_queue
+        if not limit:
+            return False
+        room = sum(slot.room for slot in self.pool.slots.values())
+        return len(self._jobs.backlog) + len(self._inbox) - room >= limit
+
     def _gather(self) -> None:
         """Have a turn within ``GATHER_S``."""
         if self._gathering is None and not self._scheduled:
@@ -247,7 +284,7 @@ class Engine:
         if self._gathering is not None:
             self._gathering.cancel()
             self._gathering = None
-        if self._committing or self._stalled is not None:
+        if self._closed or self._commits.pending:
             return
         now = self._clock.monotonic()
         self._apply(self.pool.collect(now), now)
@@ -283,16 +320,12 @@ class Engine:
 
     def _commit(self) -> None:
         if not self._jobs.batch:
-            self._committed(None)
+            self._committed()
             return
-        self._committing = True
-        self._store.commit(self._jobs.batch, self._committed)
+        self._jobs.clear_away()
+        self._commits.write(self._jobs.batch)
 
-    def _committed(self, error: StoreError | None) -> None:
-        self._committing = False
-        if error is not None:
-            self._stall(error)
-            return
+    def _committed(self) -> None:
         self._jobs.committed()
         now = self._clock.monotonic()
         self._apply(self.pool.perform(now), now)
@@ -305,28 +338,14 @@ class Engine:
             self.wake()
         self._arm(now)
 
-    def _stall(self, error: StoreError) -> None:
-        """The disk refuses: nothing of this turn is told to anybody until the same batch goes through.
-
-        Raises:
-            TransitionError: the batch is wrong itself; no retry mends a fault of this program.
-        """
-        if isinstance(error, TransitionError):
-            raise error
-        if self._stalled is None:
-            self._tell(events.Notice("warning", f"the job store cannot be written, trying again: {error}"))
-        self._stalled = error
-        self._loop.call_later(STORE_RETRY_S, self._retry_commit)
-
-    def _retry_commit(self) -> None:
-        self._store.commit(self._jobs.batch, self._recommitted)
-
-    def _recommitted(self, error: StoreError | None) -> None:
-        if error is None:
-            self._stalled = None
-            self._tell(events.Notice("warning", "the job store can be written again"))
-        self._committed(error)
-        self.wake()
+    def _stalled(self, error: StoreError | None) -> None:
+        """The disk refuses: nothing of this turn is told to anybody, and nothing more is heard, until it is on disk."""
+        if error is not None:
+            self._warn(f"the job store cannot be written, trying again: {error}")
+        else:
+            self._warn("the job store can be written again")
+            self.wake()
+        self.pool.listen(error is None)
 
     def _arm(self, now: float) -> None:
         """Wake again at the next deadline."""
@@ -363,12 +382,9 @@ class Engine:
             if isinstance(event, events.JobEnded):
                 jobs.worker_ended(event)
             elif isinstance(event, events.JobProgressed):
-                active = jobs.active.get(event.job)
-                if active is not None:
-                    active.progress = event.value
+                jobs.worker_progressed(event)
             elif isinstance(event, events.JobYielded):
-                if not jobs.worker_yielded(event):
-                    self.pool.distrust(event.slot, f"chunk {event.index} out of order", now)
+                jobs.worker_yielded(event, self.pool, now)
             elif isinstance(event, events.JobLost):
                 jobs.worker_lost(event)
             elif isinstance(event, events.FirstLoad):
@@ -394,6 +410,9 @@ class Engine:
         if len(self._failed_loads) == len(self.pool.slots):
             died = [load for load in self._failed_loads.values() if load.failed is None]
             self.first_load.set_result(died[0] if died else event)
+
+    def _warn(self, text: str) -> None:
+        self._tell(events.Notice("warning", text))
 
     def _tell(self, event: events.PoolEvent) -> None:
         self.overview.happened(event, self._clock.wall_ms())

@@ -14,6 +14,11 @@
     ├── WireError               a message between processes breaks the protocol
     │   └── FrameTooLargeError  it is longer than its reader accepts
     ├── EncodeError             a handler's value cannot become JSON
+    ├── JobError                a job did not complete; carries its id, status and error
+    │   ├── JobFailed           FAILED: the handler raised or returned an error
+    │   │   └── WorkerDied      the process that ran it crashed, exited or was killed
+    │   ├── JobCancelled        CANCELLED
+    │   └── JobTimedOut         TIMED_OUT
     ├── RequestError            a client's request cannot be served; carries the HTTP status
     └── ClientError             a running supervisor could not be reached, or refused
         └── UnreachableError    nobody listens at its address
@@ -72,6 +77,38 @@ class FrameTooLargeError(WireError):
 
 class EncodeError(SuperviseError):
     """The value cannot be written as JSON."""
+
+
+class JobError(SuperviseError):
+    """The job did not complete."""
+
+    def __init__(self, job_id: str, status: str, error: str | None, summary: str) -> None:
+        """Take the job's ``id``, ``status`` and ``error`` as `/status` shows them, and a ``summary`` of the error to read."""
+        super().__init__(summary)
+        self.args = (job_id, status, error, summary)  # so that it can be pickled
+        self.id = job_id
+        self.status = status
+        self.error = error
+
+    def __str__(self) -> str:
+        """The summary."""
+        return str(self.args[3])
+
+
+class JobFailed(JobError):  # noqa: N818 - the contract's name, and a state
+    """The job has failed."""
+
+
+class WorkerDied(JobFailed):
+    """The worker died while it ran the job."""
+
+
+class JobCancelled(JobError):  # noqa: N818 - the contract's name, and a state
+    """The job was cancelled."""
+
+
+class JobTimedOut(JobError):  # noqa: N818 - the contract's name, and a state
+    """The job took too long."""
 
 
 class RequestError(SuperviseError):

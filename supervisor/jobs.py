@@ -6,12 +6,12 @@ that transaction is on disk); the engine commits the one and then does the other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import msgspec
 
 from supervisor import wire
-from supervisor.errors import RequestError
+from supervisor.errors import RequestError, StoreError
 from supervisor.job import Job, JobRequest, JobStatus, Outcome
 from supervisor.overview import Overview
 from supervisor.pool import events
@@ -20,7 +20,10 @@ from supervisor.scheduler import Backlog, plan
 from supervisor.settings import Settings
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
-from supervisor.store.writes import AddChunk, End, Insert, Requeue, Start, TakeChunks, Write
+from supervisor.store.writes import AddChunk, End, Forget, Insert, Requeue, Start, TakeChunks, Write
+
+LARGEST = 900_000_000
+"""Bytes of the longest value that the store can take: SQLite keeps no row of more than 1 GB."""
 
 HOST_KILL_STARTS = 3
 """Most starts of a job that a killed supervisor, template or host had under way (contract §5)."""
@@ -50,8 +53,10 @@ class Jobs:
         wall_ms: Callable[[], int],
         ended: Callable[[Job], None],
         yielded: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
-        """Call ``ended`` with each job that ended and ``yielded`` with the id of each that has a new chunk, once on disk."""
+        """Call ``ended`` with each job that ended and ``yielded`` with the id of each that has a new chunk, once on disk;
+        ``warn`` with what a person should know."""
         self.batch: list[Write] = []
         self.wakes: list[Callable[[], object]] = []
         self.active: dict[str, Active] = {}
@@ -63,14 +68,19 @@ class Jobs:
         self._wall_ms = wall_ms
         self._ended = ended
         self._yielded = yielded
+        self._warn = warn
+        self._limit = min(settings.max_result, LARGEST)
         self._decided: dict[str, Job] = {}
-        self._leaving: set[str] = set()
+        self._unwanted: dict[str, int] = {}
+        self._forgotten: dict[str, int] = {}
         self._next_seq = store.next_seq
 
     # --- reading --------------------------------------------------------------------------------------------------------
 
     def get(self, job_id: str) -> Job | None:
         """The job as it is on disk (or, within a turn, about to be); ``None`` when unknown or forgotten."""
+        if job_id in self._unwanted or job_id in self._forgotten:
+            return self._decided.get(job_id)
         active = self.active.get(job_id)
         if active is not None:
             return active.job
@@ -80,17 +90,31 @@ class Jobs:
         """The batch is on disk: begin another."""
         self.batch = []
         self._decided.clear()
-        self._leaving.clear()
+        self._forgotten = {}
+
+    def forget(self, job: Job) -> None:
+        """Have nothing more to do with a job that has ended; its row goes with the next commit that is made anyway."""
+        self._unwanted[job.id] = job.seq
+
+    def clear_away(self) -> None:
+        """Write that unwanted jobs are forgotten; before a new one may have the id of one."""
+        self.batch.extend(map(Forget, self._unwanted.values()))
+        self._forgotten |= self._unwanted
+        self._unwanted = {}
 
     # --- the way in -----------------------------------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """Take up the store: jobs that ran when the last supervisor ended run again, up to 3 starts, or have failed."""
-        ordinary, low = self._store.queued_counts()
-        self.backlog.lane(False).expect(ordinary)
-        self.backlog.lane(True).expect(low)
-        running = self._store.running()
-        for job in running:
+        """Take up the store: jobs that ran when the last supervisor ended run again, up to 3 starts, or have failed.
+
+        What a killed supervisor left of jobs that had ended, their ``s3Config``, is removed.
+        """
+        try:
+            self._secrets.sweep(self._store.with_s3_config())
+        except StoreError as error:
+            self._warn(str(error))
+        waiting = list(self._store.queued_counts())
+        for job in self._store.running():
             if self._settings.on_restart == "fail":
                 why = "the supervisor was killed while the job ran (--on-restart fail)"
             elif job.chunks_taken and not self._settings.requeue_streams:
@@ -98,9 +122,13 @@ class Jobs:
             elif job.attempts >= HOST_KILL_STARTS:
                 why = f"the supervisor was killed while the job ran, {job.attempts} times"
             else:
-                self.put_back(self._store.get(job.id) or job, charged=True)  # with its input, which the list leaves out
+                # Not put back in memory: once this is on disk the store lists it in its place among the others.
+                self._decided[job.id] = self._requeue(job, charged=True)
+                waiting[job.low_priority] += 1
                 continue
             self.end(job, Outcome(JobStatus.FAILED, error=why))
+        for low_priority, count in enumerate(waiting):
+            self.backlog.lane(bool(low_priority)).expect(count)
 
     def accept(self, request: JobRequest, pool: Pool, now: float, *, queue_only: bool) -> Job:
         """Take a new job in; an idle worker gets it at once. The id of a job that exists gives that job.
@@ -112,11 +140,13 @@ class Jobs:
             known = self.get(request.id)
             if known is not None:
                 return known
+        if request.id in self._unwanted:
+            self.clear_away()
         if request.s3_config is not None:
             try:
                 self._secrets.put(request.id, request.s3_config)
-            except OSError as error:
-                raise RequestError(503, f"s3Config could not be stored: {error}", retry_after=5) from error
+            except StoreError as error:
+                raise RequestError(503, str(error), retry_after=5) from error
         job = Job(
             seq=self._next_seq,
             id=request.id,
@@ -132,7 +162,7 @@ class Jobs:
         self._decided[job.id] = job
         slots = () if queue_only or len(self.backlog) else plan(1, pool.slots.values())
         if slots:
-            return self._give(job, slots[0], pool, now, arriving=request)
+            return self._give(job, slots[0], _merged(request.extras, request.s3_config), pool, now, arriving=request)
         self.batch.append(Insert(job.seq, request, job.created_ms))
         self.backlog.lane(job.low_priority).push(job)
         return job
@@ -140,12 +170,28 @@ class Jobs:
     def assign(self, pool: Pool, now: float) -> None:
         """Give the oldest queued jobs to the slots that have room."""
         for name in plan(len(self.backlog), pool.slots.values()):
-            job = self.backlog.pop(self._leaving)
-            if job is None:
+            found = self._next()
+            if found is None:
                 return
-            self._give(job, name, pool, now)
+            job, extras = found
+            self._give(job, name, extras, pool, now)
 
-    def _give(self, job: Job, name: str, pool: Pool, now: float, arriving: JobRequest | None = None) -> Job:
+    def _next(self) -> tuple[Job, bytes | None] | None:
+        """The oldest queued job, whole, with its extras; one whose ``s3Config`` cannot be read has failed."""
+        while (job := self.backlog.pop(self._decided)) is not None:
+            if not job.input:
+                job = self._decided.get(job.id) or self._store.get(job.id) or job
+            try:
+                secret = self._secrets.get(job.id) if job.has_s3_config else None
+            except StoreError as error:
+                self.end(job, Outcome(JobStatus.FAILED, error=str(error)))
+            else:
+                return job, _merged(job.extras, secret)
+        return None
+
+    def _give(
+        self, job: Job, name: str, extras: bytes | None, pool: Pool, now: float, arriving: JobRequest | None = None
+    ) -> Job:
         """Start ``job`` in slot ``name``: the start is counted on disk before the worker hears of it."""
         started = self._wall_ms()
         worker_id = f"{name}-{pool.slots[name].generation}"
@@ -153,7 +199,7 @@ class Jobs:
             self.batch.append(Insert(job.seq, arriving, job.created_ms, started, worker_id))
         else:
             self.batch.append(Start(job.seq, started, worker_id))
-        pool.assign(name, wire.Run(job.id, job.input, self._extras(job)), now)
+        pool.assign(name, wire.Run(job.id, job.input, extras), now)
         self._decided.pop(job.id, None)
         job = job.replace(
             status=JobStatus.IN_PROGRESS,
@@ -163,14 +209,6 @@ class Jobs:
         )
         self.active[job.id] = Active(job, name)
         return job
-
-    def _extras(self, job: Job) -> bytes | None:
-        """The job's ``webhook`` and ``policy`` together with its ``s3Config``, as one JSON object."""
-        secret = self._secrets.get(job.id) if job.has_s3_config else None
-        if secret is None:
-            return job.extras
-        merged = msgspec.json.decode(job.extras, type=dict[str, msgspec.Raw]) if job.extras else {}
-        return msgspec.json.encode({**merged, "s3Config": msgspec.Raw(secret)})
 
     # --- the way out ----------------------------------------------------------------------------------------------------
 
@@ -185,53 +223,89 @@ class Jobs:
 
     def _after_end(self, job: Job) -> None:
         if job.has_s3_config:
-            self._secrets.drop(job.id)
+            try:
+                self._secrets.drop(job.id)
+            except StoreError as error:
+                self._warn(f"a job has ended, and {error}")
         self._ended(job)
 
-    def worker_ended(self, event: events.JobEnded) -> None:
-        """A worker has ended a job; one that was cancelled meanwhile has ended already."""
-        active = self.active.pop(event.job, None)
-        if active is None:
-            return
-        done, limit = event.done, self._settings.max_result
-        outcome = Outcome(JobStatus(done.status), done.output, done.error)
-        if done.output is not None and len(done.output) > limit:
-            error = f"the result is {len(done.output)} bytes long, more than --max-result allows ({limit})"
-            outcome = Outcome(JobStatus.FAILED, error=error)
-        self.end(active.job, outcome)
+    def _leave(self, job_id: str, slot: str) -> Job | None:
+        """Take a job out of its worker; ``None`` when it does not run in that ``slot`` (it was cancelled meanwhile)."""
+        active = self.active.get(job_id)
+        if active is None or active.slot != slot:
+            return None
+        del self.active[job_id]
+        return active.job
 
-    def worker_yielded(self, event: events.JobYielded) -> bool:
-        """A running job produced a chunk; false when it is not the next one, which breaks the protocol."""
+    def worker_ended(self, event: events.JobEnded) -> None:
+        """A worker has ended a job."""
+        job = self._leave(event.job, event.slot)
+        if job is None:
+            return
+        done = event.done
+        size = len(done.output or b"") + len(done.error or "")
+        if size > self._limit:
+            self.end(job, self._too_large("the result", size))
+        else:
+            self.end(job, Outcome(JobStatus(done.status), done.output, done.error))
+
+    def worker_progressed(self, event: events.JobProgressed) -> None:
+        """A running job reported progress, which is nowhere but in memory."""
         active = self.active.get(event.job)
-        if active is None:
-            return True
+        if active is not None and active.slot == event.slot:
+            active.progress = event.value
+
+    def worker_yielded(self, event: events.JobYielded, pool: Pool, now: float) -> None:
+        """A running job produced a chunk; the worker is not to be trusted when it is not the next one."""
+        active = self.active.get(event.job)
+        if active is None or active.slot != event.slot:
+            return
         job = active.job
         if event.index != job.chunks:
-            return False
-        self.batch.append(AddChunk(job.seq, job.attempts, event.index, event.value))
-        active.job = job.replace(chunks=job.chunks + 1)
-        self.wakes.append(lambda: self._yielded(job.id))
-        return True
+            pool.distrust(event.slot, f"chunk {event.index} out of order", now)
+        elif len(event.value) > self._limit:
+            del self.active[job.id]
+            self.end(job, self._too_large(f"chunk {event.index}", len(event.value)))
+            pool.cancel(event.slot, job.id, now)
+        else:
+            self.batch.append(AddChunk(job.seq, job.attempts, event.index, event.value))
+            active.job = job.replace(chunks=job.chunks + 1)
+            self.wakes.append(lambda: self._yielded(job.id))
+
+    def _too_large(self, what: str, size: int) -> Outcome:
+        error = f"{what} is {size} bytes long, more than --max-result allows ({self._limit})"
+        return Outcome(JobStatus.FAILED, error=error)
 
     def worker_lost(self, event: events.JobLost) -> None:
-        """A job's worker is gone: put the job back where it may run again, else it has failed."""
-        active = self.active.pop(event.job, None)
-        if active is None:
-            return
-        job = active.job
-        starts = HOST_KILL_STARTS if event.machinery else self._settings.max_attempts
-        charged = event.charged or event.machinery
-        streamed = job.chunks_taken > 0 and not self._settings.requeue_streams
-        if streamed or (charged and job.attempts >= starts):
-            self.end(job, Outcome(JobStatus.FAILED, error=event.error))
-        else:
-            self.put_back(job, charged=charged)
+        """A job's worker is gone."""
+        job = self._leave(event.job, event.slot)
+        if job is not None:
+            starts = HOST_KILL_STARTS if event.machinery else self._settings.max_attempts
+            self._lost(job, event.error, starts if event.charged or event.machinery else None)
 
-    def put_back(self, job: Job, *, charged: bool) -> None:
-        """Queue a running job again, at its old place; ``charged`` keeps its start counted."""
-        self._decided.pop(job.id, None)
+    def put_back_all(self) -> None:
+        """Take every running job from its worker, uncharged: the supervisor stops."""
+        for active in list(self.active.values()):
+            del self.active[active.job.id]
+            self._lost(active.job, "the supervisor stopped while the job ran", None)
+
+    def _lost(self, job: Job, error: str, starts: int | None) -> None:
+        """Queue a running job again at its old place, where it may run again, else it has failed.
+
+        ``starts`` is how many it may have in all; ``None``: this one does not count.
+        """
+        streamed = job.chunks_taken > 0 and not self._settings.requeue_streams
+        if streamed or (starts is not None and job.attempts >= starts):
+            self.end(job, Outcome(JobStatus.FAILED, error=error))
+        else:
+            self._decided.pop(job.id, None)
+            self.backlog.lane(job.low_priority).put_back(self._requeue(job, charged=starts is not None))
+
+    def _requeue(self, job: Job, *, charged: bool) -> Job:
+        """Write that a running job waits again; ``charged`` keeps its start counted."""
         self.batch.append(Requeue(job.seq, charged))
-        job = job.replace(
+        self._overview.statistics.retried()
+        return job.replace(
             status=JobStatus.IN_QUEUE,
             attempts=job.attempts if charged else job.attempts - 1,
             retries=job.retries + 1,
@@ -240,14 +314,6 @@ class Jobs:
             chunks=0,
             chunks_taken=0,
         )
-        self._overview.statistics.retried()
-        self.backlog.lane(job.low_priority).put_back(job)
-
-    def put_back_all(self) -> None:
-        """Queue every running job again, uncharged: the supervisor stops."""
-        for active in list(self.active.values()):
-            del self.active[active.job.id]
-            self.put_back(active.job, charged=False)
 
     def cancel(self, job_id: str, pool: Pool, now: float) -> Job | None:
         """Cancel a job: a queued one never starts, a running one is stopped. Ended ones stay; ``None`` when unknown."""
@@ -257,10 +323,9 @@ class Jobs:
             pool.cancel(active.slot, job_id, now)
             return job
         queued = self.get(job_id)
-        if queued is None or queued.status is not JobStatus.IN_QUEUE or job_id in self._leaving:
+        if queued is None or queued.status is not JobStatus.IN_QUEUE:
             return queued
         self.backlog.lane(queued.low_priority).remove(queued)
-        self._leaving.add(job_id)
         return self.end(queued, Outcome(JobStatus.CANCELLED))
 
     # --- streams --------------------------------------------------------------------------------------------------------
@@ -269,16 +334,21 @@ class Jobs:
         """Those of the job's chunks (JSON) that were not handed out."""
         return [value for _, value in self._store.chunks(job.seq, job.chunks_taken)]
 
-    def set_taken(self, job: Job, taken: int) -> None:
-        """Write that the first ``taken`` chunks were handed out, unless the job runs anew since."""
+    def set_taken(self, job: Job, taken: int) -> bool:
+        """Write that the first ``taken`` chunks were handed out; false when the job is gone or was put back since."""
         now = self.get(job.id)
-        if now is None or now.attempts != job.attempts or now.chunks < taken:
-            return
+        if now is None or (now.seq, now.retries) != (job.seq, job.retries):
+            return False
         self.batch.append(TakeChunks(job.seq, taken))
         active = self.active.get(job.id)
         if active is not None:
             active.job = active.job.replace(chunks_taken=taken)
+        return True
 
-    def running(self) -> Iterable[Active]:
-        """The jobs in workers."""
-        return self.active.values()
+
+def _merged(extras: bytes | None, secret: bytes | None) -> bytes | None:
+    """A job's ``webhook`` and ``policy`` together with its ``s3Config``, as one JSON object."""
+    if secret is None:
+        return extras
+    merged = msgspec.json.decode(extras, type=dict[str, msgspec.Raw]) if extras else {}
+    return msgspec.json.encode({**merged, "s3Config": msgspec.Raw(secret)})

@@ -65,7 +65,8 @@ class Overview:
         """A job ended; ``now`` in monotonic seconds."""
         self.statistics.ended(job, now)
         # Without what may be large. The view is made when somebody looks, not for each of thousands a second.
-        self._ended.append(job.replace(input=b"", output=None))
+        error = first_line(job.error) if job.error else None
+        self._ended.append(job.replace(input=b"", extras=None, output=None, error=error))
 
     def happened(self, event: events.PoolEvent, at_ms: int) -> None:
         """Remember what a person may want to read."""
@@ -162,7 +163,7 @@ def _ended(job: Job) -> EndedJobView:
         delay_time=delay_ms(job),
         execution_time=execution_ms(job),
         worker_id=job.worker_id,
-        error=first_line(job.error) if job.error else None,
+        error=job.error,
     )
 
 

@@ -88,6 +88,16 @@ def reap_any() -> tuple[int, int] | None:
     return (pid, os.waitstatus_to_exitcode(status)) if pid else None
 
 
+def processes_with(variable: bytes) -> list[int]:
+    """This user's processes that were started with ``variable`` (``NAME=value``) in their environment; zombies have none left."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(PermissionError):
+            if variable in (_read(folder / "environ") or b"").split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
 @functools.cache
 def _library() -> Callable[..., int]:
     prctl = ctypes.CDLL(None, use_errno=True).prctl

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Container, Iterable, Sized
 from typing import Protocol
 
 from supervisor.job import Job
 
 WINDOW = 1024
 """How many queued jobs of each lane are kept in memory; the others wait in the store only, so a long queue costs no memory."""
+
+LARGE_INPUT = 2048
+"""Bytes from which the input of a queued job waits in the store only; the job has none in memory then."""
 
 Loader = Callable[[bool, int, int], list[Job]]
 """``(low_priority, after_seq, limit)`` → the next queued jobs of that lane from the store."""
@@ -62,7 +65,7 @@ class Lane:
     def push(self, job: Job) -> None:
         """Add a new job behind all others."""
         if self.count == len(self._window) + len(self._returned) and len(self._window) < WINDOW:
-            self._window[job.id] = job
+            self._window[job.id] = job if len(job.input) < LARGE_INPUT else job.replace(input=b"")
             self._last_seq = job.seq
         self.count += 1
 
@@ -71,16 +74,17 @@ class Lane:
         bisect.insort(self._returned, job, key=lambda queued: queued.seq)
         self.count += 1
 
-    def pop(self, leaving: frozenset[str] | set[str]) -> Job | None:
-        """Take the oldest job; those whose id is in ``leaving`` are on their way out and not seen in the store."""
+    def pop(self, leaving: Container[str]) -> Job | None:
+        """Take the oldest job; those whose id is in ``leaving`` are on their way out and not seen in the store.
+
+        Its input is empty, which no JSON is, where it waits in the store.
+        """
         if self._returned and (not self._window or self._returned[0].seq < next(iter(self._window.values())).seq):
             self.count -= 1
             return self._returned.pop(0)
-        if not self._window and self.count:
-            for job in self._load(self._low, self._last_seq, WINDOW):
-                self._last_seq = job.seq
-                if job.id not in leaving:
-                    self._window[job.id] = job
+        while not self._window and self.count and (jobs := self._load(self._low, self._last_seq, WINDOW)):
+            self._last_seq = jobs[-1].seq
+            self._window = {job.id: job for job in jobs if job.id not in leaving}
         for job_id in self._window:
             self.count -= 1
             return self._window.pop(job_id)
@@ -97,7 +101,7 @@ class Lane:
         self.count -= 1
 
     def expect(self, count: int) -> None:
-        """The store holds ``count`` queued jobs of this lane already."""
+        """The store holds ``count`` queued jobs of this lane before any is pushed."""
         self.count = count
 
 
@@ -116,7 +120,7 @@ class Backlog:
         """The lane of that priority."""
         return self._lanes[low_priority]
 
-    def pop(self, leaving: frozenset[str] | set[str] = frozenset()) -> Job | None:
+    def pop(self, leaving: Container[str] = ()) -> Job | None:
         """Take the next job."""
         return self._lanes[0].pop(leaving) or self._lanes[1].pop(leaving)
 

@@ -42,8 +42,8 @@ class Source(Protocol):
     def chunks(self, job: Job) -> list[bytes]:
         """Those of its chunks that were not handed out."""
 
-    def set_taken(self, job: Job, taken: int) -> asyncio.Future[None]:
-        """Write how many chunks were handed out; done once it is on disk."""
+    def set_taken(self, job: Job, taken: int) -> asyncio.Future[bool]:
+        """Write how many chunks were handed out; done once it is on disk: whether the job still has them."""
 
 
 class Streams:
@@ -64,28 +64,36 @@ class Streams:
             if job is None:
                 return None
             if job_id not in self._leased and (job.chunks > job.chunks_taken or job.status.terminal):
-                return await self._lease(job)
+                lease = await self._lease(job)
+                if lease is not None:
+                    return lease
+                continue
             left = deadline - self._loop.time()
             if left <= 0:
                 return ChunkLease(job, [])
             await self.waiters.wait(job_id, left)
 
-    async def _lease(self, job: Job) -> ChunkLease:
+    async def _lease(self, job: Job) -> ChunkLease | None:
+        """What ``job`` has for nobody else; ``None`` when it was put back meanwhile, so that these chunks are no more."""
         first = job.chunks_taken
         if job.chunks <= first:
             return ChunkLease(job, [])
         self._leased.add(job.id)
         try:
             chunks = self._source.chunks(job)
-            await self._source.set_taken(job, first + len(chunks))
+            taken = await self._source.set_taken(job, first + len(chunks))
         except BaseException:
-            self._leased.discard(job.id)
+            self._hand_out_again(job, first)
             raise
+        if not taken:
+            self._free(job.id)
+            return None
+        return ChunkLease(job, chunks, lambda sent: self._free(job.id) if sent else self._hand_out_again(job, first))
 
-        def settle(sent: bool) -> None:
-            self._leased.discard(job.id)
-            if not sent:
-                self._source.set_taken(job, first)
-            self.waiters.wake(job.id)
+    def _hand_out_again(self, job: Job, first: int) -> None:
+        """Chunks from ``first`` on reached nobody. Who waits for them looks when that is on disk: earlier they seem taken."""
+        self._source.set_taken(job, first).add_done_callback(lambda _: self._free(job.id))
 
-        return ChunkLease(job, chunks, settle)
+    def _free(self, job_id: str) -> None:
+        self._leased.discard(job_id)
+        self.waiters.wake(job_id)

@@ -5,12 +5,14 @@ The loop that calls this never waits for who reads stderr: lines go through a bo
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import queue
 import re
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -20,6 +22,11 @@ LIMIT = 4 * 2**20
 
 #: Seconds from one write to the next: under load lines go out together, and the loop is not interrupted for each.
 PAUSE = 0.01
+
+#: Seconds from one drawing of the footer to the next.
+REDRAW = 0.25
+
+_CLEAR_ROW = b"\r\x1b[2K"
 
 _TERMINAL_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]")
 
@@ -44,8 +51,10 @@ class Lines:
     thread would hold while the interpreter ends.
     """
 
-    def __init__(self, stream: Stream, log_format: str) -> None:
-        """Start the writer."""
+    def __init__(self, stream: Stream, log_format: str, footer: Callable[[], bytes] | None = None) -> None:
+        """Start the writer. What ``footer`` gives, called in the writer's thread, stands below the lines on a terminal: one
+        row, drawn anew every ``REDRAW`` seconds, and gone in the end."""
+        self._footer = footer
         self._fd = stream.fileno()
         self._json = log_format == "json"
         self._terminal = stream.isatty()
@@ -131,19 +140,31 @@ class Lines:
 
     def _write_all(self) -> None:
         while True:
-            batch = [self._queue.get()]
-            while not self._queue.empty():
-                batch.append(self._queue.get_nowait())
+            batch = self._next_lines()
             data = b"".join(line for line in batch if line is not None)
+            ending = bool(batch) and batch[-1] is None
             try:
-                _write(self._fd, data)
+                _write(self._fd, data if self._footer is None else self._with_footer(data, self._footer, ending))
             except OSError:
                 self._reader_gone = True
                 return
             self._written += len(data)
-            if batch[-1] is None:
+            if ending:
                 return
             self._closing.wait(PAUSE)
+
+    def _next_lines(self) -> list[bytes | None]:
+        """What is to be written: none when only the footer is to be drawn anew, ``None`` behind the last."""
+        batch: list[bytes | None] = []
+        with contextlib.suppress(queue.Empty):
+            batch.append(self._queue.get(timeout=None if self._footer is None else REDRAW))
+            while not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+        return batch
+
+    @staticmethod
+    def _with_footer(data: bytes, footer: Callable[[], bytes], ending: bool) -> bytes:
+        return _CLEAR_ROW + data + (b"" if ending else footer())
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from supervisor.cli.lines import Lines
@@ -14,6 +15,9 @@ from supervisor.statistics import delay_ms, execution_ms
 JOBS_PER_SECOND = 50
 """Completed jobs that get a line each in one second; the others are counted in one line. What failed is always said."""
 
+SECOND = 1.0
+"""After so many seconds the others are counted."""
+
 
 class News:
     """Writes lines, or nothing while the dashboard has the terminal."""
@@ -22,9 +26,8 @@ class News:
         """Write to ``lines``."""
         self._lines = lines
         self._paused = False
-        self._second = 0
-        self._in_second = 0
-        self._uncounted = 0
+        self._completed = 0
+        self._second: asyncio.TimerHandle | None = None
 
     def pause(self) -> None:
         """Be silent: the dashboard shows everything."""
@@ -33,6 +36,12 @@ class News:
     def resume(self) -> None:
         """Speak again."""
         self._paused = False
+
+    def close(self) -> None:
+        """Say what is unsaid yet."""
+        if self._second is not None:
+            self._second.cancel()
+            self._second_over()
 
     def event(self, kind: str, text: str, **fields: object) -> None:
         """Say ``text``; in JSON with its ``kind`` and ``fields``."""
@@ -55,15 +64,11 @@ class News:
             self.event(happening.kind, prefix + happening.text, **fields, **happening.fields)
 
     def _job_ended(self, job: Job) -> None:
-        second = int(time.monotonic())
-        if second != self._second:
-            if self._uncounted:
-                self.event("jobs", f"{self._uncounted} more jobs completed", completed=self._uncounted)
-            self._second, self._in_second, self._uncounted = second, 0, 0
         if job.status is JobStatus.COMPLETED:
-            self._in_second += 1
-            if self._in_second > JOBS_PER_SECOND:
-                self._uncounted += 1
+            if self._second is None:
+                self._second = asyncio.get_running_loop().call_later(SECOND, self._second_over)
+            self._completed += 1
+            if self._completed > JOBS_PER_SECOND:
                 return
         error = first_line(job.error) if job.error else None
         text = f"job {job.id} {job.status.value}"
@@ -79,6 +84,12 @@ class News:
             executionTime=execution_ms(job),
             **({"error": error} if error else {}),
         )
+
+    def _second_over(self) -> None:
+        more = self._completed - JOBS_PER_SECOND
+        self._second, self._completed = None, 0
+        if more > 0:
+            self.event("jobs", f"{more} more jobs completed", completed=more)
 
 
 def _now_ms() -> int:

@@ -7,7 +7,6 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,12 +21,15 @@ from supervisor.cli.lines import Lines
 from supervisor.cli.news import News
 from supervisor.cli.screen import Screen
 from supervisor.errors import HandlerError, RequestError, StartError, SuperviseError, UsageError
-from supervisor.job import JobRequest, JobStatus
+from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.pool import events
 from supervisor.settings import Settings
 
 SERVER_STOP_S = 2.0
 """How long answers that are being sent may take at the end."""
+
+CANCEL_S = 2.0
+"""How long an interrupted test job may take to be recorded as cancelled."""
 
 LINES_CLOSE_S = 2.0
 """How long a slow reader of stderr may delay the end."""
@@ -39,12 +41,13 @@ def serve(settings: Settings) -> int:
     Raises:
         UsageError, StartError, StoreError: it could not be served; the message is for the user.
     """
-    with _event_loop() as loop:
+    with event_loop() as loop:
         return loop.run_until_complete(_Serving(settings, loop).run())
 
 
 @contextlib.contextmanager
-def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
+def event_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """The loop of this process, for the length of the block."""
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
@@ -88,6 +91,7 @@ class _Serving:
             return await self._run_one()
         finally:
             self._assembly.close()
+            self._news.close()
             self._lines.close(LINES_CLOSE_S)
 
     # --- serving --------------------------------------------------------------------------------------------------------
@@ -110,7 +114,7 @@ class _Serving:
             failure = await self._until_stopped()
             if failure is None:
                 self._news.event("draining", "draining: no new jobs; Ctrl-C again to stop at once")
-                await engine.drain(self._settings.drain_timeout, self._at_once)
+                await self._drain(self._settings.drain_timeout)
         finally:
             for each in reversed(servers):
                 await each.stop(0.0 if self._at_once.is_set() else SERVER_STOP_S)
@@ -119,15 +123,20 @@ class _Serving:
                 self._news.resume()
         if failure is not None:
             raise failure
-        if self._broken.done():
-            self._broken.result()
         self._news.event("stopped", "stopped")
         return 130 if self._at_once.is_set() else 0
 
-    async def _show_screen(self, servers: list[Server]) -> Screen:
-        """Start the dashboard as a child on a private socket; the lines are silent until it ends."""
-        path = Path(self._assembly.tmp_root.parent) / f"{self._assembly.tmp_root.name}.sock"
-        server = Server(self._app(private=True), [listen_unix(path)])
+    async def _show_screen(self, servers: list[Server]) -> Screen | None:
+        """Start the dashboard as a child on a private socket; the lines are silent until it ends. ``None``: there can be none."""
+        folder = self._assembly.tmp_root  # the template removes it, also after a `kill -9` of this process
+        path = folder / "top.sock"
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            sockets = [listen_unix(path)]
+        except (UsageError, OSError) as error:  # a TMPDIR whose path is too long for a socket, or that is full
+            self._news.event("warning", f"no dashboard: {error}")
+            return None
+        server = Server(self._app(private=True), sockets)
         servers.append(server)
         await server.start()
         screen = Screen(path, self._loop, self._news.resume)
@@ -136,15 +145,26 @@ class _Serving:
         screen.start()
         return screen
 
+    async def _drain(self, timeout: float) -> None:
+        """End the workers in good order, which a broken engine cannot."""
+        drained = asyncio.ensure_future(self._assembly.engine.drain(timeout, self._at_once))
+        await asyncio.wait({drained, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+        if self._broken.done():
+            drained.cancel()
+            self._broken.result()
+        await drained
+
     async def _until_stopped(self) -> SuperviseError | None:
-        """Until a signal comes (``None``) or no worker could start (the error that says so)."""
+        """Until a signal comes (``None``) or no worker could start (the error that says so); raises what broke the engine."""
         stop = asyncio.ensure_future(self._stop.wait())
         first = self._assembly.engine.first_load
         waits: set[asyncio.Future[Any]] = {stop, first, self._broken}
         while True:
             done, waits = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if stop in done or self._broken in done:
+            if self._broken in done:
                 stop.cancel()
+                self._broken.result()
+            if stop in done:
                 return None
             if first in done and not first.result().ok:
                 stop.cancel()
@@ -157,21 +177,21 @@ class _Serving:
         engine = self._assembly.engine
         for note in self._assembly.notes:
             self._news.event("note", note)
+        request = _test_request(self._settings.test_input or "null")
         self._assembly.start()
-        job = await engine.submit(_test_request(self._settings.test_input or "null"))
-        ended = asyncio.ensure_future(engine.wait(job.id, float("inf")))
-        failure = asyncio.ensure_future(self._until_stopped())
-        await asyncio.wait({ended, failure}, return_when=asyncio.FIRST_COMPLETED)
-        if failure.done():
+        ended = asyncio.ensure_future(self._ended(request))
+        stopped = asyncio.ensure_future(self._until_stopped())
+        await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():  # it is of no use to the next start
             ended.cancel()
-            error = failure.result()
-            if error is not None:
-                await engine.cancel(job.id)
-                raise error
-        failure.cancel()
-        await engine.drain(0.0, self._at_once)
-        if not ended.done() or ended.cancelled():
-            return 130
+            await asyncio.wait({engine.cancel(request.id)}, timeout=CANCEL_S)
+        failure = stopped.result() if stopped.done() else None
+        stopped.cancel()
+        if failure is not None:
+            raise failure
+        await self._drain(0.0)
+        if ended.cancelled():
+            return 130 if self._at_once.is_set() else 1
         result = ended.result()
         if result is None:
             return 1
@@ -179,6 +199,11 @@ class _Serving:
         sys.stdout.write(status_body(result).decode() + "\n")
         sys.stdout.flush()
         return 0 if result.status is JobStatus.COMPLETED else 1
+
+    async def _ended(self, request: JobRequest) -> Job | None:
+        engine = self._assembly.engine
+        job = await engine.submit(request)
+        return await engine.wait(job.id, float("inf"))
 
     # --- signals --------------------------------------------------------------------------------------------------------
 
@@ -194,10 +219,11 @@ class _Serving:
         self._stop.set()
 
     def _loop_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """A fault in the loop itself: what is on disk is right, so stop and say so rather than go on half-way."""
+        """What nobody caught. In a callback of the loop it is a fault of the engine's turn: what is on disk is right, so stop and
+        say so rather than go on half-way. In a task or a connection it hurts one client."""
         error = context.get("exception")
         self._news.event("error", f"{context.get('message')}: {error!r}")
-        if isinstance(error, Exception) and not self._broken.done():
+        if isinstance(error, Exception) and "handle" in context and not self._broken.done():
             self._broken.set_exception(error)
 
 

@@ -23,10 +23,11 @@ class SlotPlan(msgspec.Struct, frozen=True):
     gpus: tuple[Gpu, ...]
 
 
-def select(spec: str, gpus: Sequence[Gpu], visible: str | None) -> list[Gpu]:
+def select(spec: str, gpus: Sequence[Gpu], visible: str | None, reason: str | None = None) -> list[Gpu]:
     """The GPUs that ``--gpus`` means: ``auto``, ``all``, ``none`` or a comma-separated list.
 
-    ``gpus`` is what NVML shows, ``visible`` the parent's ``CUDA_VISIBLE_DEVICES`` (``None``: not set). An entry of the list is an
+    ``gpus`` is what NVML shows, ``reason`` why there are none or one is missing (``Listing.reason``), ``visible`` the parent's
+    ``CUDA_VISIBLE_DEVICES`` (``None``: not set). An entry of the list is an
     index as NVML counts, a UUID or a unique start of one; one that names a GPU in MIG mode means all its instances. A list keeps
     its order, ``auto`` and ``all`` keep NVML's. A ``visible`` that names no device hides real GPUs only, not pretend ones.
 
@@ -37,9 +38,12 @@ def select(spec: str, gpus: Sequence[Gpu], visible: str | None) -> list[Gpu]:
     word = spec.strip().lower()
     if word in ("none", "auto"):
         return allowed if word == "auto" else []
+    there = _what_is_there(gpus, allowed, visible, reason)
     if word == "all":
         if not allowed:
-            raise GpuError(f"--gpus all: {_what_is_there(gpus, allowed, visible)}; --gpus none serves on the CPU")
+            raise GpuError(f"--gpus all: {there}; --gpus none serves on the CPU")
+        if reason and visible is None:
+            raise GpuError(f"--gpus all: {there}; --gpus auto takes those that can be read")
         return allowed
     entries = [entry.strip() for entry in spec.split(",")]
     if not all(entries):
@@ -56,7 +60,7 @@ def select(spec: str, gpus: Sequence[Gpu], visible: str | None) -> list[Gpu]:
                 if usable
                 else "is hidden from this program"
             )
-            raise GpuError(f"--gpus {spec}: {_called(entry)} {problem}; {_what_is_there(gpus, allowed, visible)}")
+            raise GpuError(f"--gpus {spec}: {_called(entry)} {problem}; {there}")
         chosen |= {gpu.uuid: gpu for gpu in usable}
     return list(chosen.values())
 
@@ -144,11 +148,11 @@ def _ambiguous(entry: str, matches: Sequence[Gpu]) -> bool:
     return by_own_name > 1 or len({gpu.parent or gpu.uuid for gpu in matches}) > 1
 
 
-def _what_is_there(gpus: Sequence[Gpu], allowed: Sequence[Gpu], visible: str | None) -> str:
+def _what_is_there(gpus: Sequence[Gpu], allowed: Sequence[Gpu], visible: str | None, reason: str | None) -> str:
     if not gpus:
-        return "this machine shows no GPU"
+        return f"this machine shows no GPU ({reason})" if reason else "this machine shows no GPU"
     if visible is None or len(allowed) == len(gpus):
-        return f"there are {describe(gpus)}"
+        return f"there are {describe(gpus)}" + (f"; {reason}" if reason else "")
     if not allowed:
         return f"CUDA_VISIBLE_DEVICES={visible} hides all of {describe(gpus)}; unset it or name some there"
     return f"CUDA_VISIBLE_DEVICES={visible} leaves {describe(allowed)}; name one of these, or change it"

@@ -13,6 +13,7 @@ class JobProgressed(msgspec.Struct, frozen=True):
     """A running job reported progress (JSON)."""
 
     job: str
+    slot: str
     value: bytes
 
 

@@ -34,6 +34,9 @@ class ReaderEvent(Protocol):
 class GpuReader(Protocol):
     """``gpu.client.Reader``, or a fake."""
 
+    def fileno(self) -> int:
+        """Readable when ``receive`` has something."""
+
     def ask(self, workers: Mapping[str, WorkerRef], now: float) -> int:
         """Ask for a reading; returns the number that it will carry."""
 
@@ -66,22 +69,34 @@ class _Watch:
 class GpuMemory:
     """The GPUs of all slots. ``samples`` is the newest reading of each, by UUID; ``trouble`` why there is none."""
 
-    def __init__(self, reader: GpuReader, timeout: float) -> None:
-        """Ask ``reader``; ``timeout`` is ``--release-timeout`` in seconds."""
+    def __init__(self, reader: GpuReader, timeout: float, places: Sequence[Place] = ()) -> None:
+        """Ask ``reader``; ``timeout`` is ``--release-timeout`` in seconds. The loss of a GPU of ``places`` is said."""
         self.samples: dict[str, GpuSample] = {}
         self.trouble: str | None = None
         self._reader = reader
         self._timeout = timeout
         self._watches: dict[str, _Watch] = {}
+        self._places = places
+        self._lost: set[str] = set()
         self._newest: Reading | None = None
         self._attributes = False
         self._ask_at = 0.0
         self._asked: int | None = None
 
+    def fileno(self) -> int:
+        """Readable when ``collect`` has something to learn from."""
+        return self._reader.fileno()
+
     def before_fork(self, place: Place) -> None:
         """Remember what is in use before a worker comes."""
         release = Release(place.name, place.gpus, self._newest, attributes=self._attributes, timeout=self._timeout)
         self._watches[place.name] = _Watch(place, release)
+
+    def forked(self, slot: str, pid: int) -> None:
+        """That worker is this process."""
+        watch = self._watches.get(slot)
+        if watch is not None:
+            watch.ref = WorkerRef(pid, tuple(gpu.uuid for gpu in watch.place.gpus))
 
     def measure(self, place: Place, now: float) -> None:
         """Read what the worker holds before it ends; ``Measured`` follows."""
@@ -104,12 +119,8 @@ class GpuMemory:
         """Stop watching for this slot."""
         self._watches.pop(slot, None)
 
-    def collect(self, pids: Mapping[str, int], now: float) -> list[tuple[str, steps.Event]]:
-        """What has been learned for which slot; ``pids`` are the living workers."""
-        for name, watch in self._watches.items():
-            if watch.died_at is None and name in pids:
-                uuids = tuple(gpu.uuid for gpu in watch.place.gpus)
-                watch.ref = WorkerRef(pids[name], uuids)
+    def collect(self, now: float) -> list[tuple[str, steps.Event]]:
+        """What has been learned for which slot."""
         learned: list[tuple[str, steps.Event]] = []
         for event in (*self._reader.receive(now), *self._reader.tick(now)):
             if isinstance(event, Reading):
@@ -124,7 +135,7 @@ class GpuMemory:
             self._ask(now)
         return learned
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """When ``collect`` must be called again at the latest."""
         times = [self._ask_at]
         if (reader := self._reader.deadline()) is not None:
@@ -144,6 +155,8 @@ class GpuMemory:
             self._newest = reading
             self._attributes = self._attributes or attributes_memory(reading)
             self.samples = {sample.uuid: sample for sample in reading.gpus}
+        for place in self._places:
+            self._look_for_loss(place, learned)
         for name, watch in self._watches.items():
             if watch.died_at is None:
                 watch.release.living(reading)
@@ -153,6 +166,21 @@ class GpuMemory:
             elif watch.verdict in (None, Verdict.HELD):
                 self._judge(name, watch, watch.release.observe(reading, now), learned)
         self._ask_at = min(self._ask_at, now + self._pause(now))
+
+    def _look_for_loss(self, place: Place, learned: list[tuple[str, steps.Event]]) -> None:
+        """Say once that a GPU of the slot is lost, and once that all are back. Unreadable for another reason is neither."""
+        name = place.name
+        samples = [(gpu, self.samples.get(gpu.uuid)) for gpu in place.gpus]
+        lost = [(gpu, sample) for gpu, sample in samples if sample is not None and sample.lost]
+        if lost and name not in self._lost:
+            self._lost.add(name)
+            what = ", ".join(f"GPU {gpu.index} ({sample.error or 'GPU is lost'})" for gpu, sample in lost)
+            learned.append((name, steps.GpuLost(f"lost its {what}")))
+        elif name in self._lost and all(
+            sample is not None and sample.memory_used_mib is not None for _, sample in samples
+        ):
+            self._lost.discard(name)
+            learned.append((name, steps.GpuBack()))
 
     def _gone(self, reason: str, learned: list[tuple[str, steps.Event]]) -> None:
         self.trouble = reason

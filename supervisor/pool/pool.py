@@ -12,19 +12,22 @@ from supervisor import wire
 from supervisor.errors import WireError
 from supervisor.gpu.records import GpuSample
 from supervisor.pool import events, steps
+from supervisor.pool.keeper import Keeper, Lost
 from supervisor.pool.link import Link
-from supervisor.pool.process import Gone, describe_exit
+from supervisor.pool.links import Links
+from supervisor.pool.machine import Machine, Rules
+from supervisor.pool.process import LOG_PIPE_BYTES, describe_exit
 from supervisor.pool.seams import Loop, Memory, Place, Starter
-from supervisor.pool.slot import Machine, Next, Rules, Slot, SlotState
+from supervisor.pool.slot import Next, Slot, SlotState
+
+LAST_BYTES = 16 * 1024 * 1024
+"""Most that is read of a dead worker's messages: more than a pipe holds; what it started may keep writing."""
 
 ENDS = ("COMPLETED", "FAILED", "CANCELLED")
 """How a worker may say that a job ended."""
 
-TEMPLATE_BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""Pauses before the template is started again, by how often in a row it died before it could fork."""
-
-TEMPLATE_TRIES = 3
-"""After so many deaths in a row the first load has failed."""
+_RELEASE = (SlotState.RELEASING, SlotState.HELD)
+"""The states in which a slot waits for its GPU memory."""
 
 
 class Pool:
@@ -46,32 +49,29 @@ class Pool:
             place.name: Slot(name=place.name, index=place.index, has_gpu=bool(place.gpus) and memory is not None)
             for place in places
         }
-        self.last_refresh: dict[str, tuple[steps.RefreshReport, int]] = {}
         self._machine = Machine(rules)
         self._starter = starter
         self._memory = memory
         self._loop = loop
         self._wake = wake
         self._limit = message_limit
-        self._links: dict[str, Link] = {}
-        self._ready: set[Link] = set()
-        self._printed: set[Link] = set()
-        self._template_ready = False
-        self._template_up = False
-        self._template_spoke = False
-        self._template_failures = 0
-        self._template_retry: float | None = None
+        self._links = Links(loop, wake)
+        self._template = Keeper(starter, loop, wake)
+        self._memory_spoke = False
         self._waiting_forks: list[str] = []
         self._actions: list[tuple[str, steps.Action]] = []
         self._runs: list[tuple[Link, wire.Run]] = []
         self._events: list[events.PoolEvent] = []
-        self._first_load: set[str] = set(self.slots)
+        self._first_load = set(self.slots)  # where it has not ended; empty once a worker was ready
+        self._served = False
+        self._indices_shifted = False
 
     # --- what the engine asks for ---------------------------------------------------------------------------------------
 
     def start(self, now: float) -> None:
         """Start the template and a worker in every slot."""
-        self._start_template()
+        self._template.start(now)
+        self.listen(True)
         for name in self.slots:
             self._step(name, steps.Start(), now)
 
@@ -84,7 +84,9 @@ class Pool:
         self._runs.append((link, run))
 
     def cancel(self, name: str, job: str, now: float) -> None:
-        """Stop a running job: coroutines are told, anything else loses its worker."""
+        """Stop a job if it runs still: coroutines are told, anything else loses its worker."""
+        if job not in self.slots[name].running:
+            return
         gently = self._links[name].kind in ("coroutine", "async_generator", "unknown")
         self._step(name, steps.CancelJob(job, gently), now)
 
@@ -116,37 +118,36 @@ class Pool:
         """The newest reading of each GPU, by UUID."""
         return self._memory.samples if self._memory is not None else {}
 
-    def kind(self, name: str) -> str:
-        """The kind of handler that the worker of this slot runs."""
-        link = self._links.get(name)
-        return link.kind if link is not None else "unknown"
+    def listen(self, listening: bool) -> None:
+        """Hear workers, template and GPUs, or leave what they say where it is: a loop that may not read must not look either."""
+        for link in self._links:
+            self._links.listen(link, listening)
+        self._template.listen(listening)
+        if self._memory is not None and listening:
+            self._loop.add_reader(self._memory.fileno(), self._hear_memory)
+        elif self._memory is not None:
+            self._loop.remove_reader(self._memory.fileno())
 
     def close(self) -> None:
         """Let go of every pipe."""
-        for name in list(self._links):
-            self._drop_link(name)
-        if self._template_up:
-            self._loop.remove_reader(self._starter.fileno())
-            self._template_up = False
+        self.listen(False)
+        for name in self.slots:
+            self._links.drop(name)
+        self._template.close()
 
     # --- one turn -------------------------------------------------------------------------------------------------------
 
     def collect(self, now: float) -> list[events.PoolEvent]:
         """Read what is there, let time pass, and return what the engine must know."""
-        for link in self._take(self._ready):
+        for link in self._links.take_spoken():
             self._read(link, now)
-        for link in self._take(self._printed):
+        for link in self._links.take_printed():
             self._read_log(link)
-        if self._template_up:
-            if self._template_spoke:
-                self._template_spoke = False
-                for message in self._starter.receive():
-                    self._from_template(message, now)
-        elif self._template_retry is not None and now >= self._template_retry:
-            self._start_template()
-        if self._memory is not None:
-            pids = {name: slot.pid for name, slot in self.slots.items() if slot.pid is not None}
-            for name, event in self._memory.collect(pids, now):
+        for report in self._template.collect(now):
+            self._from_template(report, now)
+        if self._memory is not None and (self._memory_spoke or now >= self._memory.deadline()):
+            self._memory_spoke = False
+            for name, event in self._memory.collect(now):
                 self._step(name, event, now)
                 if isinstance(event, steps.Released) and event.why:
                     self._say("gpu", f"release unverified: {event.why}", name)
@@ -158,23 +159,25 @@ class Pool:
 
     def perform(self, now: float) -> list[events.PoolEvent]:
         """Carry out what the steps asked for; returns what came of it at once (a slot without a GPU is free immediately)."""
+        for (
+            link,
+            run,
+        ) in self._runs:  # first of all: a job that was started and cancelled in one turn is told so in that order
+            self._links.send(link, run)
+        self._runs.clear()
         while self._actions:
             name, action = self._actions.pop(0)
             self._perform(name, action, now)
-        for link, run in self._runs:
-            if not link.send(run):
-                self._loop.add_writer(link.fd, self._write_on, link)
-        self._runs.clear()
         collected, self._events = self._events, []
         return collected
 
     def deadline(self) -> float | None:
         """When ``collect`` must run again at the latest."""
         times = [slot.deadline for slot in self.slots.values() if slot.deadline is not None]
-        if self._template_retry is not None:
-            times.append(self._template_retry)
-        if self._memory is not None and (memory := self._memory.deadline()) is not None:
-            times.append(memory)
+        if (template := self._template.deadline()) is not None:
+            times.append(template)
+        if self._memory is not None:
+            times.append(self._memory.deadline())
         return min(times, default=None)
 
     # --- steps ----------------------------------------------------------------------------------------------------------
@@ -193,8 +196,11 @@ class Pool:
                 self._first_load_failed(name, action.cause)
             else:
                 self._actions.append((name, action))
-        if after.state is SlotState.HELD and before.state is not SlotState.HELD:
-            self._say("gpu", f"held: {after.cause}", name)
+        if after.state is not before.state and after.state in (SlotState.HELD, SlotState.LOST):
+            self._say("gpu", f"held: {after.cause}" if after.state is SlotState.HELD else after.cause or "lost", name)
+        self._indices_shifted = self._indices_shifted or isinstance(event, steps.GpuLost)
+        if self._memory is not None and before.state in _RELEASE and after.state not in _RELEASE:
+            self._memory.forget(name)  # what it learns now would come too late
 
     def _lost(self, slot: Slot, action: steps.JobLost, *, machinery: bool) -> None:
         link = self._links[slot.name]
@@ -210,7 +216,6 @@ class Pool:
             f"refreshed in {total * 1000:.1f} ms (end {report.end_s * 1000:.1f}, release {report.release_s * 1000:.1f},"
             f" start {report.start_s * 1000:.1f}){freed}{'' if report.verified else ', unverified'}; asked by {report.cause}"
         )
-        self.last_refresh[name] = (report, self.slots[name].generation)
         self._say("refresh", text, name, report=report)
 
     def _say(self, kind: str, text: str, name: str | None = None, **fields: object) -> None:
@@ -225,23 +230,27 @@ class Pool:
         except WireError as error:
             self._misbehaved(link, str(error), now)
         if link.at_end or link.broken:
-            self._loop.remove_reader(link.fd)
+            self._links.listen(link, True)
 
     def _read_log(self, link: Link) -> None:
         self._print(link, link.read_log())
         if link.log_at_end:
-            self._loop.remove_reader(link.log_fd)
+            self._links.listen(link, True)
 
     def _from_worker(self, link: Link, message: wire.FromWorker, now: float) -> None:
         slot = self.slots[link.slot]
         if isinstance(message, wire.Done):
             if message.job not in slot.running or message.status not in ENDS:
                 raise WireError(f"job {message.job!r}, {message.status}: no end of a job that runs here")
-            self._print(link, link.read_log())
+            # All of it, and an unfinished line too: what is there now no other job has printed.
+            self._print(link, link.last_log() if len(slot.running) == 1 else link.read_log(LOG_PIPE_BYTES))
             self._events.append(events.JobEnded(message.job, link.slot, message))
-            self._step(link.slot, steps.JobDone(message.job, "the handler" if message.refresh else None), now)
+            cause = (
+                f"a CUDA error ({message.poisoned})" if message.poisoned else "the handler" if message.refresh else None
+            )
+            self._step(link.slot, steps.JobDone(message.job, cause), now)
         elif isinstance(message, wire.Progress):
-            self._events.append(events.JobProgressed(message.job, message.value))
+            self._events.append(events.JobProgressed(message.job, link.slot, message.value))
         elif isinstance(message, wire.Chunk):
             self._events.append(events.JobYielded(message.job, link.slot, message.index, message.value))
         elif isinstance(message, wire.Ready):
@@ -254,13 +263,17 @@ class Pool:
             self._say("warning", message.message, link.slot)
 
     def _worker_ready(self, link: Link, message: wire.Ready, now: float) -> None:
-        if self.slots[link.slot].state not in (SlotState.STARTING, SlotState.ENDING):
+        state = self.slots[link.slot].state
+        if state is SlotState.ENDING:
+            return  # too late
+        if state is not SlotState.STARTING:
             raise WireError("a worker said twice that it is ready")
         link.kind = message.kind
         self._step(link.slot, steps.Ready(message.capacity), now)
         self._say("worker", f"ready (pid {link.pid}, {message.kind}, loaded in {message.load_ms:.1f} ms)", link.slot)
-        if link.slot in self._first_load:
-            self._first_load.discard(link.slot)
+        if not self._served:
+            self._served = True
+            self._first_load.clear()
             self._events.append(events.FirstLoad(link.slot, ok=True))
 
     def _misbehaved(self, link: Link, cause: str, now: float) -> None:
@@ -276,17 +289,16 @@ class Pool:
     def _last_words(self, link: Link, now: float) -> None:
         """On a death, drain both pipes before judging: ``Done`` may be in one."""
         try:
-            while not link.at_end and (messages := link.receive()):
-                for message in messages:
-                    self._from_worker(link, message, now)
+            for message in link.receive(LAST_BYTES):
+                self._from_worker(link, message, now)
         except WireError as error:
             self._say("warning", f"its last message was unreadable: {error}", link.slot)
         self._print(link, link.last_log())
 
     # --- the template's words -------------------------------------------------------------------------------------------
 
-    def _from_template(self, message: wire.FromTemplate | Gone, now: float) -> None:
-        if isinstance(message, Gone):
+    def _from_template(self, message: wire.FromTemplate | Lost, now: float) -> None:
+        if isinstance(message, Lost):
             self._template_gone(message, now)
             return
         if isinstance(message, wire.TemplateReady):
@@ -297,6 +309,8 @@ class Pool:
             return
         if isinstance(message, wire.Forked):
             link.pid = message.pid
+            if self._memory is not None:
+                self._memory.forked(message.slot, message.pid)
             self._step(message.slot, steps.Forked(message.pid), now)
         elif isinstance(message, wire.ForkFailed):
             self._step(message.slot, steps.ForkFailed(message.error), now)
@@ -312,7 +326,10 @@ class Pool:
             how = f"could not load the handler: {link.load_failed.message}"
         if before.state is SlotState.ENDING and before.next is not Next.PARK and before.cause:
             how = before.cause
-        self._first_load_failed(link.slot, how, link.load_failed)
+        if (
+            before.next is not Next.REFRESH or before.state is not SlotState.ENDING
+        ):  # its end was no answer to how it loads
+            self._first_load_failed(link.slot, how, link.load_failed)
         self._step(link.slot, steps.Died(how), now)
         after = self.slots[link.slot]
         if after.restarts > before.restarts:
@@ -325,50 +342,29 @@ class Pool:
             self._events.append(events.FirstLoad(name, ok=False, failed=failed, how=how))
 
     def _template_is_ready(self, message: wire.TemplateReady, now: float) -> None:
-        self._template_ready = True
-        self._template_failures = 0
         for module, why in message.skipped:
             self._say("warning", f"not preloaded: {module}: {why}")
         waiting, self._waiting_forks = self._waiting_forks, []
         for name in waiting:
             self._fork(name, now)
 
-    def _template_gone(self, gone: Gone, now: float) -> None:
-        self._loop.remove_reader(self._starter.fileno())
-        self._template_up = self._template_ready = False
-        for link in self._links.values():
+    def _template_gone(self, lost: Lost, now: float) -> None:
+        for link in self._links:
             self._last_words(link, now)
         left = self._starter.sweep()
-        pause = TEMPLATE_BACKOFF_S[min(self._template_failures, len(TEMPLATE_BACKOFF_S) - 1)]
-        self._template_failures += 1
-        self._template_retry = now + pause
-        how = "ended" if gone.status is None else describe_exit(gone.status)
-        self._say("warning", f"the template process {how}; starting another", left_behind=left)
+        self._say("warning", f"the template process {lost.how}; starting another", left_behind=left)
         for name in self.slots:
             self._step(name, steps.TemplateGone(), now)
-        if self._template_failures >= TEMPLATE_TRIES:
+        if lost.hopeless:
             for name in sorted(self._first_load):
-                self._events.append(
-                    events.FirstLoad(name, ok=False, how=f"was never forked: the template process {how}")
-                )
-            self._first_load.clear()
-
-    def _start_template(self) -> None:
-        self._template_retry = None
-        self._starter.start()
-        self._template_up = True
-        self._loop.add_reader(self._starter.fileno(), self._hear_template)
-
-    def _hear_template(self) -> None:
-        self._template_spoke = True
-        self._wake()
+                self._first_load_failed(name, f"was never forked: the template process {lost.how}")
 
     # --- actions --------------------------------------------------------------------------------------------------------
 
     def _perform(self, name: str, action: steps.Action, now: float) -> None:
         link = self._links.get(name)
         if isinstance(action, steps.ForkWorker):
-            if self._template_ready:
+            if self._template.ready:
                 self._fork(name, now)
             elif name not in self._waiting_forks:
                 self._waiting_forks.append(name)
@@ -380,20 +376,22 @@ class Pool:
         elif link is None:
             return
         elif isinstance(action, steps.TellCancel):
-            self._send(link, wire.Cancel(action.job))
+            self._links.send(link, wire.Cancel(action.job))
         elif isinstance(action, steps.TellExit):
-            self._send(link, wire.Exit())
+            self._links.send(link, wire.Exit())
         elif isinstance(action, steps.SendSignal):
             self._starter.signal(name, link.generation, action.signum)
-            self._mind_template()
+            self._template.flush()
         elif isinstance(action, steps.EndTree):
             self._starter.end_tree(name, link.generation)
-            self._mind_template()
+            self._template.flush()
         elif isinstance(action, steps.Measure) and self._memory is not None:
             self._memory.measure(self.places[name], now)
 
     def _fork(self, name: str, now: float) -> None:
         slot, place = self.slots[name], self.places[name]
+        if slot.state is SlotState.ENDING:
+            self._step(name, steps.ForkFailed("ended before it was forked"), now)
         if slot.state is not SlotState.STARTING:
             return
         if self._memory is not None and slot.has_gpu:
@@ -403,56 +401,21 @@ class Pool:
         except OSError as error:
             self._step(name, steps.ForkFailed(str(error)), now)
             return
-        self._drop_link(name)
         link = Link(name, slot.generation, pipes.connection, pipes.log, self._limit)
-        self._links[name] = link
+        self._links.add(link)
         worker_id = f"{name}-{slot.generation}"
-        env = {**place.env, "SUPERVISE_WORKER_ID": worker_id, "RUNPOD_POD_ID": worker_id}
+        pinned = place.env_by_uuid if self._indices_shifted and place.env_by_uuid is not None else place.env
+        env = {**pinned, "SUPERVISE_WORKER_ID": worker_id, "RUNPOD_POD_ID": worker_id}
         self._starter.fork(name, slot.generation, env, pipes)
-        self._mind_template()
-        self._loop.add_reader(link.fd, self._readable, link, self._ready)
-        self._loop.add_reader(link.log_fd, self._readable, link, self._printed)
-
-    def _mind_template(self) -> None:
-        """Write on when the template takes more than it did."""
-        if self._starter.wants_write:
-            self._loop.add_writer(self._starter.fileno(), self._write_to_template)
-
-    def _write_to_template(self) -> None:
-        self._starter.flush()
-        if not self._starter.wants_write:
-            self._loop.remove_writer(self._starter.fileno())
+        self._template.flush()
 
     def _release(self, name: str, now: float) -> None:
-        self._drop_link(name)
+        self._links.drop(name)
         if self._memory is None or not self.slots[name].has_gpu:
             self._step(name, steps.Released(), now)
         else:
             self._memory.release(self.places[name], now)
 
-    def _send(self, link: Link, message: wire.ToWorker) -> None:
-        if not link.send(message):
-            self._loop.add_writer(link.fd, self._write_on, link)
-
-    def _write_on(self, link: Link) -> None:
-        if link.flush():
-            self._loop.remove_writer(link.fd)
-
-    def _take(self, links: set[Link]) -> list[Link]:
-        """Those of ``links`` that are still in use; ``links`` is empty then."""
-        taken = [link for link in links if self._links.get(link.slot) is link]
-        links.clear()
-        return taken
-
-    def _readable(self, link: Link, which: set[Link]) -> None:
-        which.add(link)
+    def _hear_memory(self) -> None:
+        self._memory_spoke = True
         self._wake()
-
-    def _drop_link(self, name: str) -> None:
-        link = self._links.pop(name, None)
-        if link is None:
-            return
-        self._loop.remove_reader(link.fd)
-        self._loop.remove_writer(link.fd)
-        self._loop.remove_reader(link.log_fd)
-        link.close()

@@ -60,7 +60,8 @@ class Release:
         ``attributes``: NVML has listed a worker of this program with its memory before (``attributes_memory``), so a surplus that
         appears without one is evidence too.
         """
-        self._watches = [_Watch(gpu, slot, baseline, attributes) for gpu in gpus]
+        several = len(gpus) > 1
+        self._watches = [_Watch(gpu, slot, baseline, attributes, f"{gpu.label}: " if several else "") for gpu in gpus]
         self._timeout = timeout
         self._died_at = float("inf")
         self._held = False
@@ -121,11 +122,12 @@ def attributes_memory(reading: Reading) -> bool:
 class _Watch:
     """One GPU of the slot."""
 
-    def __init__(self, gpu: Gpu, slot: str, baseline: Reading | None, attributes: bool) -> None:
+    def __init__(self, gpu: Gpu, slot: str, baseline: Reading | None, attributes: bool, label: str) -> None:
         self.gpu = gpu
         self.free = False
         self.fell_at = float("inf")
         self.surplus: int | None = None
+        self._label = label
         self._slot = slot
         self._attributes = attributes
         self._before = baseline.of(gpu.uuid) if baseline is not None else None
@@ -172,12 +174,8 @@ class _Watch:
             return False
         if any(process.memory_mib for process in self.still_listed()):
             return True
-        known_before = {
-            process.pid: process.memory_mib for process in (self._before.processes or () if self._before else ())
-        }
         if any(process.memory_mib is None and process.pid not in self._ours for process in self._now.processes):
             return False
-        del known_before
         if self._last_lists_us:
             surplus = self._surplus_over_last(self._now)
             return surplus is not None and surplus > TOLERANCE_MIB
@@ -197,18 +195,18 @@ class _Watch:
     def held_reason(self) -> str:
         """What is held and by whom."""
         if self.surplus is None:
-            return f"{self.gpu.label}: no reading"
+            return f"{self._label}no reading"
         listed = ", ".join(f"pid {process.pid} ({process.name or 'unknown'})" for process in self.still_listed())
-        return f"{self.gpu.label}: {self.surplus} MiB still in use by {listed or 'no process that NVML lists'}"
+        return f"{self._label}{self.surplus} MiB still in use by {listed or 'no process that NVML lists'}"
 
     def unknown_reason(self) -> str:
         """Why it cannot be said whose the memory is."""
         if self._now is None:
-            return f"{self.gpu.label}: NVML gave no reading of its memory"
+            return f"{self._label}NVML gave no reading of its memory"
         if self.surplus is None:
-            return f"{self.gpu.label}: NVML gave no reading from before the worker came"
+            return f"{self._label}NVML gave no reading from before the worker came"
         why = "lists no processes" if self._now.processes is None else "does not show whose it is"
-        return f"{self.gpu.label}: {self.surplus} MiB more in use than before, and NVML {why}"
+        return f"{self._label}{self.surplus} MiB more in use than before, and NVML {why}"
 
     # --- inside
 

@@ -14,12 +14,16 @@ from supervisor.pool.steps import Event
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a slot is: its name and number, the GPUs it occupies, and what its workers' environment says."""
+    """Where a slot is: its name and number, the GPUs it occupies, and what its workers' environment says.
+
+    ``env_by_uuid`` takes its place once indices may have shifted, because a GPU was lost.
+    """
 
     name: str
     index: int
     gpus: tuple[Gpu, ...]
     env: dict[str, str | None]
+    env_by_uuid: dict[str, str | None] | None = None
 
 
 class Loop(Protocol):
@@ -80,8 +84,14 @@ class Memory(Protocol):
     def samples(self) -> Mapping[str, GpuSample]:
         """The newest reading of each GPU, by UUID."""
 
+    def fileno(self) -> int:
+        """Readable when ``collect`` has something to learn from."""
+
     def before_fork(self, place: Place) -> None:
         """Remember what is in use before a worker comes."""
+
+    def forked(self, slot: str, pid: int) -> None:
+        """That worker is this process."""
 
     def measure(self, place: Place, now: float) -> None:
         """Read the memory now; ``Measured`` follows."""
@@ -92,8 +102,8 @@ class Memory(Protocol):
     def forget(self, slot: str) -> None:
         """Stop watching for this slot."""
 
-    def collect(self, pids: Mapping[str, int], now: float) -> list[tuple[str, Event]]:
+    def collect(self, now: float) -> list[tuple[str, Event]]:
         """What has been learned for which slot."""
 
-    def deadline(self) -> float | None:
+    def deadline(self) -> float:
         """When ``collect`` must be called again at the latest."""

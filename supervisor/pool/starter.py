@@ -6,16 +6,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from supervisor import wire
 from supervisor.errors import WireError
-from supervisor.pool.process import Gone, Pipes, Template, make_pipes, sweep_orphans
+from supervisor.pool.process import Gone, Pipes, Template, make_pipes, sweep_marked, sweep_orphans
 
 
 class TemplateStarter:
     """The present template; after its death ``start`` makes another with the same setup and locks."""
 
     def __init__(
-        self, setup: wire.Setup, locks: Sequence[int], known: Callable[[], Collection[int]], output: int = 2
+        self, setup: wire.Setup, locks: Sequence[int], known: Callable[[], Collection[int]] | None, output: int = 2
     ) -> None:
-        """Share ``locks`` (descriptors); ``known`` gives this process's own children, which a sweep must spare."""
+        """Share ``locks`` (descriptors); ``known`` gives this process's own children, which a sweep must spare.
+
+        Without it this process is a user's program: a sweep spares all but what this run started.
+        """
         self._setup = setup
         self._locks = tuple(locks)
         self._known = known
@@ -30,8 +33,10 @@ class TemplateStarter:
         """
         if self._template is not None:
             self._template.close()
-        self._template = Template(output=self._output)
-        self._template.start(self._setup, self._locks)
+            self._template = None
+        template = Template(output=self._output)
+        template.start(self._setup, self._locks)
+        self._template = template
 
     def fileno(self) -> int:
         """Readable when ``receive`` has something."""
@@ -84,7 +89,7 @@ class TemplateStarter:
 
     def sweep(self) -> int:
         """End what a dead template left behind; returns how many processes."""
-        return sweep_orphans(self._known())
+        return sweep_marked(self._setup.run_id) if self._known is None else sweep_orphans(self._known())
 
     def stop(self, timeout: float) -> None:
         """End the template and everything below it, waiting up to ``timeout`` seconds; what is left then is swept."""

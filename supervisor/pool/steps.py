@@ -102,6 +102,16 @@ class TemplateGone(msgspec.Struct, frozen=True):
     """The template died, and every worker with it; what was left has been ended."""
 
 
+class GpuLost(msgspec.Struct, frozen=True):
+    """A GPU of the slot has fallen off the bus, or is of no use until it is reset; ``cause`` is for people."""
+
+    cause: str
+
+
+class GpuBack(msgspec.Struct, frozen=True):
+    """NVML answers for all GPUs of the slot again."""
+
+
 class Stop(msgspec.Struct, frozen=True):
     """End the worker and stay parked; ``at_once`` by SIGKILL."""
 
@@ -129,6 +139,8 @@ Event = Union[
     Released,
     MemoryHeld,
     TemplateGone,
+    GpuLost,
+    GpuBack,
     Stop,
     Tick,
 ]

@@ -57,6 +57,10 @@ UPDATE jobs
 SET chunks_taken = ?
 WHERE seq = ? AND ? <= (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts)
 
+-- name: forget_one
+DELETE FROM jobs WHERE seq = ? AND ended_ms IS NOT NULL
+RETURNING status
+
 -- name: forget
 DELETE FROM jobs
 WHERE seq IN (SELECT seq FROM jobs WHERE ended_ms < ? ORDER BY ended_ms, seq LIMIT ?)
@@ -73,7 +77,7 @@ SELECT {facts}, x'', output FROM jobs WHERE id = ?
 SELECT {facts}, {whole_input}, output FROM jobs WHERE seq = ?
 
 -- name: queued
-SELECT {facts}, {whole_input}, NULL FROM jobs
+SELECT {facts}, COALESCE(input, x''), NULL FROM jobs
 WHERE ended_ms IS NULL AND status = 'IN_QUEUE' AND low_priority = ? AND seq > ?
 ORDER BY seq LIMIT ?
 
@@ -81,6 +85,9 @@ ORDER BY seq LIMIT ?
 SELECT {facts}, x'', NULL FROM jobs
 WHERE ended_ms IS NULL AND status = 'IN_PROGRESS'
 ORDER BY low_priority, seq
+
+-- name: with_s3_config
+SELECT id FROM jobs WHERE ended_ms IS NULL AND has_s3_config
 
 -- name: newest_ended
 SELECT {facts}, x'', NULL FROM jobs

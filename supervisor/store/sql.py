@@ -25,11 +25,13 @@ class Queries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     add_chunk: str
     take_chunks: str
     forget: str
+    forget_one: str
     get: str
     get_without_input: str
     by_seq: str
     queued: str
     running: str
+    with_s3_config: str
     newest_ended: str
     chunks: str
     counts: str

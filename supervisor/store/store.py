@@ -152,12 +152,16 @@ class Store:
         return self._job(self._sql.by_seq, seq)
 
     def queued(self, low_priority: bool, after_seq: int, limit: int) -> list[Job]:
-        """At most ``limit`` queued jobs of this priority behind number ``after_seq``, oldest first."""
+        """At most ``limit`` queued jobs of this priority behind number ``after_seq``, oldest first; large inputs are left out."""
         return [_job(row) for row in self._rows(self._sql.queued, low_priority, after_seq, limit)]
 
     def running(self) -> list[Job]:
         """Every job in progress, without its ``input``."""
         return [_job(row) for row in self._rows(self._sql.running)]
+
+    def with_s3_config(self) -> list[str]:
+        """The ids of the jobs that have not ended and whose ``s3Config`` lies in a file."""
+        return [job_id for (job_id,) in self._rows(self._sql.with_s3_config)]
 
     def newest_ended(self, limit: int) -> list[Job]:
         """At most ``limit`` jobs that ended, the newest end first, without ``input`` and ``output``."""

@@ -159,4 +159,15 @@ class TakeChunks(msgspec.Struct, frozen=True):
         return _STAYED
 
 
-Write = Union[Insert, Start, End, Requeue, Retry, AddChunk, TakeChunks]
+class Forget(msgspec.Struct, frozen=True):
+    """A job that has ended is gone, with its chunks; its id may be used again. One that is gone already is no error."""
+
+    seq: int
+
+    def apply(self, execute: Execute, sql: Queries) -> Move:
+        """Write it; a job that has not ended stays."""
+        row = execute(sql.forget_one, (self.seq,)).fetchone()
+        return (JobStatus(row[0]), None) if row is not None else _STAYED
+
+
+Write = Union[Insert, Start, End, Requeue, Retry, AddChunk, TakeChunks, Forget]

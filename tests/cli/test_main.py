@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -95,7 +96,9 @@ def test_a_reader_of_the_help_that_leaves(supervise: Supervise, folder: Path) ->
 def test_ctrl_c_before_it_serves(folder: Path) -> None:
     os.mkfifo("supervise.toml")
     command = [sys.executable, str(ROOT / "bin/supervise"), "handler.py", "--config", "supervise.toml"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # Started in the background of a script, these tests run with SIGINT ignored, and that is inherited.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:  # noqa: PLW1509 - one thread
         with open("supervise.toml", "wb"):  # opens once the program reads it, and it waits for more
             process.send_signal(signal.SIGINT)
             assert process.wait(10) == 130

@@ -8,16 +8,18 @@ import pytest
 
 from supervisor import wire
 from supervisor.engine import Clock, Engine
+from supervisor.gpu.records import Gpu
 from supervisor.job import JobRequest
+from supervisor.pool.machine import Rules
 from supervisor.pool.pool import Pool
 from supervisor.pool.process import Gone, make_pipes
 from supervisor.pool.seams import Place
-from supervisor.pool.slot import Rules
 from supervisor.settings import Settings
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
 
 DEADLINE_S = 10.0
+GPU = Gpu(0, "GPU-0", "played")
 
 
 class ManualClock(Clock):
@@ -67,8 +69,12 @@ class PlayedWorker:
     def hears_nothing(self):
         return not self._pipes.worker_connection.poll(0)
 
+    def lets_go(self):
+        if not self._pipes.worker_connection.closed:
+            self._pipes.close_workers()
+
     def dies(self, status):
-        self._pipes.close_workers()
+        self.lets_go()
         self._starter.report(wire.Died(self.slot, self.generation, self.pid, status))
         self._starter.report(wire.Swept(self.slot, self.generation))
 
@@ -126,7 +132,7 @@ class PlayedStarter:
 
     def template_dies(self):
         for worker in self.workers.values():
-            worker._pipes.close_workers()
+            worker.lets_go()
         self.report(Gone(-9))
 
     def close(self):
@@ -134,10 +140,48 @@ class PlayedStarter:
         self._theirs.close()
 
 
+class PlayedMemory:
+    """GPUs of which is learned what the test says."""
+
+    def __init__(self):
+        self.samples = {}
+        self.learned = []
+        self._pipe = os.pipe()
+
+    def fileno(self):
+        return self._pipe[0]
+
+    def before_fork(self, place):
+        pass
+
+    def forked(self, slot, pid):
+        pass
+
+    def measure(self, place, now):
+        pass
+
+    def release(self, place, now):
+        pass
+
+    def forget(self, slot):
+        self.learned = []
+
+    def collect(self, now):
+        learned, self.learned = self.learned, []
+        return learned
+
+    def deadline(self):
+        return 0.0
+
+    def close(self):
+        for descriptor in self._pipe:
+            os.close(descriptor)
+
+
 class House:
     """Engine, pool, store and played processes, with the means to drive them turn by turn."""
 
-    def __init__(self, tmp_path, loop, slots=1, store=None, **options):
+    def __init__(self, tmp_path, loop, slots=1, store=None, memory=None, **options):
         self.loop = loop
         self.clock = ManualClock()
         self.settings = Settings.make("test:handler", store=tmp_path / "jobs.db", **options)
@@ -145,15 +189,20 @@ class House:
         self.secrets = SecretFiles(tmp_path / "secrets")
         self.starter = PlayedStarter()
         self.engine = Engine(self.settings, self.store, self.secrets, loop, self.clock)
-        places = [Place(f"cpu{index}", index, (), {"SUPERVISE_SLOT": f"cpu{index}"}) for index in range(slots)]
+        places = [
+            Place(f"cpu{index}", index, (GPU,) if memory else (), {"SUPERVISE_SLOT": f"cpu{index}"})
+            for index in range(slots)
+        ]
         rules = Rules(
             grace=self.settings.grace,
             start_timeout=self.settings.start_timeout,
             refresh_worker=self.settings.refresh_worker,
             refresh_after_jobs=self.settings.refresh_after_jobs,
         )
-        self.pool = Pool(places, rules, self.starter, None, loop, self.engine.wake, 2**31)
+        self.pool = Pool(places, rules, self.starter, memory, loop, self.engine.wake, 2**31)
         self.engine.attach(self.pool)
+        self.faults = []
+        loop.set_exception_handler(lambda _, context: self.faults.append(context))
         self.told = []
         self.engine.observe(self.told.append)
         self.starter.until = self.until
@@ -172,6 +221,7 @@ class House:
         async def wait():
             deadline = self.loop.time() + DEADLINE_S
             while not reached():
+                assert not self.faults
                 assert self.loop.time() < deadline, "it did not come to that"
                 self.engine.wake()
                 await asyncio.sleep(0)
@@ -221,6 +271,13 @@ def make_house(tmp_path, loop):
     yield make
     for house in houses:
         house.close()
+
+
+@pytest.fixture
+def played_memory():
+    memory = PlayedMemory()
+    yield memory
+    memory.close()
 
 
 @pytest.fixture

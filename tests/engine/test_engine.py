@@ -319,6 +319,7 @@ def test_queue_limit(make_house):
     with pytest.raises(RequestError, match="--max-queue") as refused:
         house.engine.submit(JobRequest(id="c", input=b"1"))
     assert refused.value.status == 429
+    assert house.submit("b").status is JobStatus.IN_QUEUE  # it is in already
 
 
 def test_a_result_that_is_too_large_fails_its_job(make_house):

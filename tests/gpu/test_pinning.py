@@ -73,6 +73,31 @@ def test_select_refuses(spec, gpus, visible, words):
 
 
 @pytest.mark.parametrize(
+    ("spec", "gpus", "reason", "words"),
+    [
+        (
+            "0",
+            [],
+            "the NVIDIA driver is not loaded",
+            "GPU 0 is not there; this machine shows no GPU (the NVIDIA driver is not",
+        ),
+        ("all", [], "the NVIDIA driver is not loaded", "shows no GPU (the NVIDIA driver is not loaded); --gpus none"),
+        ("3", ABC, "GPU 3 cannot be read: GPU is lost", "GPU-bb33); GPU 3 cannot be read: GPU is lost"),
+        ("all", ABC, "GPU 3 cannot be read: GPU is lost", "GPU 3 cannot be read: GPU is lost; --gpus auto"),
+    ],
+)
+def test_a_refusal_says_why_one_is_missing(spec, gpus, reason, words):
+    with pytest.raises(GpuError) as caught:
+        select(spec, gpus, None, reason)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("spec", "visible"), [("auto", None), ("2,0", None), ("all", "0,2")])
+def test_one_that_cannot_be_read_does_not_stop_who_does_not_ask_for_it(spec, visible):
+    assert {A, C} <= set(select(spec, ABC, visible, "GPU 3 cannot be read: GPU is lost"))
+
+
+@pytest.mark.parametrize(
     ("gpus", "options", "expected"),
     [
         (ABC, {}, {"gpu0": [A], "gpu1": [B], "gpu2": [C]}),

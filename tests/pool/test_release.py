@@ -163,10 +163,10 @@ def test_freed_and_held_and_by_whom():
     assert (free.freed_mib, free.held_mib, free.by, free.reason) == (1990, 0, (), "")
     held = judge(sample(500), [sample(2500, us(2000))], [sample(800, dead(300))])[-1]
     assert (held.freed_mib, held.held_mib, [process.pid for process in held.by]) == (1700, 300, [10])
-    assert held.reason == "gpu0: 300 MiB still in use by pid 10 (unknown)"
+    assert held.reason == "300 MiB still in use by pid 10 (unknown)"
     nobody = judge(EMPTY, LIVING, [sample(2000)])[-1]
     assert (nobody.freed_mib, nobody.held_mib) == (0, 2000)
-    assert nobody.reason == "gpu0: 2000 MiB still in use by no process that NVML lists"
+    assert nobody.reason == "2000 MiB still in use by no process that NVML lists"
 
 
 def test_freed_counts_what_no_sample_of_the_living_showed():
@@ -176,7 +176,7 @@ def test_freed_counts_what_no_sample_of_the_living_showed():
 def test_freed_is_unknown_without_a_reading():
     last = judge(None, [], [sample(0)])[-1]
     assert (last.verdict, last.freed_mib) == (UNVERIFIED, None)
-    assert last.reason == "gpu0: NVML gave no reading from before the worker came"
+    assert last.reason == "NVML gave no reading from before the worker came"
 
 
 def test_time_starts_anew_while_memory_falls():

@@ -23,7 +23,7 @@ DEADLINE = 20.0
 
 ENTER = """
 import os, sys, time
-sys.path.append({root!r})
+sys.path.insert(1, {root!r})  # also where it is installed, the checkout is what is tested
 {before}
 from supervisor import wire
 from supervisor.worker import main

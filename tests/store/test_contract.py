@@ -55,7 +55,7 @@ def test_unknown_jobs(store):
 def test_values_of_any_size_come_back_whole(store, commit, size):
     value = b'"' + b"x" * size + b'"'
     commit(store, Insert(1, JobRequest("a", value), 10))
-    assert [job.input for job in store.queued(False, 0, 1)] == [value]
+    assert [job.input for job in store.queued(False, 0, 1)] == [value if len(value) < LARGE_INPUT else b""]
     commit(store, Start(1, 11, "w"), AddChunk(1, 1, 0, value), End(1, Outcome(JobStatus.FAILED, value, "e"), 12))
     job = store.get("a")
     assert (job.input, job.output) == (value, value)

@@ -5,18 +5,8 @@ import signal
 import pytest
 
 from supervisor.pool import steps
-from supervisor.pool.slot import (
-    ASK_S,
-    BACKOFF_S,
-    BROKEN_RETRY_S,
-    EndStep,
-    IllegalStepError,
-    Machine,
-    Next,
-    Rules,
-    Slot,
-    SlotState,
-)
+from supervisor.pool.machine import ASK_S, BACKOFF_S, BROKEN_RETRY_S, IllegalStepError, Machine, Rules
+from supervisor.pool.slot import EndStep, Next, Slot, SlotState
 
 S = SlotState
 MACHINE = Machine(Rules(grace=5.0))
@@ -37,6 +27,8 @@ EVENTS = {
     "released": steps.Released(12),
     "held": steps.MemoryHeld("gpu0: 900 MiB"),
     "template_gone": steps.TemplateGone(),
+    "gpu_lost": steps.GpuLost("GPU 0 is lost"),
+    "gpu_back": steps.GpuBack(),
     "stop": steps.Stop(),
     "tick": steps.Tick(),
 }
@@ -52,34 +44,87 @@ def slot(state, **changes):
 #: The state after each event; "-" where the event cannot happen. Those left out leave the state as it is.
 TABLE = {
     S.PARKED: dict(start=S.STARTING, ready="-", assign="-", job_done="-", cancel="-", refresh="-", misbehaved="-")
-    | dict(died="-", swept="-", held="-", fork_failed="-"),
-    S.STARTING: dict(start="-", fork_failed=S.BACKOFF, ready=S.IDLE, assign="-", job_done="-", cancel="-", refresh="-")
+    | dict(died="-", swept="-", fork_failed="-"),
+    S.STARTING: dict(
+        gpu_lost=S.ENDING, start="-", fork_failed=S.BACKOFF, ready=S.IDLE, assign="-", job_done="-", cancel="-"
+    )
+    | dict(
+        refresh=S.ENDING,
+        misbehaved=S.ENDING,
+        died=S.ENDING,
+        swept="-",
+        released="-",
+        held="-",
+        template_gone=S.RELEASING,
+        stop=S.ENDING,
+    ),
+    S.IDLE: dict(
+        gpu_lost=S.ENDING,
+        start="-",
+        fork_failed="-",
+        ready="-",
+        assign=S.BUSY,
+        job_done="-",
+        cancel="-",
+        refresh=S.ENDING,
+    )
     | dict(
         misbehaved=S.ENDING, died=S.ENDING, swept="-", released="-", held="-", template_gone=S.RELEASING, stop=S.ENDING
     ),
-    S.IDLE: dict(start="-", fork_failed="-", ready="-", assign=S.BUSY, job_done="-", cancel="-", refresh=S.ENDING)
-    | dict(
-        misbehaved=S.ENDING, died=S.ENDING, swept="-", released="-", held="-", template_gone=S.RELEASING, stop=S.ENDING
-    ),
-    S.BUSY: dict(start="-", fork_failed="-", ready="-", assign="-", job_done=S.IDLE, cancel=S.ENDING)
+    S.BUSY: dict(gpu_lost=S.ENDING, start="-", fork_failed="-", ready="-", assign="-", job_done=S.IDLE, cancel=S.ENDING)
     | dict(
         misbehaved=S.ENDING, died=S.ENDING, swept="-", released="-", held="-", template_gone=S.RELEASING, stop=S.ENDING
     ),
     S.ENDING: dict(start="-", assign="-", job_done="-", cancel="-", refresh="-", swept="-", released="-", held="-")
     | dict(fork_failed=S.RELEASING, template_gone=S.RELEASING),
     S.RELEASING: dict(
-        start="-", fork_failed="-", ready="-", assign="-", job_done="-", cancel="-", refresh="-", misbehaved="-"
+        gpu_lost=S.LOST,
+        start="-",
+        fork_failed="-",
+        ready="-",
+        assign="-",
+        job_done="-",
+        cancel="-",
+        refresh="-",
+        misbehaved="-",
     )
     | dict(died="-", swept="-", released=S.STARTING, held=S.HELD),
     S.BACKOFF: dict(
-        start=S.STARTING, fork_failed="-", ready="-", assign="-", job_done="-", cancel="-", refresh=S.STARTING
+        gpu_lost=S.LOST,
+        start=S.STARTING,
+        fork_failed="-",
+        ready="-",
+        assign="-",
+        job_done="-",
+        cancel="-",
+        refresh=S.STARTING,
     )
     | dict(misbehaved="-", died="-", swept="-", released="-", held="-", stop=S.PARKED),
     S.BROKEN: dict(
-        start=S.STARTING, fork_failed="-", ready="-", assign="-", job_done="-", cancel="-", refresh=S.STARTING
+        gpu_lost=S.LOST,
+        start=S.STARTING,
+        fork_failed="-",
+        ready="-",
+        assign="-",
+        job_done="-",
+        cancel="-",
+        refresh=S.STARTING,
     )
     | dict(misbehaved="-", died="-", swept="-", released="-", held="-", stop=S.PARKED),
-    S.HELD: dict(start=S.STARTING, fork_failed="-", ready="-", assign="-", job_done="-", cancel="-", refresh=S.STARTING)
+    S.LOST: dict(
+        start="-", fork_failed="-", ready="-", assign="-", job_done="-", cancel="-", refresh="-", misbehaved="-"
+    )
+    | dict(died="-", swept="-", gpu_back=S.STARTING, stop=S.PARKED),
+    S.HELD: dict(
+        gpu_lost=S.LOST,
+        start=S.STARTING,
+        fork_failed="-",
+        ready="-",
+        assign="-",
+        job_done="-",
+        cancel="-",
+        refresh=S.STARTING,
+    )
     | dict(misbehaved="-", died="-", swept="-", released=S.STARTING, stop=S.PARKED),
 }
 
@@ -189,9 +234,24 @@ def test_failed_starts_back_off_longer_and_longer_and_then_the_slot_is_broken():
     assert after.restarts == 0
 
 
-def test_a_done_job_forgives_failed_starts():
-    after, _ = play(MACHINE, slot(S.BUSY, failures=4), steps.JobDone("job"))
-    assert after.failures == 0
+def test_a_worker_that_is_given_a_job_forgives_failed_starts():
+    after, _ = play(MACHINE, slot(S.IDLE, failures=4), steps.Assign("job"), steps.CancelJob("job", gently=False))
+    after, actions = play(MACHINE, after, steps.Died("was killed by SIGTERM"), steps.Swept(), steps.Released())
+    assert (after.state, actions[-1]) == (S.STARTING, steps.ForkWorker(4))
+
+
+def test_a_worker_that_still_loads_is_replaced_by_a_refresh_at_once():
+    after, actions = play(MACHINE, slot(S.STARTING), steps.RefreshAsked("a reload"))
+    assert (after.state, actions) == (S.ENDING, [steps.SendSignal(signal.SIGTERM)])
+    after, actions = play(MACHINE, after, steps.Died("was killed by SIGTERM"), steps.Swept(), steps.Released())
+    assert (after.state, after.restarts, after.failures, actions[-1]) == (S.STARTING, 0, 0, steps.ForkWorker(4))
+
+
+def test_stopped_at_once_between_the_death_and_the_sweep():
+    after, _ = play(MACHINE, slot(S.BUSY), steps.Died("crashed with SIGSEGV"), steps.Stop(at_once=True))
+    assert (after.end_step, after.next) == (EndStep.DEAD, Next.PARK)
+    after, actions = play(MACHINE, after, steps.Swept(), steps.Released())
+    assert (after.state, actions) == (S.PARKED, [])
 
 
 def test_start_timeout():
@@ -226,6 +286,22 @@ def test_a_refresh_waits_for_the_other_jobs_and_takes_no_new_ones():
     assert (after.state, actions) == (S.ENDING, [steps.TellExit()])
 
 
+@pytest.mark.parametrize("state", [S.IDLE, S.STARTING])
+def test_a_refresh_that_memory_held_up_reports_who_asked_for_it(state):
+    _, actions = play(
+        MACHINE,
+        slot(state),
+        steps.RefreshAsked("the handler"),
+        steps.Measured(),
+        steps.Died("exited"),
+        steps.Swept(),
+        steps.MemoryHeld("gpu0: 900 MiB"),
+        steps.Released(900),
+        steps.Ready(1),
+    )
+    assert [action.cause for action in actions if isinstance(action, steps.RefreshReport)] == ["the handler"]
+
+
 def test_held_memory_keeps_the_slot_out_until_it_clears_or_by_hand():
     held = slot(S.HELD, next=Next.REFRESH, cause="gpu0: 900 MiB")
     cleared, actions = play(MACHINE, held, steps.Released(900))
@@ -234,7 +310,23 @@ def test_held_memory_keeps_the_slot_out_until_it_clears_or_by_hand():
     assert (forced.state, forced.verified) == (S.STARTING, False)
 
 
-def test_stop_parks_the_slot_once_its_memory_is_free():
+def test_a_lost_gpu_ends_its_worker_and_comes_back():
+    after, actions = play(MACHINE, slot(S.BUSY), steps.GpuLost("lost its GPU 0 (GPU is lost)"))
+    assert (after.state, actions) == (S.ENDING, [steps.EndTree()])
+    after, actions = play(MACHINE, after, steps.Died("was killed by SIGKILL"), steps.Swept())
+    assert actions == [steps.JobLost("job", "lost its GPU 0 (GPU is lost)", charged=True)]
+    assert (after.state, after.cause, after.room) == (S.LOST, "lost its GPU 0 (GPU is lost)", 0)
+    after, actions = play(MACHINE, after, steps.GpuBack())
+    assert (after.state, actions, after.restarts) == (S.STARTING, [steps.ForkWorker(4)], 1)
+
+
+def test_a_gpu_that_is_back_before_its_worker_is_gone():
+    after, _ = play(MACHINE, slot(S.IDLE), steps.GpuLost("lost"), steps.GpuBack())
+    after, actions = play(MACHINE, after, steps.Died("was killed by SIGKILL"), steps.Swept())
+    assert (after.state, actions) == (S.RELEASING, [steps.Release()])
+
+
+def test_stop_parks_the_slot():
     after, actions = play(MACHINE, slot(S.BUSY), steps.Stop())
     assert actions == [steps.SendSignal(signal.SIGTERM)]
     after, actions = play(MACHINE, after, steps.Died("was killed by SIGTERM"), steps.Swept(), steps.Released())
@@ -248,3 +340,4 @@ def test_room_is_what_the_capacity_leaves():
     assert slot(S.IDLE, capacity=4).room == 4
     assert slot(S.BUSY, capacity=4).room == 3
     assert slot(S.STARTING, capacity=4).room == 0
+    assert slot(S.BUSY, capacity=1, running=("one", "two")).room == 0  # it chose a smaller capacity meanwhile

@@ -1,0 +1,60 @@
+"""Puts each turn's transaction on disk for the engine, and tries again while the disk refuses; in the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from supervisor.errors import StoreError, TransitionError
+from supervisor.store.store import Store
+from supervisor.store.writes import Write
+
+RETRY_S = 0.5
+"""How often a commit that the disk refused is tried again."""
+
+
+class Commits:
+    """One transaction at a time. ``refusal`` is why the present one is not on disk yet, while the disk refuses it."""
+
+    def __init__(
+        self,
+        store: Store,
+        loop: asyncio.AbstractEventLoop,
+        done: Callable[[], None],
+        stalled: Callable[[StoreError | None], None],
+    ) -> None:
+        """Call ``done`` after each commit, ``stalled`` when the disk begins to refuse (why) and when it takes writes again."""
+        self.refusal: StoreError | None = None
+        self.pending = False
+        self._store = store
+        self._loop = loop
+        self._done = done
+        self._stalled = stalled
+        self._retry: asyncio.TimerHandle | None = None
+
+    def write(self, batch: Sequence[Write]) -> None:
+        """Commit ``batch``; until that is done, ``pending``, there may be no other."""
+        self.pending = True
+        self._store.commit(batch, lambda error: self._committed(batch, error))
+
+    def close(self) -> None:
+        """Try no more."""
+        if self._retry is not None:
+            self._retry.cancel()
+
+    def _committed(self, batch: Sequence[Write], error: StoreError | None) -> None:
+        """What the store says.
+
+        Raises:
+            TransitionError: the batch is wrong itself; no retry mends a fault of this program.
+        """
+        if isinstance(error, TransitionError):
+            raise error
+        before, self.refusal = self.refusal, error
+        if (error is None) is not (before is None):
+            self._stalled(error)
+        if error is not None:
+            self._retry = self._loop.call_later(RETRY_S, self.write, batch)
+            return
+        self.pending = False
+        self._done()

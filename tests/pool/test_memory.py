@@ -1,0 +1,227 @@
+"""When GPUs are read and what is concluded, with a reader that the test plays."""
+
+import msgspec
+import pytest
+
+from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, Reading, WorkerRef
+from supervisor.pool import steps
+from supervisor.pool.memory import HELD_S, IDLE_S, RELEASE_S, GpuMemory
+from supervisor.pool.seams import Place
+
+GPU = Gpu(0, "GPU-0", "played")
+PLACE = Place("gpu0", 0, (GPU,), {})
+TIMEOUT = 30.0
+
+
+class Gone(msgspec.Struct, frozen=True):
+    reason: str
+
+
+class PlayedReader:
+    """A reader whose answers are the test's."""
+
+    def __init__(self):
+        self.asked = []
+        self.said = []
+        self.due = None
+
+    def fileno(self):
+        return 99
+
+    def ask(self, workers, now):
+        self.asked.append(dict(workers))
+        return len(self.asked)
+
+    def receive(self, now):
+        said, self.said = self.said, []
+        return said
+
+    def tick(self, now):
+        return []
+
+    def deadline(self):
+        return self.due
+
+
+def sample(used, *processes):
+    return GpuSample("GPU-0", memory_used_mib=used, memory_total_mib=80_000, processes=processes)
+
+
+OURS = GpuProcess(7, 900, "python", "gpu0")
+
+
+class Watched:
+    """The memory of one GPU, its reader, and the time."""
+
+    def __init__(self):
+        self.reader = PlayedReader()
+        self.memory = GpuMemory(self.reader, TIMEOUT, [PLACE])
+        self.now = 100.0
+
+    def read(self, used, *processes, error=None):
+        """The answer to all that was asked so far."""
+        samples = () if error else (sample(used, *processes),)
+        self.reader.said.append(Reading(len(self.reader.asked), self.now, samples, error))
+        return self.memory.collect(self.now)
+
+    def run_a_worker(self):
+        """From before its fork to the moment when it holds 900 MiB."""
+        self.memory.collect(self.now)
+        self.read(100)
+        self.memory.before_fork(PLACE)
+        self.memory.forked("gpu0", 7)
+        self.now += IDLE_S
+        self.memory.collect(self.now)
+        self.read(1000, OURS)
+
+    def end_it(self):
+        self.now += 0.1
+        self.memory.release(PLACE, self.now)
+
+
+@pytest.fixture
+def watched():
+    return Watched()
+
+
+def test_the_gpus_are_read_once_a_second_and_who_runs_there_is_said(watched):
+    watched.run_a_worker()
+    assert watched.reader.asked == [{}, {"gpu0": WorkerRef(7, ("GPU-0",))}]
+    assert watched.memory.samples["GPU-0"].memory_used_mib == 1000
+    assert watched.memory.deadline() == watched.now + IDLE_S
+    assert watched.memory.collect(watched.now + IDLE_S - 0.01) == []
+    assert len(watched.reader.asked) == 2
+
+
+def test_the_readers_own_deadline_counts(watched):
+    watched.run_a_worker()
+    watched.reader.due = watched.now + 0.2
+    assert watched.memory.deadline() == watched.now + 0.2
+
+
+def test_a_worker_is_measured_by_a_reading_that_was_begun_afterwards(watched):
+    watched.run_a_worker()
+    under_way = len(watched.reader.asked)
+    watched.memory.measure(PLACE, watched.now)
+    watched.reader.said.append(Reading(under_way, watched.now, (sample(1000, OURS),)))
+    assert watched.memory.collect(watched.now) == []
+    assert watched.read(1000, OURS) == [("gpu0", steps.Measured())]
+    assert watched.read(1000, OURS) == []  # said once
+
+
+def test_a_reader_that_dies_while_it_measures_delays_nothing(watched):
+    watched.run_a_worker()
+    watched.memory.measure(PLACE, watched.now)
+    watched.reader.said.append(Gone("NVML did not answer within 5 s"))
+    assert watched.memory.collect(watched.now) == [("gpu0", steps.Measured())]
+    assert watched.memory.trouble == "NVML did not answer within 5 s"
+    watched.read(1000, OURS)
+    assert watched.memory.trouble is None
+
+
+def test_released_memory_is_watched_closely_and_seen_free(watched):
+    watched.run_a_worker()
+    watched.end_it()
+    assert watched.read(600) == []
+    assert watched.memory.deadline() == pytest.approx(watched.now + RELEASE_S)
+    watched.now += RELEASE_S
+    assert watched.read(100) == [("gpu0", steps.Released(900, verified=True))]
+    assert watched.read(100) == []
+
+
+def test_a_reading_from_before_the_death_proves_nothing(watched):
+    watched.run_a_worker()
+    watched.end_it()
+    watched.reader.said.append(Reading(len(watched.reader.asked), watched.now - 0.05, (sample(100),)))
+    assert watched.memory.collect(watched.now) == []
+
+
+def test_after_a_second_it_is_looked_at_less_often(watched):
+    watched.run_a_worker()
+    watched.end_it()
+    watched.now += 1.0
+    watched.read(1000)
+    watched.read(1000)  # the answer to what was asked by then
+    assert watched.memory.deadline() == pytest.approx(watched.now + HELD_S)
+
+
+def test_held_on_evidence_once_and_free_when_it_clears(watched):
+    watched.run_a_worker()
+    watched.end_it()
+    watched.read(1000, OURS)
+    watched.now += TIMEOUT
+    ((slot, held),) = watched.read(1000, OURS)
+    assert (slot, type(held)) == ("gpu0", steps.MemoryHeld)
+    assert "900 MiB still in use by pid 7" in held.cause
+    watched.now += HELD_S
+    assert watched.read(1000, OURS) == []
+    assert watched.read(100) == [("gpu0", steps.Released(900, verified=True))]
+
+
+def test_held_memory_that_nobody_waits_for_is_forgotten(watched):
+    watched.run_a_worker()
+    watched.end_it()
+    watched.read(1000, OURS)
+    watched.now += TIMEOUT
+    watched.read(1000, OURS)
+    watched.memory.forget("gpu0")
+    assert watched.read(100) == []
+
+
+@pytest.mark.parametrize("answer", ["none", "errors", "a dead reader"])
+def test_without_readings_the_slot_goes_on_after_the_timeout_unverified(watched, answer):
+    watched.run_a_worker()
+    watched.end_it()
+    if answer == "errors":
+        assert watched.read(0, error="driver not loaded") == []
+        assert watched.memory.trouble == "driver not loaded"
+    elif answer == "a dead reader":
+        watched.reader.said.append(Gone("it ended"))
+        assert watched.memory.collect(watched.now) == []
+    died, watched.now = watched.now, watched.now + TIMEOUT - 0.001
+    assert watched.memory.collect(watched.now) == []
+    watched.now = died + TIMEOUT + 0.001
+    ((slot, released),) = watched.memory.collect(watched.now)
+    assert (slot, released.verified) == ("gpu0", False)
+    assert released.why
+    assert watched.memory.collect(watched.now) == []
+
+
+def test_a_slot_whose_worker_never_was_forked_is_free_at_the_next_reading(watched):
+    watched.memory.collect(watched.now)
+    watched.read(100)
+    watched.end_it()
+    assert watched.read(100) == [("gpu0", steps.Released(0, verified=True))]
+
+
+def test_a_list_of_gpus_is_no_reading(watched):
+    watched.reader.said.append(Listing((GPU,)))
+    assert watched.memory.collect(watched.now) == []
+    assert watched.memory.samples == {}
+
+
+def test_the_release_of_one_slot_says_nothing_about_another(watched):
+    other = Place("gpu1", 1, (Gpu(1, "GPU-1", "played"),), {})
+    watched.run_a_worker()
+    watched.memory.before_fork(other)
+    watched.memory.forked("gpu1", 8)
+    watched.end_it()
+    assert [slot for slot, _ in watched.read(100)] == ["gpu0"]
+    assert watched.reader.asked[-1]["gpu1"] == WorkerRef(8, ("GPU-1",))
+
+
+def test_a_lost_gpu_is_said_once_and_so_is_its_return(watched):
+    watched.run_a_worker()
+    lost = GpuSample("GPU-0", error="GPU is lost", lost=True)
+    unreadable = GpuSample("GPU-0", error="Unknown Error")
+
+    def learned(one):
+        watched.reader.said.append(Reading(len(watched.reader.asked), watched.now, (one,)))
+        return watched.memory.collect(watched.now)
+
+    assert learned(unreadable) == []  # says nothing about the GPU
+    assert learned(lost) == [("gpu0", steps.GpuLost("lost its GPU 0 (GPU is lost)"))]
+    assert learned(lost) == []
+    assert learned(unreadable) == []
+    assert learned(sample(100)) == [("gpu0", steps.GpuBack())]
+    assert learned(sample(100)) == []
