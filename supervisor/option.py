@@ -159,6 +159,10 @@ def _path(value: object) -> Path:
     return Path(_text(value)).expanduser().absolute()
 
 
+def _file(value: object) -> Path:
+    return Path("-") if value in ("-", Path("-")) else _path(value)
+
+
 def _one_of(value: object, words: Sequence[str]) -> str:
     word = str(value).strip().lower()
     if word not in words:
@@ -216,13 +220,14 @@ def dotted(name: str) -> bool:
     return _DOTTED.fullmatch(name) is not None
 
 
-def _modules(value: object) -> tuple[str, ...]:
+def _modules(value: object) -> tuple[str, ...] | None:
+    """The names; None for ``auto``."""
     names = _items(value)
     if names in (("auto",), ("none",)):
-        return ()
+        return None if names == ("auto",) else ()
     for name in names:
         if not dotted(name) or name in ("auto", "none"):
-            raise ValueError(f"{name!r} is not a module's name; write names such as torch,diffusers, or none")
+            raise ValueError(f"{name!r} is not a module's name; write auto, none, or names such as torch,diffusers")
     return names
 
 
@@ -343,12 +348,13 @@ def _near_files(path: Path) -> str:
 TEXT = Kind("TEXT", _text)
 FLAG = Kind("", _flag, flag=True)
 PATH = Kind("PATH", _path)
+FILE = Kind("FILE", _file)
 SIZE = Kind("SIZE", _size, _show_size)
 DURATION = Kind("TIME", lambda value: _duration(value, 0), _show_duration)
 PORT = Kind("PORT", lambda value: _whole(value, 0, 65_535))
 HOST = Kind("HOST", _host)
 GPUS = Kind("LIST", _gpus)
-MODULES = Kind("LIST", _modules)
+MODULES = Kind("auto|none|LIST", _modules)
 ENDPOINT_ID = Kind("ID", _endpoint_id)
 JSON = Kind("JSON", _json)
 WORDS = Kind("WORDS", _words, multiple=True)

@@ -143,12 +143,13 @@ class HandlerSpec(msgspec.Struct, frozen=True):
 
 class Setup(msgspec.Struct, frozen=True, tag="setup"):
     """The first message: what every worker has in common. ``tmp_root`` is this run's folder for the workers' ``TMPDIR``;
-    ``preload_timeout`` is how many seconds each preloaded import may take."""
+    ``preload`` names modules, or is None for those that the handler's source imports; ``preload_timeout`` is how many seconds
+    each preloaded import may take."""
 
     version: int
     run_id: str
     handler: HandlerSpec
-    preload: tuple[str, ...]
+    preload: tuple[str, ...] | None
     tmp_root: str
     preload_timeout: float = 60.0
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Union
 import msgspec
 
 from supervisor.proc import set_death_signal, set_subreaper
-from supervisor.template.preload import reseed
+from supervisor.template.fresh import Pool, reseed, widen
 from supervisor.worker.main import WorkerStart
 
 Entry = Callable[[WorkerStart], NoReturn]
@@ -30,13 +30,15 @@ EXIT_BROKEN = 70
 class Inherited(msgspec.Struct, frozen=True):
     """What a child has of the template that a worker must not have. Found out once: doing it in each child costs page faults.
 
-    ``descriptors`` are those to close, ``dispositions`` those to set; ``sock`` is the object on one of the descriptors.
+    ``descriptors`` are those to close, ``dispositions`` those to set; ``sock`` is the object on one of the descriptors. ``pools``
+    have one thread.
     """
 
     template: int
     sock: socket.socket
     descriptors: tuple[int, ...]
     dispositions: Mapping[int, Disposition]
+    pools: tuple[Pool, ...] = ()
 
 
 def fork(held_back: Collection[int] = ()) -> int:
@@ -77,6 +79,7 @@ def become_worker(
         _restore_signals(inherited.dispositions)
         _apply(env)
         reseed()
+        widen(inherited.pools)
         entry(start)
     except BaseException:  # noqa: BLE001 - nothing may return into the template's loop
         os.write(2, traceback.format_exc().encode(errors="replace"))

@@ -1,6 +1,7 @@
 """The template: forks workers on demand. Runs in the template process, as ``python …/supervisor/template/main.py SOCKET LOCK…``.
 
 SOCKET is the descriptor of its end of the socket pair; each LOCK one that it holds open until nothing that it forked is alive.
+A template that its imports spoilt executes itself again, with ``again=DESCRIPTOR`` behind these: what it knew already.
 """
 
 from __future__ import annotations
@@ -32,25 +33,45 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import msgspec
+
 from supervisor import wire
 from supervisor.errors import SuperviseError, WireError
-from supervisor.proc import set_subreaper
+from supervisor.proc import children_of, kill_with_group, set_subreaper
 from supervisor.template import child, guard
 from supervisor.template.folders import Folders
-from supervisor.template.preload import freeze, import_shared, preload
+from supervisor.template.fresh import find_pools
+from supervisor.template.preload import Preloaded, SpoiltError, freeze, import_shared, preload
 from supervisor.template.reap import Reaper
 from supervisor.worker.main import WorkerStart
 
 _MESSAGE_BYTES = 256 * 1024
 _MESSAGES_A_TURN = 16
+_AGAIN = "again="
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What a template knows at its start, to be able to start anew. ``memory`` is what one before it found out."""
+
+    environ: dict[str, str]
+    folder: str
+    memory: Memory | None = None
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """The set-up, which the supervisor says once, and what must not be preloaded."""
+
+    setup: wire.Setup
+    preloaded: Preloaded
 
 
 class Template:
     """One thread, one loop: messages and deaths in, forks and reports out. Nothing in it waits but ``poll``."""
 
-    def __init__(self, sock: socket.socket, locks: Sequence[int], entry: child.Entry) -> None:
+    def __init__(self, sock: socket.socket, locks: Sequence[int], entry: child.Entry, start: Start) -> None:
         """Serve the supervisor at the other end of ``sock``; each forked child enters ``entry``."""
         sock.setblocking(False)
+        self._start = start
         self._sock = sock
         self._locks = locks
         self._entry = entry
@@ -68,13 +89,11 @@ class Template:
         """
         foreign = child.open_descriptors()
         with guard.dying_with_supervisor():
-            setup = self._receive_setup()
+            setup = self._start.memory.setup if self._start.memory is not None else self._receive_setup()
             if setup is None or guard.has_hung_up(self._sock):
                 return
             started = time.monotonic()
-            import_shared()
-            preloaded = preload(setup.preload, setup.preload_timeout)
-            freeze()
+            preloaded = self._import(setup)
         # What an import holds open, it holds open in every worker too.
         kept = set(child.open_descriptors()) - set(foreign)
         self._prepare(setup, kept)
@@ -86,6 +105,34 @@ class Template:
         finally:
             guard.end_everything(self._wakeup)
             guard.let_go(self._locks, setup.tmp_root)
+
+    def _import(self, setup: wire.Setup) -> Preloaded:
+        """Import what workers share, and may share. What trials start must come to this process when they end."""
+        set_subreaper()
+        import_shared()
+        try:
+            preloaded = self._start.memory.preloaded if self._start.memory is not None else preload(setup)
+        except SpoiltError as error:
+            self._start_anew(Memory(setup, Preloaded((), ((setup.handler.target, str(error)),))))
+        freeze()
+        return preloaded
+
+    def _start_anew(self, memory: Memory) -> NoReturn:
+        """Become a fresh process of the same pid: threads, the CUDA driver's state and all modules are gone."""
+        for pid in children_of(self._own_pid):
+            kill_with_group(pid)
+            os.waitpid(pid, 0)
+        passed = os.memfd_create("template", 0)
+        os.write(passed, msgspec.msgpack.encode(memory))
+        os.lseek(passed, 0, os.SEEK_SET)
+        kept = {0, 1, 2, passed, self._sock.fileno(), *self._locks}
+        for descriptor in child.open_descriptors():
+            if descriptor in kept:
+                os.set_inheritable(descriptor, True)
+            else:
+                os.close(descriptor)
+        os.chdir(self._start.folder)
+        os.execve(sys.executable, [*sys.orig_argv, f"{_AGAIN}{passed}"], self._start.environ)
 
     def _receive_setup(self) -> wire.Setup | None:
         poll = select.poll()
@@ -108,7 +155,9 @@ class Template:
             if descriptor is not None:
                 self._poll.register(descriptor, select.POLLIN)
         foreign = set(child.open_descriptors()) - kept - {0, 1, 2}
-        self._inherited = child.Inherited(self._own_pid, self._sock, tuple(foreign), child.signals_to_restore())
+        self._inherited = child.Inherited(
+            self._own_pid, self._sock, tuple(foreign), child.signals_to_restore(), find_pools()
+        )
 
     def _listen_for_deaths(self) -> int:
         """A descriptor that gets readable at each SIGCHLD. The imports are over: nobody takes it away again."""
@@ -233,13 +282,14 @@ def run(arguments: Sequence[str], find_entry: Callable[[], child.Entry]) -> NoRe
     """Be the template that ``arguments`` (SOCKET LOCK…) describe; ends the process."""
     guard.ignore_signals()
     flush_c_output_by_line()
-    descriptors = [int(argument) for argument in arguments]
+    descriptors = [int(argument) for argument in arguments if not argument.startswith(_AGAIN)]
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     sys.argv[1:] = []
     status = child.EXIT_BROKEN
     try:
-        template = Template(socket.socket(fileno=descriptors[0]), descriptors[1:], find_entry())
+        start = Start(dict(os.environ), str(Path.cwd()), _remember(arguments))
+        template = Template(socket.socket(fileno=descriptors[0]), descriptors[1:], find_entry(), start)
         template.run()
         status = 0
     except SuperviseError as error:
@@ -250,6 +300,14 @@ def run(arguments: Sequence[str], find_entry: Callable[[], child.Entry]) -> NoRe
         sys.stderr.flush()
         # The orderly end of an interpreter that has imported torch takes 300 ms.
         os._exit(status)
+
+
+def _remember(arguments: Sequence[str]) -> Memory | None:
+    for argument in arguments:
+        if argument.startswith(_AGAIN):
+            with open(int(argument.removeprefix(_AGAIN)), "rb") as passed:
+                return msgspec.msgpack.decode(passed.read(), type=Memory)
+    return None
 
 
 def worker_entry() -> child.Entry:

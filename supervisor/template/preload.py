@@ -1,4 +1,8 @@
-"""What workers share because the template imported it before they were forked; runs in the template process."""
+"""What workers share because the template imported it before they were forked; runs in the template process.
+
+A module is imported here once a trial process has shown that workers can be forked afterwards. The trial goes ahead, module by
+module, and the template follows; the first that is not safe ends the trial, and another goes on behind it.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,24 @@ import contextlib
 import gc
 import importlib
 import os
-import signal
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
-from types import FrameType
+from pathlib import Path
 
 import msgspec
 
-_POOLS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
+from supervisor import wire
+from supervisor.errors import SuperviseError
+from supervisor.template import judge, source
+from supervisor.template.fresh import POOL_VARIABLES
+from supervisor.template.places import folder_of
+from supervisor.template.source import Import
+from supervisor.template.trial import Trial, perform, reason_of
+from supervisor.worker.runpod import routing
 
 _SHARED = ("asyncio", "inspect", "json", "msgspec.json", "runpy", "tempfile", "traceback")
 """What every worker needs whatever its handler is, besides what the worker's own files import."""
-
-_REASON_CHARACTERS = 500
 
 
 class Preloaded(msgspec.Struct, frozen=True):
@@ -34,21 +37,24 @@ class Preloaded(msgspec.Struct, frozen=True):
     skipped: tuple[tuple[str, str], ...] = ()
 
 
-def preload(names: Sequence[str], timeout: float) -> Preloaded:
-    """Import ``names`` in order, with the thread pools of BLAS and OpenMP at one thread.
+class SpoiltError(SuperviseError):
+    """An import spoilt the template itself, though it had passed its trial."""
 
-    What fails, or takes longer than ``timeout`` seconds, is skipped. (An import that is stuck in native code is not stopped.)
+
+def preload(setup: wire.Setup) -> Preloaded:
+    """Import what ``setup`` asks for and is safe, with the thread pools of BLAS and OpenMP at one thread.
+
+    Raises:
+        SpoiltError: no worker may be forked from this process any more.
     """
-    loaded: list[str] = []
-    skipped: list[tuple[str, str]] = []
-    with one_thread_each():
-        for name in names:
-            reason = _import(name, timeout)
-            if reason is None:
-                loaded.append(name)
-            else:
-                skipped.append((name, reason))
-    return Preloaded(tuple(loaded), tuple(skipped))
+    wanted, skipped = _wanted(setup)
+    if not wanted:
+        return Preloaded((), skipped)
+    # The package's functions are copied from module to module while it is imported.
+    routing.install()
+    with _one_thread_each():
+        loaded, unsafe = _import_all(wanted, setup.preload_timeout, folder_of(setup.handler))
+    return Preloaded(loaded, (*skipped, *unsafe))
 
 
 def import_shared() -> None:
@@ -63,44 +69,56 @@ def freeze() -> None:
     gc.freeze()
 
 
-def reseed() -> None:
-    """Seed anew the generators that an import seeded: without this all workers would draw the same numbers. In a worker."""
-    random = sys.modules.get("numpy.random")
-    if random is not None:
-        random.seed()
+def _wanted(setup: wire.Setup) -> tuple[list[Import], tuple[tuple[str, str], ...]]:
+    if setup.preload is not None:
+        return [Import(name) for name in setup.preload], ()
+    reading = source.read(setup.handler)
+    return [entry for entry in dict.fromkeys(reading.imports) if not _is_here(entry)], reading.left_out
 
 
-def _import(name: str, timeout: float) -> str | None:
-    """Import ``name``; the reason why it cannot be."""
+def _is_here(entry: Import) -> bool:
+    module = sys.modules.get(entry.module)
+    return module is not None and all(name in vars(module) for name in entry.names)
+
+
+def _import_all(
+    wanted: Sequence[Import], timeout: float, folder: Path
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    before = judge.look()
+    loaded: dict[str, None] = {}
+    unsafe: dict[str, str] = {}
+    waiting = deque(wanted)
+    while waiting:
+        with contextlib.closing(Trial(waiting, folder)) as trial:
+            reason = None
+            while waiting and reason is None:
+                entry = waiting.popleft()
+                reason = trial.verdict(timeout)
+                if reason is None:
+                    _import_for_good(entry)
+                    loaded[entry.module] = None
+                else:
+                    unsafe.setdefault(entry.module, reason)
+    fault = judge.fault(before, folder)
+    if fault is not None:
+        raise SpoiltError(f"{', '.join(loaded)} passed a trial and then, imported for good, {fault}")
+    return tuple(loaded), tuple(unsafe.items())
+
+
+def _import_for_good(entry: Import) -> None:
     try:
-        with _time_limit(timeout):
-            importlib.import_module(name)
-    except BaseException as error:  # noqa: BLE001 - any code runs here, and some modules call sys.exit
-        return f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS]
-    return None
+        perform(entry)
+    except BaseException as error:  # any code runs here
+        raise SpoiltError(
+            f"{entry.module} passed a trial and then, imported for good, raised {reason_of(error)}"
+        ) from error
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise ``TimeoutError`` in what runs longer than ``seconds``."""
-
-    def too_long(_signum: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"the import took longer than {seconds:g} s (--preload-timeout)")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
+def _one_thread_each() -> Iterator[None]:
     """Let native thread pools that are made meanwhile have one thread: other threads do not survive a fork."""
-    before = {name: os.environ.get(name) for name in _POOLS}
-    os.environ.update(dict.fromkeys(_POOLS, "1"))
+    before = {name: os.environ.get(name) for name in POOL_VARIABLES}
+    os.environ.update(dict.fromkeys(POOL_VARIABLES, "1"))
     try:
         yield
     finally:

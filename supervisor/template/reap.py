@@ -35,7 +35,7 @@ class Reaper:
     """Knows the template's children: workers, what it spares, and orphans, each with the dead workers it may come from."""
 
     def __init__(self) -> None:
-        """Spare the children that exist already: helpers that a preloaded module started for itself."""
+        """Spare the children that exist already: a trial that the kernel could not end yet."""
         self._own_pid = os.getpid()
         self._workers: dict[int, tuple[str, int]] = {}
         self._pids: dict[tuple[str, int], int] = {}

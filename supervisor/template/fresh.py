@@ -1,0 +1,118 @@
+"""What imports fixed once in the template, and each worker must have of its own: random seeds and numbers of threads.
+
+``find_pools`` runs in the template after its imports; ``reseed`` and ``widen`` in each worker.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+_OPENBLAS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+_OPENMP = ("OMP_NUM_THREADS",)
+_MKL = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
+_BLIS = ("BLIS_NUM_THREADS", "OMP_NUM_THREADS")
+_NUMEXPR = ("NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS")
+
+POOL_VARIABLES = tuple(dict.fromkeys((*_OPENBLAS, *_OPENMP, *_MKL, *_BLIS, *_NUMEXPR)))
+"""The variables that libraries of numbers take their number of threads from, once, when they are loaded."""
+
+# By what the library's file is called: its function, as it is built with or without a prefix and a suffix, and its variables.
+# The names are those that threadpoolctl knows.
+_LIBRARIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    (
+        r"lib(scipy_)?openblas|libblas",
+        tuple(f"{p}openblas_set_num_threads{s}" for p in ("", "scipy_") for s in ("", "64_", "_64")),
+        _OPENBLAS,
+    ),
+    (r"libgomp|libomp|libiomp", ("omp_set_num_threads",), _OPENMP),
+    (r"libmkl_rt", ("MKL_Set_Num_Threads",), _MKL),
+    (r"libblis", ("bli_thread_set_num_threads",), _BLIS),
+)
+_MODULES = (("numexpr", _NUMEXPR), ("torch", _MKL))
+"""Modules that keep a number of their own, with ``set_num_threads``. torch, the last, sets those of its libraries again."""
+
+_NUMEXPR_MOST = 16
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """A pool that was made with one thread: how to set its number, which variables say it, and how many there are by default."""
+
+    set_threads: Callable[[int], Any]
+    variables: tuple[str, ...]
+    default: int
+
+
+def reseed() -> None:
+    """Seed anew the generators that imports seeded: without this all workers would draw the same numbers.
+
+    Those of ``numpy.random`` and the CPU's of torch; that of ``random`` is seeded at every fork by the standard library.
+    """
+    for module, way in (("numpy.random", ("seed",)), ("torch", ("default_generator", "seed"))):
+        function: Any = sys.modules.get(module)
+        for name in way:
+            function = getattr(function, name, None)
+        if function is not None:
+            function()
+
+
+def find_pools() -> tuple[Pool, ...]:
+    """The thread pools of the libraries and modules that are loaded."""
+    found = []
+    cores = len(os.sched_getaffinity(0))
+    for path in _loaded_libraries():
+        for pattern, functions, variables in _LIBRARIES:
+            function = _function(path, functions) if re.match(pattern, Path(path).name) else None
+            if function is not None:
+                found.append(Pool(function, variables, cores))
+    for name, variables in _MODULES:
+        setter = getattr(sys.modules.get(name), "set_num_threads", None)
+        if callable(setter):
+            most = _NUMEXPR_MOST if name == "numexpr" else _physical_cores()
+            found.append(Pool(setter, variables, min(cores, most)))
+    return tuple(found)
+
+
+def widen(pools: Sequence[Pool]) -> None:
+    """Give ``pools`` the number of threads that the environment says, or their default."""
+    for pool in pools:
+        said = next((text for name in pool.variables if (text := os.environ.get(name, "").split(",")[0]).isdigit()), "")
+        pool.set_threads(max(1, int(said)) if said else pool.default)
+
+
+def _loaded_libraries() -> list[str]:
+    lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+    paths = dict.fromkeys(line.split(maxsplit=5)[5] for line in lines if line.count("/") and ".so" in line)
+    return list(paths)
+
+
+def _function(path: str, names: Sequence[str]) -> Callable[[int], Any] | None:
+    try:
+        library = ctypes.CDLL(path, os.RTLD_NOW | os.RTLD_NOLOAD)
+    except OSError:
+        return None
+    for name in names:
+        function = getattr(library, name, None)
+        if function is not None:
+            function.argtypes, function.restype = [ctypes.c_int], None
+            return function  # type: ignore[no-any-return]  # ctypes has no types for what it loads
+    return None
+
+
+def _physical_cores() -> int:
+    """How many cores this process may run on: two threads of one core count once, as MKL has it, which torch follows."""
+    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
