@@ -23,7 +23,7 @@ from supervisor.sources import Given
 from supervisor.wire import HandlerSpec
 
 _HANDLER, _GPUS, _WORKERS, _REFRESH = "Handler", "GPUs", "Workers", "Refresh"
-_JOBS, _HTTP, _SECURITY, _OUTPUT, OTHER = "Jobs", "HTTP", "Security", "Output", "Other"
+_JOBS, _HTTP, _SECURITY, _OUTPUT, _BATCH, OTHER = "Jobs", "HTTP", "Security", "Output", "Batch", "Other"
 
 DAY = 86_400.0
 MIB = 2**20
@@ -32,7 +32,8 @@ MIB = 2**20
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Every option, checked. Times are seconds, sizes bytes, paths absolute; an option left out has its default.
 
-    ``spec`` is ``handler`` as the workers are told it. ``api_key`` has the keys of ``api_key_file`` too.
+    ``spec`` is ``handler`` as the workers are told it. ``preload`` is None for ``auto``. ``api_key`` has the keys of
+    ``api_key_file`` too.
     """
 
     spec: HandlerSpec
@@ -49,16 +50,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str, Option(_HANDLER, option.ENDPOINT_ID, "Name in the URLs: /v2/ID.", shown="the handler's last name")
     ]
     preload: Annotated[
-        tuple[str, ...],
+        tuple[str, ...] | None,
         Option(
             _HANDLER,
             option.MODULES,
-            "Modules that the template imports before it forks workers, or none.",
+            "Modules that are imported once, before workers are forked; auto: those that the handler imports.",
             shown="auto",
         ),
-    ] = ()
+    ] = None
     preload_timeout: Annotated[
-        float, Option(_HANDLER, option.duration(0.1), "How long the preloaded imports may take.")
+        float, Option(_HANDLER, option.duration(0.1), "How long a preloaded import may take.")
     ] = 60.0
 
     gpus: Annotated[
@@ -153,6 +154,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     test_input: Annotated[
         str | None, Option(_OUTPUT, option.JSON, "Run one job with this input, print its status, and exit.")
     ] = None
+    input: Annotated[
+        Path | None,
+        Option(
+            _BATCH,
+            option.FILE,
+            "Run the lines of a JSONL file (-: standard input) as jobs, without a server, and exit.",
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        Option(
+            _BATCH,
+            option.FILE,
+            "Where their results go, a line each. With a file that is there, only what is missing in it is run.",
+            shown="standard output",
+        ),
+    ] = None
+
     config: Annotated[Path | None, Option(OTHER, option.PATH, "A TOML file of options, such as port = 8080.")] = None
 
     @classmethod
@@ -234,6 +253,8 @@ def _settle(given: dict[str, Given], *, terminal: bool) -> Settings:
         values["endpoint_id"] = _default_endpoint_id(values["spec"])
     values.setdefault("store", Path(".supervise", f"{values['endpoint_id']}.db").absolute())
     # Who asks for a form of the lines, or for one result, wants to read them.
+    if values["input"] is not None:
+        terminal = True  # a batch shows its bar on standard error, and looks there itself
     values.setdefault("dashboard", terminal and "log_format" not in given and values["test_input"] is None)
     if values["api_key_file"] is not None:
         from_file = sources.read_keys(values["api_key_file"], where["api_key_file"])
@@ -267,7 +288,11 @@ def _check_together(settings: Settings, where: Mapping[str, str]) -> None:
     if settings.api_key and settings.no_auth:
         keys = where.get("api_key") or where.get("api_key_file")
         raise UsageError(f"{where['no_auth']} and {keys} contradict each other; leave one out")
-    if not (settings.on_loopback or settings.api_key or settings.no_auth):
+    if settings.input is not None and settings.test_input is not None:
+        raise UsageError(f"{where['input']} and {where['test_input']} contradict each other; leave one out")
+    if settings.output is not None and settings.input is None:
+        raise UsageError(f"{where['output']} is for the results of a batch; name its lines with --input")
+    if not (settings.on_loopback or settings.api_key or settings.no_auth or settings.input is not None):
         raise UsageError(
             f"{where['host']}: {settings.host} can be reached from other machines and no key is set; "
             "give one with --api-key or SUPERVISE_API_KEYS, or serve everyone with --no-auth"

@@ -26,11 +26,12 @@ HANDLER is a file (run as `python FILE`), a module (run as `python -m MODULE`), 
 EXAMPLES = """\
 supervise handlers/my_handler.py
 supervise my_package.handler --gpus 0,2 --refresh-worker
+supervise handler.py --input prompts.jsonl --output results.jsonl
 supervise handler.py --test-input '{"prompt": "a cat"}' -- --fp16"""
 
 EXIT_CODES = (
     ("0", "done, also after SIGTERM or Ctrl-C"),
-    ("1", "the test job did not complete"),
+    ("1", "the test job, or a line of the batch, did not complete"),
     ("2", "wrong usage, handler, GPU or port"),
     ("3", "no worker could start"),
     ("130", "a second Ctrl-C"),
@@ -131,7 +132,12 @@ def _serve(words: tuple[str, ...], **options: Any) -> int:
         {**options, "handler": handler, "handler_args": handler_args},
         terminal=terminal.usable() and sys.stderr.isatty(),
     )
-    from supervisor.cli.run import serve  # noqa: PLC0415 - a wrong option is answered before the engine is imported
+    # A wrong option is answered before the engine is imported.
+    if settings.input is not None:
+        from supervisor.cli.batch import run_batch  # noqa: PLC0415 - see above
+
+        return run_batch(settings)
+    from supervisor.cli.run import serve  # noqa: PLC0415 - see above
 
     return serve(settings)
 

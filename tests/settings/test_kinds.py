@@ -47,7 +47,7 @@ from supervisor.option import Kind, Secret
         (option.MODULES, "torch, diffusers.models", ("torch", "diffusers.models")),
         (option.MODULES, ["torch"], ("torch",)),
         (option.MODULES, "none", ()),
-        (option.MODULES, "auto", ()),
+        (option.MODULES, "auto", None),
         (option.HOST, "[::1]", "::1"),
         (option.HOST, "0.0.0.0", "0.0.0.0"),
         (option.API_KEYS, "a,b\nc", ("a", "b", "c")),

@@ -53,6 +53,8 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "dashboard": ("yes", True),
     "log_format": ("json", "json"),
     "test_input": ('{"n": 1}', '{"n": 1}'),
+    "input": ("-", Path("-")),
+    "output": ("-", None),
     "config": ("supervise.toml", None),
 }
 FROM_TEXT = [(name, text, value) for name, (text, value) in EXAMPLES.items() if value is not None]

@@ -1,0 +1,1 @@
+"""``--input FILE.jsonl``: lines in, jobs through the engine, lines out; in the supervisor."""

@@ -1,0 +1,148 @@
+"""The progress of a batch as a bar on a terminal, or as a line now and then elsewhere; in the supervisor's process."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections import deque
+from typing import Protocol
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from supervisor.dashboard.text import bar, span
+
+WINDOW_S = 30.0
+"""The rate is that of the last half minute."""
+
+_BAR_CELLS = 32
+_SAMPLE_S = 0.2
+
+
+class Work(Protocol):
+    """What is watched: a batch."""
+
+    done: int
+    failed: int
+    bytes_done: int
+
+    @property
+    def running(self) -> int:
+        """How many jobs are in workers."""
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """How far it is: lines, ``share`` (0 to 1) of the input's bytes where its length is known, lines a second, seconds left."""
+
+    done: int
+    failed: int
+    running: int
+    share: float | None
+    rate: float
+    left: float | None
+
+
+class Gauge:
+    """Reads how far a batch is, and how fast. Its methods may be called from any thread."""
+
+    def __init__(self, work: Work, size: int | None) -> None:
+        """Watch ``work``, whose input is ``size`` bytes long where that is known; its time begins now."""
+        self._work = work
+        self._size = size
+        self._lock = threading.Lock()
+        self._samples: deque[tuple[float, int, int]] = deque()
+        self.restart()
+
+    def restart(self) -> None:
+        """Its time begins now: what is done so far is none of it."""
+        with self._lock:
+            self._began = time.monotonic()
+            self._at_first = self._work.done
+            self._samples.clear()
+            self._samples.append((self._began, self._work.done, self._work.bytes_done))
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken until now."""
+        return time.monotonic() - self._began
+
+    @property
+    def done_here(self) -> int:
+        """Lines that this run has brought to their end."""
+        return self._work.done - self._at_first
+
+    def read(self) -> Reading:
+        """Now."""
+        now, work = time.monotonic(), self._work
+        with self._lock:
+            samples = self._samples
+            while len(samples) > 1 and samples[1][0] < now - WINDOW_S:
+                samples.popleft()
+            at, done, size = samples[0]
+            if now - samples[-1][0] >= _SAMPLE_S:
+                samples.append((now, work.done, work.bytes_done))
+        passed = max(now - at, 0.001)
+        share = left = None
+        if self._size is not None:
+            share = min(work.bytes_done / self._size, 1.0) if self._size else 1.0
+            speed = (work.bytes_done - size) / passed
+            left = max(self._size - work.bytes_done, 0) / speed if speed > 0 else None
+        return Reading(work.done, work.failed, work.running, share, (work.done - done) / passed, left)
+
+
+class Bar:
+    """Draws a gauge in one row of a terminal."""
+
+    def __init__(self, gauge: Gauge, fd: int, encoding: str) -> None:
+        """For the terminal ``fd``, which shows ``encoding``."""
+        self._gauge = gauge
+        self._fd = fd
+        self._encoding = encoding
+        self._out = io.StringIO()
+        self._console = Console(file=self._out, force_terminal=True, highlight=False, width=80, soft_wrap=True)
+
+    def __call__(self) -> bytes:
+        """The row as it is now."""
+        try:
+            width = os.get_terminal_size(self._fd).columns or 80
+        except OSError:
+            width = 80
+        row = draw(self._gauge.read(), width - 1)
+        self._console.print(row, end="", no_wrap=True, crop=False)
+        text = self._out.getvalue()
+        self._out.seek(0)
+        self._out.truncate()
+        return text.encode(self._encoding, "replace")
+
+
+def draw(reading: Reading, width: int) -> Text:
+    """The row in at most ``width`` cells: the bar gives way to the words, and the last of these to the first."""
+    words = Text(" ").join(_words(reading))
+    row = Text()
+    if reading.share is not None:
+        cells = min(_BAR_CELLS, width - words.cell_len - 6)
+        if cells >= 5:
+            row.append_text(bar(reading.share, cells))
+        row.append(f"{reading.share:>4.0%} ", "bold")
+    row.append_text(words)
+    row.truncate(max(width, 1), overflow="ellipsis")
+    return row
+
+
+def say(reading: Reading) -> str:
+    """It in a line of text."""
+    share = "" if reading.share is None else f" ({reading.share:.0%})"
+    return f"{Text(', ').join(_words(reading, f' lines done{share}')).plain}"
+
+
+def _words(reading: Reading, of: str = " done") -> list[Text]:
+    words = [Text(f"{reading.done:,}{of}")]
+    words.append(Text(f"{reading.failed:,} failed", "red" if reading.failed else "dim"))
+    words.append(Text(f"{reading.running:,} running"))
+    words.append(Text(f"{reading.rate:,.1f}/s" if reading.rate < 99.95 else f"{reading.rate:,.0f}/s"))
+    if reading.left is not None:
+        words.append(Text(f"{span(reading.left)} left"))
+    return words
