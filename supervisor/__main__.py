@@ -5,6 +5,7 @@ Everything is imported under ``main``: processes that import this file again (mu
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ import supervisor
 
 def main() -> int:
     """Run the command that ``sys.argv`` asks for and give its exit code."""
+    open_streams()
     try:
         warning = name_clash(Path(__file__).parent, sys.path)
         if warning:
@@ -31,6 +33,22 @@ def main() -> int:
         )
         return 2
     return run()
+
+
+def open_streams() -> None:
+    """Point those of descriptors 0 to 2 that are closed (``2>&-``) at nothing: a socket must not get the number of one."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if not _is_open(fd):
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+            setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115 - as long as the process
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def name_clash(package: Path, path: Iterable[str]) -> str | None:

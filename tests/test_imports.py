@@ -24,7 +24,7 @@ PACKAGE = "supervisor"
 # A room is a file or a folder of the package. Level 1 is in every process; each later line is one level further up.
 BASE = {"errors", "job", "wire", "proc", "option", "sources", "settings"}
 CHILDREN = {"serverless", "template", "worker"}
-ENGINE = {"assembly", "engine", "jobs", "overview", "statistics", "streams", "waiters", "snapshot", "embed"}
+ENGINE = {"assembly", "commits", "engine", "jobs", "overview", "statistics", "streams", "waiters", "snapshot", "embed"}
 MACHINERY = {"gpu", "store", "scheduler", "pool"}
 SERVICES = {"api", "webhooks", "batch"}
 SCREENS = {"client", "dashboard"}
@@ -42,6 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["pool"] |= {"gpu.records"}
 MAY_IMPORT["snapshot"] = set(BASE)  # level 6 reads it, and must not get the engine with it
+MAY_IMPORT["embed"] |= {"api.bodies"}  # a request is checked at every door alike
+MAY_IMPORT["batch"] |= {"api.bodies", "api.shapes"}  # its lines are what `/run` takes and `/status` answers
 MAY_IMPORT["api"] |= {"streams"}  # a lease of chunks is part of the engine's public face
 
 # What is not in the standard library. Every room may import msgspec except those that come before any import of ours.
@@ -55,12 +57,14 @@ THIRD_PARTY: dict[str, set[str]] = {
     "rich": {"cli", "dashboard"},
     "runpod": {"worker"},
     "tomli": {"sources"},
+    "tomllib": {"sources"},  # of the standard library only from Python 3.11 on
     "uvicorn": {"api", "cli"},
     "uvloop": {"cli", "embed"},
 }
 
 # Who reads the environment, and what for. Options are read by the settings alone.
 READS_ENVIRONMENT = {
+    "embed": "is this a worker, which must not start supervisors",
     "settings": "options",
     "assembly": "the parent's CUDA_VISIBLE_DEVICES",
     "dashboard": "TERM: can this terminal show a screen",

@@ -1,0 +1,7 @@
+"""A supervisor inside a Python program (README, "From Python"); in the user's process.
+
+``supervisor.py`` is what programs use, ``job.py`` their jobs, ``house.py`` the thread in which the engine lives.
+"""
+
+from supervisor.embed.job import Job as Job
+from supervisor.embed.supervisor import Supervisor as Supervisor
