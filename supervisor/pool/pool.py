@@ -243,7 +243,8 @@ class Pool:
             if message.job not in slot.running or message.status not in ENDS:
                 raise WireError(f"job {message.job!r}, {message.status}: no end of a job that runs here")
             # All of it, and an unfinished line too: what is there now no other job has printed.
-            self._print(link, link.last_log() if len(slot.running) == 1 else link.read_log(LOG_PIPE_BYTES))
+            if link.log_waits:
+                self._print(link, link.last_log() if len(slot.running) == 1 else link.read_log(LOG_PIPE_BYTES))
             self._events.append(events.JobEnded(message.job, link.slot, message))
             cause = (
                 f"a CUDA error ({message.poisoned})" if message.poisoned else "the handler" if message.refresh else None
