@@ -1,0 +1,236 @@
+"""Four mocked GPUs: who sees which, memory that is proved free before the next job starts, and two supervisors side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.fakes.nvml import FakeNvml
+
+if TYPE_CHECKING:
+    from conftest import Gate, Runs, Supervise
+
+HOLDS_MEMORY = '''
+"""Takes memory of its GPU and keeps it, waits at a gate, leaves a file behind, asks for a refresh: all if told to."""
+import os
+from pathlib import Path
+
+def handler(job):
+    given = job["input"]
+    if "mib" in given:
+        gpu = os.environ["CUDA_VISIBLE_DEVICES"]
+        Path(os.environ["FAKE_NVML"], "alloc", gpu, str(os.getpid())).write_text(str(given["mib"]))
+    if "gate" in given:
+        open(given["gate"]).read()
+    Path(os.environ["TMPDIR"], "litter").touch()
+    return {"pid": os.getpid(), "environ": dict(os.environ), "refresh_worker": given.get("refresh")}
+'''
+
+SAYS_WHAT_IT_SEES = """
+import os
+print("sees", repr(os.environ["CUDA_VISIBLE_DEVICES"]), flush=True)
+handler = repr
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> FakeNvml:
+    return FakeNvml(tmp_path / "nvml", gpus=4)
+
+
+@pytest.fixture
+def holder(supervise: Runs) -> Path:
+    return supervise.write("holds_memory.py", HOLDS_MEMORY)
+
+
+def busy_but_one(run: Supervise, make_gate: Callable[[], Gate]) -> tuple[str, dict[str, Gate]]:
+    """Jobs that stand at gates in all slots but one: that slot, and the others' gates by job."""
+    gates = {}
+    for _ in range(len(run.workers()) - 1):
+        gate = make_gate()
+        gates[run.run({"gate": gate.path})] = gate
+        gate.reached()
+    (free,) = (slot for slot, worker in run.workers().items() if worker["state"] == "idle")
+    return free, gates
+
+
+def test_each_worker_sees_one_gpu_and_memory_is_free_before_the_next_job(
+    supervise: Runs, fake: FakeNvml, holder: Path, make_gate: Callable[[], Gate]
+) -> None:
+    env = {**fake.env(), "SUPERVISE_API_KEYS": "very-secret"}
+    run = supervise(holder, env=env)
+    run.headers["authorization"] = "Bearer very-secret"
+    run.ready("gpu0", "gpu1", "gpu2", "gpu3")
+    slot, gates = busy_but_one(run, make_gate)
+    fake.lag(float("inf"))  # the driver does not give back what a dead process had
+
+    first = run.runsync({"mib": 2000, "refresh": True})
+    assert first["status"] == "COMPLETED"
+    assert "refresh_worker" not in first["output"]
+    assert first["workerId"] == f"{slot}-1"
+    run.until(lambda: run.workers()[slot]["state"] == "releasing")
+    waits_from = time.monotonic()
+    second = run.run({"refresh": True})
+    gpu = next(gpu for gpu in run.get("/gpus") if slot in gpu["slots"])
+    assert run.until(lambda: run.get("/gpus")[gpu["index"]]["memoryUsedMiB"]) == 2000
+    assert run.status(second)["status"] == "IN_QUEUE"
+    waited_ms = 1000 * (time.monotonic() - waits_from)
+    fake.lag(0)
+
+    body = run.ended(second)
+    assert body["workerId"] == f"{slot}-2"
+    assert body["output"]["pid"] != first["output"]["pid"]
+    assert body["delayTime"] >= int(waited_ms)
+    worker = run.until(lambda: (it := run.workers()[slot])["refreshes"] == 2 and it["state"] == "idle" and it)
+    assert (worker["restarts"], worker["jobs"], worker["generation"]) == (0, 2, 3)
+    run.wait_for_line(f"{slot}: refreshed in .*, 2000 MiB freed; asked by the handler")
+    run.wait_for_line(f"{slot}: refreshed in .*, 0 MiB freed; asked by the handler")
+
+    seen = {}
+    for job, gate in gates.items():
+        gate.open()
+        output = run.ended(job)["output"]
+        seen[output["environ"]["SUPERVISE_SLOT"]] = output["environ"]
+    seen[slot] = body["output"]["environ"]
+    endings = {name: "3" if name == slot else "1" for name in seen}
+    endings[slot] = "2"
+    for index, name in enumerate(("gpu0", "gpu1", "gpu2", "gpu3")):
+        expected = {
+            "CUDA_VISIBLE_DEVICES": str(index),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "SUPERVISE_WORKER_ID": f"{name}-{endings[name]}",
+            "RUNPOD_POD_ID": f"{name}-{endings[name]}",
+            "RUNPOD_ENDPOINT_ID": "holds_memory",
+            "SUPERVISE_SLOT": name,
+            "SUPERVISE_SLOT_INDEX": str(index),
+        }
+        assert {key: seen[name].get(key) for key in expected} == expected
+        assert "very-secret" not in str(seen[name])
+    folders = [environ["TMPDIR"] for environ in (*seen.values(), first["output"]["environ"])]
+    assert len(set(folders)) == 5
+    run.until(lambda: not any(Path(environ["TMPDIR"]).exists() for environ in (first["output"]["environ"], seen[slot])))
+    assert all((Path(seen[name]["TMPDIR"]) / "litter").exists() for name in seen if name != slot)
+    assert run.stop() == 0
+    assert not any(map(Path.exists, map(Path, folders)))
+
+
+def test_memory_that_stays_holds_the_slot_until_it_goes(supervise: Runs, fake: FakeNvml, holder: Path) -> None:
+    fake.lag(float("inf"))
+    run = supervise(holder, "--gpus", 1, "--release-timeout", "200ms", env=fake.env()).ready("gpu1")
+    run.runsync({"mib": 3000, "refresh": True})
+    held = run.until(lambda: (it := run.workers()["gpu1"])["state"] == "held" and it)
+    assert "3000 MiB" in held["reason"]
+    run.wait_for_line(r"gpu1: held: .*3000 MiB")
+    assert run.get("/health")["workers"]["unhealthy"] == 1
+    waits = run.run({})
+    fake.lag(0)
+    assert run.ended(waits)["workerId"] == "gpu1-2"
+    assert run.workers()["gpu1"]["refreshes"] == 1
+
+    # By hand, though the memory is in use still.
+    fake.lag(float("inf"))
+    run.runsync({"mib": 3000, "refresh": True})
+    run.until(lambda: run.workers()["gpu1"]["state"] == "held")
+    run.post("/workers/gpu1/refresh")
+    assert run.runsync({})["workerId"] == "gpu1-3"
+    assert run.workers()["gpu1"]["lastRefresh"]["verified"] is False
+    assert run.stop() == 0
+
+
+def test_where_nvml_cannot_tell_whose_memory_it_is_the_refresh_is_unverified(
+    supervise: Runs, fake: FakeNvml, holder: Path
+) -> None:
+    fake.lag(float("inf"))
+    fake.switch("hidden")
+    run = supervise(holder, "--gpus", 1, "--release-timeout", "200ms", env=fake.env()).ready("gpu1")
+    run.runsync({"mib": 3000, "refresh": True})
+    assert run.runsync({})["workerId"] == "gpu1-2"
+    assert run.workers()["gpu1"]["lastRefresh"]["verified"] is False
+    run.wait_for_line(r"gpu1: refreshed .*unverified")
+    # Nobody's jobs wait for a driver that hangs, nor does the end of the program.
+    fake.switch("hang")
+    assert run.runsync({"refresh": True})["status"] == "COMPLETED"
+    assert run.runsync({})["workerId"] == "gpu1-3"
+    assert run.stop() == 0
+    fake.switch("hang", on=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "seen"),
+    [
+        (["--gpus", "0,2"], {}, {"gpu0": "0", "gpu2": "2"}),
+        (["--gpus", "UUID1"], {}, {"gpu1": "1"}),
+        (["--gpus", "GPU-00000003"], {}, {"gpu3": "3"}),
+        (["--gpus", "1,3", "--pin-by", "uuid"], {}, {"gpu1": "UUID1", "gpu3": "UUID3"}),
+        ([], {"CUDA_VISIBLE_DEVICES": "2,UUID1"}, {"gpu1": "1", "gpu2": "2"}),
+        ([], {"CUDA_VISIBLE_DEVICES": ""}, {"cpu0": ""}),
+        (["--gpus", "none", "--workers", "2"], {}, {"cpu0": "", "cpu1": ""}),
+    ],
+)
+def test_which_gpus_are_used(
+    supervise: Runs, fake: FakeNvml, options: list[str], env: Mapping[str, str], seen: Mapping[str, str]
+) -> None:
+    def named(text: str) -> str:
+        return text.replace("UUID1", fake.uuid(1)).replace("UUID3", fake.uuid(3))
+
+    handler = supervise.write("says_what_it_sees.py", SAYS_WHAT_IT_SEES)
+    env = {**fake.env(), **{name: named(value) for name, value in env.items()}}
+    run = supervise(handler, *map(named, options), env=env).ready(*seen)
+    assert sorted(run.workers()) == sorted(seen)
+    for slot, value in seen.items():
+        run.wait_for_line(rf"^{slot} │ sees '{named(value)}'$")
+    assert run.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "env", "names"),
+    [
+        ("7", {}, "7"),
+        ("GPU-ffff", {}, "GPU-ffff"),
+        ("GPU-0000000", {}, "GPU-0000000"),  # the start of four
+        ("0", {"CUDA_VISIBLE_DEVICES": "1"}, "CUDA_VISIBLE_DEVICES"),
+        ("all", {"CUDA_VISIBLE_DEVICES": "9"}, "9"),
+    ],
+)
+def test_a_gpu_that_is_not_there(
+    supervise: Runs, fake: FakeNvml, holder: Path, gpus: str, env: Mapping[str, str], names: str
+) -> None:
+    done = supervise.to_the_end(holder, "--gpus", gpus, env={**fake.env(), **env})
+    assert done.returncode == 2, done.stderr
+    assert names in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_supervisors_side_by_side(supervise: Runs, fake: FakeNvml, holder: Path, tmp_path: Path) -> None:
+    env: dict[str, Any] = {"env": fake.env()}
+    other = ("--store", tmp_path / "other.db")
+    first = supervise(holder, "--gpus", "0,1", **env).ready("gpu0", "gpu1")
+
+    refused = supervise.to_the_end(holder, "--gpus", 1, *other, **env)
+    assert refused.returncode == 2
+    assert f"GPU 1 ({fake.uuid(1)}) is held by supervise {holder} (pid {first.pid})" in refused.stderr
+    refused = supervise.to_the_end(holder, "--gpus", 2, **env)
+    assert refused.returncode == 2
+    assert f"store.db is held by supervise {holder} (pid {first.pid})" in refused.stderr
+
+    second = supervise(holder, *other, **env).ready("gpu2", "gpu3")
+    assert sorted(second.workers()) == ["gpu2", "gpu3"]
+    refused = supervise.to_the_end(holder, "--store", tmp_path / "third.db", **env)
+    assert refused.returncode == 2
+    assert f"pid {first.pid}" in refused.stderr
+    assert f"pid {second.pid}" in refused.stderr
+    assert second.stop() == 0
+
+    sharing = supervise(holder, "--share-gpus", *other, **env).ready("gpu0", "gpu1", "gpu2", "gpu3")
+    assert sharing.runsync({})["status"] == "COMPLETED"
+    assert sharing.stop() == 0
+
+    # What remains of a dead one is waited for.
+    first.kill()
+    again = supervise(holder, "--gpus", "0,1", **env).ready("gpu0", "gpu1")
+    assert again.runsync({})["status"] == "COMPLETED"
+    assert again.stop() == 0
