@@ -107,7 +107,10 @@ def _refuse_foreign(path: Path) -> None:
         finally:
             db.close()
     except sqlite3.Error as error:
-        raise explain(error, path) from error
+        # A checkpoint that a kill or a full disk cut short leaves a file that makes sense with its log only. SQLite mends that
+        # when it opens both, and what the file is is then looked at again.
+        if "malformed" not in str(error) or not Path(f"{path}-wal").exists():
+            raise explain(error, path) from error
 
 
 def _check_identity(db: sqlite3.Connection, path: Path) -> None:

@@ -63,6 +63,22 @@ def test_what_was_committed_survives_a_kill(file):
         assert store.counts().jobs[JobStatus.COMPLETED] == store.next_seq - 1
 
 
+def test_a_checkpoint_cut_short_damages_nothing(file):
+    """By a kill or a full disk: some pages of the log are in the file, here the first, which says how long the file will be."""
+    with child(file, 200) as process:
+        for _ in range(200):
+            process.stdout.readline()
+    log = Path(f"{file}-wal").read_bytes()
+    page_size = int.from_bytes(log[8:12], "big")  # https://sqlite.org/fileformat.html#the_write_ahead_log
+    frames = range(32, len(log), 24 + page_size)
+    last = max(at for at in frames if int.from_bytes(log[at : at + 4], "big") == 1)
+    with file.open("r+b") as half:
+        half.write(log[last + 24 : last + 24 + page_size])
+    with Store.open(file) as store:
+        assert store.counts().jobs[JobStatus.COMPLETED] == 200
+        assert store.by_seq(200).output == b"200"
+
+
 def test_it_opens_again_as_it_was_closed(file, bring, commit):
     with Store.open(file) as store:
         for seq, status in enumerate(JobStatus, 1):
