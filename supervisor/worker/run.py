@@ -34,8 +34,24 @@ from supervisor.worker.channel import Channel
 from supervisor.worker.encode import encode, error_text
 from supervisor.worker.load import Config
 
-STICKY_CUDA_ERRORS: tuple[str, ...] = ()
-"""Texts of CUDA errors after which this process's context is of no use; ``poison`` looks for them in every error."""
+STICKY_CUDA_ERRORS = {
+    "illegal access": ("illegal memory access was encountered", "ERROR_ILLEGAL_ADDRESS", "ErrorIllegalAddress"),
+    "device-side assert": ("device-side assert triggered", "ERROR_ASSERT", "cudaErrorAssert"),
+    "launch failure": ("unspecified launch failure", "ERROR_LAUNCH_FAILED", "ErrorLaunchFailure"),
+    "launch timeout": ("launch timed out and was terminated", "ERROR_LAUNCH_TIMEOUT", "ErrorLaunchTimeout"),
+    "illegal instruction": (
+        "illegal instruction was encountered",
+        "ERROR_ILLEGAL_INSTRUCTION",
+        "ErrorIllegalInstruction",
+    ),
+    "misaligned address": ("misaligned address", "ERROR_MISALIGNED_ADDRESS", "ErrorMisalignedAddress"),
+    "invalid address space": ("global/shared address space", "ERROR_INVALID_ADDRESS_SPACE", "ErrorInvalidAddressSpace"),
+    "invalid program counter": ("invalid program counter", "ERROR_INVALID_PC", "ErrorInvalidPc"),
+    "hardware stack error": ("hardware stack error", "ERROR_HARDWARE_STACK_ERROR", "ErrorHardwareStackError"),
+    "uncorrectable ECC error": ("uncorrectable ECC error", "ERROR_ECC_UNCORRECTABLE", "ErrorECCUncorrectable"),
+}
+"""CUDA errors that "leave the process in an inconsistent state" (CUDA Runtime API, error codes): each later call fails too,
+until it ends. By name, with the words that the driver, the runtime, torch, cupy and jax use. Out of memory is not among them."""
 
 _PLAIN = frozenset({dict, list, tuple, str, int, float, bool, type(None)})  # seen at once to be a result
 _KINDS: tuple[tuple[str, Callable[[object], bool]], ...] = (
@@ -67,8 +83,10 @@ def kind_of(handler: Callable[..., Any]) -> str:
 
 
 def poison(error: str) -> str | None:
-    """Which sticky CUDA error is in ``error``, if any."""
-    return next((name for name in STICKY_CUDA_ERRORS if name in error), None)
+    """Which sticky CUDA error is in ``error``, if any. It has to speak of CUDA: others use some of the words too."""
+    if "cuda" not in error.lower():
+        return None
+    return next((name for name, words in STICKY_CUDA_ERRORS.items() if any(word in error for word in words)), None)
 
 
 class _Attempt:
@@ -236,7 +254,9 @@ class Runner:
             "worker_id": self._worker_id,
             "supervisor_version": supervisor.__version__,
         }
-        return self._failed(attempt, json.dumps(report, ensure_ascii=False))
+        # Not the traceback: file names and source lines may speak of CUDA and mean nothing.
+        failed = self._failed(attempt, json.dumps(report, ensure_ascii=False))
+        return msgspec.structs.replace(failed, poisoned=poison(_spoken(error)))
 
     def _end(self, done: wire.Done) -> None:
         output.flush()  # all that the job printed is in the log pipe before its end is in the other
@@ -259,6 +279,17 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - user code
             self._channel.warn(f"concurrency_modifier raised, so {current} stays: {blame.one_line(error)}")
             return current
+
+
+def _spoken(error: BaseException | None) -> str:
+    """The types and messages of ``error`` and of those that led to it."""
+    said: list[str] = []
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        said.append(f"{type(error).__module__}.{type(error).__name__}: {blame.message(error)}")
+        error = error.__cause__ or error.__context__
+    return "\n".join(said)
 
 
 def _discard(value: Any) -> None:

@@ -118,6 +118,36 @@ def test_numbers_of_any_size_reach_the_handler(serve, text, seen):
     assert worker.receive_until(wire.Done)[-1].output == f'"{seen}"'.encode()
 
 
+POISON = {
+    "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported": "illegal access",
+    "CUDA error: device-side assert triggered": "device-side assert",
+    "cudaErrorIllegalAddress: an illegal memory access was encountered": "illegal access",
+    "INTERNAL: CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure": "launch failure",
+    "[716] Call to cuMemcpyDtoH results in CUDA_ERROR_MISALIGNED_ADDRESS": "misaligned address",
+    "CUDA out of memory. Tried to allocate 20.00 MiB": None,
+    "CUDA error: no kernel image is available for execution on the device": None,
+    "the struct has a misaligned address": None,
+}
+
+
+@pytest.mark.parametrize("words", POISON)
+@pytest.mark.parametrize(
+    "way",
+    ["raise RuntimeError({})", "return {{'error': {}}}", "yield {{'error': {}}}", "yield 1; raise RuntimeError({})"],
+)
+def test_a_sticky_cuda_error_poisons_the_worker(serve, words, way):
+    done = serve(f"def handler(job):\n    {way.format(repr(words))}").job()
+    assert (done.status, done.poisoned) == ("FAILED", POISON[words])
+
+
+def test_a_sticky_cuda_error_behind_another(serve):
+    raises = (
+        "    try:\n        raise RuntimeError('CUDA error: device-side assert triggered')\n    except RuntimeError:\n"
+    )
+    done = serve(f"def handler(job):\n{raises}        raise ValueError('no picture')").job()
+    assert done.poisoned == "device-side assert"
+
+
 def test_the_handlers_own_dict_is_not_changed(serve):
     child = serve("kept = {'refresh_worker': True, 'error': '', 'a': 1}\ndef handler(job): return kept")
     assert [child.job(), child.job()] == [wire.Done("job", "COMPLETED", b'{"a":1}', refresh=True)] * 2
