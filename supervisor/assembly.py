@@ -185,6 +185,8 @@ class Assembly:
         return [lock]
 
     def _make_places(self, gpus: Sequence[Gpu]) -> list[Place]:
+        settings = self._settings
+        plans = pinning.plan_slots(gpus, settings.workers, settings.gpus_per_worker, settings.workers_per_gpu)
         return [
             Place(
                 plan.name,
@@ -193,7 +195,7 @@ class Assembly:
                 self._environment(plan, self._pin_by),
                 env_by_uuid=self._environment(plan, "uuid"),
             )
-            for plan in pinning.plan_slots(gpus, self._settings.workers)
+            for plan in plans
         ]
 
     def _make_pool(self, places: Sequence[Place]) -> Pool:

@@ -75,6 +75,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             _GPUS, option.whole(0, 64), "Pretend to have N GPUs, to try things on a machine that has none.", shown="off"
         ),
     ] = 0
+    gpus_per_worker: Annotated[
+        int, Option(_GPUS, option.whole(1, 64), "Give each worker N GPUs; they must divide evenly.")
+    ] = 1
+    workers_per_gpu: Annotated[
+        int, Option(_GPUS, option.whole(1, 64), "Put N workers on each GPU, or on each group of GPUs.")
+    ] = 1
     lock_dir: Annotated[
         Path, Option(_GPUS, option.PATH, "Where supervisors on this machine lock GPUs; the same for all of them.")
     ] = Path("/tmp/supervise-locks")

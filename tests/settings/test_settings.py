@@ -28,6 +28,8 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "pin_by": ("uuid", "uuid"),
     "share_gpus": ("yes", True),
     "simulate_gpus": ("2", 2),
+    "gpus_per_worker": ("2", 2),
+    "workers_per_gpu": ("3", 3),
     "lock_dir": ("/run/locks", Path("/run/locks")),
     "workers": ("3", 3),
     "start_timeout": ("5m", 300.0),
