@@ -114,9 +114,8 @@ class Server:
             self._servers.append(await create(connection, sock=sock, backlog=BACKLOG))
 
     async def stop(self, timeout: float) -> None:
-        """Accept nothing more and let running answers finish, at most for ``timeout`` seconds.
-
-        Then those that wait for a job say how far it is, and what is left is closed.
+        """Accept nothing more, let those that wait for a job say how far it is (no other will end), and let running answers
+        finish, at most for ``timeout`` seconds. What is left then is closed.
         """
         for server in self._servers:
             server.close()
@@ -124,8 +123,8 @@ class Server:
             sock.close()
         for connection in list(self._state.connections):
             connection.shutdown()
-        await self._answered(timeout)
         self._app.waits.end()
+        await self._answered(timeout)
         for connection in list(self._state.connections):
             if isinstance(connection, Connection) and connection.reading:
                 connection.transport.close()

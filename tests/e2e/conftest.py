@@ -149,6 +149,11 @@ class Client:
     def status(self, job: str) -> Any:
         return self.get(f"/status/{job}")
 
+    def started(self, job: str) -> str:
+        """The slot in which a job runs that must start; or ran, if it has ended."""
+        worker: str = self.until(lambda: self.status(job).get("workerId"))
+        return worker.partition("-")[0]
+
     def ended(self, job: str) -> Any:
         """The status of a job that must end."""
         status = self.get(f"/status-sync/{job}?wait={DEADLINE_S * 1000:.0f}")

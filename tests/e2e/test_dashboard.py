@@ -73,7 +73,8 @@ class Screen:
         until = time.monotonic() + DEADLINE_S
         with open(os.pidfd_open(self.process.pid), "rb") as life:
             while True:
-                ready, _, _ = select.select([self._master, life], [], [], max(0.0, until - time.monotonic()))
+                waits = [self._master, life.fileno()]
+                ready, _, _ = select.select(waits, [], [], max(0.0, until - time.monotonic()))
                 assert ready, f"it does not end:\n{self._raw!r}"
                 if self._master not in ready:
                     return self.process.wait()

@@ -90,32 +90,41 @@ def test_each_worker_sees_one_gpu_and_memory_is_free_before_the_next_job(
     run.wait_for_line(f"{slot}: refreshed in .*, 2000 MiB freed; asked by the handler")
     run.wait_for_line(f"{slot}: refreshed in .*, 0 MiB freed; asked by the handler")
 
+    # What a worker holds while it lives.
+    gate = make_gate()
+    holds = run.run({"mib": 1234, "gate": gate.path})
+    gate.reached()
+    run.until(lambda: run.workers()[slot]["gpuMemoryMiB"] == 1234)
+    gpu = run.get("/gpus")[gpu["index"]]
+    assert [(process["slot"], process["memoryMiB"]) for process in gpu["processes"]] == [(slot, 1234)]
+    gates[holds] = gate
+
     seen = {}
     for job, gate in gates.items():
         gate.open()
         output = run.ended(job)["output"]
         seen[output["environ"]["SUPERVISE_SLOT"]] = output["environ"]
-    seen[slot] = body["output"]["environ"]
-    endings = {name: "3" if name == slot else "1" for name in seen}
-    endings[slot] = "2"
+    assert seen[slot]["SUPERVISE_WORKER_ID"] == f"{slot}-3"
+    generations = {name: "3" if name == slot else "1" for name in seen}
     for index, name in enumerate(("gpu0", "gpu1", "gpu2", "gpu3")):
         expected = {
             "CUDA_VISIBLE_DEVICES": str(index),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            "SUPERVISE_WORKER_ID": f"{name}-{endings[name]}",
-            "RUNPOD_POD_ID": f"{name}-{endings[name]}",
+            "SUPERVISE_WORKER_ID": f"{name}-{generations[name]}",
+            "RUNPOD_POD_ID": f"{name}-{generations[name]}",
             "RUNPOD_ENDPOINT_ID": "holds_memory",
             "SUPERVISE_SLOT": name,
             "SUPERVISE_SLOT_INDEX": str(index),
         }
         assert {key: seen[name].get(key) for key in expected} == expected
         assert "very-secret" not in str(seen[name])
-    folders = [environ["TMPDIR"] for environ in (*seen.values(), first["output"]["environ"])]
-    assert len(set(folders)) == 5
-    run.until(lambda: not any(Path(environ["TMPDIR"]).exists() for environ in (first["output"]["environ"], seen[slot])))
-    assert all((Path(seen[name]["TMPDIR"]) / "litter").exists() for name in seen if name != slot)
+    ended = [Path(job["output"]["environ"]["TMPDIR"]) for job in (first, body)]
+    living = [Path(environ["TMPDIR"]) for environ in seen.values()]
+    assert len({*ended, *living}) == 6
+    run.until(lambda: not any(folder.exists() for folder in ended))
+    assert all((folder / "litter").exists() for folder in living)
     assert run.stop() == 0
-    assert not any(map(Path.exists, map(Path, folders)))
+    assert not any(folder.exists() for folder in living)
 
 
 def test_memory_that_stays_holds_the_slot_until_it_goes(supervise: Runs, fake: FakeNvml, holder: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import itertools
 import os
 import signal
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +19,9 @@ if TYPE_CHECKING:
     from conftest import Gate, Runs, Supervise
 
 UNDER_LOAD = Path(__file__).parents[1] / "children/under_load.py"
+
+CLIENTS = 3
+ENOUGH = 250
 
 STREAMS = """
 def handler(job):
@@ -87,6 +95,32 @@ def test_of_the_supervisor(supervise: Runs, make_gate: Callable[[], Gate]) -> No
     assert "the supervisor was killed while the job ran" in poison["error"]
     assert [run.status(job) for job in jobs[1:]] == before
     assert run.get("/health")["jobs"] == {"completed": 5, "failed": 1, "inProgress": 0, "inQueue": 0, "retried": 3}
+    assert run.stop() == 0
+
+
+def test_of_the_supervisor_while_clients_submit(supervise: Runs) -> None:
+    run = supervise(UNDER_LOAD, "--gpus", "none", "--workers", 2).ready()
+    accepted: dict[str, int] = {}
+    enough = threading.Event()
+
+    def submit(client: int) -> None:
+        """Until the server is gone."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            for number in itertools.count(client, CLIENTS):
+                accepted[run.run({"n": number, "filling": "x" * 20_000})] = number
+                if len(accepted) >= ENOUGH:
+                    enough.set()
+
+    with ThreadPoolExecutor() as pool:
+        clients = [pool.submit(submit, client) for client in range(CLIENTS)]
+        assert enough.wait(20)
+        run.kill()
+    for client in clients:
+        client.result()
+    run = supervise(UNDER_LOAD, "--gpus", "none", "--workers", 2).listening()
+    assert outputs(run, list(accepted)) == list(accepted.values())
+    # One more of each client may have been accepted, and it was not told.
+    assert 0 <= run.get("/health")["jobs"]["completed"] - len(accepted) <= CLIENTS
     assert run.stop() == 0
 
 

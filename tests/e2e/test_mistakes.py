@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,6 +201,47 @@ def test_wrong_requests(supervise: Runs) -> None:
     assert run.runsync("still there")["output"] == "still there"
     assert run.get("/health")["jobs"]["completed"] == 1
     assert run.workers()["cpu0"]["restarts"] == 0
+    assert run.stop() == 0
+
+
+@pytest.mark.xfail(
+    strict=True, reason="httptools takes the body for another protocol; Java's client asks for h2c by default"
+)
+def test_a_client_that_offers_http_2_is_answered_in_http_1(supervise: Runs) -> None:
+    run = supervise(supervise.write("handler.py", GOOD), *CPU).ready()
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA"}
+    answer = run.ask("POST", "/runsync", {"input": 1}, headers=offer)
+    assert (answer.status, answer.json.get("output")) == (200, 1)
+
+
+def test_a_disk_that_is_full(supervise: Runs, make_gate: Callable[[], Gate]) -> None:
+    """As far as a limit of the files' size is one: what was accepted is kept, new jobs are refused, and the program can end."""
+    handler = supervise.write("handler.py", "def handler(job):\n    return open(job['input']).read()\n")
+    command = supervise.command(handler, *CPU, "--drain-timeout", 0, "--grace", "200ms")
+    run = supervise.start(["bash", "-c", 'ulimit -f 512; exec "$@"', "bash", *command]).ready()
+    gate = make_gate()
+    accepted = [run.run(gate.path)]
+    gate.reached()
+
+    def fill() -> None:
+        """Until the disk is full: then this waits until there is room, or the program is gone."""
+        while (answer := run.ask("POST", "/run", {"input": "/dev/null", "policy": {"x": "y" * 50_000}})).status == 200:
+            accepted.append(answer.json["id"])
+
+    with ThreadPoolExecutor() as pool:
+        filling = pool.submit(fill)
+        run.wait_for_line("the job store cannot be written, trying again: .*store.db: ")
+        refused = run.ask("POST", "/run", {"input": 1})
+        assert refused.status == 503
+        assert int(refused.headers["retry-after"]) > 0
+        assert run.ask("GET", "/livez").status == 200
+        assert run.stop() == 0
+        filling.exception()
+    gate.close()
+
+    run = supervise(handler, *CPU).listening()
+    gate.open()
+    assert {run.ended(job)["status"] for job in accepted} == {"COMPLETED"}
     assert run.stop() == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,8 +90,6 @@ def test_a_client_that_waits_is_told_at_the_end(supervise: Runs, make_gate: Call
     gate = make_gate()
     job = run.run({"n": 1, "gate": gate.path})
     gate.reached()
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor() as pool:
         waits = pool.submit(run.ask, "GET", f"/status-sync/{job}?wait=300000")
         assert run.stop() == 0
