@@ -76,7 +76,7 @@ class _Serving:
         serving = settings.test_input is None
         sockets = listen(settings.host, settings.port) if serving else []
         try:
-            self._assembly = Assembly(settings, self._loop)
+            self._assembly = Assembly(settings, self._loop, temporary=not serving)
         except BaseException:
             for sock in sockets:
                 sock.close()

@@ -271,7 +271,7 @@ class Pool:
             raise WireError("a worker said twice that it is ready")
         link.kind = message.kind
         self._step(link.slot, steps.Ready(message.capacity), now)
-        self._say("worker", f"ready (pid {link.pid}, {message.kind}, loaded in {message.load_ms:.1f} ms)", link.slot)
+        self._say("worker", f"ready (pid {message.pid}, {message.kind}, loaded in {message.load_ms:.1f} ms)", link.slot)
         if not self._served:
             self._served = True
             self._first_load.clear()
