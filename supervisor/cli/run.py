@@ -16,13 +16,12 @@ from supervisor.api.app import App
 from supervisor.api.bodies import job_request, new_id
 from supervisor.api.server import Server, listen, listen_unix, url_of
 from supervisor.api.shapes import status_body
-from supervisor.assembly import Assembly
+from supervisor.assembly import Assembly, start_failure
 from supervisor.cli.lines import Lines
 from supervisor.cli.news import News
 from supervisor.cli.screen import Screen
-from supervisor.errors import HandlerError, RequestError, StartError, SuperviseError, UsageError
+from supervisor.errors import RequestError, SuperviseError, UsageError
 from supervisor.job import Job, JobRequest, JobStatus
-from supervisor.pool import events
 from supervisor.settings import Settings
 
 SERVER_STOP_S = 2.0
@@ -168,7 +167,7 @@ class _Serving:
                 return None
             if first in done and not first.result().ok:
                 stop.cancel()
-                return _start_failure(self._settings, first.result())
+                return start_failure(self._settings, first.result())
 
     # --- one test job ---------------------------------------------------------------------------------------------------
 
@@ -238,14 +237,3 @@ def _test_request(text: str) -> JobRequest:
         except RequestError as error:
             raise UsageError(f"--test-input: {error}") from error
     return JobRequest(id=new_id(), input=body, generated=True)
-
-
-def _start_failure(settings: Settings, first: events.FirstLoad) -> SuperviseError:
-    """Why no worker came into service, for the user."""
-    failed = first.failed
-    if failed is None:
-        return StartError(f"no worker could start: the worker in slot {first.slot} {first.how}")
-    text = f"{settings.handler}: {failed.message}"
-    if failed.traceback:
-        text = f"{failed.traceback.rstrip()}\n{text}"
-    return HandlerError(text)
