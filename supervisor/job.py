@@ -50,7 +50,8 @@ class JobRequest(msgspec.Struct, frozen=True):
 
     ``input`` is one JSON value. ``extras`` is a JSON object with those of ``webhook`` and ``policy`` that the request had, or
     ``None``; ``s3_config`` is the JSON object of ``s3Config`` alone, because it is a secret and lies in a file of its own.
-    ``generated`` says that the id was made for this request alone, so that no job can have it yet.
+    ``generated`` says that the id was made for this request alone, so that no job can have it yet. ``timeout_ms`` and ``ttl_ms``
+    are those of ``policy``: how long a start may last, and the job from its arrival on.
     """
 
     id: str
@@ -59,6 +60,8 @@ class JobRequest(msgspec.Struct, frozen=True):
     s3_config: bytes | None = None
     low_priority: bool = False
     generated: bool = False
+    timeout_ms: int | None = None
+    ttl_ms: int | None = None
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -66,7 +69,8 @@ class Job(msgspec.Struct, frozen=True):
 
     ``seq`` is the order of arrival. ``attempts`` counts its starts, on disk before each start; ``retries`` counts how often it
     went back to the queue. ``started_ms`` is the newest start. ``output`` and ``error`` are set once it ended; ``chunks`` and
-    ``chunks_taken`` say how many stream chunks there are of the newest attempt and how many were handed out.
+    ``chunks_taken`` say how many stream chunks there are of the newest attempt and how many were handed out for good, and
+    ``streamed`` that somebody was shown one. ``timeout_ms``: how long a start may last. ``expires_ms``: when the job times out.
     """
 
     seq: int
@@ -86,6 +90,9 @@ class Job(msgspec.Struct, frozen=True):
     error: str | None = None
     chunks: int = 0
     chunks_taken: int = 0
+    streamed: bool = False
+    timeout_ms: int | None = None
+    expires_ms: int | None = None
 
     def replace(self, **changes: Any) -> Job:
         """A copy with ``changes``."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from supervisor.errors import StoreError, StoreVersionError
 from supervisor.store.failures import explain, explain_opening
+from supervisor.store.migrations import migrate
 from supervisor.store.sql import read_schema
 
 MEMORY = Path(":memory:")
@@ -17,8 +19,8 @@ TEMPORARY = Path(":temporary:")
 """The path of a store in a temporary file without a name: SQLite writes to it what its cache does not hold, and the file is gone
 when it is closed or the process ends. Nothing outlives the process, so nothing is synced: a job costs half (measured)."""
 
-VERSION = 1
-"""``PRAGMA user_version``. Who raises it by a migration checkpoints it into the file: ``_refuse_foreign`` looks there."""
+VERSION = 2
+"""``PRAGMA user_version``. Whoever raises it adds a file to ``migrations/``; ``_refuse_foreign`` looks for it in the file."""
 
 APPLICATION_ID = int.from_bytes(b"supv", "big")
 """``PRAGMA application_id``: what tells a job store from any other SQLite file."""
@@ -32,11 +34,15 @@ _PAGE_SIZE = 2048
 """Bytes. A commit writes whole pages to the log: against SQLite's default of 4096, one job a commit took a third less
 time, 50 KB of input a tenth less, 1 MB the same (measured)."""
 
+_LARGE_MIB = 100
+"""A store from which on a migration takes more than a moment: about 10 s/GiB, or 1 s for each 100,000 small jobs (measured)."""
+
 # secure_delete is on in Debian's build and writes every freed page; nothing in here is secret.
 # No mmap_size: it halved the time to read a large output, but an I/O error would be a SIGBUS that ends the supervisor, and the
 # pages count as its memory.
 # 2000 pages of log (4 MB): a checkpoint, inside the commit that fills the log, takes about 5 ms; with 8000 about 15.
 _TUNING = """
+PRAGMA synchronous = NORMAL;
 PRAGMA secure_delete = OFF;
 PRAGMA cache_size = -8192;
 PRAGMA temp_store = MEMORY;
@@ -52,8 +58,27 @@ def check_sqlite(version: tuple[int, int, int] = sqlite3.sqlite_version_info) ->
         raise StoreError(f"this Python has SQLite {have}, and the job store needs {need} or newer; use another Python")
 
 
-def connect(path: Path, durability: Durability) -> sqlite3.Connection:
-    """A connection that alone has the store at ``path``, made if it is not there; statements outside BEGIN commit at once.
+class Connections(NamedTuple):
+    """To a store that is open: what writes, and what reads, which may be the same."""
+
+    writer: sqlite3.Connection
+    reader: sqlite3.Connection
+
+    def close(self) -> None:
+        """Let go of the store. The last to close moves the log into the file; one that cannot be moved is read next time."""
+        self.reader.close()
+        self.writer.close()
+
+
+def connect(path: Path, durability: Durability, note: Callable[[str], None]) -> Connections:
+    """Connections that alone have the store at ``path``, made if it is not there; statements outside BEGIN commit at once.
+
+    A store of an older version is brought to this one; ``note`` is told before, since a large one takes a while.
+
+    ``normal`` has one connection and SQLite's exclusive locking mode: that is the store's lock. ``full`` has two, so that reading
+    never waits for the disk and shows only what is on it; their lock on the file is a shared one, which keeps away whoever wants
+    it alone, as ``connect`` does each time at first. (Two that open it ``full`` at the same instant are told apart by
+    ``gpu.locks.lock_store``, which comes before.)
 
     Raises:
         LockedError: another connection has it, in this process or another.
@@ -63,19 +88,30 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
     check_sqlite()
     if path not in (MEMORY, TEMPORARY):
         _prepare(path)
-    db = None
+    opened: list[sqlite3.Connection] = []
     try:
-        file = "" if path == TEMPORARY else path
-        db = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=64)
-        _take(db, path)
-        _tune(db, path, durability)
+        opened.append(_connect(path))
+        _open_alone(opened[0], path, note)
+        if durability == "full" and path not in (MEMORY, TEMPORARY):
+            opened.pop().close()
+            opened += [_connect(path), _connect(path)]
+            for db in opened:
+                _tune(db, path)
+                db.execute("PRAGMA synchronous = FULL")
+                _pragma(db, "user_version")  # reads: from here on it has its lock
+            opened[1].execute("PRAGMA query_only = ON")
     except BaseException as error:
-        if db is not None:
+        for db in opened:
             db.close()
         if isinstance(error, sqlite3.Error):
             raise explain_opening(error, path) from error
         raise
-    return db
+    return Connections(opened[0], opened[-1])
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    file = "" if path == TEMPORARY else path
+    return sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=64)
 
 
 def _prepare(path: Path) -> None:
@@ -87,7 +123,7 @@ def _prepare(path: Path) -> None:
         if path.exists() and path.stat().st_size:
             _refuse_foreign(path)
         path.touch(mode=0o600)
-        for file in (path, Path(f"{path}-wal"), Path(f"{path}-journal")):
+        for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm"), Path(f"{path}-journal")):
             if file.exists() and file.stat().st_mode & 0o077:
                 file.chmod(0o600)
     except OSError as error:
@@ -113,7 +149,8 @@ def _refuse_foreign(path: Path) -> None:
             raise explain(error, path) from error
 
 
-def _check_identity(db: sqlite3.Connection, path: Path) -> None:
+def _check_identity(db: sqlite3.Connection, path: Path) -> int:
+    """The version of the store, which is one that this program knows."""
     if _pragma(db, "application_id") != APPLICATION_ID:
         raise StoreError(f"{path}: this file belongs to another program; name another one with --store")
     version = _pragma(db, "user_version")
@@ -122,29 +159,34 @@ def _check_identity(db: sqlite3.Connection, path: Path) -> None:
             f"{path}: a newer version of supervise wrote this job store (its version is {version}, this program knows "
             f"{VERSION}); upgrade supervise, or name another file with --store"
         )
+    return version
 
 
-def _take(db: sqlite3.Connection, path: Path) -> None:
-    """Lock the store for as long as it is open, and make its tables if it is empty."""
+def _open_alone(db: sqlite3.Connection, path: Path, note: Callable[[str], None]) -> None:
+    """Lock the store for as long as it is open, and make its tables if it is empty, or bring them to the present version."""
     db.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # heeded by an empty file only
     db.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the first read: then the WAL's index needs no -shm file
     db.execute("BEGIN EXCLUSIVE")
     empty = not _pragma(db, "schema_version")  # raised by the first CREATE
-    if not empty:
-        _check_identity(db, path)
+    version = VERSION if empty else _check_identity(db, path)
     db.execute("COMMIT")  # the lock stays
     if empty:
         db.executescript(
             f"BEGIN; {read_schema()} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT;"
         )
+    _tune(db, path)
+    if version < VERSION:
+        size = _pragma(db, "page_count") * _pragma(db, "page_size") / 2**20
+        patience = f"; it has {size:.0f} MiB, so this may take a while" if size > _LARGE_MIB else ""
+        note(f"{path}: bringing this job store from version {version} to {VERSION}{patience}")
+        migrate(db, version, VERSION)
 
 
-def _tune(db: sqlite3.Connection, path: Path, durability: Durability) -> None:
+def _tune(db: sqlite3.Connection, path: Path) -> None:
     (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal" and path not in (MEMORY, TEMPORARY):
         raise StoreError(f"{path}: SQLite cannot keep a write-ahead log here (its journal is {mode})")
     db.executescript(_TUNING)
-    db.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
 
 
 def _pragma(db: sqlite3.Connection, name: str) -> int:

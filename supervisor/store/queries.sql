@@ -3,19 +3,21 @@
 
 -- fragment: facts
     seq, id, status, created_ms, extras, has_s3_config, low_priority, attempts, retries, started_ms, ended_ms, worker_id, error,
-    (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts), chunks_taken
+    (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts), chunks_taken,
+    streamed, timeout_ms, expires_ms
 
 -- fragment: whole_input
     COALESCE(input, (SELECT value FROM inputs WHERE inputs.seq = jobs.seq))
 
 
 -- name: insert_queued
-INSERT INTO jobs (seq, id, status, low_priority, has_s3_config, created_ms, extras, input)
-VALUES (?, ?, 'IN_QUEUE', ?, ?, ?, ?, ?)
+INSERT INTO jobs (seq, id, status, low_priority, has_s3_config, created_ms, timeout_ms, expires_ms, extras, input)
+VALUES (?, ?, 'IN_QUEUE', ?, ?, ?, ?, ?, ?, ?)
 
 -- name: insert_started
-INSERT INTO jobs (seq, id, status, low_priority, has_s3_config, created_ms, extras, input, attempts, started_ms, worker_id)
-VALUES (?, ?, 'IN_PROGRESS', ?, ?, ?, ?, ?, 1, ?, ?)
+INSERT INTO jobs (seq, id, status, low_priority, has_s3_config, created_ms, timeout_ms, expires_ms, extras, input,
+    attempts, started_ms, worker_id)
+VALUES (?, ?, 'IN_PROGRESS', ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)
 
 -- name: insert_input
 INSERT INTO inputs (seq, value) VALUES (?, ?)
@@ -37,13 +39,14 @@ WHERE seq = ? AND status = 'IN_QUEUE'
 
 -- name: requeue
 UPDATE jobs
-SET status = 'IN_QUEUE', retries = retries + 1, attempts = attempts - ?, started_ms = NULL, worker_id = NULL, chunks_taken = 0
+SET status = 'IN_QUEUE', retries = retries + 1, attempts = attempts - ?, started_ms = NULL, worker_id = NULL, chunks_taken = 0,
+    streamed = 0
 WHERE seq = ? AND status = 'IN_PROGRESS'
 
 -- name: retry
 UPDATE jobs
 SET status = 'IN_QUEUE', retries = retries + 1, attempts = 0, started_ms = NULL, worker_id = NULL, chunks_taken = 0,
-    ended_ms = NULL, output = NULL, error = NULL
+    streamed = 0, ended_ms = NULL, output = NULL, error = NULL, created_ms = ?, expires_ms = ?
 WHERE seq = ? AND status = ?
 
 -- name: add_chunk
@@ -54,16 +57,38 @@ AND ? = (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jo
 
 -- name: take_chunks
 UPDATE jobs
-SET chunks_taken = ?
+SET chunks_taken = ?, streamed = 1
 WHERE seq = ? AND ? <= (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts)
 
--- name: forget_one
-DELETE FROM jobs WHERE seq = ? AND ended_ms IS NOT NULL
-RETURNING status
+-- name: show_chunks
+UPDATE jobs SET streamed = 1 WHERE seq = ?
+
+-- name: add_log
+INSERT INTO logs (seq, at, text) VALUES (?, ?, ?)
+
+-- name: clear_log
+DELETE FROM logs WHERE seq = ?
+
+-- name: add_webhook
+INSERT INTO webhooks (id, job, url, receiver, due_ms, size) VALUES (?, ?, ?, ?, ?, ?)
+
+-- name: add_webhook_body
+INSERT INTO webhook_bodies (id, body) VALUES (?, ?)
+
+-- name: put_off_webhook
+UPDATE webhooks SET tries = tries + 1, due_ms = ? WHERE id = ?
+
+-- name: drop_webhook
+DELETE FROM webhooks WHERE id = ?
+
+-- name: drop_webhook_body
+DELETE FROM webhook_bodies WHERE id = ?
+
+-- name: probe
+UPDATE forgotten SET seq = seq
 
 -- name: forget
-DELETE FROM jobs
-WHERE seq IN (SELECT seq FROM jobs WHERE ended_ms < ? ORDER BY ended_ms, seq LIMIT ?)
+DELETE FROM jobs WHERE seq = ? AND ended_ms IS NOT NULL
 RETURNING status, retries
 
 
@@ -94,10 +119,51 @@ SELECT {facts}, x'', NULL FROM jobs
 WHERE ended_ms IS NOT NULL
 ORDER BY ended_ms DESC, seq DESC LIMIT ?
 
+-- name: oldest_ended
+SELECT seq FROM jobs WHERE ended_ms < ? ORDER BY ended_ms, seq LIMIT ?
+
+-- name: page
+SELECT {facts}, x'', NULL FROM jobs
+WHERE seq < ? AND seq >= ? AND (? IS NULL OR status = ?)
+ORDER BY seq DESC LIMIT ?
+
+-- name: expired
+SELECT id FROM jobs
+WHERE ended_ms IS NULL AND expires_ms IS NOT NULL AND expires_ms <= ?
+ORDER BY expires_ms LIMIT ?
+
+-- name: next_expiry
+SELECT MIN(expires_ms) FROM jobs WHERE ended_ms IS NULL AND expires_ms IS NOT NULL
+
+-- name: log
+SELECT at, text FROM logs
+WHERE seq = ? AND at >= COALESCE((SELECT MAX(at) FROM logs WHERE seq = ? AND at <= ?), 0)
+ORDER BY at LIMIT ?
+
+-- name: log_end
+SELECT COALESCE(at + LENGTH(text), 0) FROM logs WHERE seq = ? ORDER BY at DESC LIMIT 1
+
+-- name: webhook_receivers
+WITH RECURSIVE receivers (name) AS (  -- from one to the next by the index, however many webhooks each has
+    SELECT MIN(receiver) FROM webhooks
+    UNION ALL
+    SELECT (SELECT MIN(receiver) FROM webhooks WHERE receiver > name) FROM receivers WHERE name IS NOT NULL
+)
+SELECT name, (SELECT MIN(due_ms) FROM webhooks WHERE receiver = name) FROM receivers WHERE name IS NOT NULL
+
+-- name: webhooks
+SELECT id, job, url, receiver, tries, due_ms, size FROM webhooks WHERE receiver = ? ORDER BY due_ms LIMIT ?
+
+-- name: webhook_body
+SELECT body FROM webhook_bodies WHERE id = ?
+
+-- name: webhook_count
+SELECT COUNT(*) FROM webhooks
+
 -- name: chunks
 SELECT position, value FROM jobs JOIN chunks USING (seq)
 WHERE seq = ? AND attempt = attempts AND position >= ?
-ORDER BY position
+ORDER BY position LIMIT ?
 
 -- name: counts
 SELECT status, COUNT(*) FROM jobs WHERE ended_ms IS NULL GROUP BY status
@@ -110,5 +176,9 @@ SELECT COALESCE(SUM(retries), 0) FROM jobs WHERE retries > 0
 -- name: next_seq
 SELECT 1 + MAX(COALESCE((SELECT MAX(seq) FROM jobs), 0), (SELECT seq FROM forgotten))
 
+-- name: used
+SELECT (page_count - freelist_count) * page_size
+FROM pragma_page_count, pragma_freelist_count, pragma_page_size
+
 -- name: queued_counts
-SELECT low_priority, COUNT(*) FROM jobs WHERE status = 'IN_QUEUE' GROUP BY low_priority
+SELECT low_priority, COUNT(*) FROM jobs WHERE ended_ms IS NULL AND status = 'IN_QUEUE' GROUP BY low_priority

@@ -1,4 +1,4 @@
--- The job store, version 1. Run once, inside one transaction, when a store is made (supervisor process, opening.py).
+-- The job store, version 2. Run once, inside one transaction, when a store is made (supervisor process, opening.py).
 -- The rules of job.py are kept here as well: whatever writes to this file, an illegal job cannot be stored.
 
 CREATE TABLE jobs (
@@ -10,7 +10,10 @@ CREATE TABLE jobs (
     attempts      INTEGER NOT NULL DEFAULT 0,
     retries       INTEGER NOT NULL DEFAULT 0,
     chunks_taken  INTEGER NOT NULL DEFAULT 0,
+    streamed      INTEGER NOT NULL DEFAULT 0,  -- somebody was shown a chunk of the newest attempt
     created_ms    INTEGER NOT NULL,
+    timeout_ms    INTEGER,                     -- how long a start may last
+    expires_ms    INTEGER,                     -- when the job times out, queued or running
     started_ms    INTEGER,
     ended_ms      INTEGER,
     worker_id     TEXT,
@@ -27,6 +30,8 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_live ON jobs (status, low_priority, seq) WHERE ended_ms IS NULL;
 -- Retention and the newest ends; with the status, so that counting reads no job.
 CREATE INDEX jobs_ended ON jobs (ended_ms, seq, status) WHERE ended_ms IS NOT NULL;
+-- Who times out next.
+CREATE INDEX jobs_expiring ON jobs (expires_ms) WHERE ended_ms IS NULL AND expires_ms IS NOT NULL;
 CREATE INDEX jobs_retried ON jobs (retries) WHERE retries > 0;
 
 -- A job's row is written three times in its life; a large input is kept out of it and written once.
@@ -42,6 +47,32 @@ CREATE TABLE chunks (
     value    BLOB    NOT NULL,
     PRIMARY KEY (seq, attempt, position)
 ) WITHOUT ROWID;
+
+-- What a job printed, in pieces; at: how many bytes of it stand before this one.
+CREATE TABLE logs (
+    seq  INTEGER NOT NULL,
+    at   INTEGER NOT NULL,
+    text BLOB    NOT NULL,
+    PRIMARY KEY (seq, at)
+) WITHOUT ROWID;
+
+-- Webhooks that were not acknowledged. Not bound to the job's row: that may be forgotten or run again before.
+CREATE TABLE webhooks (
+    id       TEXT    PRIMARY KEY,
+    job      TEXT    NOT NULL,
+    url      TEXT    NOT NULL,
+    receiver TEXT    NOT NULL,  -- the URL's scheme, host and port
+    tries    INTEGER NOT NULL DEFAULT 0,
+    due_ms   INTEGER NOT NULL,
+    size     INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX webhooks_due ON webhooks (receiver, due_ms);
+
+-- Apart from the row that each try writes anew; with a rowid, since a search among large rows without one reads them whole.
+CREATE TABLE webhook_bodies (
+    id   TEXT PRIMARY KEY,
+    body BLOB NOT NULL
+);
 
 -- The highest seq of a job that was forgotten: a number is never given twice.
 CREATE TABLE forgotten (seq INTEGER NOT NULL);
@@ -89,5 +120,6 @@ CREATE TRIGGER jobs_forgotten AFTER DELETE ON jobs
 BEGIN
     DELETE FROM chunks WHERE seq = OLD.seq;
     DELETE FROM inputs WHERE seq = OLD.seq;
+    DELETE FROM logs WHERE seq = OLD.seq;
     UPDATE forgotten SET seq = OLD.seq WHERE seq < OLD.seq;
 END;

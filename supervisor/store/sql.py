@@ -24,8 +24,16 @@ class Queries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retry: str
     add_chunk: str
     take_chunks: str
+    show_chunks: str
+    add_log: str
+    clear_log: str
+    add_webhook: str
+    add_webhook_body: str
+    put_off_webhook: str
+    drop_webhook: str
+    drop_webhook_body: str
+    probe: str
     forget: str
-    forget_one: str
     get: str
     get_without_input: str
     by_seq: str
@@ -33,8 +41,19 @@ class Queries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     running: str
     with_s3_config: str
     newest_ended: str
+    oldest_ended: str
+    page: str
+    expired: str
+    next_expiry: str
+    log: str
+    log_end: str
+    webhook_receivers: str
+    webhooks: str
+    webhook_body: str
+    webhook_count: str
     chunks: str
     counts: str
+    used: str
     queued_counts: str
     retried: str
     next_seq: str

@@ -1,13 +1,14 @@
 """The job store: every job in one SQLite file, written in batches and read between them; used by the supervisor process.
 
-What ``commit`` reported as done survives ``kill -9``; with durability ``full`` also a power cut. One connection, exclusive
-to this process for as long as it is open. ``Store.open(MEMORY)`` gives one without a file, for tests.
+What ``commit`` reported as done survives ``kill -9``; with durability ``full`` also a power cut. The file is this process's alone
+for as long as it is open. ``Store.open(MEMORY)`` gives one without a file, for tests.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,19 @@ import msgspec
 
 from supervisor.errors import StoreError, TransitionError
 from supervisor.job import Job, JobStatus
+from supervisor.store.committer import Committer, Deliver, Done
 from supervisor.store.failures import explain
-from supervisor.store.opening import Durability, connect
+from supervisor.store.opening import Connections, Durability, connect
+from supervisor.store.outbox import Outbox
 from supervisor.store.sql import Queries, read_queries
-from supervisor.store.writes import Move, Write
+from supervisor.store.writes import Forget, Move, Write
 
+FORGET_BYTES = 2**20
+"""A piece of forgetting ends once it has freed this much: the pages of a large value are read one by one to be freed."""
+
+_END_OF_TIME = 2**62
 _Row = tuple[Any, ...]
+_Work = Callable[[], Sequence[Move]]
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -32,34 +40,54 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The jobs. Reads show what is committed; they and ``commit`` are called from one thread."""
+    """The jobs, and in ``outbox`` the webhooks. Reads show what is durable; they and ``commit`` are called from one thread."""
 
-    def __init__(self, db: sqlite3.Connection, path: Path, queries: Queries) -> None:
+    def __init__(self, connections: Connections, path: Path, queries: Queries, deliver: Deliver | None) -> None:
         """Use ``open`` instead."""
-        self._db = db
+        self._connections = connections
+        self._db, self._reader = connections
         self._path = path
         self._sql = queries
-        self._cursor = db.cursor()
+        self._cursor = self._db.cursor()
+        self.outbox = Outbox(self._rows, queries)
         self._jobs = dict.fromkeys(JobStatus, 0)
         self._retried = 0
+        self._in_flight = False
+        self._waiting: deque[tuple[_Work, Done]] = deque()
+        self._forgetting = False
+        self._forget_failure: StoreError | None = None
+        self._closed = False
+        self._count()
+        # Two connections: to end a transaction takes as long as the disk does.
+        self._committer = Committer(self._end, deliver) if deliver and self._db is not self._reader else None
 
     @classmethod
-    def open(cls, path: Path, *, durability: Durability = "normal") -> Store:
+    def open(
+        cls,
+        path: Path,
+        *,
+        durability: Durability = "normal",
+        deliver: Deliver | None = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> Store:
         """Open the store at ``path`` for this process alone, or make it (readable by its owner alone).
+
+        Durability ``full`` needs ``deliver``, by which a thread has functions called in this one: a loop's
+        ``call_soon_threadsafe``. ``note`` is told in words what may take a while: a store of an older version is brought to this.
 
         Raises:
             LockedError: another supervisor has it open.
             StoreVersionError: a newer version of this program wrote it; it was not touched.
             StoreError: it cannot be used; the message names the file and says what to do.
         """
-        db = connect(path, durability)
+        if durability == "full" and deliver is None:
+            raise ValueError("durability full needs deliver")
+        connections = connect(path, durability, note)
         try:
-            store = cls(db, path, read_queries())
-            store._count()
+            return cls(connections, path, read_queries(), deliver)
         except BaseException:
-            db.close()
+            connections.close()
             raise
-        return store
 
     def __enter__(self) -> Store:
         """Close it when the block ends."""
@@ -75,67 +103,155 @@ class Store:
         return self._path
 
     def close(self) -> None:
-        """Move the log into the file and let go of the store. Closing it again does nothing."""
-        self._db.close()  # as the only connection it checkpoints first; a log that cannot be moved stays and is read next time
+        """Move the log into the file and let go of the store. Closing it again does nothing.
+
+        A commit that is under way is waited for; what was not begun is not, and ``done`` of neither is called any more.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._waiting.clear()
+        if self._committer is not None:
+            self._committer.close()
+        self._connections.close()
 
     # --- writing ---------------------------------------------------------------------------------------------------------
 
-    def commit(self, batch: Sequence[Write], done: Callable[[StoreError | None], None]) -> None:
+    def commit(self, batch: Sequence[Write], done: Done) -> None:
         """Apply ``batch`` in order, all of it or nothing, then call ``done``: with ``None`` once it is durable, or why not.
 
         A ``TransitionError`` says that a job was not in the state that a write starts from; any other ``StoreError`` that the
-        disk is full or failing. The store can be used after both. Now ``done`` is called before this returns; later, for
-        durability ``full``, it may be called afterwards and from another thread.
+        disk is full or failing. The store can be used after both. ``done`` is called before this returns; with durability
+        ``full`` it is called by ``deliver``, except to say at once why nothing was written, and reads show nothing before.
         """
-        done(self._apply(batch))
-
-    def _apply(self, batch: Sequence[Write]) -> StoreError | None:
         if not batch:
-            return None
+            done(None)
+            return
         execute, sql = self._cursor.execute, self._sql
+        self._transact(lambda: [write.apply(execute, sql) for write in batch], done)
+
+    def _transact(self, work: _Work, done: Done) -> None:
+        """Do ``work`` in a transaction of its own, behind those that were given before."""
+        if self._in_flight or self._waiting:
+            self._waiting.append((work, done))
+        else:
+            self._start(work, done)
+
+    def _start(self, work: _Work, done: Done) -> None:
+        moves = self._begin(work)
+        if isinstance(moves, StoreError):
+            done(moves)
+        elif self._committer is None:
+            self._ended(moves, done, self._end())
+        else:
+            self._in_flight = True
+            self._committer.commit(lambda error: self._landed(moves, done, error))
+
+    def _begin(self, work: _Work) -> Sequence[Move] | StoreError:
+        """Begin a transaction and do ``work`` in it; what it moved, or why it was rolled back."""
         try:
-            execute("BEGIN IMMEDIATE")
-            moves = [write.apply(execute, sql) for write in batch]
-            execute("COMMIT")
+            self._cursor.execute("BEGIN IMMEDIATE")
+            return work()
         except TransitionError as error:
-            return error
+            refusal: StoreError = error
         except sqlite3.Error as error:
-            return explain(error, self._path)
-        finally:
+            refusal = explain(error, self._path)
+        except BaseException:
             self._roll_back()
-        self._follow(moves)
+            raise
+        self._roll_back()
+        return refusal
+
+    def _end(self) -> StoreError | None:
+        """End the transaction; why it was rolled back instead. In the committer's thread, where there is one."""
+        try:
+            self._cursor.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            return explain(error, self._path)
         return None
 
     def _roll_back(self) -> None:
-        """End the transaction if one is open: after a commit, a full disk or an I/O error there may be none."""
+        """End the transaction if one is open: after a full disk or an I/O error there may be none."""
         # What led here is reported by the caller; should this fail as well, the next BEGIN says so.
         with contextlib.suppress(sqlite3.Error):
             if self._db.in_transaction:
                 self._db.rollback()
 
-    def _follow(self, moves: Sequence[Move]) -> None:
-        """Keep the counts in step with what was committed."""
-        jobs = self._jobs
-        for before, after in moves:
-            if before is not None:
-                jobs[before] -= 1
-                self._retried += after is JobStatus.IN_QUEUE
-            if after is not None:
-                jobs[after] += 1
+    def _landed(self, moves: Sequence[Move], done: Done, error: StoreError | None) -> None:
+        """The committer has ended a transaction: begin the next, and say so."""
+        if self._closed:
+            return
+        self._in_flight = False
+        try:
+            self._ended(moves, done, error)
+        finally:
+            while self._waiting and not self._in_flight:
+                self._start(*self._waiting.popleft())
+
+    def _ended(self, moves: Sequence[Move], done: Done, error: StoreError | None) -> None:
+        """A transaction has ended: keep the counts in step with what is on disk."""
+        if error is None:
+            jobs = self._jobs
+            for before, after, retried in moves:
+                if before is not None:
+                    jobs[before] -= 1
+                if after is not None:
+                    jobs[after] += 1
+                self._retried += retried
+        done(error)
 
     def forget(self, ended_before_ms: int, limit: int) -> int:
-        """Delete at most ``limit`` jobs that ended before that time, oldest end first, with their chunks; how many they were.
+        """Delete jobs that ended before that time, oldest end first, with all they left: at most ``limit``, and fewer where they
+        are large. How many they are; 0 when none is left. With durability ``full`` they are gone a moment later.
 
         Raises:
-            StoreError: nothing was deleted.
+            StoreError: nothing was deleted; with durability ``full`` by the call before.
         """
-        gone = self._rows(self._sql.forget, ended_before_ms, limit)
-        for status, retries in gone:
-            self._jobs[JobStatus(status)] -= 1
-            self._retried -= retries
-        return len(gone)
+        seqs = [seq for (seq,) in self._rows(self._sql.oldest_ended, ended_before_ms, limit)]
+        moves: list[Move] = []
+
+        def work() -> Sequence[Move]:
+            moves.extend(self._forget(seqs))
+            return moves
+
+        if seqs and not self._forgetting:
+            self._forgetting = True
+            self._transact(work, self._forgot)
+        failure, self._forget_failure = self._forget_failure, None
+        if failure is not None:
+            raise failure
+        return len(moves) or len(seqs)  # those, when their turn has yet to come
+
+    def forget_oldest(self, limit: int) -> int:
+        """As ``forget``, whenever they ended: to make room.
+
+        Raises:
+            StoreError: nothing was deleted; with durability ``full`` by the call before.
+        """
+        return self.forget(_END_OF_TIME, limit)
+
+    def _forget(self, seqs: Sequence[int]) -> list[Move]:
+        """Delete these jobs, or as many of them as free ``FORGET_BYTES``."""
+        moves = []
+        enough = self._pragma(self._db, "freelist_count") + FORGET_BYTES // self._pragma(self._db, "page_size")
+        for seq in seqs:
+            moves.append(Forget(seq).apply(self._cursor.execute, self._sql))
+            if self._pragma(self._db, "freelist_count") >= enough:
+                break
+        return moves
+
+    def _forgot(self, error: StoreError | None) -> None:
+        self._forgetting = False
+        self._forget_failure = error
 
     # --- reading ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def used(self) -> int:
+        """Bytes of the file that hold something; freed ones are used again before it grows."""
+        ((bytes_used,),) = self._rows(self._sql.used)
+        return int(bytes_used)
 
     @property
     def next_seq(self) -> int:
@@ -167,9 +283,33 @@ class Store:
         """At most ``limit`` jobs that ended, the newest end first, without ``input`` and ``output``."""
         return [_job(row) for row in self._rows(self._sql.newest_ended, limit)]
 
-    def chunks(self, seq: int, start: int = 0) -> list[tuple[int, bytes]]:
-        """The chunks of the job's newest attempt from index ``start`` on: index and JSON, in order."""
-        return self._rows(self._sql.chunks, seq, start)
+    def page(self, below: int, floor: int, status: JobStatus | None, limit: int) -> list[Job]:
+        """At most ``limit`` jobs (in ``status``) with a number below ``below`` and not below ``floor``, the newest first,
+        without ``input`` and ``output``."""
+        word = status.value if status is not None else None
+        return [_job(row) for row in self._rows(self._sql.page, below, floor, word, word, limit)]
+
+    def expired(self, now_ms: int, limit: int) -> list[str]:
+        """The ids of at most ``limit`` jobs that have not ended and should have by ``now_ms``."""
+        return [job_id for (job_id,) in self._rows(self._sql.expired, now_ms, limit)]
+
+    def next_expiry(self) -> int | None:
+        """When the first of the jobs that have not ended times out (milliseconds since 1970)."""
+        ((at,),) = self._rows(self._sql.next_expiry)
+        return at if at is None else int(at)
+
+    def chunks(self, seq: int, start: int = 0, limit: int = -1) -> list[tuple[int, bytes]]:
+        """The chunks of the job's newest attempt from index ``start`` on, at most ``limit``: index and JSON, in order."""
+        return self._rows(self._sql.chunks, seq, start, limit)
+
+    def log(self, seq: int, start: int, limit: int = -1) -> list[tuple[int, bytes]]:
+        """What the job printed, in at most ``limit`` pieces from the one with byte ``start`` on: offset and text of each."""
+        return self._rows(self._sql.log, seq, seq, start, limit)
+
+    def log_end(self, seq: int) -> int:
+        """How many bytes of what the job printed are in the store."""
+        rows = self._rows(self._sql.log_end, seq)
+        return int(rows[0][0]) if rows else 0
 
     def counts(self) -> Counts:
         """How many jobs there are now; kept in memory, so it costs nothing."""
@@ -192,9 +332,14 @@ class Store:
 
     def _rows(self, query: str, *parameters: object) -> list[_Row]:
         try:
-            return self._db.execute(query, parameters).fetchall()
+            return self._reader.execute(query, parameters).fetchall()
         except sqlite3.Error as error:
             raise explain(error, self._path) from error
+
+    @staticmethod
+    def _pragma(db: sqlite3.Connection, name: str) -> int:
+        ((value,),) = db.execute(f"PRAGMA {name}")
+        return int(value)
 
 
 def _job(row: _Row) -> Job:
@@ -215,6 +360,9 @@ def _job(row: _Row) -> Job:
         error,
         chunks,
         chunks_taken,
+        streamed,
+        timeout_ms,
+        expires_ms,
         job_input,
         output,
     ) = row
@@ -236,4 +384,7 @@ def _job(row: _Row) -> Job:
         error,
         chunks,
         chunks_taken,
+        streamed != 0,
+        timeout_ms,
+        expires_ms,
     )

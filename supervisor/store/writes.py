@@ -13,16 +13,18 @@ import msgspec
 
 from supervisor.errors import TransitionError
 from supervisor.job import JobRequest, JobStatus, Outcome
+from supervisor.store.outbox import receiver_of
 from supervisor.store.sql import Queries
 
 LARGE_INPUT = 2048
 """Bytes from which an input lies outside its job's row, which is written anew at each step of the job. Measured for a
 whole life: 8 KB inside the row cost a third more, 50 KB twice as much; below about a page the second table does not pay."""
 
-Move = tuple[Union[JobStatus, None], Union[JobStatus, None]]
-"""The state that a job left (``None``: it is new) and the one it came to; two times ``None``: it stayed."""
+Move = tuple[Union[JobStatus, None], Union[JobStatus, None], int]
+"""The state that a job left (``None``: it is new), the one it came to (``None``: it is gone; both: it stayed), and how
+many times more jobs went back to the queue by that."""
 
-_STAYED: Move = (None, None)
+_STAYED: Move = (None, None, 0)
 
 
 class Execute(Protocol):
@@ -43,6 +45,8 @@ class Insert(msgspec.Struct, frozen=True):
     created_ms: int
     started_ms: int | None = None
     worker_id: str | None = None
+    timeout_ms: int | None = None
+    expires_ms: int | None = None
 
     def apply(self, execute: Execute, sql: Queries) -> Move:
         """Write it.
@@ -58,6 +62,8 @@ class Insert(msgspec.Struct, frozen=True):
             request.low_priority,
             request.s3_config is not None,
             self.created_ms,
+            self.timeout_ms,
+            self.expires_ms,
             request.extras,
             request.input if small else None,
         )
@@ -65,9 +71,9 @@ class Insert(msgspec.Struct, frozen=True):
             execute(sql.insert_input, (self.seq, request.input))
         if self.started_ms is None:
             execute(sql.insert_queued, row)
-            return None, JobStatus.IN_QUEUE
+            return None, JobStatus.IN_QUEUE, 0
         execute(sql.insert_started, (*row, self.started_ms, self.worker_id))
-        return None, JobStatus.IN_PROGRESS
+        return None, JobStatus.IN_PROGRESS, 0
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -81,7 +87,7 @@ class Start(msgspec.Struct, frozen=True):
         """Write it, or raise ``TransitionError``."""
         if not execute(sql.start, (self.started_ms, self.worker_id, self.seq)).rowcount:
             raise TransitionError(f"job number {self.seq} cannot start: it is not IN_QUEUE")
-        return JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS
+        return JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS, 0
 
 
 class End(msgspec.Struct, frozen=True):
@@ -96,9 +102,9 @@ class End(msgspec.Struct, frozen=True):
         outcome = self.outcome
         row = (outcome.status.value, outcome.output, outcome.error, self.ended_ms, self.seq)
         if execute(sql.end_running, row).rowcount:
-            return JobStatus.IN_PROGRESS, outcome.status
+            return JobStatus.IN_PROGRESS, outcome.status, 0
         if execute(sql.end_queued, row).rowcount:
-            return JobStatus.IN_QUEUE, outcome.status
+            return JobStatus.IN_QUEUE, outcome.status, 0
         raise TransitionError(f"job number {self.seq} cannot end: it is neither IN_PROGRESS nor IN_QUEUE")
 
 
@@ -112,19 +118,22 @@ class Requeue(msgspec.Struct, frozen=True):
         """Write it, or raise ``TransitionError``."""
         if not execute(sql.requeue, (not self.charged, self.seq)).rowcount:
             raise TransitionError(f"job number {self.seq} cannot be put back: it is not IN_PROGRESS")
-        return JobStatus.IN_PROGRESS, JobStatus.IN_QUEUE
+        return JobStatus.IN_PROGRESS, JobStatus.IN_QUEUE, 1
 
 
 class Retry(msgspec.Struct, frozen=True):
-    """``FAILED`` or ``TIMED_OUT`` → ``IN_QUEUE`` as if new: output, error, chunks and attempts are gone."""
+    """``FAILED`` or ``TIMED_OUT`` → ``IN_QUEUE`` as if new: output, error, chunks, log and attempts are gone."""
 
     seq: int
+    created_ms: int
+    expires_ms: int | None = None
 
     def apply(self, execute: Execute, sql: Queries) -> Move:
         """Write it, or raise ``TransitionError``."""
         for before in (JobStatus.FAILED, JobStatus.TIMED_OUT):
-            if execute(sql.retry, (self.seq, before.value)).rowcount:
-                return before, JobStatus.IN_QUEUE
+            if execute(sql.retry, (self.created_ms, self.expires_ms, self.seq, before.value)).rowcount:
+                execute(sql.clear_log, (self.seq,))
+                return before, JobStatus.IN_QUEUE, 1
         raise TransitionError(f"job number {self.seq} cannot be retried: it is neither FAILED nor TIMED_OUT")
 
 
@@ -159,6 +168,80 @@ class TakeChunks(msgspec.Struct, frozen=True):
         return _STAYED
 
 
+class ShowChunks(msgspec.Struct, frozen=True):
+    """Somebody is shown chunks of the job's newest attempt, which stay for others."""
+
+    seq: int
+
+    def apply(self, execute: Execute, sql: Queries) -> Move:
+        """Write it; a job that is gone is no error."""
+        execute(sql.show_chunks, (self.seq,))
+        return _STAYED
+
+
+class AddLog(msgspec.Struct, frozen=True):
+    """What a job printed, behind the ``at`` bytes before it."""
+
+    seq: int
+    at: int
+    text: bytes
+
+    def apply(self, execute: Execute, sql: Queries) -> Move:
+        """Write it."""
+        execute(sql.add_log, (self.seq, self.at, self.text))
+        return _STAYED
+
+
+class AddWebhook(msgspec.Struct, frozen=True):
+    """A webhook to be delivered: ``id`` is its own, ``body`` what is posted to ``url``."""
+
+    id: str
+    job: str
+    url: str
+    due_ms: int
+    body: bytes
+
+    def apply(self, execute: Execute, sql: Queries) -> Move:
+        """Write it."""
+        receiver = receiver_of(self.url)
+        execute(sql.add_webhook, (self.id, self.job, self.url, receiver, self.due_ms, len(self.body)))
+        execute(sql.add_webhook_body, (self.id, self.body))
+        return _STAYED
+
+
+class PutOffWebhook(msgspec.Struct, frozen=True):
+    """A webhook was tried in vain and is tried again at ``due_ms``."""
+
+    id: str
+    due_ms: int
+
+    def apply(self, execute: Execute, sql: Queries) -> Move:
+        """Write it."""
+        execute(sql.put_off_webhook, (self.due_ms, self.id))
+        return _STAYED
+
+
+class DropWebhook(msgspec.Struct, frozen=True):
+    """A webhook was acknowledged or given up."""
+
+    id: str
+
+    def apply(self, execute: Execute, sql: Queries) -> Move:
+        """Write it."""
+        execute(sql.drop_webhook, (self.id,))
+        execute(sql.drop_webhook_body, (self.id,))
+        return _STAYED
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """Changes nothing, by a write: does the disk take one?"""
+
+    def apply(self, execute: Execute, sql: Queries) -> Move:
+        """Write it."""
+        execute(sql.probe, ())
+        return _STAYED
+
+
 class Forget(msgspec.Struct, frozen=True):
     """A job that has ended is gone, with its chunks; its id may be used again. One that is gone already is no error."""
 
@@ -166,8 +249,23 @@ class Forget(msgspec.Struct, frozen=True):
 
     def apply(self, execute: Execute, sql: Queries) -> Move:
         """Write it; a job that has not ended stays."""
-        row = execute(sql.forget_one, (self.seq,)).fetchone()
-        return (JobStatus(row[0]), None) if row is not None else _STAYED
+        row = execute(sql.forget, (self.seq,)).fetchone()
+        return (JobStatus(row[0]), None, -row[1]) if row is not None else _STAYED
 
 
-Write = Union[Insert, Start, End, Requeue, Retry, AddChunk, TakeChunks, Forget]
+Write = Union[
+    Insert,
+    Start,
+    End,
+    Requeue,
+    Retry,
+    AddChunk,
+    TakeChunks,
+    ShowChunks,
+    AddLog,
+    AddWebhook,
+    PutOffWebhook,
+    DropWebhook,
+    Probe,
+    Forget,
+]

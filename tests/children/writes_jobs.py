@@ -1,21 +1,26 @@
 """Opens the store FILE and takes JOBS jobs (0: without end) through their life, one commit each; says the number of each
-once it is committed, or the name of the error that kept it from opening. Then waits for the end of its input."""
+once it is committed, or the name of the error that kept it from opening. Then waits for the end of its input.
+DURABILITY is the store's."""
 
 from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 
 from supervisor.errors import StoreError, SuperviseError
 from supervisor.job import JobRequest, JobStatus, Outcome
+from supervisor.store.opening import Durability
 from supervisor.store.store import Store
 from supervisor.store.writes import End, Insert, Start
 
 
-def main(file: Path, jobs: int) -> None:
+def main(file: Path, jobs: int, durability: Durability) -> None:
+    delivered: SimpleQueue[Callable[[], None]] = SimpleQueue()
     try:
-        store = Store.open(file)
+        store = Store.open(file, durability=durability, deliver=delivered.put)
     except SuperviseError as error:
         print(type(error).__name__, flush=True)
         return
@@ -29,10 +34,12 @@ def main(file: Path, jobs: int) -> None:
             print(seq, flush=True)
 
         store.commit(batch, done)
+        if durability == "full":
+            delivered.get()()
         if seq == jobs:
             break
     sys.stdin.read()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), "full" if "full" in sys.argv[3:] else "normal")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -24,22 +27,60 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "jobs.db"
 
 
-@pytest.fixture(params=["memory", "file"])
-def store(request: pytest.FixtureRequest, file: Path) -> Iterator[Store]:
-    with Store.open(MEMORY if request.param == "memory" else file) as opened:
+class Loop:
+    """The loop of a store whose thread waits for the disk: what it delivers is called here, in the test's thread."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.deliver = self._calls.put
+
+    def turn(self) -> None:
+        """Wait for one delivery and have it."""
+        self._calls.get(timeout=20)()
+
+
+@pytest.fixture
+def loop() -> Loop:
+    return Loop()
+
+
+@pytest.fixture(params=["memory", "file", "full"])
+def store(request: pytest.FixtureRequest, file: Path, loop: Loop) -> Iterator[Store]:
+    path = MEMORY if request.param == "memory" else file
+    durability = "full" if request.param == "full" else "normal"
+    with Store.open(path, durability=durability, deliver=loop.deliver) as opened:
         yield opened
 
 
 @pytest.fixture
-def commit() -> Commit:
+def commit(loop: Loop) -> Commit:
     def commit(store: Store, *writes: Write) -> None:
         answers: list[StoreError | None] = []
         store.commit(writes, answers.append)
-        (answer,) = answers  # once, and before commit returned
+        if not answers and waits_for_disk(store):
+            loop.turn()
+        (answer,) = answers  # once, and unless it waits for the disk before commit returned
         if answer is not None:
             raise answer
 
     return commit
+
+
+@pytest.fixture
+def forget(loop: Loop) -> Callable[[Store, int | None, int], int]:
+    """Forget (``None``: the oldest, whenever they ended), and see that it is done."""
+
+    def forget(store: Store, ended_before_ms: int | None, limit: int) -> int:
+        number = store.forget_oldest(limit) if ended_before_ms is None else store.forget(ended_before_ms, limit)
+        if number and waits_for_disk(store):
+            loop.turn()
+        return number
+
+    return forget
+
+
+def waits_for_disk(store: Store) -> bool:
+    return store._committer is not None
 
 
 @pytest.fixture
@@ -57,6 +98,22 @@ def bring(commit: Commit) -> Callable[..., str]:
         return job_id
 
     return bring
+
+
+@pytest.fixture
+def files_limited_to() -> Callable[[int], AbstractContextManager[None]]:
+    """Writing to a file beyond so many bytes fails (EFBIG), as a failing disk does."""
+
+    @contextmanager
+    def files_limited_to(size: int) -> Iterator[None]:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return files_limited_to
 
 
 @pytest.fixture

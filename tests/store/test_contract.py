@@ -8,8 +8,23 @@ import pytest
 from supervisor.errors import StoreError, TransitionError
 from supervisor.job import Job, JobRequest, JobStatus, Outcome
 from supervisor.store.opening import MEMORY
+from supervisor.store.outbox import Webhook
 from supervisor.store.store import Store
-from supervisor.store.writes import LARGE_INPUT, AddChunk, End, Insert, Requeue, Retry, Start, TakeChunks
+from supervisor.store.writes import (
+    LARGE_INPUT,
+    AddChunk,
+    AddLog,
+    AddWebhook,
+    DropWebhook,
+    End,
+    Insert,
+    PutOffWebhook,
+    Requeue,
+    Retry,
+    ShowChunks,
+    Start,
+    TakeChunks,
+)
 
 COMPLETED = Outcome(JobStatus.COMPLETED, b"[1]")
 
@@ -104,8 +119,8 @@ def test_a_retried_job_is_as_new(store, commit, status):
     commit(store, Insert(1, JobRequest("a", b"1"), 10))
     queued = store.get("a")
     commit(store, Start(1, 11, "w"), Requeue(1, charged=True), Start(1, 12, "w"), AddChunk(1, 2, 0, b"0"))
-    commit(store, TakeChunks(1, 1), End(1, Outcome(status, b"{}", "e"), 13), Retry(1))
-    assert store.get("a") == queued.replace(retries=2)
+    commit(store, TakeChunks(1, 1), End(1, Outcome(status, b"{}", "e"), 13), Retry(1, 50))
+    assert store.get("a") == queued.replace(retries=2, created_ms=50)
     assert store.newest_ended(1) == []
 
 
@@ -147,6 +162,118 @@ def test_chunks_taken_can_be_given_back_but_not_exceed_what_there_is(store, comm
     assert store.get("a").chunks_taken == 1
 
 
+def test_chunks_are_read_in_pieces(store, commit):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10, 11, "w"), *(AddChunk(1, 1, at, b"%d" % at) for at in range(5)))
+    assert store.chunks(1, 1, 2) == [(1, b"1"), (2, b"2")]
+    assert store.chunks(1, 4, 2) == [(4, b"4")]
+    assert store.chunks(1, 0, 0) == []
+
+
+@pytest.mark.parametrize("write", [ShowChunks(1), TakeChunks(1, 1)])
+def test_who_was_shown_a_chunk_is_known_until_the_job_is_queued_again(store, commit, write):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10, 11, "w"), AddChunk(1, 1, 0, b"0"))
+    assert store.get("a").streamed is False
+    commit(store, write)
+    assert store.get("a").streamed is True
+    assert store.chunks(1) == [(0, b"0")]
+    commit(store, Requeue(1, charged=False))
+    assert store.get("a").streamed is False
+    commit(store, Start(1, 12, "w"), ShowChunks(1), End(1, Outcome(JobStatus.FAILED), 13), Retry(1, 50))
+    assert store.get("a").streamed is False
+
+
+def test_to_show_chunks_of_a_job_that_is_gone_is_no_error(store, commit):
+    commit(store, ShowChunks(9))
+
+
+def test_a_job_keeps_its_own_times(store, commit):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10, timeout_ms=5_000, expires_ms=60_010))
+    assert (store.get("a").timeout_ms, store.get("a").expires_ms) == (5_000, 60_010)
+    commit(store, Start(1, 11, "w"), End(1, Outcome(JobStatus.TIMED_OUT), 12), Retry(1, 50, 60_050))
+    job = store.get("a")
+    assert (job.timeout_ms, job.created_ms, job.expires_ms) == (5_000, 50, 60_050)
+    commit(store, Start(1, 51, "w"), End(1, Outcome(JobStatus.FAILED), 52), Retry(1, 70))
+    assert store.get("a").expires_ms is None
+    commit(store, Insert(2, JobRequest("b", b"1"), 10, 11, "w", timeout_ms=7, expires_ms=9))
+    assert (store.get("b").timeout_ms, store.get("b").expires_ms) == (7, 9)
+
+
+def test_who_times_out_next(store, commit):
+    assert (store.next_expiry(), store.expired(10**15, 10)) == (None, [])
+    for seq, expires_ms in enumerate((300, None, 100, 200, 400), 1):
+        commit(store, Insert(seq, JobRequest(f"j{seq}", b"1"), 10, expires_ms=expires_ms))
+    commit(store, Start(4, 11, "w"))
+    assert store.next_expiry() == 100
+    assert store.expired(99, 10) == []
+    assert store.expired(300, 10) == ["j3", "j4", "j1"]  # queued or running
+    assert store.expired(300, 2) == ["j3", "j4"]
+    commit(store, End(3, Outcome(JobStatus.TIMED_OUT), 101), End(4, COMPLETED, 102))
+    assert store.expired(10**15, 10) == ["j1", "j5"]
+    assert store.next_expiry() == 300
+
+
+def test_a_page_of_jobs_is_newest_first_without_payload(store, bring):
+    for seq, status in enumerate((*JobStatus, JobStatus.FAILED), 1):
+        bring(store, seq, status)
+    assert [job.seq for job in store.page(10**9, 0, None, 100)] == [7, 6, 5, 4, 3, 2, 1]
+    assert [job.seq for job in store.page(6, 3, None, 100)] == [5, 4, 3]
+    assert [job.seq for job in store.page(6, 0, None, 2)] == [5, 4]
+    failed = store.page(10**9, 0, JobStatus.FAILED, 100)
+    assert [(job.seq, job.input, job.output, job.error) for job in failed] == [
+        (7, b"", None, "why"),
+        (4, b"", None, "why"),
+    ]
+
+
+def test_a_log_is_read_from_the_piece_that_holds_a_byte(store, commit):
+    assert (store.log(1, 0), store.log_end(1)) == ([], 0)
+    pieces = [(0, b"one\n"), (4, "zwölf\n".encode()), (11, b"\xff\0")]
+    commit(store, Insert(1, JobRequest("a", b"1"), 10), *(AddLog(1, at, text) for at, text in pieces))
+    commit(store, Insert(2, JobRequest("b", b"1"), 10), AddLog(2, 0, b"other"))
+    assert store.log_end(1) == 13  # bytes, not letters
+    for start, first in ((0, 0), (3, 0), (4, 1), (10, 1), (11, 2), (12, 2), (99, 2)):
+        assert store.log(1, start) == pieces[first:]
+    assert store.log(1, 5, 1) == pieces[1:2]
+    with pytest.raises(TransitionError):
+        commit(store, AddLog(1, 4, b"again"))
+
+
+def test_a_log_outlives_attempts_but_not_a_retry(store, commit):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10, 11, "w"), AddLog(1, 0, b"first"), Requeue(1, charged=True))
+    commit(store, Start(1, 12, "w"), AddLog(1, 5, b"second"), End(1, Outcome(JobStatus.FAILED), 13))
+    assert store.log(1, 0) == [(0, b"first"), (5, b"second")]
+    commit(store, Retry(1, 50))
+    assert (store.log(1, 0), store.log_end(1)) == ([], 0)
+
+
+def test_webhooks_wait_in_the_order_of_their_time(store, commit):
+    outbox = store.outbox
+    assert (outbox.receivers(), outbox.waiting("http://h", 10), outbox.body("a"), outbox.count()) == ([], [], None, 0)
+    for name, due_ms in (("a", 300), ("b", 100), ("c", 200)):
+        commit(store, AddWebhook(name, "job", f"http://u:p@H/{name}?é", due_ms, b"{}"))
+    assert outbox.waiting("http://h", 2) == [
+        Webhook("b", "job", "http://u:p@H/b?é", "http://h", 0, 100, 2),
+        Webhook("c", "job", "http://u:p@H/c?é", "http://h", 0, 200, 2),
+    ]
+    commit(store, PutOffWebhook("b", 250), PutOffWebhook("b", 350), DropWebhook("c"))
+    waiting = outbox.waiting("http://h", 10)
+    assert [(hook.id, hook.tries, hook.due_ms) for hook in waiting] == [("a", 0, 300), ("b", 2, 350)]
+    commit(store, DropWebhook("c"), PutOffWebhook("c", 1))  # gone already: no error
+    with pytest.raises(TransitionError):
+        commit(store, AddWebhook("a", "job", "http://a/", 1, b"{}"))
+    assert (outbox.count(), outbox.body("a"), outbox.body("c")) == (2, b"{}", None)
+
+
+def test_each_receiver_has_an_order_of_its_own(store, commit):
+    outbox = store.outbox
+    for number, receiver in enumerate(("http://b:1", "http://a", "https://a", "http://b:1", "http://b:2")):
+        commit(store, AddWebhook(str(number), "job", f"{receiver}/{number}", 100 - number, b"{}"))
+    assert outbox.receivers() == [("http://b:2", 96), ("http://b:1", 97), ("https://a", 98), ("http://a", 99)]
+    assert [hook.id for hook in outbox.waiting("http://b:1", 9)] == ["3", "0"]
+    commit(store, *map(DropWebhook, "0123"))
+    assert outbox.receivers() == [("http://b:2", 96)]
+
+
 def test_a_batch_is_all_or_nothing_and_in_order(store, commit):
     commit(store, Insert(1, JobRequest("a", b"1"), 10), Start(1, 11, "w"), End(1, COMPLETED, 12))
     before, counts = store.get("a"), store.counts()
@@ -182,7 +309,7 @@ def test_counts(store, commit, bring):
     for seq, status in enumerate(JobStatus, 1):
         bring(store, seq, status)
     assert store.counts().jobs == dict.fromkeys(JobStatus, 1)
-    commit(store, Retry(4), Requeue(2, charged=False))
+    commit(store, Retry(4, 50), Requeue(2, charged=False))
     counts = store.counts()
     assert counts.retried == 2
     assert counts.jobs[JobStatus.IN_QUEUE] == 3

@@ -45,7 +45,7 @@ def writes_to(after: JobStatus) -> list[Write]:
     if after is JobStatus.IN_PROGRESS:
         return [Start(1, 20, "gpu1-2")]
     if after is JobStatus.IN_QUEUE:
-        return [Requeue(1, charged=True), Requeue(1, charged=False), Retry(1)]
+        return [Requeue(1, charged=True), Requeue(1, charged=False), Retry(1, 50)]
     return [End(1, Outcome(after, b"2", "new"), 30)]
 
 
@@ -85,7 +85,9 @@ def test_an_outcome_is_terminal(store, commit, bring, before, after):
     assert store.by_seq(1).status is before
 
 
-@pytest.mark.parametrize("write", [Start(9, 1, "w"), End(9, Outcome(JobStatus.FAILED), 1), Requeue(9, True), Retry(9)])
+@pytest.mark.parametrize(
+    "write", [Start(9, 1, "w"), End(9, Outcome(JobStatus.FAILED), 1), Requeue(9, True), Retry(9, 50)]
+)
 def test_a_job_that_is_not_there_goes_nowhere(store, commit, write):
     with pytest.raises(TransitionError, match="number 9"):
         commit(store, write)
@@ -118,7 +120,7 @@ WRITES = st.one_of(
         lambda seq, status: End(seq, Outcome(status), 30), SEQS, st.sampled_from([s for s in JobStatus if s.terminal])
     ),
     st.builds(Requeue, SEQS, st.booleans()),
-    st.builds(Retry, SEQS),
+    st.builds(Retry, SEQS, st.just(50)),
     st.builds(AddChunk, SEQS, st.integers(0, 2), st.integers(0, 2), st.just(b"0")),
 )
 
