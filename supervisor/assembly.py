@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import tempfile
+import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from supervisor import wire
+from supervisor import cores, temporary, wire
+from supervisor.api.shapes import status_body
 from supervisor.engine import Engine
 from supervisor.errors import HandlerError, StartError, SuperviseError
 from supervisor.gpu import locks, pinning
@@ -41,9 +42,6 @@ FIRST_READING_S = 2.0
 
 TEMPLATE_STOP_S = 5.0
 """How long the template may take to end everything below it (contract §9)."""
-
-MESSAGE_BYTES = 2**31
-"""Longest message taken from a worker: more than any result that the store could keep."""
 
 
 class Assembly:
@@ -87,10 +85,14 @@ class Assembly:
         holder = locks.this_process(self.run_id, settings.handler)
         self._reader = self._make_reader()
         gpus, gpu_locks = self._take_gpus(holder)
-        self.tmp_root = Path(tempfile.gettempdir()) / f"supervise-{self.run_id[:12]}"
+        self._plans = pinning.plan_slots(gpus, settings.workers, settings.gpus_per_worker, settings.workers_per_gpu)
+        limits = self._limits()
+        self.tmp_root, folder_lock = temporary.make_run_folder(self.run_id)
+        self._undo.callback(shutil.rmtree, self.tmp_root, ignore_errors=True)
+        self._undo.callback(os.close, folder_lock)
         held = [*gpu_locks, *self._open_store(holder)]
-        self._lock_fds = tuple(fd for lock in held for fd in lock.fds)
-        self.engine = Engine(settings, self.store, self._secrets, self._loop)
+        self._lock_fds = (folder_lock, *(fd for lock in held for fd in lock.fds))
+        self.engine = Engine(settings, self.store, self._secrets, self._loop, status_body)
         self._starter = TemplateStarter(
             wire.Setup(
                 version=wire.VERSION,
@@ -99,15 +101,17 @@ class Assembly:
                 preload=settings.preload,
                 tmp_root=str(self.tmp_root),
                 preload_timeout=settings.preload_timeout,
+                max_result=settings.max_result,
+                limits=limits,
             ),
             self._lock_fds,
             self._known_children if self._own_process else None,
         )
         self._undo.callback(lambda: self._starter.stop(TEMPLATE_STOP_S))
-        places = self._make_places(gpus)
+        places = self._make_places(limits.cpus)
         self._memory = None
         if self._reader is not None and gpus:
-            self._memory = GpuMemory(self._reader, settings.release_timeout, places)
+            self._memory = GpuMemory(self._reader, settings.release_timeout, places, settings.refresh_above)
         self.engine.attach(self._make_pool(places))
         self._undo.callback(self.engine.close)
 
@@ -180,22 +184,35 @@ class Assembly:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = locks.lock_store(path, holder)
         self._undo.callback(lock.close)
-        self.store = self._undo.enter_context(Store.open(path))
+        store = Store.open(
+            path,
+            durability="full" if self._settings.durability == "full" else "normal",
+            deliver=self._loop.call_soon_threadsafe,
+            note=self.notes.append,
+        )
+        self.store = self._undo.enter_context(store)
         self._secrets = SecretFiles(Path(f"{path}.secrets"))
         return [lock]
 
-    def _make_places(self, gpus: Sequence[Gpu]) -> list[Place]:
+    def _limits(self) -> wire.Limits:
+        """What each worker may have of the machine."""
         settings = self._settings
-        plans = pinning.plan_slots(gpus, settings.workers, settings.gpus_per_worker, settings.workers_per_gpu)
+        cpus = {}
+        if settings.cpu_affinity == "auto":
+            cpus = cores.share_out({plan.name: plan.gpus for plan in self._plans}, cores.available())
+        kept = temporary.check_private_tmp(settings.spec) if settings.private_tmp else ()
+        return wire.Limits(settings.max_processes, settings.private_tmp, kept, cpus)
+
+    def _make_places(self, cpus: Mapping[str, Sequence[int]]) -> list[Place]:
         return [
             Place(
                 plan.name,
                 plan.index,
                 plan.gpus,
-                self._environment(plan, self._pin_by),
-                env_by_uuid=self._environment(plan, "uuid"),
+                self._environment(plan, self._pin_by, cpus.get(plan.name, ())),
+                env_by_uuid=self._environment(plan, "uuid", cpus.get(plan.name, ())),
             )
-            for plan in plans
+            for plan in self._plans
         ]
 
     def _make_pool(self, places: Sequence[Place]) -> Pool:
@@ -205,12 +222,20 @@ class Assembly:
             start_timeout=settings.start_timeout,
             refresh_worker=settings.refresh_worker,
             refresh_after_jobs=settings.refresh_after_jobs,
+            refresh_above=settings.refresh_above,
+            refresh_on_oom=settings.refresh_on_oom,
         )
-        return Pool(places, rules, self._starter, self._memory, self._loop, self.engine.wake, MESSAGE_BYTES)
+        limit = max(settings.max_result, wire.MAX_PROGRESS) + wire.OVERHEAD  # a worker says itself that a result is too long
+        return Pool(places, rules, self._starter, self._memory, self._loop, self.engine.wake, limit)
 
-    def _environment(self, plan: pinning.SlotPlan, pin_by: str) -> dict[str, str | None]:
-        """What the workers of a slot find in their environment, besides the generation's own."""
+    def _environment(self, plan: pinning.SlotPlan, pin_by: str, cpus: Sequence[int]) -> dict[str, str | None]:
+        """What the workers of a slot find in their environment, besides the generation's own; ``cpus``: those they are pinned to."""
+        share: dict[str, str | None] = {}
+        threads = cores.threads(cores.available(), len(self._plans), cpus)
+        if threads is not None and "OMP_NUM_THREADS" not in os.environ:
+            share["OMP_NUM_THREADS"] = str(threads)
         return {
+            **share,
             **pinning.environment(plan.gpus, pin_by),
             "RUNPOD_ENDPOINT_ID": self._settings.endpoint_id,
             "SUPERVISE_SLOT": plan.name,
@@ -227,10 +252,10 @@ class Assembly:
     def _first_reading(memory: GpuMemory, reader: Reader) -> None:
         """Wait a moment for what is in use now: workers that come are measured against it."""
         deadline = time.monotonic() + FIRST_READING_S
-        memory.collect(time.monotonic())  # asks
+        memory.prepare(time.monotonic())  # asks
         while not memory.samples and (left := deadline - time.monotonic()) > 0:
             select.select([reader.fileno()], [], [], left)
-            memory.collect(time.monotonic())
+            memory.prepare(time.monotonic())
 
 
 def start_failure(settings: Settings, first: events.FirstLoad) -> SuperviseError:

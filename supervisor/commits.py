@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from supervisor.errors import StoreError, TransitionError
 from supervisor.store.store import Store
-from supervisor.store.writes import Write
+from supervisor.store.writes import Probe, Write
 
 RETRY_S = 0.5
 """How often a commit that the disk refused is tried again."""
@@ -21,18 +21,21 @@ class Commits:
         store: Store,
         loop: asyncio.AbstractEventLoop,
         done: Callable[[], None],
+        refused: Callable[[StoreError], None],
         stalled: Callable[[StoreError | None], None],
     ) -> None:
-        """Call ``done`` after each commit, ``stalled`` when the disk begins to refuse (why) and when it takes writes again."""
+        """Call ``done`` after each commit, ``refused`` when the disk did not take one, and ``stalled`` when that begins (why) and
+        ends. ``refused`` may take out of the batch what need not be written."""
         self.refusal: StoreError | None = None
         self.pending = False
         self._store = store
         self._loop = loop
         self._done = done
+        self._refused = refused
         self._stalled = stalled
         self._retry: asyncio.TimerHandle | None = None
 
-    def write(self, batch: Sequence[Write]) -> None:
+    def write(self, batch: list[Write]) -> None:
         """Commit ``batch``; until that is done, ``pending``, there may be no other."""
         self.pending = True
         self._store.commit(batch, lambda error: self._committed(batch, error))
@@ -42,7 +45,7 @@ class Commits:
         if self._retry is not None:
             self._retry.cancel()
 
-    def _committed(self, batch: Sequence[Write], error: StoreError | None) -> None:
+    def _committed(self, batch: list[Write], error: StoreError | None) -> None:
         """What the store says.
 
         Raises:
@@ -54,7 +57,9 @@ class Commits:
         if (error is None) is not (before is None):
             self._stalled(error)
         if error is not None:
-            self._retry = self._loop.call_later(RETRY_S, self.write, batch)
-            return
+            self._refused(error)
+            self._retry = self._loop.call_later(RETRY_S, self.write, batch or [Probe()])
+            if batch:
+                return  # what has happened has happened: nothing goes on before it is on disk
         self.pending = False
         self._done()

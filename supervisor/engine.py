@@ -7,35 +7,32 @@ jobs to workers, frees waiting clients. So what anybody was told is on disk, and
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, Union
+from typing import Union
+
+import msgspec
 
 from supervisor.commits import Commits
 from supervisor.errors import RequestError, StoreError
-from supervisor.job import Job, JobRequest
+from supervisor.housekeeping import Housekeeping
+from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.jobs import Jobs
+from supervisor.logs import JobLogs
+from supervisor.orders import Orders
 from supervisor.overview import Overview
 from supervisor.pool import events
 from supervisor.pool.machine import IllegalStepError
 from supervisor.pool.pool import Pool
 from supervisor.pool.slot import SlotState
+from supervisor.reports import Reports
 from supervisor.settings import Settings
 from supervisor.snapshot import Snapshot
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
-from supervisor.streams import ChunkLease, Streams
+from supervisor.store.writes import Write
+from supervisor.streams import Streams
+from supervisor.turns import Clock, Turns
 from supervisor.waiters import Waiters
-
-FORGET_PIECE = 200
-"""Jobs forgotten between two turns, so that retention never delays one."""
-
-FORGET_EVERY_S = 30.0
-"""How often old jobs are looked for."""
-
-GATHER_S = 0.001
-"""How long a job that must wait for a worker anyway may wait for others to share its commit: at a high load the next turn comes
-sooner by itself, so nobody waits longer, and a job costs one commit in place of two."""
 
 STOP_S = 2.0
 """How much longer than ``--grace`` the end of all workers may take before the supervisor goes on without them."""
@@ -43,25 +40,27 @@ STOP_S = 2.0
 RELOADABLE = frozenset({SlotState.STARTING, SlotState.IDLE, SlotState.BUSY, SlotState.BACKOFF, SlotState.BROKEN})
 """The states in which a worker has read the handler, or tried to; all others lead to one that has not."""
 
-T = TypeVar("T")
 Happening = Union[events.PoolEvent, Job]
 """What observers hear of: what the pool says to people, and each job that ended."""
 
 
-class Clock:
-    """The two clocks: a fake one makes turns replayable."""
+PAGE_SPAN, PAGE_SPANS = 5_000, 20
+"""How many jobs one look at the store goes through for a page, and how many looks: a state that few have may be far away."""
 
-    def monotonic(self) -> float:
-        """Seconds for deadlines."""
-        return time.monotonic()
 
-    def wall_ms(self) -> int:
-        """Milliseconds since 1970 for people."""
-        return time.time_ns() // 1_000_000
+class Page(msgspec.Struct, frozen=True):
+    """Some jobs, the newest first; ``next`` continues behind them, ``None``: there are no more."""
+
+    jobs: list[Job]
+    next: str | None
 
 
 class Engine:
-    """The supervisor's mind. All methods belong to the thread of its event loop."""
+    """The supervisor's mind. All methods belong to the thread of its event loop.
+
+    ``streams`` hands out chunks and ``logs`` what jobs printed. ``outbox`` has the webhooks, and
+    ``on_webhook`` is called when there is one more to deliver.
+    """
 
     def __init__(
         self,
@@ -69,40 +68,34 @@ class Engine:
         store: Store,
         secrets: SecretFiles,
         loop: asyncio.AbstractEventLoop,
+        status_body: Callable[[Job], bytes],
         clock: Clock | None = None,
     ) -> None:
-        """Serve what ``settings`` say; ``attach`` a pool, then ``start``."""
+        """Serve what ``settings`` say; ``attach`` a pool, then ``start``. ``status_body`` makes the bodies of webhooks."""
         self.settings = settings
         self.overview = Overview(settings)
         self.draining = False
         self.first_load: asyncio.Future[events.FirstLoad] = loop.create_future()
+        self.on_webhook: Callable[[], None] | None = None
+        self.status_body = status_body
+        self.outbox = store.outbox
+        self.streams = Streams(self, loop)
+        self.logs = JobLogs(store, loop, settings.max_log, self.job)
         self._store = store
-        self._loop = loop
         self._clock = clock or Clock()
         self._pool: Pool | None = None
         self._ends = Waiters(loop)
-        self._streams = Streams(self, loop)
-        self._commits = Commits(store, loop, self._committed, self._stalled)
-        self._jobs = Jobs(
-            settings,
-            store,
-            secrets,
-            self.overview,
-            self._clock.wall_ms,
-            self._job_ended,
-            self._streams.waiters.wake,
-            self._warn,
-        )
-        self._inbox: list[Callable[[float], None]] = []
+        self._turns = Turns(loop, self._clock, self._turn)
+        self._commits = Commits(store, loop, self._committed, self._refused, self._stalled)
+        self._jobs = Jobs(settings, store, secrets, self.logs, self.overview, self._clock.wall_ms, self)
+        self._reports = Reports(settings, self._jobs, self.logs, self)
+        self._orders = Orders(self._jobs, self.overview, self._clock.wall_ms)
+        self._housekeeping = Housekeeping(settings, store, self._clock.wall_ms, self.warn)
+        self._loop = loop
         self._observers: list[Callable[[Happening], None]] = []
         self._failed_loads: dict[str, events.FirstLoad] = {}
-        self._scheduled = False
         self._closed = False
-        self._gathering: asyncio.TimerHandle | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._next_forget = 0.0
-        self._changed: asyncio.Future[None] = loop.create_future()
+        self._hearing = True
 
     # --- life -----------------------------------------------------------------------------------------------------------
 
@@ -147,20 +140,19 @@ class Engine:
         """
         self.draining = True
         self.wake()
-        await self._until(lambda: not self._jobs.active, timeout, at_once)
-        stopped = self._in_turn(lambda now: self.pool.stop(now, at_once=at_once.is_set()))
-        await self._until(lambda: stopped.done() and self.pool.parked, self.settings.grace + STOP_S, at_once)
+        until = self._turns.until
+        await until(lambda: not self._jobs.active, timeout, at_once)
+        stopped = self._turns.ask(lambda now: self.pool.stop(now, at_once=at_once.is_set()))
+        await until(lambda: stopped.done() and self.pool.parked, self.settings.grace + STOP_S, at_once)
         if self._jobs.active and self._commits.refusal is None:
-            put_back = self._in_turn(lambda _now: self._jobs.put_back_all())
+            put_back = self._turns.ask(lambda _now: self._jobs.put_back_all())
             await asyncio.wait({put_back}, timeout=STOP_S)
 
     def close(self) -> None:
         """Have no turn any more and let go of the pipes; the store stays open."""
         self._closed = True
         self._commits.close()
-        for timer in (self._timer, self._gathering):
-            if timer is not None:
-                timer.cancel()
+        self._turns.close()
         self.pool.close()
 
     # --- what clients ask -----------------------------------------------------------------------------------------------
@@ -171,17 +163,30 @@ class Engine:
         Raises:
             RequestError: 503 while draining or when the disk refuses, 429 when the queue is full.
         """
+        known = not request.generated and self.job(request.id) is not None
+        self._check_open(room=not known)
+        queue_only = self._orders.purging
+        return self._turns.ask(
+            lambda now: self._jobs.accept(request, self.pool, now, queue_only=self.draining or queue_only),
+            gather=not any(slot.room for slot in self.pool.takers),
+            patient=False,
+        )
+
+    def _check_open(self, *, room: bool) -> None:
+        """Refuse when no job can be taken, or (``room``) none more; those that came since the last turn count."""
         if self.draining:
             raise RequestError(503, "the supervisor is shutting down", retry_after=5)
+        self._check_disk()
+        limit = self.settings.max_queue
+        if not limit or not room:
+            return
+        free = sum(slot.room for slot in self.pool.takers)
+        if len(self._jobs.backlog) + self._turns.waiting - free >= limit:
+            raise RequestError(429, f"the queue is full: {limit} jobs wait (--max-queue)", retry_after=1)
+
+    def _check_disk(self) -> None:
         if self._commits.refusal is not None:
             raise RequestError(503, f"the job store cannot be written: {self._commits.refusal}", retry_after=5)
-        if self._is_full() and (request.generated or self.job(request.id) is None):
-            limit = self.settings.max_queue
-            raise RequestError(429, f"the queue is full: {limit} jobs wait (--max-queue)", retry_after=1)
-        return self._in_turn(
-            lambda now: self._jobs.accept(request, self.pool, now, queue_only=self.draining),
-            gather=not self._has_room(),
-        )
 
     def job(self, job_id: str) -> Job | None:
         """The job as it is on disk; ``None`` when unknown or forgotten."""
@@ -201,7 +206,58 @@ class Engine:
 
     def cancel(self, job_id: str) -> asyncio.Future[Job | None]:
         """Cancel a job; the future gives it as it is then (an ended one keeps its state), ``None`` when unknown."""
-        return self._in_turn(lambda now: self._jobs.cancel(job_id, self.pool, now))
+        self._check_disk()
+        return self._turns.ask(lambda now: self._orders.cancel(job_id, self.pool, now), patient=False)
+
+    def abandon(self, job_id: str) -> None:
+        """Nobody will ask for this job any more: cancel it, unless that would cost the worker and what it has loaded."""
+        self._turns.ask(lambda now: self._orders.abandon(job_id, self.pool, now))
+
+    def retry(self, job_id: str) -> asyncio.Future[Job | None]:
+        """Queue a job that failed or timed out once more; the future gives it as it is then, ``None`` when unknown.
+
+        Raises:
+            RequestError: 503 and 429 as ``submit``; 409, also by the future, for a job that cannot be run again.
+        """
+        self._check_open(room=True)
+        return self._turns.ask(lambda _now: self._orders.retry(job_id), patient=False)
+
+    def purge(self) -> asyncio.Future[int]:
+        """Cancel every job that is queued now; the future gives how many, once that is on disk."""
+        self._check_disk()
+        removed: asyncio.Future[int] = self._loop.create_future()
+
+        def done(count: int) -> None:
+            if not removed.done():
+                removed.set_result(count)
+
+        self._turns.ask(lambda _now: self._orders.purge(done))
+        return removed
+
+    def requests(self, status: JobStatus | None, limit: int, after: str | None) -> Page:
+        """At most ``limit`` jobs (in ``status``), the newest first, without input and output, behind ``after``: what ``next`` of
+        the page before says, or a job's id.
+
+        Raises:
+            RequestError: 404, ``after`` is neither.
+        """
+        below = self._jobs.next_seq if after is None else self._place_of(after)
+        jobs: list[Job] = []
+        for _ in range(PAGE_SPANS):
+            floor = max(0, below - PAGE_SPAN)
+            jobs += self._store.page(below, floor, status, limit - len(jobs))
+            below = jobs[-1].seq if len(jobs) == limit else floor
+            if len(jobs) == limit or below <= 1:
+                break
+        return Page(jobs, str(below) if below > 1 else None)
+
+    def _place_of(self, after: str) -> int:
+        job = self.job(after)
+        if job is not None:
+            return job.seq
+        if after.isascii() and after.isdecimal() and len(after) < 19:
+            return int(after)
+        raise RequestError(404, f"after: no job {after[:128]!r}, and nothing that an answer gave as `next`")
 
     def forget(self, job: Job) -> None:
         """Let go of a job that has ended, before its retention is over; its row goes with a later commit."""
@@ -212,17 +268,21 @@ class Engine:
         """How many jobs are in workers."""
         return len(self._jobs.active)
 
-    async def take_chunks(self, job_id: str, timeout: float) -> ChunkLease | None:
-        """The stream chunks not handed out before; waits up to ``timeout`` seconds for a first one or the job's end."""
-        return await self._streams.take(job_id, timeout)
-
-    def chunks(self, job: Job) -> list[bytes]:
-        """Those of the job's chunks (JSON) that were not handed out."""
-        return self._jobs.chunks(job)
+    def chunks(self, job: Job, start: int, limit: int) -> list[bytes]:
+        """At most ``limit`` of the job's chunks (JSON), from index ``start`` on; -1: all."""
+        return self._jobs.chunks(job, start, limit)
 
     def set_taken(self, job: Job, taken: int) -> asyncio.Future[bool]:
         """Write that the first ``taken`` chunks were handed out; done once it is on disk: whether the job still has them."""
-        return self._in_turn(lambda _now: self._jobs.set_taken(job, taken))
+        return self._turns.ask(lambda _now: self._jobs.set_taken(job, taken))
+
+    def set_shown(self, job: Job) -> asyncio.Future[bool]:
+        """Write that chunks are shown to somebody; done once it is on disk: whether the job still has them."""
+        return self._turns.ask(lambda _now: self._jobs.set_shown(job))
+
+    def write(self, write: Write) -> asyncio.Future[None]:
+        """Write something beside the jobs; done once it is on disk."""
+        return self._turns.ask(lambda _now: self._jobs.batch.append(write))
 
     def refresh(self, slot: str) -> None:
         """Replace the worker in ``slot``, after the jobs that it runs.
@@ -230,14 +290,25 @@ class Engine:
         Raises:
             RequestError: 404 for an unknown slot, 409 when it has no worker to replace now.
         """
+        self._by_hand(slot, self.pool.refresh, "it has no worker to refresh now")
+
+    def pause(self, slot: str) -> None:
+        """Take ``slot`` out of service, after the jobs that its worker runs, and free its GPU. Raises as ``refresh`` does."""
+        self._by_hand(slot, self.pool.pause, "it cannot be paused now")
+
+    def resume(self, slot: str) -> None:
+        """Put a paused ``slot`` back into service. Raises as ``refresh`` does."""
+        self._by_hand(slot, self.pool.resume, "it is not paused")
+
+    def _by_hand(self, slot: str, do: Callable[[str, str, float], None], refusal: str) -> None:
         if slot not in self.pool.slots:
             known = ", ".join(self.pool.slots)
-            raise RequestError(404, f"no slot {slot!r}; there are: {known}")
+            raise RequestError(404, f"no slot {slot[:80]!r}; there are: {known}")
         try:
-            self.pool.refresh(slot, "hand", self._clock.monotonic())
+            do(slot, "hand", self._clock.monotonic())
         except IllegalStepError as error:
             state = self.pool.slots[slot].state.value
-            raise RequestError(409, f"slot {slot} is {state}: it has no worker to refresh now") from error
+            raise RequestError(409, f"slot {slot} is {state}: {refusal}") from error
         self.wake()
 
     def reload(self) -> None:
@@ -259,64 +330,26 @@ class Engine:
 
     def wake(self) -> None:
         """Have a turn soon; several calls share one."""
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._turn)
-
-    def _has_room(self) -> bool:
-        return any(slot.room for slot in self.pool.slots.values())
-
-    def _is_full(self) -> bool:
-        """Whether one more job would wait beyond ``--max-queue``; those that came since the last turn count."""
-        limit = self.settings.max_queue
-        if not limit:
-            return False
-        room = sum(slot.room for slot in self.pool.slots.values())
-        return len(self._jobs.backlog) + len(self._inbox) - room >= limit
-
-    def _gather(self) -> None:
-        """Have a turn within ``GATHER_S``."""
-        if self._gathering is None and not self._scheduled:
-            self._gathering = self._loop.call_later(GATHER_S, self.wake)
+        self._turns.wake()
 
     def _turn(self) -> None:
-        self._scheduled = False
-        if self._gathering is not None:
-            self._gathering.cancel()
-            self._gathering = None
-        if self._closed or self._commits.pending:
+        self._turns.begin()
+        if self._closed:
+            return
+        if self._commits.pending:
+            self._hear(False)  # what is said now would be announced at each pass of the loop, and a turn comes afterwards
             return
         now = self._clock.monotonic()
         self._apply(self.pool.collect(now), now)
-        inbox, self._inbox = self._inbox, []
-        for command in inbox:
-            command(now)
+        self._turns.answer(now, self._jobs.wakes)
+        self._orders.time_out(self.pool, now)
+        if self._orders.purging:
+            self._orders.go_on_purging()
         if self.draining:
             self.pool.stop(now, idle_only=True)
-        else:
+        elif not self._orders.purging:  # what is to be purged must not start meanwhile
             self._jobs.assign(self.pool, now)
         self._commit()
-
-    def _in_turn(self, decide: Callable[[float], T], *, gather: bool = False) -> asyncio.Future[T]:
-        """Run ``decide(now)`` in the next turn, which ``gather`` lets come a moment later; the future gives what it returned
-        once that turn is on disk."""
-        future: asyncio.Future[T] = self._loop.create_future()
-
-        def command(now: float) -> None:
-            try:
-                decided = decide(now)
-            except RequestError as error:
-                if not future.done():
-                    future.set_exception(error)
-            else:
-                self._jobs.wakes.append(lambda: _resolve(future, decided))
-
-        self._inbox.append(command)
-        if gather:
-            self._gather()
-        else:
-            self.wake()
-        return future
 
     def _commit(self) -> None:
         if not self._jobs.batch:
@@ -326,75 +359,64 @@ class Engine:
         self._commits.write(self._jobs.batch)
 
     def _committed(self) -> None:
+        if not self._hearing:
+            self._hear(True)
+            self.wake()
         self._jobs.committed()
         now = self._clock.monotonic()
         self._apply(self.pool.perform(now), now)
         wakes, self._jobs.wakes = self._jobs.wakes, []
         for wake in wakes:
             wake()
-        if not self._changed.done():
-            self._changed.set_result(None)
-        if self._jobs.batch or self._inbox:
+        if self._jobs.batch or self._orders.purging:
             self.wake()
-        self._arm(now)
+        self._housekeeping.tidy(now)
+        times = (self.pool.deadline(), self._orders.deadline(now), self._housekeeping.next)
+        self._turns.end(now, min(at for at in times if at is not None))
+
+    def _refused(self, error: StoreError) -> None:
+        """The disk did not take this turn: who has just come is sent away, and what has happened is written later."""
+        self._jobs.withdraw(self.pool, self._clock.monotonic())
+        self._turns.refuse(RequestError(503, f"the job store cannot be written: {error}", retry_after=5))
 
     def _stalled(self, error: StoreError | None) -> None:
         """The disk refuses: nothing of this turn is told to anybody, and nothing more is heard, until it is on disk."""
         if error is not None:
-            self._warn(f"the job store cannot be written, trying again: {error}")
+            self.warn(f"the job store cannot be written, trying again: {error}")
         else:
-            self._warn("the job store can be written again")
+            self.warn("the job store can be written again")
             self.wake()
-        self.pool.listen(error is None)
+        self._hear(error is None)
 
-    def _arm(self, now: float) -> None:
-        """Wake again at the next deadline."""
-        if now >= self._next_forget:
-            self._forget(now)
-        deadline = self.pool.deadline()
-        at = self._next_forget if deadline is None else min(deadline, self._next_forget)
-        if self._timer is not None:
-            if now < self._timer_at <= at:
-                return
-            self._timer.cancel()
-        self._timer_at = at
-        self._timer = self._loop.call_later(max(0.0, at - now), self._timer_fired)
-
-    def _timer_fired(self) -> None:
-        """Not under way any more: the loop's clock is coarse, so it may come before its time and must be set again then."""
-        self._timer = None
-        self.wake()
-
-    def _forget(self, now: float) -> None:
-        before = self._clock.wall_ms() - int(self.settings.retention * 1000)
-        try:
-            forgotten = self._store.forget(before, FORGET_PIECE)
-        except StoreError as error:
-            self._tell(events.Notice("warning", f"old jobs could not be removed: {error}"))
-            forgotten = 0
-        self._next_forget = now + (0.01 if forgotten == FORGET_PIECE else FORGET_EVERY_S)
+    def _hear(self, hearing: bool) -> None:
+        if hearing is not self._hearing:
+            self._hearing = hearing
+            self.pool.listen(hearing)
 
     # --- what has happened ----------------------------------------------------------------------------------------------
 
     def _apply(self, happened: Sequence[events.PoolEvent], now: float) -> None:
-        jobs = self._jobs
+        reports = self._reports
         for event in happened:
             if isinstance(event, events.JobEnded):
-                jobs.worker_ended(event)
+                reports.ended(event)
             elif isinstance(event, events.JobProgressed):
-                jobs.worker_progressed(event)
+                reports.progressed(event)
             elif isinstance(event, events.JobYielded):
-                jobs.worker_yielded(event, self.pool, now)
+                reports.yielded(event, self.pool, now)
             elif isinstance(event, events.JobLost):
-                jobs.worker_lost(event)
+                reports.lost(event)
             elif isinstance(event, events.FirstLoad):
                 self._first_loaded(event)
             else:
+                if isinstance(event, events.Printed):
+                    reports.printed(event)
                 self._tell(event)
 
-    def _job_ended(self, job: Job) -> None:
+    def job_ended(self, job: Job) -> None:
+        """``job`` has ended, on disk: tell who waits for that."""
         self._ends.wake(job.id, job)
-        self._streams.waiters.wake(job.id)
+        self.streams.waiters.wake(job.id)
         self.overview.job_ended(job, self._clock.monotonic())
         for observer in self._observers:
             observer(job)
@@ -411,31 +433,20 @@ class Engine:
             died = [load for load in self._failed_loads.values() if load.failed is None]
             self.first_load.set_result(died[0] if died else event)
 
-    def _warn(self, text: str) -> None:
+    def job_yielded(self, job_id: str) -> None:
+        """A job has a new chunk, on disk."""
+        self.streams.waiters.wake(job_id)
+
+    def webhook_waits(self) -> None:
+        """There is a webhook to deliver, on disk."""
+        if self.on_webhook is not None:
+            self.on_webhook()
+
+    def warn(self, text: str) -> None:
+        """Tell a person ``text``."""
         self._tell(events.Notice("warning", text))
 
     def _tell(self, event: events.PoolEvent) -> None:
         self.overview.happened(event, self._clock.wall_ms())
         for observer in self._observers:
             observer(event)
-
-    async def _until(self, reached: Callable[[], bool], timeout: float, at_once: asyncio.Event) -> None:
-        """Until ``reached`` is true after some turn, ``at_once`` is set, or ``timeout`` seconds have passed."""
-        deadline = self._clock.monotonic() + timeout
-        hurry = asyncio.ensure_future(at_once.wait())
-        try:
-            while not reached() and not at_once.is_set():
-                left = deadline - self._clock.monotonic()
-                if left <= 0:
-                    return
-                self._changed = self._loop.create_future()
-                waits: set[asyncio.Future[Any]] = {self._changed, hurry}
-                await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            hurry.cancel()
-
-
-def _resolve(future: asyncio.Future[T], value: T) -> None:
-    """Give ``value``, unless nobody waits any more."""
-    if not future.done():
-        future.set_result(value)

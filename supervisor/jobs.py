@@ -6,24 +6,34 @@ that transaction is on disk); the engine commits the one and then does the other
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
 from supervisor import wire
+from supervisor.deadlines import Deadlines
 from supervisor.errors import RequestError, StoreError
 from supervisor.job import Job, JobRequest, JobStatus, Outcome
+from supervisor.logs import JobLogs
 from supervisor.overview import Overview
-from supervisor.pool import events
 from supervisor.pool.pool import Pool
 from supervisor.scheduler import Backlog, plan
 from supervisor.settings import Settings
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
-from supervisor.store.writes import AddChunk, End, Forget, Insert, Requeue, Start, TakeChunks, Write
-
-LARGEST = 900_000_000
-"""Bytes of the longest value that the store can take: SQLite keeps no row of more than 1 GB."""
+from supervisor.store.writes import (
+    AddWebhook,
+    End,
+    Forget,
+    Insert,
+    Requeue,
+    ShowChunks,
+    Start,
+    TakeChunks,
+    Write,
+)
 
 HOST_KILL_STARTS = 3
 """Most starts of a job that a killed supervisor, template or host had under way (contract §5)."""
@@ -32,13 +42,33 @@ HOST_KILL_STARTS = 3
 class Active:
     """A job in a worker: what is known of it beyond the store."""
 
-    __slots__ = ("job", "progress", "slot")
+    __slots__ = ("job", "progress", "slot", "streamed_bytes")
 
     def __init__(self, job: Job, slot: str) -> None:
         """``job`` runs in ``slot``."""
         self.job = job
         self.slot = slot
         self.progress: bytes | None = None
+        self.streamed_bytes = 0
+
+
+class Observer(Protocol):
+    """Whom the way of a job concerns; told once it is on disk."""
+
+    def job_ended(self, job: Job) -> None:
+        """``job`` has ended."""
+
+    def job_yielded(self, job_id: str) -> None:
+        """A job has a new chunk."""
+
+    def webhook_waits(self) -> None:
+        """There is a webhook to deliver."""
+
+    def status_body(self, job: Job) -> bytes:
+        """What `/status` answers for ``job``; asked at once."""
+
+    def warn(self, text: str) -> None:
+        """Tell a person ``text``; called at once."""
 
 
 class Jobs:
@@ -49,14 +79,12 @@ class Jobs:
         settings: Settings,
         store: Store,
         secrets: SecretFiles,
+        logs: JobLogs,
         overview: Overview,
         wall_ms: Callable[[], int],
-        ended: Callable[[Job], None],
-        yielded: Callable[[str], None],
-        warn: Callable[[str], None],
+        observer: Observer,
     ) -> None:
-        """Call ``ended`` with each job that ended and ``yielded`` with the id of each that has a new chunk, once on disk;
-        ``warn`` with what a person should know."""
+        """Tell ``observer`` what becomes of them."""
         self.batch: list[Write] = []
         self.wakes: list[Callable[[], object]] = []
         self.active: dict[str, Active] = {}
@@ -64,33 +92,35 @@ class Jobs:
         self._settings = settings
         self._store = store
         self._secrets = secrets
+        self._logs = logs
         self._overview = overview
         self._wall_ms = wall_ms
-        self._ended = ended
-        self._yielded = yielded
-        self._warn = warn
-        self._limit = min(settings.max_result, LARGEST)
-        self._decided: dict[str, Job] = {}
+        self._observer = observer
+        self.deadlines = Deadlines(store)
+        self.decided: dict[str, Job] = {}
+        self._arrived: list[JobRequest] = []
         self._unwanted: dict[str, int] = {}
         self._forgotten: dict[str, int] = {}
-        self._next_seq = store.next_seq
+        self.next_seq = store.next_seq
 
     # --- reading --------------------------------------------------------------------------------------------------------
 
     def get(self, job_id: str) -> Job | None:
         """The job as it is on disk (or, within a turn, about to be); ``None`` when unknown or forgotten."""
         if job_id in self._unwanted or job_id in self._forgotten:
-            return self._decided.get(job_id)
+            return self.decided.get(job_id)
         active = self.active.get(job_id)
         if active is not None:
             return active.job
-        return self._decided.get(job_id) or self.backlog.get(job_id) or self._store.get(job_id)
+        return self.decided.get(job_id) or self.backlog.get(job_id) or self._store.get(job_id)
 
     def committed(self) -> None:
         """The batch is on disk: begin another."""
         self.batch = []
-        self._decided.clear()
+        self.decided.clear()
         self._forgotten = {}
+        self._arrived.clear()
+        self.deadlines.settled()
 
     def forget(self, job: Job) -> None:
         """Have nothing more to do with a job that has ended; its row goes with the next commit that is made anyway."""
@@ -112,18 +142,19 @@ class Jobs:
         try:
             self._secrets.sweep(self._store.with_s3_config())
         except StoreError as error:
-            self._warn(str(error))
+            self._observer.warn(str(error))
+        self.deadlines.recover()
         waiting = list(self._store.queued_counts())
         for job in self._store.running():
             if self._settings.on_restart == "fail":
                 why = "the supervisor was killed while the job ran (--on-restart fail)"
-            elif job.chunks_taken and not self._settings.requeue_streams:
+            elif job.streamed and not self._settings.requeue_streams:
                 why = "the supervisor was killed after chunks of the job were handed out (--requeue-streams runs it again)"
             elif job.attempts >= HOST_KILL_STARTS:
                 why = f"the supervisor was killed while the job ran, {job.attempts} times"
             else:
                 # Not put back in memory: once this is on disk the store lists it in its place among the others.
-                self._decided[job.id] = self._requeue(job, charged=True)
+                self.decided[job.id] = self._requeue(job, charged=True)
                 waiting[job.low_priority] += 1
                 continue
             self.end(job, Outcome(JobStatus.FAILED, error=why))
@@ -147,29 +178,58 @@ class Jobs:
                 self._secrets.put(request.id, request.s3_config)
             except StoreError as error:
                 raise RequestError(503, str(error), retry_after=5) from error
-        job = Job(
-            seq=self._next_seq,
-            id=request.id,
-            status=JobStatus.IN_QUEUE,
-            input=request.input,
-            created_ms=self._wall_ms(),
-            extras=request.extras,
-            has_s3_config=request.s3_config is not None,
-            low_priority=request.low_priority,
-        )
-        self._next_seq += 1
+        job = self._new_job(request)
+        self._arrived.append(request)
         self._overview.statistics.submitted()
-        self._decided[job.id] = job
-        slots = () if queue_only or len(self.backlog) else plan(1, pool.slots.values())
+        self.decided[job.id] = job
+        slots = () if queue_only or len(self.backlog) else plan(1, pool.takers)
         if slots:
             return self._give(job, slots[0], _merged(request.extras, request.s3_config), pool, now, arriving=request)
-        self.batch.append(Insert(job.seq, request, job.created_ms))
+        self.batch.append(Insert(job.seq, request, job.created_ms, None, None, job.timeout_ms, job.expires_ms))
         self.backlog.lane(job.low_priority).push(job)
         return job
 
+    def _new_job(self, request: JobRequest) -> Job:
+        created = self._wall_ms()
+        ttl = request.ttl_ms or int(self._settings.ttl * 1000)
+        job = Job(
+            seq=self.next_seq,
+            id=request.id,
+            status=JobStatus.IN_QUEUE,
+            input=request.input,
+            created_ms=created,
+            extras=request.extras,
+            has_s3_config=request.s3_config is not None,
+            low_priority=request.low_priority,
+            timeout_ms=request.timeout_ms or int(self._settings.execution_timeout * 1000) or None,
+            expires_ms=created + ttl if ttl else None,
+        )
+        self.next_seq += 1
+        if ttl:
+            self.deadlines.accepted(job)
+        return job
+
+    def withdraw(self, pool: Pool, now: float) -> None:
+        """Take back the jobs that came in this turn, which the disk did not take; nobody was told of them."""
+        for request in self._arrived:
+            job = self.get(request.id)
+            if job is None or job.status.terminal:
+                continue  # cancelled in the same turn: that it was may be written
+            active = self.active.pop(job.id, None)
+            if active is not None:
+                self.deadlines.left(job.id)
+                pool.withdraw(active.slot, job.id, now)
+            else:
+                self.backlog.lane(job.low_priority).remove(job)
+            self.decided.pop(job.id, None)
+            self.batch[:] = [write for write in self.batch if getattr(write, "seq", None) != job.seq]
+            if job.has_s3_config:
+                self._drop_secret(job)
+        self._arrived.clear()
+
     def assign(self, pool: Pool, now: float) -> None:
         """Give the oldest queued jobs to the slots that have room."""
-        for name in plan(len(self.backlog), pool.slots.values()):
+        for name in plan(len(self.backlog), pool.takers):
             found = self._next()
             if found is None:
                 return
@@ -178,9 +238,9 @@ class Jobs:
 
     def _next(self) -> tuple[Job, bytes | None] | None:
         """The oldest queued job, whole, with its extras; one whose ``s3Config`` cannot be read has failed."""
-        while (job := self.backlog.pop(self._decided)) is not None:
+        while (job := self.backlog.pop(self.decided)) is not None:
             if not job.input:
-                job = self._decided.get(job.id) or self._store.get(job.id) or job
+                job = self.decided.get(job.id) or self._store.get(job.id) or job
             try:
                 secret = self._secrets.get(job.id) if job.has_s3_config else None
             except StoreError as error:
@@ -196,11 +256,13 @@ class Jobs:
         started = self._wall_ms()
         worker_id = f"{name}-{pool.slots[name].generation}"
         if arriving is not None:
-            self.batch.append(Insert(job.seq, arriving, job.created_ms, started, worker_id))
+            self.batch.append(
+                Insert(job.seq, arriving, job.created_ms, started, worker_id, job.timeout_ms, job.expires_ms)
+            )
         else:
             self.batch.append(Start(job.seq, started, worker_id))
         pool.assign(name, wire.Run(job.id, job.input, extras), now)
-        self._decided.pop(job.id, None)
+        self.decided.pop(job.id, None)
         job = job.replace(
             status=JobStatus.IN_PROGRESS,
             started_ms=started,
@@ -208,6 +270,7 @@ class Jobs:
             attempts=job.attempts + 1,
         )
         self.active[job.id] = Active(job, name)
+        self.deadlines.started(job, now)
         return job
 
     # --- the way out ----------------------------------------------------------------------------------------------------
@@ -217,133 +280,117 @@ class Jobs:
         ended = self._wall_ms()
         self.batch.append(End(job.seq, outcome, ended))
         job = job.replace(status=outcome.status, output=outcome.output, error=outcome.error, ended_ms=ended)
-        self._decided[job.id] = job
+        self.decided[job.id] = job
+        if job.extras is not None:
+            self._owe_webhook(job)
         self.wakes.append(lambda: self._after_end(job))
         return job
 
+    def _owe_webhook(self, job: Job) -> None:
+        """Write, beside the end of ``job``, that its webhook is to be told; from then on it has a life of its own."""
+        url = msgspec.json.decode(job.extras or b"{}", type=_Extras).webhook
+        if url is not None:
+            webhook_id = f"msg_{os.urandom(12).hex()}"
+            body = self._observer.status_body(job)
+            self.batch.append(AddWebhook(webhook_id, job.id, url, job.ended_ms or 0, body))
+            self.wakes.append(self._observer.webhook_waits)
+
     def _after_end(self, job: Job) -> None:
         if job.has_s3_config:
-            try:
-                self._secrets.drop(job.id)
-            except StoreError as error:
-                self._warn(f"a job has ended, and {error}")
-        self._ended(job)
+            self._drop_secret(job)
+        self._logs.waiters.wake(job.id)
+        self._observer.job_ended(job)
 
-    def _leave(self, job_id: str, slot: str) -> Job | None:
-        """Take a job out of its worker; ``None`` when it does not run in that ``slot`` (it was cancelled meanwhile)."""
+    def _drop_secret(self, job: Job) -> None:
+        try:
+            self._secrets.drop(job.id)
+        except StoreError as error:
+            self._observer.warn(f"a job has ended, and {error}")
+
+    def leave(self, job_id: str, slot: str | None = None) -> Active | None:
+        """Take a job out of its worker; ``None`` when it runs nowhere, or not in that ``slot`` (it was cancelled meanwhile)."""
         active = self.active.get(job_id)
-        if active is None or active.slot != slot:
+        if active is None or (slot is not None and active.slot != slot):
             return None
         del self.active[job_id]
-        return active.job
-
-    def worker_ended(self, event: events.JobEnded) -> None:
-        """A worker has ended a job."""
-        job = self._leave(event.job, event.slot)
-        if job is None:
-            return
-        done = event.done
-        size = len(done.output or b"") + len(done.error or "")
-        if size > self._limit:
-            self.end(job, self._too_large("the result", size))
-        else:
-            self.end(job, Outcome(JobStatus(done.status), done.output, done.error))
-
-    def worker_progressed(self, event: events.JobProgressed) -> None:
-        """A running job reported progress, which is nowhere but in memory."""
-        active = self.active.get(event.job)
-        if active is not None and active.slot == event.slot:
-            active.progress = event.value
-
-    def worker_yielded(self, event: events.JobYielded, pool: Pool, now: float) -> None:
-        """A running job produced a chunk; the worker is not to be trusted when it is not the next one."""
-        active = self.active.get(event.job)
-        if active is None or active.slot != event.slot:
-            return
-        job = active.job
-        if event.index != job.chunks:
-            pool.distrust(event.slot, f"chunk {event.index} out of order", now)
-        elif len(event.value) > self._limit:
-            del self.active[job.id]
-            self.end(job, self._too_large(f"chunk {event.index}", len(event.value)))
-            pool.cancel(event.slot, job.id, now)
-        else:
-            self.batch.append(AddChunk(job.seq, job.attempts, event.index, event.value))
-            active.job = job.replace(chunks=job.chunks + 1)
-            self.wakes.append(lambda: self._yielded(job.id))
-
-    def _too_large(self, what: str, size: int) -> Outcome:
-        error = f"{what} is {size} bytes long, more than --max-result allows ({self._limit})"
-        return Outcome(JobStatus.FAILED, error=error)
-
-    def worker_lost(self, event: events.JobLost) -> None:
-        """A job's worker is gone."""
-        job = self._leave(event.job, event.slot)
-        if job is not None:
-            starts = HOST_KILL_STARTS if event.machinery else self._settings.max_attempts
-            self._lost(job, event.error, starts if event.charged or event.machinery else None)
+        if active.job.timeout_ms is not None:
+            self.deadlines.left(job_id)
+        printed = self._logs.left(active.job)
+        if printed is not None:
+            self.batch.append(printed)
+        return active
 
     def put_back_all(self) -> None:
         """Take every running job from its worker, uncharged: the supervisor stops."""
         for active in list(self.active.values()):
-            del self.active[active.job.id]
-            self._lost(active.job, "the supervisor stopped while the job ran", None)
+            self.leave(active.job.id)
+            self.lost(active.job, "the supervisor stopped while the job ran", None)
 
-    def _lost(self, job: Job, error: str, starts: int | None) -> None:
+    def lost(self, job: Job, error: str, starts: int | None) -> None:
         """Queue a running job again at its old place, where it may run again, else it has failed.
 
         ``starts`` is how many it may have in all; ``None``: this one does not count.
         """
-        streamed = job.chunks_taken > 0 and not self._settings.requeue_streams
+        streamed = job.streamed and not self._settings.requeue_streams
         if streamed or (starts is not None and job.attempts >= starts):
             self.end(job, Outcome(JobStatus.FAILED, error=error))
         else:
-            self._decided.pop(job.id, None)
+            self.decided.pop(job.id, None)
             self.backlog.lane(job.low_priority).put_back(self._requeue(job, charged=starts is not None))
 
     def _requeue(self, job: Job, *, charged: bool) -> Job:
         """Write that a running job waits again; ``charged`` keeps its start counted."""
         self.batch.append(Requeue(job.seq, charged))
-        self._overview.statistics.retried()
-        return job.replace(
-            status=JobStatus.IN_QUEUE,
-            attempts=job.attempts if charged else job.attempts - 1,
-            retries=job.retries + 1,
-            started_ms=None,
-            worker_id=None,
-            chunks=0,
-            chunks_taken=0,
-        )
-
-    def cancel(self, job_id: str, pool: Pool, now: float) -> Job | None:
-        """Cancel a job: a queued one never starts, a running one is stopped. Ended ones stay; ``None`` when unknown."""
-        active = self.active.pop(job_id, None)
-        if active is not None:
-            job = self.end(active.job, Outcome(JobStatus.CANCELLED))
-            pool.cancel(active.slot, job_id, now)
-            return job
-        queued = self.get(job_id)
-        if queued is None or queued.status is not JobStatus.IN_QUEUE:
-            return queued
-        self.backlog.lane(queued.low_priority).remove(queued)
-        return self.end(queued, Outcome(JobStatus.CANCELLED))
+        self._overview.statistics.retried(job.status)
+        return queued_again(job, attempts=job.attempts if charged else job.attempts - 1)
 
     # --- streams --------------------------------------------------------------------------------------------------------
 
-    def chunks(self, job: Job) -> list[bytes]:
-        """Those of the job's chunks (JSON) that were not handed out."""
-        return [value for _, value in self._store.chunks(job.seq, job.chunks_taken)]
+    def chunks(self, job: Job, start: int, limit: int) -> list[bytes]:
+        """At most ``limit`` of the job's chunks (JSON), from index ``start`` on; -1: all."""
+        return [value for _, value in self._store.chunks(job.seq, start, limit)]
 
     def set_taken(self, job: Job, taken: int) -> bool:
         """Write that the first ``taken`` chunks were handed out; false when the job is gone or was put back since."""
-        now = self.get(job.id)
-        if now is None or (now.seq, now.retries) != (job.seq, job.retries):
+        if not self._is_still(job):
             return False
         self.batch.append(TakeChunks(job.seq, taken))
         active = self.active.get(job.id)
         if active is not None:
-            active.job = active.job.replace(chunks_taken=taken)
+            active.job = active.job.replace(chunks_taken=taken, streamed=True)
         return True
+
+    def set_shown(self, job: Job) -> bool:
+        """Write that chunks of the job are shown to somebody; false when the job is gone or was put back since."""
+        if not self._is_still(job):
+            return False
+        self.batch.append(ShowChunks(job.seq))
+        active = self.active.get(job.id)
+        if active is not None:
+            active.job = active.job.replace(streamed=True)
+        return True
+
+    def _is_still(self, job: Job) -> bool:
+        now = self.get(job.id)
+        return now is not None and (now.seq, now.retries) == (job.seq, job.retries)
+
+
+class _Extras(msgspec.Struct):
+    webhook: str | None = None
+
+
+def queued_again(job: Job, *, attempts: int) -> Job:
+    """``job`` as it waits once more, after that many ``attempts`` which count."""
+    return job.replace(
+        status=JobStatus.IN_QUEUE,
+        attempts=attempts,
+        retries=job.retries + 1,
+        started_ms=None,
+        worker_id=None,
+        chunks=0,
+        chunks_taken=0,
+        streamed=False,
+    )
 
 
 def _merged(extras: bytes | None, secret: bytes | None) -> bytes | None:

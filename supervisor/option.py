@@ -6,6 +6,7 @@ A value may come as text (command line, environment), as a TOML value or as a Py
 
 from __future__ import annotations
 
+import base64
 import difflib
 import ipaddress
 import math
@@ -201,6 +202,31 @@ def _api_keys(value: object) -> tuple[Secret, ...]:
     return tuple(map(Secret, dict.fromkeys(keys)))
 
 
+def _webhook_secret(value: object) -> Secret:
+    """As it was written; ``webhook_key`` reads it. The secret itself stays out of the messages."""
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError("a webhook's secret is a text on one line; give such a one")
+    try:
+        key = webhook_key(value)
+    except ValueError:
+        key = b""
+    if not key:
+        raise ValueError("what follows whsec_ is not base64; give the secret as it was made, or one without whsec_")
+    return Secret(value)
+
+
+def webhook_key(secret: str) -> bytes:
+    """The key that a webhook's secret stands for.
+
+    Raises:
+        ValueError: it begins with ``whsec_``, and the rest is not base64.
+    """
+    encoded = secret.removeprefix("whsec_")
+    if encoded == secret:
+        return secret.encode()
+    return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+
+
 _ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", re.ASCII)
 
 
@@ -360,6 +386,7 @@ JSON = Kind("JSON", _json)
 WORDS = Kind("WORDS", _words, multiple=True)
 API_KEYS = Kind("KEY", _api_keys, multiple=True)
 ORIGINS = Kind("ORIGIN", _origins, multiple=True)
+WEBHOOK_SECRET = Kind("SECRET", _webhook_secret)
 
 
 def duration(least: float) -> Kind:
@@ -370,6 +397,11 @@ def duration(least: float) -> Kind:
 def whole(low: int, high: int | None = None) -> Kind:
     """A whole number from ``low`` to ``high``."""
     return Kind("N", lambda value: _whole(value, low, high))
+
+
+def mebibytes() -> Kind:
+    """A number of MiB; 0 is none."""
+    return Kind("MIB", lambda value: _whole(value, 0, None))
 
 
 def choice(*words: str) -> Kind:

@@ -45,7 +45,9 @@ def plan(waiting: int, slots: Iterable[Taker]) -> list[str]:
     """
     if waiting == 0:
         return []
-    rooms = [(len(slot.running) + taken, slot.index, slot.name) for slot in slots for taken in range(slot.room)]
+    rooms = [
+        (len(slot.running) + taken, slot.index, slot.name) for slot in slots for taken in range(min(slot.room, waiting))
+    ]
     rooms.sort()
     return [name for _, _, name in rooms[:waiting]]
 
@@ -74,11 +76,19 @@ class Lane:
         bisect.insort(self._returned, job, key=lambda queued: queued.seq)
         self.count += 1
 
-    def pop(self, leaving: Container[str]) -> Job | None:
-        """Take the oldest job; those whose id is in ``leaving`` are on their way out and not seen in the store.
+    def pop(self, leaving: Container[str], below: int | None = None) -> Job | None:
+        """Take the oldest job, if its number is ``below``; those whose id is in ``leaving`` are on their way out and not seen
+        in the store.
 
         Its input is empty, which no JSON is, where it waits in the store.
         """
+        job = self._pop(leaving)
+        if job is None or below is None or job.seq < below:
+            return job
+        self.put_back(job)
+        return None
+
+    def _pop(self, leaving: Container[str]) -> Job | None:
         if self._returned and (not self._window or self._returned[0].seq < next(iter(self._window.values())).seq):
             self.count -= 1
             return self._returned.pop(0)
@@ -120,9 +130,9 @@ class Backlog:
         """The lane of that priority."""
         return self._lanes[low_priority]
 
-    def pop(self, leaving: Container[str] = ()) -> Job | None:
-        """Take the next job."""
-        return self._lanes[0].pop(leaving) or self._lanes[1].pop(leaving)
+    def pop(self, leaving: Container[str] = (), below: int | None = None) -> Job | None:
+        """Take the next job; with ``below``, only one with a lower number."""
+        return self._lanes[0].pop(leaving, below) or self._lanes[1].pop(leaving, below)
 
     def get(self, job_id: str) -> Job | None:
         """A queued job, if it is in memory."""

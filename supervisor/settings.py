@@ -24,6 +24,7 @@ from supervisor.wire import HandlerSpec
 
 _HANDLER, _GPUS, _WORKERS, _REFRESH = "Handler", "GPUs", "Workers", "Refresh"
 _JOBS, _HTTP, _SECURITY, _OUTPUT, _BATCH, OTHER = "Jobs", "HTTP", "Security", "Output", "Batch", "Other"
+_WEBHOOKS = "Webhooks"
 
 DAY = 86_400.0
 MIB = 2**20
@@ -97,10 +98,42 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, Option(_WORKERS, option.DURATION, "How long running jobs may go on after SIGTERM or Ctrl-C.")
     ] = 30.0
 
+    cpu_affinity: Annotated[
+        str,
+        Option(
+            _WORKERS,
+            option.choice("off", "auto"),
+            "Pin each worker to its share of the cores: those near its GPU, where the system says which they are.",
+        ),
+    ] = "off"
+    max_processes: Annotated[
+        int,
+        Option(
+            _WORKERS,
+            option.whole(0),
+            "End a worker that is, with all that it started, more than N processes; 0: any number.",
+        ),
+    ] = 4096
+    private_tmp: Annotated[
+        bool, Option(_WORKERS, option.FLAG, "Give each worker a /tmp and a /var/tmp of its own, which end with it.")
+    ] = False
+
     refresh_worker: Annotated[bool, Option(_REFRESH, option.FLAG, "Give every job a fresh worker.")] = False
     refresh_after_jobs: Annotated[
         int, Option(_REFRESH, option.whole(0), "Refresh a worker after N jobs.", shown="off")
     ] = 0
+    refresh_above: Annotated[
+        int,
+        Option(
+            _REFRESH,
+            option.mebibytes(),
+            "Refresh a worker that is idle after a job and still holds more GPU memory.",
+            shown="off",
+        ),
+    ] = 0
+    refresh_on_oom: Annotated[
+        bool, Option(_REFRESH, option.FLAG, "Refresh a worker whose job failed because the GPU's memory was full.")
+    ] = False
     release_timeout: Annotated[
         float,
         Option(
@@ -110,6 +143,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     store: Annotated[Path, Option(_JOBS, option.PATH, "The job database.", shown=".supervise/ENDPOINT_ID.db")]
     retention: Annotated[float, Option(_JOBS, option.DURATION, "How long results are kept after a job's end.")] = DAY
+    max_store: Annotated[int, Option(_JOBS, option.SIZE, "Forget the oldest results when the database holds more.")] = (
+        10 * 2**30
+    )
+    durability: Annotated[
+        str,
+        Option(
+            _JOBS,
+            option.choice("normal", "full"),
+            "What accepted jobs survive: kill -9, or a power cut as well, for which each answer waits for the disk.",
+        ),
+    ] = "normal"
+    execution_timeout: Annotated[
+        float,
+        Option(_JOBS, option.DURATION, "How long a job may run, where it does not say so itself.", shown="no limit"),
+    ] = 0.0
+    ttl: Annotated[
+        float,
+        Option(
+            _JOBS,
+            option.DURATION,
+            "How long after its arrival a job times out, queued or running, where it does not say so itself.",
+            shown="never",
+        ),
+    ] = 0.0
+    max_log: Annotated[int, Option(_JOBS, option.SIZE, "How much of what a job prints is kept.")] = 10 * MIB
     max_queue: Annotated[
         int, Option(_JOBS, option.whole(0), "Refuse jobs (429) while N are queued.", shown="no limit")
     ] = 0
@@ -150,6 +208,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Option(_SECURITY, option.ORIGINS, "A web page's origin that may call the API without keys; may be repeated."),
     ] = ()
+
+    webhook_retries: Annotated[
+        int, Option(_WEBHOOKS, option.whole(0, 1000), "How often one that was not answered by 200 is tried again.")
+    ] = 2
+    webhook_delay: Annotated[float, Option(_WEBHOOKS, option.DURATION, "How long after a try the next one comes.")] = (
+        10.0
+    )
+    webhook_timeout: Annotated[
+        float, Option(_WEBHOOKS, option.duration(0.01), "How long a try may take, from the look-up of the name on.")
+    ] = 10.0
+    webhook_secret: Annotated[
+        str | None,
+        Option(
+            _WEBHOOKS,
+            option.WEBHOOK_SECRET,
+            "Sign as Standard Webhooks do: whsec_ and base64, or any text. Better in SUPERVISE_WEBHOOK_SECRET.",
+            secret=True,
+        ),
+    ] = None
+    webhook_deny_private: Annotated[
+        bool,
+        Option(
+            _WEBHOOKS,
+            option.FLAG,
+            "Post only to public addresses: not to this machine, its networks or a cloud's metadata.",
+        ),
+    ] = False
 
     dashboard: Annotated[
         bool, Option(_OUTPUT, option.FLAG, "Show the live dashboard, or one line per event.", shown="on a terminal")

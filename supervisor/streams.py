@@ -6,8 +6,26 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from supervisor.job import Job
 from supervisor.waiters import Waiters
+
+READ_CHUNKS = 256
+"""How many chunks one look takes, so that nobody's long stream is in memory at once."""
+
+
+class Chunks(msgspec.Struct, frozen=True):
+    """Chunks of ``job`` (JSON) from index ``first`` on, which stay for others."""
+
+    job: Job
+    first: int
+    values: list[bytes]
+
+    @property
+    def end(self) -> int:
+        """The index to go on with."""
+        return self.first + len(self.values)
 
 
 class ChunkLease:
@@ -39,11 +57,14 @@ class Source(Protocol):
     def job(self, job_id: str) -> Job | None:
         """The job as it is on disk."""
 
-    def chunks(self, job: Job) -> list[bytes]:
-        """Those of its chunks that were not handed out."""
+    def chunks(self, job: Job, start: int, limit: int) -> list[bytes]:
+        """At most ``limit`` of its chunks (JSON), from index ``start`` on; -1: all."""
 
     def set_taken(self, job: Job, taken: int) -> asyncio.Future[bool]:
         """Write how many chunks were handed out; done once it is on disk: whether the job still has them."""
+
+    def set_shown(self, job: Job) -> asyncio.Future[bool]:
+        """Write that chunks are shown to somebody; done once it is on disk: whether the job still has them."""
 
 
 class Streams:
@@ -73,6 +94,24 @@ class Streams:
                 return ChunkLease(job, [])
             await self.waiters.wait(job_id, left)
 
+    async def read(self, job_id: str, start: int, timeout: float, limit: int = READ_CHUNKS) -> Chunks | None:
+        """At most ``limit`` chunks from index ``start`` on, which stay for others; waits up to ``timeout`` seconds for the first
+        of them or the job's end. ``None`` when unknown."""
+        deadline = self._loop.time() + timeout
+        while True:
+            job = self._source.job(job_id)
+            if job is None:
+                return None
+            if job.chunks > start:
+                # What was shown cannot be unseen: should its worker be lost, the job is not simply run again.
+                if job.streamed or job.status.terminal or await self._source.set_shown(job):
+                    return Chunks(job, start, self._source.chunks(job, start, limit))
+                continue
+            left = deadline - self._loop.time()
+            if job.status.terminal or left <= 0:
+                return Chunks(job, start, [])
+            await self.waiters.wait(job_id, left)
+
     async def _lease(self, job: Job) -> ChunkLease | None:
         """What ``job`` has for nobody else; ``None`` when it was put back meanwhile, so that these chunks are no more."""
         first = job.chunks_taken
@@ -80,7 +119,7 @@ class Streams:
             return ChunkLease(job, [])
         self._leased.add(job.id)
         try:
-            chunks = self._source.chunks(job)
+            chunks = self._source.chunks(job, first, -1)
             taken = await self._source.set_taken(job, first + len(chunks))
         except BaseException:
             self._hand_out_again(job, first)

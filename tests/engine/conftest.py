@@ -7,7 +7,8 @@ import socket
 import pytest
 
 from supervisor import wire
-from supervisor.engine import Clock, Engine
+from supervisor.api.shapes import status_body
+from supervisor.engine import Engine
 from supervisor.gpu.records import Gpu
 from supervisor.job import JobRequest
 from supervisor.pool.machine import Rules
@@ -17,6 +18,7 @@ from supervisor.pool.seams import Place
 from supervisor.settings import Settings
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
+from supervisor.turns import Clock
 
 DEADLINE_S = 10.0
 GPU = Gpu(0, "GPU-0", "played")
@@ -188,7 +190,7 @@ class House:
         self.store = store or Store.open(self.settings.store)
         self.secrets = SecretFiles(tmp_path / "secrets")
         self.starter = PlayedStarter()
-        self.engine = Engine(self.settings, self.store, self.secrets, loop, self.clock)
+        self.engine = Engine(self.settings, self.store, self.secrets, loop, status_body, self.clock)
         places = [
             Place(f"cpu{index}", index, (GPU,) if memory else (), {"SUPERVISE_SLOT": f"cpu{index}"})
             for index in range(slots)

@@ -7,10 +7,11 @@ import signal
 import pytest
 
 from supervisor import wire
-from supervisor.errors import RequestError
+from supervisor.errors import RequestError, StoreError
 from supervisor.job import JobRequest, JobStatus
 from supervisor.pool import events
 from supervisor.pool.process import Gone
+from supervisor.proc import STACK_SIGNAL
 from supervisor.store.store import Store
 
 
@@ -124,7 +125,9 @@ def test_cancel_of_a_plain_function_ends_its_worker(house):
     assert house.worker().signals == [signal.SIGTERM]
     house.clock.now += 5.0
     house.until(lambda: len(house.worker().signals) == 2)
-    assert house.worker().signals[1] == "tree"
+    house.clock.now += 0.2
+    house.until(lambda: len(house.worker().signals) == 3)
+    assert house.worker().signals[1:] == [STACK_SIGNAL, "tree"]
     house.worker().dies(-signal.SIGKILL)
     house.until(lambda: house.worker().generation == 2)
     assert house.engine.job("a").status is JobStatus.CANCELLED
@@ -172,19 +175,19 @@ def test_chunks_are_handed_out_once_and_a_failed_answer_hands_them_out_again(hou
     house.submit()
     house.worker().say(wire.Chunk("a", 0, b'"x"'), wire.Chunk("a", 1, b'"y"'))
     house.until(lambda: house.engine.job("a").chunks == 2)
-    lost = house.wait(house.engine.take_chunks("a", 5))
+    lost = house.wait(house.engine.streams.take("a", 5))
     assert lost.chunks == [b'"x"', b'"y"']
     assert house.store.get("a").chunks_taken == 2  # on disk before it leaves
     lost.release()
-    again = house.wait(house.engine.take_chunks("a", 5))
+    again = house.wait(house.engine.streams.take("a", 5))
     assert again.chunks == [b'"x"', b'"y"']
     again.confirm()
     house.worker().say(wire.Chunk("a", 2, b'"z"'), wire.Done("a", "COMPLETED", b"[]"))
-    last = house.wait(house.engine.take_chunks("a", 5))
+    last = house.wait(house.engine.streams.take("a", 5))
     assert last.chunks == [b'"z"']
     last.confirm()
     house.ended()
-    assert house.wait(house.engine.take_chunks("a", 5)).chunks == []
+    assert house.wait(house.engine.streams.take("a", 5)).chunks == []
 
 
 @pytest.mark.parametrize(
@@ -192,7 +195,7 @@ def test_chunks_are_handed_out_once_and_a_failed_answer_hands_them_out_again(hou
     [
         ([wire.Chunk("a", 1, b"1")], "chunk 1 out of order"),
         ([wire.Done("other", "COMPLETED", b"1")], "no end of a job that runs here"),
-        ([wire.Done("a", "IN_QUEUE", b"1")], "no end of a job that runs here"),
+        ([wire.Done("a", "IN_QUEUE", b"1")], "is no end of a job"),
         ([wire.Ready(1, "function")], "said twice that it is ready"),
     ],
 )
@@ -270,7 +273,7 @@ def test_what_ran_when_the_supervisor_was_killed(make_house, options, attempts, 
         house.until(lambda: house.engine.job("a").status is JobStatus.IN_PROGRESS)
     if taken:
         house.worker().say(wire.Chunk("a", 0, b"1"))
-        house.wait(house.engine.take_chunks("a", 5)).confirm()
+        house.wait(house.engine.streams.take("a", 5)).confirm()
     house.engine.close()
     house.store.close()  # as if killed: nothing more was written
 
@@ -367,8 +370,10 @@ def test_a_worker_that_hangs_in_its_first_load(make_house):
     house = make_house(start_timeout=60)
     house.start(ready=False)
     house.clock.now += 60
-    house.until(lambda: house.worker().signals == ["tree"])
-    house.worker().dies(-signal.SIGKILL)
+    house.until(lambda: house.worker().signals == [STACK_SIGNAL])
+    house.clock.now += 0.2
+    house.until(lambda: house.worker().signals[1:] == [signal.SIGTERM])
+    house.worker().dies(-signal.SIGTERM)
     first = house.wait(house.engine.first_load)
     assert (first.ok, first.failed) == (False, None)
     assert "--start-timeout" in first.how
@@ -406,18 +411,28 @@ def test_refresh_by_hand(house):
     assert refused.value.status == 409
 
 
-def test_the_disk_refuses_and_nothing_is_answered_until_it_does_not(house):
-    house.store._db.execute("PRAGMA max_page_count = 1")
-    waiting = house.engine.submit(JobRequest(id="a", input=b'"' + b"x" * 50_000 + b'"'))
-    house.until(lambda: not house.engine.ready)
-    assert not waiting.done()
-    with pytest.raises(RequestError) as refused:
-        house.engine.submit(JobRequest(id="b", input=b"1"))
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_job_that_the_full_disk_does_not_take_is_refused_and_never_runs(house, idle):
+    if not idle:
+        house.submit("first")
+        assert house.worker().heard().job == "first"
+    refuse, house.store.commit = house.store.commit, lambda batch, done: done(StoreError("the disk is full"))
+    with pytest.raises(RequestError, match="the disk is full") as refused:
+        house.submit("a", s3_config=b'{"accessId":"x"}')
     assert (refused.value.status, refused.value.retry_after) == (503, 5)
-    house.store._db.execute("PRAGMA max_page_count = 1000000")
-    assert house.wait(waiting).id == "a"
-    assert house.engine.ready
-    assert house.worker().heard().job == "a"
+    assert house.engine.job("a") is None
+    assert not list((house.settings.store.parent / "secrets").iterdir())
+    assert not house.engine.ready
+    for ask in (lambda: house.submit("b"), lambda: house.wait(house.engine.cancel("a")), house.engine.purge):
+        with pytest.raises(RequestError):
+            ask()
+    house.store.commit = refuse
+    house.until(lambda: house.engine.ready)
+    house.submit("c")
+    if not idle:
+        house.worker().say(wire.Done("first", "COMPLETED", b"1"))
+    assert house.worker().heard() == wire.Run("c", b'{"n":1}')
+    assert house.engine.snapshot().jobs.in_progress == 1
 
 
 def test_old_jobs_are_forgotten(make_house):

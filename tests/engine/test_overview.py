@@ -24,9 +24,9 @@ def test_counts_go_on_from_the_store():
     statistics.begin({JobStatus.COMPLETED: 5, JobStatus.TIMED_OUT: 1}, retried=2, now=100.0)
     statistics.ended(job(), 100.0)
     statistics.ended(job(status=JobStatus.FAILED), 100.0)
-    statistics.retried()
+    statistics.retried(JobStatus.FAILED)
     counts = statistics.job_counts(in_progress=3, in_queue=4)
-    assert (counts.completed, counts.failed, counts.in_progress, counts.in_queue, counts.retried) == (6, 2, 3, 4, 3)
+    assert (counts.completed, counts.failed, counts.in_progress, counts.in_queue, counts.retried) == (6, 1, 3, 4, 3)
 
 
 def test_rates_and_percentiles_are_those_of_the_last_minute():

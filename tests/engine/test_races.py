@@ -9,6 +9,7 @@ from supervisor import wire
 from supervisor.errors import RequestError, StoreError
 from supervisor.job import JobRequest, JobStatus
 from supervisor.pool import steps
+from supervisor.proc import STACK_SIGNAL
 from supervisor.scheduler import LARGE_INPUT
 from supervisor.store.store import Store
 
@@ -162,10 +163,10 @@ def test_chunks_of_a_reader_that_left_before_they_were_handed_out_are_for_the_ne
     house.until(lambda: house.engine.job("a").chunks == 1)
 
     async def leave_then_read():
-        leaving = asyncio.ensure_future(house.engine.take_chunks("a", 5))
+        leaving = asyncio.ensure_future(house.engine.streams.take("a", 5))
         await asyncio.sleep(0)  # it asks, and waits for the disk
         leaving.cancel()
-        return await house.engine.take_chunks("a", 5)
+        return await house.engine.streams.take("a", 5)
 
     assert house.wait(leave_then_read()).chunks == [b'"x"']
 
@@ -174,11 +175,11 @@ def test_a_second_reader_sees_no_end_before_the_chunks_that_the_first_gave_back(
     house.submit()
     house.worker().say(wire.Chunk("a", 0, b'"x"'), wire.Done("a", "COMPLETED", b"[]"))
     house.ended()
-    first = house.wait(house.engine.take_chunks("a", 5))
+    first = house.wait(house.engine.streams.take("a", 5))
 
     async def release_and_read():
         first.release()
-        return await house.engine.take_chunks("a", 5)
+        return await house.engine.streams.take("a", 5)
 
     assert house.wait(release_and_read()).chunks == [b'"x"']
 
@@ -191,7 +192,7 @@ def test_a_lease_of_an_older_run_changes_nothing_in_the_next(make_house):
     house.submit("b")
     house.worker().say(wire.Chunk("a", 0, b'"old"'))
     house.until(lambda: house.engine.job("a").chunks == 1)
-    old = house.wait(house.engine.take_chunks("a", 5))
+    old = house.wait(house.engine.streams.take("a", 5))
     house.wait(house.engine.cancel("b"))
     house.worker().dies(-signal.SIGTERM)
     house.until(lambda: house.worker().generation == 2)
@@ -201,14 +202,14 @@ def test_a_lease_of_an_older_run_changes_nothing_in_the_next(make_house):
     house.worker().say(wire.Chunk("a", 0, b'"new"'))
     house.until(lambda: house.engine.job("a").chunks == 1)
     old.confirm()
-    new = house.wait(house.engine.take_chunks("a", 5))
+    new = house.wait(house.engine.streams.take("a", 5))
     assert new.chunks == [b'"new"']
     new.confirm()
     house.worker().say(wire.Chunk("a", 1, b'"newer"'))
     house.until(lambda: house.engine.job("a").chunks == 2)
     house.wait(house.engine.set_taken(old.job, 0))
     house.settle()
-    assert house.wait(house.engine.take_chunks("a", 5)).chunks == [b'"newer"']
+    assert house.wait(house.engine.streams.take("a", 5)).chunks == [b'"newer"']
 
 
 # --- workers ------------------------------------------------------------------------------------------------------------
@@ -264,7 +265,7 @@ def test_a_worker_that_is_ready_too_late_opens_no_doors(make_house):
     house = make_house(start_timeout=60)
     house.start(ready=False)
     house.clock.now += 60
-    house.until(lambda: house.worker().signals == ["tree"])
+    house.until(lambda: house.worker().signals == [STACK_SIGNAL])
     house.worker().ready()
     house.settle()
     assert not house.engine.ready
@@ -318,7 +319,7 @@ def stalled(house):
 
 def test_what_the_disk_refused_nobody_sees(stalled):
     assert stalled.engine.job("a").status is JobStatus.IN_PROGRESS
-    assert stalled.wait(stalled.engine.take_chunks("a", 0)).chunks == []
+    assert stalled.wait(stalled.engine.streams.take("a", 0)).chunks == []
     stalled.store.commit = stalled.commit
     assert stalled.ended().output == DONE
 
@@ -328,9 +329,9 @@ def test_a_disk_that_refuses_does_not_keep_the_loop_busy(stalled):
 
     def turn():
         turns.append(stalled.engine)
-        stalled.engine._scheduled = False
+        stalled.engine._turns.begin()
 
-    stalled.engine._turn = turn
+    stalled.engine._turns._turn = turn
     stalled.worker().prints("still here\n")
     stalled.worker().say(wire.Progress("a", b"1"))
     stalled.starter.report(wire.Forked("cpu0", 1, 1))

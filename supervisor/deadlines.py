@@ -1,0 +1,65 @@
+"""Which jobs are out of time: running ones past their execution time-out, any past their ``ttl``; in the supervisor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from supervisor.job import Job
+from supervisor.store.store import Store
+
+PIECE = 200
+"""How many expired jobs one turn ends."""
+
+
+class Deadlines:
+    """The deadlines of all jobs. Those of a start are on the monotonic clock; a ``ttl`` outlives the process, so it is on the
+    wall clock, and only the nearest of them is in memory."""
+
+    def __init__(self, store: Store) -> None:
+        """Look up expired jobs in ``store``."""
+        self._store = store
+        self._starts: dict[str, tuple[float, int]] = {}
+        self._expiry: int | None = None
+        self._stale = False
+
+    def recover(self) -> None:
+        """Take up what the store holds."""
+        self._expiry = self._store.next_expiry()
+
+    def accepted(self, job: Job) -> None:
+        """``job`` waits from now on."""
+        if job.expires_ms is not None and (self._expiry is None or job.expires_ms < self._expiry):
+            self._expiry = job.expires_ms
+
+    def started(self, job: Job, now: float) -> None:
+        """``job`` runs since ``now`` (monotonic seconds)."""
+        if job.timeout_ms is not None:
+            self._starts[job.id] = (now + job.timeout_ms / 1000, job.timeout_ms)
+
+    def left(self, job_id: str) -> None:
+        """A job is no longer in a worker."""
+        self._starts.pop(job_id, None)
+
+    def due(self, now: float, wall_ms: int) -> Iterator[tuple[str, str]]:
+        """The ids of jobs that are out of time, and why."""
+        for job_id, (deadline, timeout_ms) in list(self._starts.items()):
+            if now >= deadline:
+                yield job_id, f"the job ran longer than its execution time-out of {timeout_ms / 1000:g} s"
+        if self._expiry is not None and wall_ms >= self._expiry:
+            expired = self._store.expired(wall_ms, PIECE)
+            self._stale = True
+            for job_id in expired:
+                yield job_id, "the job was older than its ttl"
+
+    def settled(self) -> None:
+        """A turn that had something due is on disk."""
+        if self._stale:
+            self._stale = False
+            self._expiry = self._store.next_expiry()
+
+    def next(self, now: float, wall_ms: int) -> float | None:
+        """When ``due`` has something again, in monotonic seconds."""
+        times = [deadline for deadline, _ in self._starts.values()]
+        if self._expiry is not None:
+            times.append(now + max(0, self._expiry - wall_ms) / 1000)
+        return min(times, default=None)

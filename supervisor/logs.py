@@ -1,0 +1,112 @@
+"""What each job printed, kept beside its result: in memory while a piece fills, then in the store; in the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from supervisor.job import Job
+from supervisor.store.store import Store
+from supervisor.store.writes import AddLog
+from supervisor.waiters import Waiters
+
+PIECE = 32 * 1024
+"""Bytes that are gathered before they are written: a row for each line would cost more than the job."""
+
+READ_PIECES = 16
+"""How many pieces one look takes from the store, so that nobody's long log is in memory at once."""
+
+
+class LogText(msgspec.Struct, frozen=True):
+    """A part of what ``job`` printed: ``text``, UTF-8 in whole lines but for where it was cut by ``start``, a byte offset."""
+
+    job: Job
+    start: int
+    text: bytes
+
+    @property
+    def end(self) -> int:
+        """Where to go on."""
+        return self.start + len(self.text)
+
+
+class _Log:
+    """What of a running job's output is not in the store: ``text``, which begins at byte ``at``."""
+
+    __slots__ = ("at", "dropped", "text")
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.text = bytearray()
+        self.dropped = 0
+
+
+class JobLogs:
+    """The logs of all jobs. What is written goes into the engine's turn; what is read is on disk, or printed just now."""
+
+    def __init__(
+        self, store: Store, loop: asyncio.AbstractEventLoop, limit: int, find: Callable[[str], Job | None]
+    ) -> None:
+        """Keep ``limit`` bytes of each job; ``find`` gives a job as clients may see it."""
+        self.waiters = Waiters(loop)
+        self._store = store
+        self._limit = limit
+        self._find = find
+        self._open: dict[str, _Log] = {}
+
+    # --- in a turn ------------------------------------------------------------------------------------------------------
+
+    def printed(self, job: Job, lines: Sequence[str]) -> AddLog | None:
+        """A running job printed ``lines``; what is to be written now, if anything."""
+        log = self._open.get(job.id)
+        if log is None:
+            log = self._open[job.id] = _Log(self._store.log_end(job.seq))
+        for line in lines:
+            text = f"{line}\n".encode("utf-8", "replace")
+            if log.dropped or log.at + len(log.text) + len(text) > self._limit:
+                log.dropped += len(text)
+            else:
+                log.text += text
+        return self._take(job, log) if len(log.text) >= PIECE else None
+
+    def left(self, job: Job) -> AddLog | None:
+        """``job`` has left its worker: the rest of what it printed there, if anything."""
+        log = self._open.pop(job.id, None)
+        if log is None:
+            return None
+        if log.dropped:
+            log.text += f"[{log.dropped} more bytes were printed; --max-log keeps {self._limit}]\n".encode()
+        return self._take(job, log) if log.text else None
+
+    def _take(self, job: Job, log: _Log) -> AddLog:
+        piece = AddLog(job.seq, log.at, bytes(log.text))
+        log.at += len(piece.text)
+        log.text.clear()
+        return piece
+
+    # --- for clients ----------------------------------------------------------------------------------------------------
+
+    def read(self, job_id: str, start: int = 0) -> LogText | None:
+        """What the job printed from byte ``start`` on, as much as one look takes; ``None`` when unknown. Empty text is its end,
+        for now or (when the job had ended before) for good."""
+        job = self._find(job_id)
+        if job is None:
+            return None
+        pieces = self._store.log(job.seq, start, READ_PIECES)
+        at = pieces[0][0] if pieces else 0
+        text = b"".join(piece for _, piece in pieces)
+        log = self._open.get(job_id)
+        # While a piece is on its way to the disk there is a gap before what came after it.
+        if log is not None and len(pieces) < READ_PIECES and log.at == at + len(text):
+            text += log.text
+        return LogText(job, start, text[max(0, start - at) :])
+
+    async def follow(self, job_id: str, start: int, timeout: float) -> LogText | None:
+        """As ``read``, but waits up to ``timeout`` seconds for more, or for the job's end."""
+        found = self.read(job_id, start)
+        if found is None or found.text or found.job.status.terminal:
+            return found
+        await self.waiters.wait(job_id, timeout)
+        return self.read(job_id, start)
