@@ -14,6 +14,7 @@
     ├── WireError               a message between processes breaks the protocol
     │   └── FrameTooLargeError  it is longer than its reader accepts
     ├── EncodeError             a handler's value cannot become JSON
+    ├── UploadError             a handler's file could not be put into its bucket
     ├── JobError                a job did not complete; carries its id, status and error
     │   ├── JobFailed           FAILED: the handler raised or returned an error
     │   │   └── WorkerDied      the process that ran it crashed, exited or was killed
@@ -77,6 +78,10 @@ class FrameTooLargeError(WireError):
 
 class EncodeError(SuperviseError):
     """The value cannot be written as JSON."""
+
+
+class UploadError(SuperviseError):
+    """The file could not be uploaded."""
 
 
 class JobError(SuperviseError):

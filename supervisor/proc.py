@@ -10,8 +10,13 @@ import ctypes
 import functools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+STACK_SIGNAL = signal.SIGRTMIN + 5
+"""A worker that gets it writes the stacks of all its threads to its log pipe, whatever it is stuck in, and goes on. It is a
+real-time signal since handlers and libraries use SIGUSR1 and SIGUSR2, and not one of the first, which thread libraries take."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -90,12 +95,52 @@ def reap_any() -> tuple[int, int] | None:
 
 def processes_with(variable: bytes) -> list[int]:
     """This user's processes that were started with ``variable`` (``NAME=value``) in their environment; zombies have none left."""
-    found = []
+    return [pid for pid, environ in _environments() if variable in environ]
+
+
+def any_started_with(beginning: bytes) -> bool:
+    """Whether a process of this user was started with a variable whose ``NAME=value`` has that ``beginning``."""
+    return any(variable.startswith(beginning) for _, environ in _environments() for variable in environ)
+
+
+class Kin(NamedTuple):
+    """A process's parent and session."""
+
+    parent: int
+    session: int
+
+
+def picture() -> dict[int, Kin]:
+    """All processes of this machine that can be seen, zombies included. It takes some 10 µs for each, so it is no single moment."""
+    found = {}
+    for name in os.listdir("/proc"):  # noqa: PTH208 - a Path for each costs as much as reading it
+        if name.isdecimal():
+            stat = _read_at_once(f"/proc/{name}/stat")
+            if stat:
+                # The command's name, in parentheses, may hold spaces and parentheses.
+                fields = stat[stat.rindex(b")") + 2 :].split(maxsplit=4)
+                found[int(name)] = Kin(int(fields[1]), int(fields[3]))
+    return found
+
+
+def _read_at_once(path: str) -> bytes | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    try:
+        return os.read(descriptor, 4096)
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _environments() -> Iterator[tuple[int, list[bytes]]]:
+    """The pid of each process of this user, and the environment that it was started with."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(PermissionError):
-            if variable in (_read(folder / "environ") or b"").split(b"\0"):
-                found.append(int(folder.name))
-    return found
+            yield int(folder.name), (_read(folder / "environ") or b"").split(b"\0")
 
 
 @functools.cache

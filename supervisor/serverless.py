@@ -30,6 +30,9 @@ class Host(Protocol):
     def progress(self, job: Any, value: object) -> None:
         """Say how far ``job`` is."""
 
+    def current_job(self) -> str | None:
+        """The job that the caller works for."""
+
     def add_fitness_check(self, check: Callable[[], object]) -> None:
         """Run ``check`` before the first job."""
 
@@ -69,6 +72,30 @@ def progress_update(job: dict[str, Any], value: object) -> None:
     """
     if _host is not None and _host.pid == os.getpid():
         _host.progress(job, value)
+
+
+def current_job() -> str | None:
+    """The id of the job that the caller works for; None outside of jobs.
+
+    Tasks, ``asyncio.to_thread`` and forked children know the job that began them; other threads and spawned children know none.
+    """
+    return _host.current_job() if _host is not None else None
+
+
+def upload_file(job: dict[str, Any], path: str | os.PathLike[str], key: str | None = None) -> str:
+    """Put the file at ``path`` into the job's bucket and return a URL by which anybody can read it for 7 days.
+
+    The bucket is that of ``job["s3Config"]``, else of the variables ``BUCKET_ENDPOINT_URL``, ``BUCKET_ACCESS_KEY_ID``,
+    ``BUCKET_SECRET_ACCESS_KEY`` and ``BUCKET_NAME``. ``key`` is the object's name there, by default the job's id, a slash and the
+    file's name. It waits until all is sent: in a coroutine, ``await asyncio.to_thread(serverless.upload_file, job, path)``.
+
+    Raises:
+        OSError: the file is not there or cannot be read.
+        UploadError: boto3 is not installed, nothing says where to, or the server refused.
+    """
+    from supervisor.worker import storage  # noqa: PLC0415 - most handlers upload nothing
+
+    return storage.upload(job, path, key)
 
 
 def register_fitness_check(check: Check) -> Check:

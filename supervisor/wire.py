@@ -27,6 +27,16 @@ VERSION = 1
 """Raised by one whenever a message changes; a template of another version is refused at its first word."""
 
 
+MAX_PROGRESS = 2**20
+"""Bytes of the longest progress. It is kept in memory for each running job and shown by every screen."""
+
+OVERHEAD = 2**16
+"""Bytes that a message may have around the values in it."""
+
+MAX_CAPACITY = 1024
+"""Most jobs that may run together in one worker, whatever its ``concurrency_modifier`` says."""
+
+
 # --- supervisor → worker -------------------------------------------------------------------------------------------------
 
 
@@ -59,6 +69,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
     ``kind`` is ``function``, ``coroutine``, ``generator`` or ``async_generator`` (``unknown`` for a callable that only its result
     tells). ``capacity`` jobs may run together. ``refresh_worker`` is the flag of ``config``. ``load_ms``: since the fork.
+    ``mark`` begins what a job prints where several may run together (``marks.py``), from their first print on; else it is empty.
     """
 
     pid: int
@@ -66,6 +77,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     capacity: int = 1
     refresh_worker: bool = False
     load_ms: float = 0.0
+    mark: str = ""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
@@ -104,7 +116,8 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """A job ended in the worker: ``status`` is ``COMPLETED``, ``FAILED`` or ``CANCELLED``.
 
     ``output`` is JSON or absent; ``error`` is set when it failed. ``refresh`` is the result's (or config's) wish for a fresh
-    worker; ``poisoned`` names a CUDA error after which this process cannot be used.
+    worker; ``poisoned`` names a CUDA error after which this process cannot be used, ``out_of_memory`` says that a GPU's
+    memory was full.
     """
 
     job: str
@@ -113,6 +126,7 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     error: str | None = None
     refresh: bool = False
     poisoned: str | None = None
+    out_of_memory: bool = False
 
 
 class Warning(msgspec.Struct, frozen=True, tag="warning"):  # noqa: A001 - the word for what it is, used as wire.Warning
@@ -141,10 +155,23 @@ class HandlerSpec(msgspec.Struct, frozen=True):
     argv: tuple[str, ...] = ()
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """What each worker may have of the machine that it shares with others.
+
+    ``processes``: how many it and all it started may be; 0 is no limit. ``private_tmp``: a ``/tmp`` and ``/var/tmp`` of its own;
+    ``kept`` are the folders below these that it must see all the same. ``cpus``, by slot, are those it is pinned to.
+    """
+
+    processes: int = 0
+    private_tmp: bool = False
+    kept: tuple[str, ...] = ()
+    cpus: dict[str, tuple[int, ...]] = {}
+
+
 class Setup(msgspec.Struct, frozen=True, tag="setup"):
     """The first message: what every worker has in common. ``tmp_root`` is this run's folder for the workers' ``TMPDIR``;
     ``preload`` names modules, or is None for those that the handler's source imports; ``preload_timeout`` is how many seconds
-    each preloaded import may take."""
+    each preloaded import may take; ``max_result`` how many bytes a job's result, or one chunk, may have."""
 
     version: int
     run_id: str
@@ -152,6 +179,8 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     preload: tuple[str, ...] | None
     tmp_root: str
     preload_timeout: float = 60.0
+    max_result: int = 100 * 2**20
+    limits: Limits = Limits()
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
@@ -217,12 +246,16 @@ class ForkFailed(msgspec.Struct, frozen=True, tag="fork_failed"):
 
 
 class Died(msgspec.Struct, frozen=True, tag="died"):
-    """That worker's process is dead and reaped. ``status`` is ``-N`` for signal N, else its exit code."""
+    """That worker's process is dead and reaped. ``status`` is ``-N`` for signal N, else its exit code.
+
+    ``cause`` is why the template itself ended it, in words that follow its name; else it is empty.
+    """
 
     slot: str
     generation: int
     pid: int
     status: int
+    cause: str = ""
 
 
 class Swept(msgspec.Struct, frozen=True, tag="swept"):
@@ -257,8 +290,12 @@ class Codec(Generic[T]):
         """
         try:
             return self._decoder.decode(payload)
-        except msgspec.MsgspecError as error:
-            raise WireError(f"malformed message ({len(payload)} bytes): {error}") from error
+        except (
+            msgspec.MsgspecError,
+            UnicodeDecodeError,
+            RecursionError,
+        ) as error:  # the latter two come through as they are
+            raise WireError(f"malformed message ({len(payload)} bytes): {str(error)[:200]}") from error
 
 
 _SHORT = struct.Struct("!i")

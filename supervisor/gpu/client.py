@@ -13,14 +13,14 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Union
+from typing import Union, get_args
 
 import msgspec
 
 from supervisor import wire
 from supervisor.errors import WireError
-from supervisor.gpu.messages import LIMIT, FromReader, List, Sample, ToReader
-from supervisor.gpu.records import Listing, Reading, WorkerRef
+from supervisor.gpu.messages import LIMIT, Answer, FromReader, List, Sample, ToReader
+from supervisor.gpu.records import Listing, Unwatched, WorkerRef, Xid
 
 _MAIN = Path(__file__).with_name("reader.py")
 _CHUNK = 65536
@@ -35,7 +35,7 @@ class ReaderGone(msgspec.Struct, frozen=True):
     reason: str
 
 
-ReaderEvent = Union[Listing, Reading, ReaderGone]
+ReaderEvent = Union[FromReader, ReaderGone]
 
 
 class _Process:
@@ -129,6 +129,7 @@ class Reader:
         self._start_at: float | None = None
         self._failures = 0
         self._answered = False
+        self._kept: list[ReaderEvent] = []  # heard while waiting for a list
 
     @property
     def pids(self) -> frozenset[int]:
@@ -169,7 +170,7 @@ class Reader:
     def receive(self, now: float) -> list[ReaderEvent]:
         """What the reader has said, without waiting."""
         self._reap()
-        process, events = self._process, list[ReaderEvent]()
+        process, events, self._kept = self._process, self._kept, []
         if process is None:
             return events
         process.flush()
@@ -181,7 +182,7 @@ class Reader:
             pass  # everything that is there has been read
         except (OSError, WireError) as error:
             events.append(self._gone(str(error), now))
-        if any(not isinstance(event, ReaderGone) for event in events):
+        if any(isinstance(event, get_args(Answer)) for event in events):
             self._failures, self._answered = 0, True
             if self._process is not None:
                 self._answer_by = None
@@ -210,12 +211,14 @@ class Reader:
         """
         now = time.monotonic()
         until = now + timeout
-        events = self.start(now)
+        events, unasked = self.start(now), list[ReaderEvent]()
         if self._process is not None:
             self._send(List(), now)
         while True:
+            unasked += [event for event in events if isinstance(event, (Xid, Unwatched))]
             for event in events:
                 if isinstance(event, Listing):
+                    self._kept = unasked
                     return event
                 if isinstance(event, ReaderGone):
                     return Listing(reason=f"the GPUs cannot be read: {event.reason}")

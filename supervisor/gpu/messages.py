@@ -6,7 +6,7 @@ from typing import Union
 
 import msgspec
 
-from supervisor.gpu.records import Listing, Reading, WorkerRef
+from supervisor.gpu.records import Listing, Reading, Unwatched, WorkerRef, Xid
 
 LIMIT = 16 << 20
 """Most bytes of one message: thousands of processes on dozens of GPUs take a fraction of it."""
@@ -24,4 +24,6 @@ class Sample(msgspec.Struct, frozen=True, tag="sample"):
 
 
 ToReader = Union[List, Sample]
-FromReader = Union[Listing, Reading]
+Answer = Union[Listing, Reading]
+FromReader = Union[Answer, Xid, Unwatched]
+"""The answers, in the order of the questions; and between them, unasked, what the driver reports."""

@@ -13,6 +13,7 @@ import msgspec
 
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, WorkerRef
 from supervisor.gpu.source import MIB, Owners, SourceError, name_of
+from supervisor.gpu.xids import Order, Watched, XidWatch
 
 _PLAIN = {
     "NVML_ERROR_LIBRARY_NOT_FOUND": "no NVIDIA driver is installed (libnvidia-ml.so.1 was not found)",
@@ -22,22 +23,29 @@ _PLAIN = {
 }
 """What initialising NVML can fail with, in words that say what to do."""
 
-
-class _Device(msgspec.Struct, frozen=True):
-    gpu: Gpu
-    handle: Any
+_RECOVERY = {
+    1: "a reset of the GPU",
+    2: "a reboot",
+    3: "an end of all peer-to-peer traffic",
+    4: "a reset of the GPU, once it is drained",
+    6: "a reset of the PCIe bus",
+    7: "a reboot",
+}
+"""``nvmlDeviceGpuRecoveryAction_t``. 0: "the GPU can be immediately used again" (NVIDIA, GPU Memory Error Management)."""
 
 
 class NvmlSource:
     """A ``Source`` over the driver. Initialises once: repeated initialisation has hung on some drivers (go-nvml#152)."""
 
-    def __init__(self) -> None:
-        """Touch nothing yet."""
+    def __init__(self, xids: XidWatch) -> None:
+        """Touch nothing yet; let ``xids`` watch the GPUs that are found."""
         self._nvml: Any = None
         self._failures: tuple[type[Exception], ...] = ()
-        self._devices: dict[str, _Device] = {}
+        self._devices: dict[str, Watched] = {}
         self._lost: set[str] = set()
         self._stale = True
+        self._xids = xids
+        self._watched: frozenset[str] = frozenset()
 
     def listing(self) -> Listing:
         """The GPUs that NVML shows now."""
@@ -48,6 +56,7 @@ class NvmlSource:
             return Listing(reason=str(error))
         self._devices = devices
         self._stale = False
+        self._watch_xids()
         if not devices and not missing:
             return Listing(reason="the NVIDIA driver shows no GPU")
         reason = "; ".join(missing) or None
@@ -59,7 +68,12 @@ class NvmlSource:
         if self._stale:
             self._renew_handles()
         owners = Owners(workers)
-        return [self._read(device, owners) for device in self._devices.values()]
+        lost = set(self._lost)
+        samples = [self._read(device, owners) for device in self._devices.values()]
+        if lost - self._lost:
+            self._watched = frozenset()  # what was registered for a GPU that was lost may be lost with it
+        self._watch_xids()
+        return samples
 
     # --- finding GPUs
 
@@ -82,7 +96,7 @@ class NvmlSource:
             raise SourceError(plain or f"NVML cannot be initialised: {error}") from error
         self._nvml = pynvml
 
-    def _enumerate(self) -> tuple[dict[str, _Device], list[str]]:
+    def _enumerate(self) -> tuple[dict[str, Watched], list[str]]:
         """The devices by UUID, and what NVML says of GPUs that it counts but cannot describe."""
         nvml = self._nvml
         try:
@@ -90,7 +104,7 @@ class NvmlSource:
         except self._failures as error:
             self._forget_if_uninitialised(error)
             raise SourceError(f"NVML cannot count the GPUs: {error}") from error
-        devices: dict[str, _Device] = {}
+        devices: dict[str, Watched] = {}
         missing = []
         for index in range(count):
             try:
@@ -101,21 +115,21 @@ class NvmlSource:
             devices |= {device.gpu.uuid: device for device in found}
         return devices, missing
 
-    def _describe(self, index: int) -> Iterator[_Device]:
+    def _describe(self, index: int) -> Iterator[Watched]:
         """GPU ``index``, or its MIG instances when it is in MIG mode."""
         nvml = self._nvml
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid = _text(nvml.nvmlDeviceGetUUID(handle))
         mode = self._optional("nvmlDeviceGetMigMode", handle)
         if not mode or mode[0] != 1:
-            yield _Device(self._gpu(handle, index, uuid), handle)
+            yield Watched(self._gpu(handle, index, uuid), handle)
             return
         for number in range(self._optional("nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
             instance = self._optional("nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
             if instance is not None:
                 instance_uuid = _text(nvml.nvmlDeviceGetUUID(instance))
-                gpu = msgspec.structs.replace(self._gpu(instance, index, instance_uuid), mig=number, parent=uuid)
-                yield _Device(gpu, instance)
+                gpu = msgspec.structs.replace(self._gpu(instance, index, instance_uuid), mig=number, parent=uuid, pci=self._pci(handle))
+                yield Watched(gpu, instance)
 
     def _gpu(self, handle: Any, index: int, uuid: str) -> Gpu:
         name = self._optional("nvmlDeviceGetName", handle)
@@ -125,7 +139,14 @@ class NvmlSource:
             uuid=uuid,
             name=_text(name) if name else "NVIDIA GPU",
             memory_total_mib=int(memory.total) // MIB if memory else None,
+            pci=self._pci(handle),
         )
+
+    def _pci(self, handle: Any) -> str | None:
+        """NVML writes the domain with eight digits, Linux with four at least."""
+        found = self._optional("nvmlDeviceGetPciInfo", handle)
+        domain, _, rest = (_text(found.busId) if found else "").lower().partition(":")
+        return f"{domain[-4:] if domain.startswith('0000') else domain}:{rest}" if rest else None
 
     def _renew_handles(self) -> None:
         """Take fresh handles, which a GPU that came back needs; one that NVML cannot describe now keeps its old one."""
@@ -133,14 +154,23 @@ class NvmlSource:
         self._devices |= devices
         self._stale = bool(missing)
 
+    def _watch_xids(self) -> None:
+        uuids = frozenset(self._devices)
+        if self._nvml is not None and uuids != self._watched:
+            self._watched = uuids
+            self._xids.watch(Order(self._nvml, self._failures, tuple(self._devices.values())))
+
     # --- reading one
 
-    def _read(self, device: _Device, owners: Owners) -> GpuSample:
+    def _read(self, device: Watched, owners: Owners) -> GpuSample:
         gpu, handle = device.gpu, device.handle
         try:
             memory = self._memory(handle)
         except self._failures as error:
             return self._unreadable(gpu, error)
+        if gpu.uuid in self._xids.suspects and (needed := self._recovery(handle)):
+            self._lost.add(gpu.uuid)
+            return GpuSample(uuid=gpu.uuid, memory_total_mib=gpu.memory_total_mib, error=needed, lost=True)
         self._lost.discard(gpu.uuid)
         utilization = self._optional("nvmlDeviceGetUtilizationRates", handle)
         power = self._optional("nvmlDeviceGetPowerUsage", handle)
@@ -153,6 +183,14 @@ class NvmlSource:
             power_w=round(power / 1000, 1) if power is not None else None,
             processes=self._processes(handle, owners),
         )
+
+    def _recovery(self, handle: Any) -> str | None:
+        """What the driver says must be done before the GPU can be used again; ``None`` for nothing, or from older drivers."""
+        field = getattr(self._nvml, "NVML_FI_DEV_GET_GPU_RECOVERY_ACTION", None)
+        values = self._optional("nvmlDeviceGetFieldValues", handle, [field]) if field is not None else None
+        if values is None or values[0].nvmlReturn != 0 or not (action := int(values[0].value.uiVal)):
+            return None
+        return f"the driver asks for {_RECOVERY.get(action, f'recovery action {action}')}"
 
     def _memory(self, handle: Any) -> Any:
         """Total, free and used bytes; ``None`` where the GPU has no memory of its own to tell of (it shares the host's)."""
@@ -217,6 +255,7 @@ class NvmlSource:
     def _forget_if_uninitialised(self, error: Exception) -> None:
         if self._is(error, "NVML_ERROR_UNINITIALIZED"):
             self._nvml = None
+            self._watched = frozenset()
 
 
 def _text(value: str | bytes) -> str:

@@ -16,14 +16,16 @@ if __name__ == "__main__":
 
 import os
 import signal
+import threading
 import time
 
 from supervisor import proc, wire
-from supervisor.gpu.messages import LIMIT, FromReader, List, ToReader
+from supervisor.gpu.messages import LIMIT, Answer, FromReader, List, ToReader
 from supervisor.gpu.nvml import NvmlSource
 from supervisor.gpu.records import Reading
 from supervisor.gpu.simulated import SimulatedSource
 from supervisor.gpu.source import Source, SourceError
+from supervisor.gpu.xids import XidWatch
 
 _CHUNK = 65536
 
@@ -39,24 +41,44 @@ def main(supervisor: int, simulated: int, fd: int = 0) -> None:
         return
     # A process stuck in the kernel would keep what it inherited by accident: a lock, somebody's pipe.
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    serve(fd, SimulatedSource(simulated) if simulated else NvmlSource())
+    line = Line(fd)
+    line.serve(SimulatedSource(simulated) if simulated else NvmlSource(XidWatch(line.say)))
 
 
-def serve(fd: int, source: Source) -> None:
-    """Answer requests from ``source``, one after the other, until the socket closes."""
-    frames = wire.FrameReader(LIMIT)
-    codec: wire.Codec[ToReader] = wire.Codec(ToReader)
-    while data := os.read(fd, _CHUNK):
-        for payload in frames.feed(data):
-            reply = memoryview(wire.frame(codec.encode(answer(codec.decode(payload), source))))
-            try:
-                while reply:
-                    reply = reply[os.write(fd, reply) :]
-            except (BrokenPipeError, ConnectionResetError):
-                return
+class Line:
+    """The supervisor's socket."""
+
+    def __init__(self, fd: int) -> None:
+        """Speak on ``fd``."""
+        self._fd = fd
+        self._codec: wire.Codec[ToReader] = wire.Codec(ToReader)
+        self._writing = threading.Lock()
+
+    def say(self, message: FromReader) -> None:
+        """Send it whole, from any thread. That nobody listens any more is noticed where the socket is read."""
+        left = memoryview(wire.frame(self._codec.encode(message)))
+        try:
+            with self._writing:
+                while left:
+                    left = left[os.write(self._fd, left) :]
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+    def serve(self, source: Source) -> None:
+        """Answer requests from ``source``, one after the other, until the socket closes."""
+        frames = wire.FrameReader(LIMIT)
+        while data := self._heard():
+            for payload in frames.feed(data):
+                self.say(answer(self._codec.decode(payload), source))
+
+    def _heard(self) -> bytes:
+        try:
+            return os.read(self._fd, _CHUNK)
+        except ConnectionResetError:
+            return b""
 
 
-def answer(request: ToReader, source: Source) -> FromReader:
+def answer(request: ToReader, source: Source) -> Answer:
     """What ``source`` says to ``request``."""
     if isinstance(request, List):
         return source.listing()

@@ -12,7 +12,7 @@ class Gpu(msgspec.Struct, frozen=True):
     """One device that a worker can be pinned to: a whole GPU, or one MIG instance of it.
 
     ``index`` is NVML's (PCI bus order); a MIG instance has its parent's ``index``, its own ``mig`` number, and the whole GPU's
-    UUID as ``parent``.
+    UUID as ``parent``. ``pci`` is the GPU's address as Linux writes it, ``0000:65:00.0``.
     """
 
     index: int
@@ -22,6 +22,7 @@ class Gpu(msgspec.Struct, frozen=True):
     mig: int | None = None
     simulated: bool = False
     parent: str | None = None
+    pci: str | None = None
 
     @property
     def label(self) -> str:
@@ -41,8 +42,8 @@ class GpuProcess(msgspec.Struct, frozen=True):
 class GpuSample(msgspec.Struct, frozen=True):
     """One reading of one GPU.
 
-    ``error`` is NVML's word when the GPU could not be read; ``lost`` says that it has fallen off the bus (or shows a hardware
-    Xid). ``processes`` is ``None`` when NVML cannot list them at all.
+    ``error`` is NVML's word when the GPU could not be read; ``lost`` says that it has fallen off the bus, or is of no use until
+    it is reset. ``processes`` is ``None`` when NVML cannot list them at all.
     """
 
     uuid: str
@@ -73,6 +74,26 @@ class Listing(msgspec.Struct, frozen=True, tag="listing"):
     gpus: tuple[Gpu, ...] = ()
     reason: str | None = None
     complete: bool = True
+
+
+class Xid(msgspec.Struct, frozen=True, tag="xid"):
+    """The driver has reported error number ``code`` of that GPU or MIG instance, at ``at`` on ``Reading``'s clock."""
+
+    uuid: str
+    code: int
+    at: float
+
+    @property
+    def by_application(self) -> bool:
+        """Whether it means the program that ran there. NVIDIA's own device plugin takes any other for the GPU's
+        (k8s-device-plugin#1340)."""
+        return self.code in (13, 31, 43, 45, 68, 109)
+
+
+class Unwatched(msgspec.Struct, frozen=True, tag="unwatched"):
+    """The driver does not report Xids here; ``reason`` is its word."""
+
+    reason: str
 
 
 class Reading(msgspec.Struct, frozen=True, tag="reading"):

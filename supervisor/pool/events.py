@@ -49,7 +49,7 @@ class JobLost(msgspec.Struct, frozen=True):
 
 
 class Printed(msgspec.Struct, frozen=True):
-    """Lines that a worker wrote, with the job that it ran alone at that time."""
+    """Lines that a worker wrote, with the job whose code printed them, or that ran alone at that time."""
 
     slot: str
     job: str | None

@@ -7,11 +7,15 @@ import os
 import termios
 from array import array
 from collections import deque
+from collections.abc import Collection, Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 from supervisor import wire
 from supervisor.errors import WireError
+from supervisor.marks import MarkReader
+from supervisor.pool.checks import checked
 from supervisor.pool.process import LOG_PIPE_BYTES
 
 TURN_BYTES = 256 * 1024
@@ -23,17 +27,31 @@ READ_BYTES = 16 * 1024
 LOG_TURN_BYTES = 32 * 1024
 """Most bytes of output taken from one worker in one turn: each line costs 4 to 8 µs on its way to the screens."""
 
+CLOGGED_BYTES = 1024 * 1024
+"""A worker that leaves more of its messages unread gets no further job: they wait in the store, not here."""
+
 LINE_BYTES = 8 * 1024
 """A longer line of a worker's output is cut into several."""
 
 TAIL_LINES = 20
-"""How many of a worker's last lines an error carries."""
+"""How many last lines an error carries: of the job's, and of those of its worker that name no job."""
 
 _OWN_FRAME = f'  File "{Path(__file__).resolve().parents[1]}{os.sep}'
 """How ``faulthandler`` shows this program's own frames. They come last and are many, and say nothing about the user's code."""
 
 # Shared by all links: it takes half a millisecond to make.
 _CODEC: wire.Codec[wire.FromWorker] = wire.Codec(wire.FromWorker)
+
+
+NO_JOB = ""
+"""Stands for a job that does not run any more, in the place of its id: what it left behind still prints."""
+
+
+class Said(NamedTuple):
+    """Lines of a worker's output, and the job that they name; None where they name none."""
+
+    job: str | None
+    lines: list[str]
 
 
 class Link:
@@ -48,7 +66,7 @@ class Link:
         self.pid: int | None = None
         self.kind = "unknown"
         self.load_failed: wire.LoadFailed | None = None
-        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.warnings = 0
         self.broken = False
         self.at_end = False
         self.log_at_end = False
@@ -56,7 +74,10 @@ class Link:
         self._frames = wire.FrameReader(limit)
         self._unsent = bytearray()
         self._waiting = array("i", [0])
-        self._line = b""
+        self._marks: MarkReader | None = None
+        self._unfinished: dict[str | None, bytes] = {}  # lines whose end is still to come, by job
+        self._words: dict[str | None, deque[tuple[int, str]]] = {}  # the newest lines, by job, numbered in their order
+        self._count = 0
 
     def receive(self, budget: int = TURN_BYTES) -> list[wire.FromWorker]:
         """The messages that are there, at most about ``budget`` bytes of them; none when the pipe is empty or at its end.
@@ -79,7 +100,7 @@ class Link:
                     break
                 budget -= len(data)
                 size = TURN_BYTES
-            return [_CODEC.decode(payload) for payload in payloads]
+            return [checked(_CODEC.decode(payload)) for payload in payloads]
         except WireError:
             self.broken = True
             raise
@@ -96,6 +117,11 @@ class Link:
             return False
         return True
 
+    @property
+    def clogged(self) -> bool:
+        """Whether the worker does not read what it was told."""
+        return len(self._unsent) > CLOGGED_BYTES
+
     def flush(self) -> bool:
         """Write on; true when nothing is left."""
         if self._unsent:
@@ -103,52 +129,100 @@ class Link:
             del self._unsent[:sent]
         return not self._unsent
 
+    def expect_marks(self, mark: str) -> None:
+        """From here on, what jobs print begins with ``mark``.
+
+        Raises:
+            WireError: that is no mark.
+        """
+        self._marks = MarkReader(mark)
+
     @property
     def log_waits(self) -> bool:
         """Whether anything of the log is not returned yet. Asked at each end of a job: an empty read costs five times that."""
         fcntl.ioctl(self.log_fd, termios.FIONREAD, self._waiting)
-        return self._waiting[0] != 0 or bool(self._line)
+        return self._waiting[0] != 0 or bool(self._unfinished)
 
-    def read_log(self, budget: int = LOG_TURN_BYTES) -> list[str]:
-        """The whole lines that the worker (or what it started) has written, at most about ``budget`` bytes of them."""
-        lines: list[str] = []
+    def read_log(self, running: Collection[str], budget: int = LOG_TURN_BYTES) -> list[Said]:
+        """The whole lines that the worker (or what it started) has written, at most about ``budget`` bytes of them.
+
+        ``running`` are the jobs that may be named.
+        """
+        said: list[Said] = []
         while budget > 0:
             data = self._read(self.log_fd, READ_BYTES)
             if not data:
                 self.log_at_end = data is not None
                 break
             budget -= len(data)
-            lines += self._cut(data)
+            for job, text in ((None, data),) if self._marks is None else self._marks.feed(data):
+                self._say(said, job if job is None or job in running else NO_JOB, self._cut(job, text))
             if len(data) < READ_BYTES:
                 break
-        self.tail.extend(line for line in lines if not line.startswith(_OWN_FRAME))
-        return lines
+        return said
 
-    def last_log(self) -> list[str]:
-        """Everything left in the log pipe, the unfinished last line too."""
-        lines = self.read_log(LOG_PIPE_BYTES)
-        if self._line:
-            rest = [self._line.decode("utf-8", "replace")]
-            self._line = b""
-            self.tail.extend(rest)
-            lines += rest
-        return lines
+    def last_log_of(self, job: str, running: Collection[str]) -> list[Said]:
+        """Everything in the log pipe as ``job`` ends, its unfinished line too; if it ran alone, that of the worker as well."""
+        said = self.read_log(running, LOG_PIPE_BYTES)
+        self._finish(said, [job] if len(running) > 1 else list(self._unfinished))
+        self._words.pop(job, None)
+        return said
+
+    def last_log(self, running: Collection[str]) -> list[Said]:
+        """Everything left in the log pipe of a worker that is dead."""
+        said = self.read_log(running, LOG_PIPE_BYTES)
+        if self._marks is not None:
+            self._say(said, None, self._cut(None, self._marks.rest()))
+        self._finish(said, list(self._unfinished))
+        return said
+
+    def last_words(self, job: str) -> list[str]:
+        """The newest lines of ``job`` and those that name no job, in their order."""
+        return [line for _, line in sorted([*self._words.get(None, ()), *self._words.get(job, ())])]
+
+    def forget_words(self) -> None:
+        """What was printed until now was about other jobs."""
+        self._words.clear()
 
     def close(self) -> None:
         """Let go of both pipes."""
         self._connection.close()
         os.close(self.log_fd)
 
-    def _cut(self, data: bytes) -> list[str]:
-        *whole, self._line = (self._line + data).split(b"\n")
-        if len(self._line) > LINE_BYTES:
-            whole.append(self._line)
-            self._line = b""
+    def _cut(self, job: str | None, data: bytes) -> list[str]:
+        """The lines that end in ``data``."""
+        *whole, rest = (self._unfinished.pop(job, b"") + data).split(b"\n")
+        if len(rest) > LINE_BYTES:
+            cut = (len(rest) - 1) // LINE_BYTES * LINE_BYTES  # never all of it: the line's end is still to come
+            whole.append(rest[:cut])
+            rest = rest[cut:]
+        if rest:
+            self._unfinished[job] = rest
         return [
             line[at : at + LINE_BYTES].decode("utf-8", "replace").rstrip("\r")
             for line in whole
             for at in range(0, max(1, len(line)), LINE_BYTES)
         ]
+
+    def _finish(self, said: list[Said], jobs: Iterable[str | None]) -> None:
+        """Take the unfinished lines of ``jobs`` as they are."""
+        for job in jobs:
+            if job in self._unfinished:
+                self._say(said, job, [self._unfinished.pop(job).decode("utf-8", "replace")])
+
+    def _say(self, said: list[Said], job: str | None, lines: list[str]) -> None:
+        """Add ``lines`` to ``said`` and to the last words."""
+        if not lines:
+            return
+        if said and said[-1].job == job:
+            said[-1].lines.extend(lines)
+        else:
+            said.append(Said(job, lines))
+        words = self._words.get(job)
+        if words is None:
+            words = self._words[job] = deque(maxlen=TAIL_LINES)
+        words.extend(enumerate((line for line in lines if not line.startswith(_OWN_FRAME)), self._count))
+        self._count += len(lines)
 
     @staticmethod
     def _read(fd: int, size: int) -> bytes | None:

@@ -10,12 +10,16 @@ from supervisor.pool.seams import Loop
 
 
 class Links:
-    """The link of each slot's worker, by slot; one that was dropped is heard no more."""
+    """The link of each slot's worker, by slot; one that was dropped is heard no more.
+
+    ``clogged``: the slots whose worker does not read what it was told.
+    """
 
     def __init__(self, loop: Loop, wake: Callable[[], None]) -> None:
         """Watch by ``loop``; call ``wake`` when something can be read."""
         self._loop = loop
         self._wake = wake
+        self.clogged: set[str] = set()
         self._links: dict[str, Link] = {}
         self._spoke: set[Link] = set()
         self._printed: set[Link] = set()
@@ -42,6 +46,7 @@ class Links:
         """Close the link of ``slot``, if there is one."""
         link = self._links.pop(slot, None)
         if link is not None:
+            self.clogged.discard(slot)
             self.listen(link, False)
             self._loop.remove_writer(link.fd)
             link.close()
@@ -69,6 +74,8 @@ class Links:
         """Write ``message``, the rest of it as soon as the worker reads."""
         if not link.send(message):
             self._loop.add_writer(link.fd, self._write_on, link)
+            if link.clogged:
+                self.clogged.add(link.slot)
 
     def _take(self, links: set[Link]) -> list[Link]:
         taken = [link for link in links if self._links.get(link.slot) is link]
@@ -82,3 +89,6 @@ class Links:
     def _write_on(self, link: Link) -> None:
         if link.flush():
             self._loop.remove_writer(link.fd)
+        if link.slot in self.clogged and not link.clogged:
+            self.clogged.discard(link.slot)
+            self._wake()

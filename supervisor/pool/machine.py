@@ -41,12 +41,17 @@ from supervisor.pool.steps import (
     Measured,
     MemoryHeld,
     Misbehaved,
+    Overgrown,
+    PauseAsked,
     Ready,
     RefreshAsked,
     RefreshReport,
     Release,
     Released,
+    Remarked,
+    ResumeAsked,
     SendSignal,
+    ShowStack,
     Start,
     StartFailed,
     Stop,
@@ -55,6 +60,8 @@ from supervisor.pool.steps import (
     TellExit,
     TemplateGone,
     Tick,
+    Warn,
+    Withdraw,
 )
 
 ASK_S = 1.0
@@ -62,6 +69,12 @@ ASK_S = 1.0
 
 MEASURE_S = 0.05
 """How long the end of a worker waits for a reading of the memory it holds: NVML answers in 1 to 5 ms, or is stuck."""
+
+STACK_S = 0.1
+"""How long a worker that is stuck gets to write its stacks, before the signal that ends it."""
+
+KILL_S = 10.0
+"""How long after SIGKILL a worker that is still there is spoken of: a call into a driver can hold a process in the kernel."""
 
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Pauses after the first, second, … start in a row that failed; after the last the slot is broken."""
@@ -75,12 +88,14 @@ class IllegalStepError(SuperviseError):
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """The settings that steps depend on, in seconds; 0 turns ``start_timeout`` and ``refresh_after_jobs`` off."""
+    """The settings that steps depend on, in seconds and MiB; 0 turns ``start_timeout`` and the two numbers for refreshes off."""
 
     grace: float = 5.0
     start_timeout: float = 0.0
     refresh_worker: bool = False
     refresh_after_jobs: int = 0
+    refresh_above: int = 0
+    refresh_on_oom: bool = False
 
 
 Step = tuple[Slot, list[Action]]
@@ -102,11 +117,15 @@ class Machine:
             Ready: self._ready,
             CapacityChanged: self._capacity,
             Assign: self._assign,
+            Withdraw: self._withdraw,
             JobDone: self._job_done,
             CancelJob: self._cancel,
             RefreshAsked: self._refresh_asked,
+            PauseAsked: self._pause_asked,
+            ResumeAsked: self._resume_asked,
             Misbehaved: self._misbehaved,
             Measured: self._measured,
+            Overgrown: self._overgrown,
             Died: self._died,
             Swept: self._swept,
             Released: self._released,
@@ -114,6 +133,7 @@ class Machine:
             TemplateGone: self._template_gone,
             GpuLost: self._gpu_lost,
             GpuBack: self._gpu_back,
+            Remarked: self._remarked,
             Stop: self._stop,
             Tick: self._tick,
         }
@@ -138,6 +158,8 @@ class Machine:
             jobs_in_worker=0,
             refresh_cause=None,
             blame=False,
+            stack_shown=False,
+            pausing=False,
             deadline=now + timeout if timeout else None,
         )
         return slot, [ForkWorker(slot.generation)]
@@ -176,7 +198,8 @@ class Machine:
             cause=None,
             next=Next.RESTART,
         )
-        return slot, actions
+        slot, more = self._rest(slot, now)
+        return slot, actions + more
 
     def _capacity(self, slot: Slot, event: CapacityChanged, now: float) -> Step:
         return _with(slot, capacity=max(1, event.capacity)), []
@@ -185,6 +208,13 @@ class Machine:
         if slot.room < 1 or event.job in slot.running:
             raise _illegal(slot, event)
         return _with(slot, state=SlotState.BUSY, running=(*slot.running, event.job), failures=0), []
+
+    def _withdraw(self, slot: Slot, event: Withdraw, now: float) -> Step:
+        if event.job not in slot.running:
+            raise _illegal(slot, event)
+        running = tuple(job for job in slot.running if job != event.job)
+        slot = _with(slot, running=running)
+        return (slot if running or slot.state is not SlotState.BUSY else _with(slot, state=SlotState.IDLE)), []
 
     def _job_done(self, slot: Slot, event: JobDone, now: float) -> Step:
         if event.job not in slot.running:
@@ -201,21 +231,39 @@ class Machine:
         if slot.state is SlotState.ENDING:
             return slot, []
         slot = _with(slot, deadline=slot.deadline if cancelling else None)
-        cause = slot.refresh_cause or event.refresh or self._own_cause(slot)
+        cause = slot.refresh_cause or event.refresh or self._own_cause(slot, event)
         if cause is not None and slot.refresh_cause is None:
             slot = _with(slot, refresh_cause=cause, since=now)
         if running:
             return slot, []
         slot = _with(slot, state=SlotState.IDLE)
-        return self._begin_refresh(slot, now) if cause is not None else (slot, [])
+        return self._begin_refresh(slot, now) if cause is not None else self._rest(slot, now)
 
-    def _own_cause(self, slot: Slot) -> str | None:
+    def _own_cause(self, slot: Slot, event: JobDone) -> str | None:
         if self._rules.refresh_worker:
             return "--refresh-worker"
+        if self._rules.refresh_on_oom and event.out_of_memory:
+            return "a full GPU (--refresh-on-oom)"
         after = self._rules.refresh_after_jobs
         if after and slot.jobs_in_worker >= after:
             return "--refresh-after-jobs"
         return None
+
+    def _rest(self, slot: Slot, now: float) -> Step:
+        """The worker is idle: have what it holds read now, where that can be a reason to refresh it."""
+        actions: list[Action] = [Measure()] if self._rules.refresh_above and slot.has_gpu else []
+        return _with(slot, idle_since=now), actions
+
+    def _overgrown(self, slot: Slot, event: Overgrown, now: float) -> Step:
+        if slot.state is not SlotState.IDLE or event.at < slot.idle_since:
+            return slot, []
+        if slot.jobs_in_worker:
+            return self._begin_refresh(_with(slot, refresh_cause="--refresh-above", since=now), now)
+        # A fresh worker would hold as much, and so would the next: each may be refreshed after a job only.
+        if slot.told_above:
+            return slot, []
+        limit = f"more than --refresh-above {self._rules.refresh_above}"
+        return _with(slot, told_above=True), [Warn(f"holds {event.mib} MiB without having run a job, {limit}")]
 
     def _cancel(self, slot: Slot, event: CancelJob, now: float) -> Step:
         if event.job not in slot.running:
@@ -228,7 +276,8 @@ class Machine:
         if event.gently:
             first = slot.deadline if slot.deadline is not None else now + self._rules.grace
             return _with(slot, deadline=first), [TellCancel(event.job)]
-        return self._end(slot, now, EndStep.TERM, Next.RESTART, event.cause)
+        step = EndStep.STACK if event.stuck else EndStep.TERM
+        return self._end(slot, now, step, Next.PAUSE if slot.pausing else Next.RESTART, event.cause)
 
     def _refresh_asked(self, slot: Slot, event: RefreshAsked, now: float) -> Step:
         _expect(slot, event, *_ALIVE, SlotState.BACKOFF, SlotState.BROKEN, SlotState.HELD)
@@ -242,6 +291,24 @@ class Machine:
             return slot, []
         slot = _with(slot, refresh_cause=event.cause, since=now)
         return self._begin_refresh(slot, now) if slot.state is SlotState.IDLE else (slot, [])
+
+    def _pause_asked(self, slot: Slot, event: PauseAsked, now: float) -> Step:
+        if slot.state is SlotState.PARKED:
+            raise _illegal(slot, event)
+        slot = _with(slot, pausing=True, refresh_cause=event.cause)
+        if slot.state in (SlotState.BACKOFF, SlotState.BROKEN):
+            return _with(slot, state=SlotState.PARKED, deadline=None, cause=event.cause), []
+        if slot.state in (SlotState.STARTING, SlotState.IDLE):
+            step = EndStep.MEASURE if slot.state is SlotState.IDLE else EndStep.TERM
+            return self._end(slot, now, step, Next.PAUSE, event.cause)
+        return slot, []
+
+    def _resume_asked(self, slot: Slot, event: ResumeAsked, now: float) -> Step:
+        if not slot.pausing:
+            raise _illegal(slot, event)
+        if slot.state is not SlotState.PARKED:
+            return _with(slot, pausing=False, refresh_cause=None), []
+        return self._start(slot, Start(), now)
 
     def _misbehaved(self, slot: Slot, event: Misbehaved, now: float) -> Step:
         if slot.state is SlotState.ENDING and slot.end_step >= EndStep.KILL:
@@ -275,7 +342,7 @@ class Machine:
             cancelling=(),
             failures=failures,
             restarts=restarts,
-            next=slot.next if expected else Next.RESTART,
+            next=slot.next if expected else Next.PAUSE if slot.pausing else Next.RESTART,
             cause=slot.cause if expected else event.how,
             since=slot.since if expected else now,
         )
@@ -298,6 +365,8 @@ class Machine:
         slot = _with(slot, released_at=now, freed_mib=event.freed_mib, verified=event.verified)
         if slot.next is Next.PARK:
             return _with(slot, state=SlotState.PARKED, cause=None), []
+        if slot.pausing:
+            return _with(slot, state=SlotState.PARKED, cause=slot.refresh_cause), []
         if slot.next is Next.REFRESH:
             # Memory that stayed in use for a while became the slot's cause; the report is to name what asked for the refresh.
             slot = _with(slot, refreshes=slot.refreshes + 1, cause=slot.refresh_cause or slot.cause)
@@ -347,8 +416,13 @@ class Machine:
             return _with(slot, next=Next.RESTART), []
         if slot.state is not SlotState.LOST:
             return slot, []
-        slot = _with(slot, state=SlotState.PARKED, next=Next.RESTART, restarts=slot.restarts + 1)
-        return self._start(slot, Start(), now)
+        slot = _with(slot, state=SlotState.PARKED, next=Next.RESTART)
+        if slot.pausing:
+            return _with(slot, cause=slot.refresh_cause), []
+        return self._start(_with(slot, restarts=slot.restarts + 1), Start(), now)
+
+    def _remarked(self, slot: Slot, event: Remarked, now: float) -> Step:
+        return slot, [Warn(event.text)]
 
     def _stop(self, slot: Slot, event: Stop, now: float) -> Step:
         if slot.state in (*_WAITING, SlotState.LOST):
@@ -367,21 +441,31 @@ class Machine:
             return slot, []
         if slot.state is SlotState.STARTING:
             cause = f"did not become ready within {self._rules.start_timeout:g} s (--start-timeout)"
-            return self._end(slot, now, EndStep.KILL, Next.RESTART, cause, failures=slot.failures + 1)
+            return self._end(slot, now, EndStep.STACK, Next.RESTART, cause, failures=slot.failures + 1)
         if slot.state is SlotState.BUSY:
             cause = f"did not stop a cancelled job within {self._rules.grace:g} s (--grace)"
-            return self._end(slot, now, EndStep.TERM, Next.RESTART, cause)
+            return self._end(slot, now, EndStep.STACK, Next.PAUSE if slot.pausing else Next.RESTART, cause)
         if slot.state is SlotState.ENDING:
-            if slot.end_step is EndStep.MEASURE:
-                return self._measured(slot, Measured(), now)
-            later = EndStep.TERM if slot.end_step is EndStep.ASKED else EndStep.KILL
-            return self._end(slot, now, later, slot.next, slot.cause or "")
+            return self._go_on_ending(slot, now)
         if slot.state in (SlotState.BACKOFF, SlotState.BROKEN):
             return self._start(slot, Start(), now)
         return _with(slot, deadline=None), []
 
+    def _go_on_ending(self, slot: Slot, now: float) -> Step:
+        """The worker's end takes too long: the next step."""
+        if slot.end_step is EndStep.MEASURE:
+            return self._measured(slot, Measured(), now)
+        if slot.end_step is EndStep.KILL:
+            text = f"process {slot.pid} is still there {KILL_S:g} s after SIGKILL: it hangs in the kernel, perhaps in a driver"
+            return _with(slot, deadline=None, cause=text), [Warn(text)]
+        if slot.end_step is EndStep.TERM and not slot.stack_shown:
+            return _with(slot, stack_shown=True, deadline=now + STACK_S), [ShowStack()]
+        later = EndStep.KILL if slot.end_step is EndStep.TERM else EndStep.TERM
+        return self._end(slot, now, later, slot.next, slot.cause or "")
+
     def _begin_refresh(self, slot: Slot, now: float) -> Step:
-        return self._end(slot, now, EndStep.MEASURE, Next.REFRESH, slot.refresh_cause or "", since=slot.since)
+        after = Next.PAUSE if slot.pausing else Next.REFRESH
+        return self._end(slot, now, EndStep.MEASURE, after, slot.refresh_cause or "", since=slot.since)
 
     def _end(
         self,
@@ -398,15 +482,23 @@ class Machine:
         """Bring the worker's end to ``step``; its deadline leads to the next one."""
         if step is EndStep.MEASURE and not slot.has_gpu:
             step = EndStep.ASKED
+        if step is EndStep.STACK and slot.stack_shown:
+            step = EndStep.TERM
         grace = self._rules.grace
-        waits = {EndStep.MEASURE: MEASURE_S, EndStep.ASKED: min(ASK_S, grace), EndStep.TERM: grace}
+        waits = {
+            EndStep.MEASURE: MEASURE_S,
+            EndStep.STACK: STACK_S,
+            EndStep.ASKED: min(ASK_S, grace),
+            EndStep.TERM: grace,
+            EndStep.KILL: KILL_S,
+        }
         actions: dict[EndStep, Action] = {
             EndStep.MEASURE: Measure(),
+            EndStep.STACK: ShowStack(),
             EndStep.ASKED: TellExit(),
             EndStep.TERM: SendSignal(signal.SIGTERM),
             EndStep.KILL: EndTree(),
         }
-        wait = waits.get(step)
         slot = _with(
             slot,
             state=SlotState.ENDING,
@@ -414,7 +506,8 @@ class Machine:
             next=Next.PARK if slot.state is SlotState.ENDING and slot.next is Next.PARK else after,
             cause=cause,
             since=slot.since if slot.state is SlotState.ENDING else (now if since is None else since),
-            deadline=None if wait is None else now + wait,
+            deadline=now + waits[step],
+            stack_shown=slot.stack_shown or step is EndStep.STACK,
             failures=slot.failures if failures is None else failures,
             blame=blame or (slot.state is SlotState.ENDING and slot.blame),
         )

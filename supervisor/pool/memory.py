@@ -5,11 +5,13 @@ In the supervisor. It asks the reader process and judges what comes; a reader th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol, Union
 
-from supervisor.gpu.records import GpuSample, Listing, Reading, WorkerRef
+from supervisor.gpu.records import GpuSample, Listing, Reading, Unwatched, WorkerRef, Xid
 from supervisor.pool import steps
+from supervisor.pool.faults import Faults
 from supervisor.pool.release import Judgement, Release, Verdict, attributes_memory
 from supervisor.pool.seams import Place
 
@@ -31,6 +33,9 @@ class ReaderEvent(Protocol):
         """What happened."""
 
 
+Heard = Union[Listing, Reading, Xid, Unwatched, ReaderEvent]
+
+
 class GpuReader(Protocol):
     """``gpu.client.Reader``, or a fake."""
 
@@ -40,10 +45,10 @@ class GpuReader(Protocol):
     def ask(self, workers: Mapping[str, WorkerRef], now: float) -> int:
         """Ask for a reading; returns the number that it will carry."""
 
-    def receive(self, now: float) -> Sequence[Union[Listing, Reading, ReaderEvent]]:
+    def receive(self, now: float) -> Sequence[Heard]:
         """What has come."""
 
-    def tick(self, now: float) -> Sequence[Union[Listing, Reading, ReaderEvent]]:
+    def tick(self, now: float) -> Sequence[Heard]:
         """What time alone brings."""
 
     def deadline(self) -> float | None:
@@ -69,18 +74,24 @@ class _Watch:
 class GpuMemory:
     """The GPUs of all slots. ``samples`` is the newest reading of each, by UUID; ``trouble`` why there is none."""
 
-    def __init__(self, reader: GpuReader, timeout: float, places: Sequence[Place] = ()) -> None:
-        """Ask ``reader``; ``timeout`` is ``--release-timeout`` in seconds. The loss of a GPU of ``places`` is said."""
+    def __init__(self, reader: GpuReader, timeout: float, places: Sequence[Place] = (), refresh_above: int = 0) -> None:
+        """Ask ``reader``; ``timeout`` is ``--release-timeout`` in seconds. The loss of a GPU of ``places`` is said, and so are
+        living workers that hold more than ``refresh_above`` MiB, if that is not 0."""
         self.samples: dict[str, GpuSample] = {}
         self.trouble: str | None = None
         self._reader = reader
         self._timeout = timeout
         self._watches: dict[str, _Watch] = {}
-        self._places = places
-        self._lost: set[str] = set()
+        self._faults = Faults(places)
+        self._refresh_above = refresh_above
+        used = Counter(gpu.uuid for place in places for gpu in place.gpus)
+        self._alone = {place.name for place in places if all(used[gpu.uuid] == 1 for gpu in place.gpus)}
+        self._somewhere = places[0].name if places else ""
+        self._told: set[str] = set()
         self._newest: Reading | None = None
         self._attributes = False
         self._ask_at = 0.0
+        self._learned: list[tuple[str, steps.Event]] = []
         self._asked: int | None = None
 
     def fileno(self) -> int:
@@ -91,6 +102,7 @@ class GpuMemory:
         """Remember what is in use before a worker comes."""
         release = Release(place.name, place.gpus, self._newest, attributes=self._attributes, timeout=self._timeout)
         self._watches[place.name] = _Watch(place, release)
+        self._learned += self._faults.of(place)
 
     def forked(self, slot: str, pid: int) -> None:
         """That worker is this process."""
@@ -99,9 +111,10 @@ class GpuMemory:
             watch.ref = WorkerRef(pid, tuple(gpu.uuid for gpu in watch.place.gpus))
 
     def measure(self, place: Place, now: float) -> None:
-        """Read what the worker holds before it ends; ``Measured`` follows."""
+        """Read what the worker holds now; ``Measured`` follows, and ``Overgrown`` if it is too much."""
         watch = self._watches.get(place.name)
         if watch is not None:
+            watch.release.measure()
             watch.measuring = self._ask(now)
 
     def release(self, place: Place, now: float) -> None:
@@ -119,12 +132,20 @@ class GpuMemory:
         """Stop watching for this slot."""
         self._watches.pop(slot, None)
 
+    def prepare(self, now: float) -> None:
+        """As ``collect``, which is told later what has been learned."""
+        self._learned = self.collect(now)
+
     def collect(self, now: float) -> list[tuple[str, steps.Event]]:
         """What has been learned for which slot."""
-        learned: list[tuple[str, steps.Event]] = []
+        learned, self._learned = self._learned, []
         for event in (*self._reader.receive(now), *self._reader.tick(now)):
             if isinstance(event, Reading):
                 self._read(event, learned, now)
+            elif isinstance(event, Xid):
+                learned += self._faults.xid(event)
+            elif isinstance(event, Unwatched):
+                self._remark(self._somewhere, f"the driver's Xids are not watched: {event.reason}", learned)
             elif not isinstance(event, Listing):
                 self._gone(event.reason, learned)
         for name, watch in self._watches.items():
@@ -137,7 +158,7 @@ class GpuMemory:
 
     def deadline(self) -> float:
         """When ``collect`` must be called again at the latest."""
-        times = [self._ask_at]
+        times = [0.0 if self._learned else self._ask_at]
         if (reader := self._reader.deadline()) is not None:
             times.append(reader)
         times += [deadline for watch in self._watches.values() if (deadline := watch.deadline()) is not None]
@@ -155,32 +176,34 @@ class GpuMemory:
             self._newest = reading
             self._attributes = self._attributes or attributes_memory(reading)
             self.samples = {sample.uuid: sample for sample in reading.gpus}
-        for place in self._places:
-            self._look_for_loss(place, learned)
+            learned += self._faults.read(reading)
         for name, watch in self._watches.items():
             if watch.died_at is None:
-                watch.release.living(reading)
-                if watch.measuring is not None and reading.number >= watch.measuring:
+                measured = watch.measuring is not None and reading.number >= watch.measuring
+                watch.release.living(reading, measured=measured)
+                if measured:
                     watch.measuring = None
                     learned.append((name, steps.Measured()))
+                if self._refresh_above and watch.ref is not None:
+                    self._weigh(name, watch.release, reading, learned)
             elif watch.verdict in (None, Verdict.HELD):
                 self._judge(name, watch, watch.release.observe(reading, now), learned)
         self._ask_at = min(self._ask_at, now + self._pause(now))
 
-    def _look_for_loss(self, place: Place, learned: list[tuple[str, steps.Event]]) -> None:
-        """Say once that a GPU of the slot is lost, and once that all are back. Unreadable for another reason is neither."""
-        name = place.name
-        samples = [(gpu, self.samples.get(gpu.uuid)) for gpu in place.gpus]
-        lost = [(gpu, sample) for gpu, sample in samples if sample is not None and sample.lost]
-        if lost and name not in self._lost:
-            self._lost.add(name)
-            what = ", ".join(f"GPU {gpu.index} ({sample.error or 'GPU is lost'})" for gpu, sample in lost)
-            learned.append((name, steps.GpuLost(f"lost its {what}")))
-        elif name in self._lost and all(
-            sample is not None and sample.memory_used_mib is not None for _, sample in samples
-        ):
-            self._lost.discard(name)
-            learned.append((name, steps.GpuBack()))
+    def _weigh(self, name: str, release: Release, reading: Reading, learned: list[tuple[str, steps.Event]]) -> None:
+        """Say that the living worker holds too much; or, once for all of them, that NVML does not show it."""
+        held = release.holds(reading, alone=name in self._alone, attributes=self._attributes)
+        if held is not None and held > self._refresh_above:
+            learned.append((name, steps.Overgrown(held, reading.at)))
+        elif held is None and all(sample.error is None for sample in reading.gpus):
+            why = "NVML does not show how much GPU memory each worker holds"
+            self._remark(name, f"--refresh-above {self._refresh_above} has no effect: {why}", learned)
+
+    def _remark(self, slot: str, text: str, learned: list[tuple[str, steps.Event]]) -> None:
+        """Tell a person, once."""
+        if text not in self._told:
+            self._told.add(text)
+            learned.append((slot, steps.Remarked(text)))
 
     def _gone(self, reason: str, learned: list[tuple[str, steps.Event]]) -> None:
         self.trouble = reason

@@ -6,25 +6,26 @@ only queued; ``perform`` carries it out, after the engine has committed what it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from supervisor import wire
 from supervisor.errors import WireError
 from supervisor.gpu.records import GpuSample
 from supervisor.pool import events, steps
 from supervisor.pool.keeper import Keeper, Lost
-from supervisor.pool.link import Link
+from supervisor.pool.link import Link, Said
 from supervisor.pool.links import Links
 from supervisor.pool.machine import Machine, Rules
-from supervisor.pool.process import LOG_PIPE_BYTES, describe_exit
+from supervisor.pool.process import describe_exit
 from supervisor.pool.seams import Loop, Memory, Place, Starter
 from supervisor.pool.slot import Next, Slot, SlotState
+from supervisor.proc import STACK_SIGNAL
 
 LAST_BYTES = 16 * 1024 * 1024
 """Most that is read of a dead worker's messages: more than a pipe holds; what it started may keep writing."""
 
-ENDS = ("COMPLETED", "FAILED", "CANCELLED")
-"""How a worker may say that a job ended."""
+WARNINGS = 50
+"""How many warnings of one worker are passed on."""
 
 _RELEASE = (SlotState.RELEASING, SlotState.HELD)
 """The states in which a slot waits for its GPU memory."""
@@ -79,16 +80,39 @@ class Pool:
         """Give a job to the worker in slot ``name``, which has room; it is sent by ``perform``."""
         link = self._links[name]
         if not self.slots[name].running:
-            link.tail.clear()
+            link.forget_words()
         self._step(name, steps.Assign(run.job), now)
         self._runs.append((link, run))
 
-    def cancel(self, name: str, job: str, now: float) -> None:
-        """Stop a job if it runs still: coroutines are told, anything else loses its worker."""
-        if job not in self.slots[name].running:
+    @property
+    def takers(self) -> Collection[Slot]:
+        """The slots that may be given jobs, as far as each has room."""
+        clogged = self._links.clogged
+        slots = self.slots.values()
+        return [slot for slot in slots if slot.name not in clogged] if clogged else slots
+
+    def withdraw(self, name: str, job: str, now: float) -> None:
+        """Take back a job that was assigned since the last ``perform``."""
+        self._runs = [(link, run) for link, run in self._runs if run.job != job]
+        self._step(name, steps.Withdraw(job), now)
+
+    def cancel(self, name: str, job: str, now: float, *, out_of_time: bool = False) -> None:
+        """Stop a job if it runs still: coroutines are told, anything else loses its worker, and so does one that is
+        ``out_of_time``, unless others run beside it."""
+        running = self.slots[name].running
+        if job not in running:
             return
-        gently = self._links[name].kind in ("coroutine", "async_generator", "unknown")
-        self._step(name, steps.CancelJob(job, gently), now)
+        gently = self.cancels_gently(name)
+        if out_of_time:
+            cause = "a job that was out of time was still running"
+            step = steps.CancelJob(job, gently and len(running) > 1, stuck=True, cause=cause)
+        else:
+            step = steps.CancelJob(job, gently)
+        self._step(name, step, now)
+
+    def cancels_gently(self, name: str) -> bool:
+        """Whether a job in slot ``name`` can be stopped without its worker."""
+        return self._links[name].kind in ("coroutine", "async_generator", "unknown")
 
     def refresh(self, name: str, cause: str, now: float) -> None:
         """Replace the worker in slot ``name``.
@@ -97,6 +121,14 @@ class Pool:
             IllegalStepError: not in its present state.
         """
         self._step(name, steps.RefreshAsked(cause), now)
+
+    def pause(self, name: str, cause: str, now: float) -> None:
+        """Take slot ``name`` out of service, after the jobs that its worker runs. Raises as ``refresh`` does."""
+        self._step(name, steps.PauseAsked(f"paused by {cause}"), now)
+
+    def resume(self, name: str, cause: str, now: float) -> None:  # noqa: ARG002 - as its siblings
+        """Put the paused slot ``name`` back into service. Raises as ``refresh`` does."""
+        self._step(name, steps.ResumeAsked(), now)
 
     def distrust(self, name: str, cause: str, now: float) -> None:
         """The worker in slot ``name`` broke the protocol: kill it."""
@@ -194,6 +226,8 @@ class Pool:
             elif isinstance(action, steps.StartFailed):
                 self._say("worker", f"{action.cause}; next try in {action.retry_s:g} s", name, broken=action.broken)
                 self._first_load_failed(name, action.cause)
+            elif isinstance(action, steps.Warn):
+                self._say("warning", action.text, name)
             else:
                 self._actions.append((name, action))
         if after.state is not before.state and after.state in (SlotState.HELD, SlotState.LOST):
@@ -205,8 +239,8 @@ class Pool:
     def _lost(self, slot: Slot, action: steps.JobLost, *, machinery: bool) -> None:
         link = self._links[slot.name]
         error = f"worker {slot.name} (pid {link.pid}) {action.how}"
-        if link.tail:
-            error += "; its last output:\n" + "\n".join(link.tail)
+        if words := link.last_words(action.job):
+            error += "; its last output:\n" + "\n".join(words)
         self._events.append(events.JobLost(action.job, slot.name, error, action.charged, machinery))
 
     def _refreshed(self, name: str, report: steps.RefreshReport) -> None:
@@ -233,23 +267,23 @@ class Pool:
             self._links.listen(link, True)
 
     def _read_log(self, link: Link) -> None:
-        self._print(link, link.read_log())
+        self._print(link, link.read_log(self.slots[link.slot].running))
         if link.log_at_end:
             self._links.listen(link, True)
 
     def _from_worker(self, link: Link, message: wire.FromWorker, now: float) -> None:
         slot = self.slots[link.slot]
         if isinstance(message, wire.Done):
-            if message.job not in slot.running or message.status not in ENDS:
-                raise WireError(f"job {message.job!r}, {message.status}: no end of a job that runs here")
-            # All of it, and an unfinished line too: what is there now no other job has printed.
+            if message.job not in slot.running:
+                raise WireError(f"{message.status} of job {message.job[:128]!r}: no end of a job that runs here")
+            # All of it, and its unfinished line too: what it printed is in the pipe before its end is in the other.
             if link.log_waits:
-                self._print(link, link.last_log() if len(slot.running) == 1 else link.read_log(LOG_PIPE_BYTES))
+                self._print(link, link.last_log_of(message.job, slot.running))
             self._events.append(events.JobEnded(message.job, link.slot, message))
             cause = (
                 f"a CUDA error ({message.poisoned})" if message.poisoned else "the handler" if message.refresh else None
             )
-            self._step(link.slot, steps.JobDone(message.job, cause), now)
+            self._step(link.slot, steps.JobDone(message.job, cause, message.out_of_memory), now)
         elif isinstance(message, wire.Progress):
             self._events.append(events.JobProgressed(message.job, link.slot, message.value))
         elif isinstance(message, wire.Chunk):
@@ -259,9 +293,17 @@ class Pool:
         elif isinstance(message, wire.LoadFailed):
             link.load_failed = message
         elif isinstance(message, wire.Capacity):
-            self._step(link.slot, steps.CapacityChanged(message.capacity), now)
+            self._step(link.slot, steps.CapacityChanged(min(message.capacity, wire.MAX_CAPACITY)), now)
         else:
-            self._say("warning", message.message, link.slot)
+            self._warned(link, message.message)
+
+    def _warned(self, link: Link, text: str) -> None:
+        """A worker says each of its warnings once; one that does not stop is not heard any more."""
+        link.warnings += 1
+        if link.warnings <= WARNINGS:
+            self._say("warning", text, link.slot)
+        elif link.warnings == WARNINGS + 1:
+            self._say("warning", f"more than {WARNINGS} warnings of its worker: the others are left out", link.slot)
 
     def _worker_ready(self, link: Link, message: wire.Ready, now: float) -> None:
         state = self.slots[link.slot].state
@@ -270,7 +312,9 @@ class Pool:
         if state is not SlotState.STARTING:
             raise WireError("a worker said twice that it is ready")
         link.kind = message.kind
-        self._step(link.slot, steps.Ready(message.capacity), now)
+        if message.mark:
+            link.expect_marks(message.mark)
+        self._step(link.slot, steps.Ready(min(message.capacity, wire.MAX_CAPACITY)), now)
         self._say("worker", f"ready (pid {message.pid}, {message.kind}, loaded in {message.load_ms:.1f} ms)", link.slot)
         if not self._served:
             self._served = True
@@ -281,11 +325,12 @@ class Pool:
         if self.slots[link.slot].state in (SlotState.STARTING, SlotState.IDLE, SlotState.BUSY, SlotState.ENDING):
             self._step(link.slot, steps.Misbehaved(f"broke the protocol: {cause}"), now)
 
-    def _print(self, link: Link, lines: list[str]) -> None:
-        if lines:
-            running = self.slots[link.slot].running
-            job = running[0] if len(running) == 1 else None
-            self._events.append(events.Printed(link.slot, job, lines))
+    def _print(self, link: Link, said: list[Said]) -> None:
+        """Tell what a worker wrote. Lines that name no job are those of the one that runs alone."""
+        running = self.slots[link.slot].running
+        alone = running[0] if len(running) == 1 else None
+        for job, lines in said:
+            self._events.append(events.Printed(link.slot, alone if job is None else job or None, lines))
 
     def _last_words(self, link: Link, now: float) -> None:
         """On a death, drain both pipes before judging: ``Done`` may be in one."""
@@ -294,7 +339,7 @@ class Pool:
                 self._from_worker(link, message, now)
         except WireError as error:
             self._say("warning", f"its last message was unreadable: {error}", link.slot)
-        self._print(link, link.last_log())
+        self._print(link, link.last_log(self.slots[link.slot].running))
 
     # --- the template's words -------------------------------------------------------------------------------------------
 
@@ -316,7 +361,7 @@ class Pool:
         elif isinstance(message, wire.ForkFailed):
             self._step(message.slot, steps.ForkFailed(message.error), now)
         elif isinstance(message, wire.Died):
-            self._worker_died(link, describe_exit(message.status), now)
+            self._worker_died(link, message.cause or describe_exit(message.status), now)
         else:
             self._step(message.slot, steps.Swept(), now)
 
@@ -380,14 +425,18 @@ class Pool:
             self._links.send(link, wire.Cancel(action.job))
         elif isinstance(action, steps.TellExit):
             self._links.send(link, wire.Exit())
-        elif isinstance(action, steps.SendSignal):
-            self._starter.signal(name, link.generation, action.signum)
-            self._template.flush()
-        elif isinstance(action, steps.EndTree):
-            self._starter.end_tree(name, link.generation)
-            self._template.flush()
-        elif isinstance(action, steps.Measure) and self._memory is not None:
+        elif isinstance(action, (steps.SendSignal, steps.ShowStack, steps.EndTree)):
+            self._signal(link, action)
+        elif isinstance(action, steps.Measure) and self._memory is not None and not self.slots[name].running:
             self._memory.measure(self.places[name], now)
+
+    def _signal(self, link: Link, action: steps.SendSignal | steps.ShowStack | steps.EndTree) -> None:
+        if isinstance(action, steps.EndTree):
+            self._starter.end_tree(link.slot, link.generation)
+        else:
+            signum = action.signum if isinstance(action, steps.SendSignal) else STACK_SIGNAL
+            self._starter.signal(link.slot, link.generation, signum)
+        self._template.flush()
 
     def _fork(self, name: str, now: float) -> None:
         slot, place = self.slots[name], self.places[name]

@@ -48,8 +48,9 @@ class Judgement(msgspec.Struct, frozen=True):
 class Release:
     """Watches the GPUs of one worker generation, from before it touches them until their memory is free.
 
-    Make it with the newest reading from before the handler loads; give ``living`` each reading while the worker lives, call
-    ``died`` when all it started is gone, then ``observe`` until the verdict is not WAIT, and on while it is HELD.
+    Make it with the newest reading from before the handler loads; give ``living`` each reading while the worker lives, with
+    ``measure`` before the one that shows what its end will free, call ``died`` when all it started is gone, then ``observe``
+    until the verdict is not WAIT, and on while it is HELD.
     """
 
     def __init__(
@@ -66,10 +67,25 @@ class Release:
         self._died_at = float("inf")
         self._held = False
 
-    def living(self, reading: Reading) -> None:
+    def measure(self) -> None:
+        """A reading will be ``measured`` that shows what the worker holds now; until it comes, that is not known."""
+        for watch in self._watches:
+            watch.measured = False
+
+    def living(self, reading: Reading, *, measured: bool = False) -> None:
         """Learn from a reading while the worker lives."""
         for watch in self._watches:
-            watch.living(reading.of(watch.gpu.uuid))
+            watch.living(reading.of(watch.gpu.uuid), measured)
+
+    def holds(self, reading: Reading, *, alone: bool, attributes: bool) -> int | None:
+        """MiB that the living worker's tree has in use; ``None`` where the readings do not show it.
+
+        What NVML lists of the tree counts. If it lists none of it with its memory, the tree holds none where NVML ``attributes``
+        memory; elsewhere it holds what has come since before the worker, if its slot is ``alone`` on the GPU.
+        """
+        held = [watch.holds(reading.of(watch.gpu.uuid), alone, attributes) for watch in self._watches]
+        known = [mib for mib in held if mib is not None]
+        return sum(known) if len(known) == len(held) else None
 
     def died(self, now: float) -> None:
         """The worker and all it started were gone at ``now`` (monotonic)."""
@@ -127,6 +143,7 @@ class _Watch:
         self.free = False
         self.fell_at = float("inf")
         self.surplus: int | None = None
+        self.measured = False
         self._label = label
         self._slot = slot
         self._attributes = attributes
@@ -139,8 +156,8 @@ class _Watch:
         self._mark: int | None = None  # the surplus when it last fell
         self._peak: int | None = None
 
-    def living(self, sample: GpuSample | None) -> None:
-        """Learn from a sample while the worker lives."""
+    def living(self, sample: GpuSample | None, measured: bool) -> None:
+        """Learn from a sample while the worker lives; a ``measured`` one tells more of what it holds than those before."""
         if sample is None or sample.memory_used_mib is None:
             return
         ours = [process for process in sample.processes or () if self._is_ours(process)]
@@ -148,7 +165,23 @@ class _Watch:
         lists_us = any(process.memory_mib for process in ours)
         if lists_us or not self._last_lists_us:
             self._last, self._last_lists_us = sample, lists_us
+        if measured:
+            self.measured, self._peak = True, None
         self._raise_peak(self._surplus_over_before(sample))
+
+    def holds(self, sample: GpuSample | None, alone: bool, attributes: bool) -> int | None:
+        """MiB of the living worker's tree."""
+        if sample is None:
+            return None
+        processes = sample.processes or ()
+        listed = sum(process.memory_mib or 0 for process in processes if self._is_ours(process))
+        if listed or attributes:
+            return listed
+        surplus = self._surplus_over_before(sample)
+        if surplus is not None and surplus <= TOLERANCE_MIB:
+            return 0
+        strangers = any(process.memory_mib is None and not self._is_ours(process) for process in processes)
+        return surplus if alone and not strangers else None
 
     def observe(self, sample: GpuSample | None, now: float) -> None:
         """Judge a sample after the death; one that could not be read changes nothing."""
@@ -187,8 +220,8 @@ class _Watch:
         return [process for process in (self._now.processes or () if self._now else ()) if self._is_ours(process)]
 
     def freed(self) -> int | None:
-        """MiB that came back; ``None`` when it was never seen how much was in use."""
-        if self._peak is None or self.surplus is None:
+        """MiB that came back; ``None`` when it was not seen how much was in use."""
+        if self._peak is None or self.surplus is None or not (self.measured or self._peak > TOLERANCE_MIB):
             return None
         return max(0, self._peak - max(0, self.surplus))
 

@@ -29,10 +29,11 @@ class EndStep(enum.IntEnum):
     """How far the end of a worker has come."""
 
     MEASURE = 0
-    ASKED = 1
-    TERM = 2
-    KILL = 3
-    DEAD = 4
+    STACK = 1
+    ASKED = 2
+    TERM = 3
+    KILL = 4
+    DEAD = 5
 
 
 class Next(str, enum.Enum):
@@ -41,6 +42,7 @@ class Next(str, enum.Enum):
     REFRESH = "refresh"
     RESTART = "restart"
     PARK = "park"
+    PAUSE = "pause"
     LOST = "lost"
 
 
@@ -48,8 +50,10 @@ class Slot(msgspec.Struct, frozen=True):
     """One slot at one moment. ``running`` maps nothing but names: job ids in the worker, ``cancelling`` those told to stop.
 
     ``failures`` counts workers in a row that died before they were given a job. ``cause`` says why the worker ends or the slot
-    is out of service; ``blame`` that a job which still runs when the worker is ended may be the reason.
-    ``since``, ``gone_at`` and ``released_at`` are the moments of a refresh: asked for, tree gone, memory free.
+    is out of service; ``blame`` that a job which still runs when the worker is ended may be the reason; ``stack_shown``
+    that its stacks were asked for; ``pausing`` that the slot is to be out of service until it is resumed.
+    ``since``, ``gone_at`` and ``released_at`` are the moments of a refresh: asked for, tree gone, memory free. ``idle_since`` is
+    when the worker's last job ended, or it became ready; ``told_above``: a worker without any job was said to hold too much.
     """
 
     name: str
@@ -67,9 +71,13 @@ class Slot(msgspec.Struct, frozen=True):
     cause: str | None = None
     refresh_cause: str | None = None
     blame: bool = False
+    stack_shown: bool = False
+    pausing: bool = False
     since: float = 0.0
     gone_at: float = 0.0
     released_at: float = 0.0
+    idle_since: float = 0.0
+    told_above: bool = False
     freed_mib: int | None = None
     verified: bool = True
     failures: int = 0

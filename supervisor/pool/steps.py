@@ -43,18 +43,27 @@ class Assign(msgspec.Struct, frozen=True):
     job: str
 
 
+class Withdraw(msgspec.Struct, frozen=True):
+    """Take back a job that was assigned and not sent."""
+
+    job: str
+
+
 class JobDone(msgspec.Struct, frozen=True):
-    """The worker has ended this job. ``refresh`` says why it wants a fresh worker, if it does."""
+    """The worker has ended this job. ``refresh`` says why it wants a fresh worker, if it does; ``out_of_memory``: of a GPU."""
 
     job: str
     refresh: str | None = None
+    out_of_memory: bool = False
 
 
 class CancelJob(msgspec.Struct, frozen=True):
-    """Stop this running job: ``gently`` by ``CancelledError`` first, or by ending the worker at once."""
+    """Stop this running job: ``gently`` by ``CancelledError`` first, or by ending the worker at once; ``stuck``: that is asked
+    to show where it is before."""
 
     job: str
     gently: bool
+    stuck: bool = False
     cause: str = "a cancelled job was still running"
 
 
@@ -62,6 +71,16 @@ class RefreshAsked(msgspec.Struct, frozen=True):
     """Replace the worker, now or after the jobs it runs."""
 
     cause: str
+
+
+class PauseAsked(msgspec.Struct, frozen=True):
+    """Take the slot out of service, now or after the jobs its worker runs, until it is resumed."""
+
+    cause: str
+
+
+class ResumeAsked(msgspec.Struct, frozen=True):
+    """Put a paused slot back into service."""
 
 
 class Misbehaved(msgspec.Struct, frozen=True):
@@ -72,6 +91,13 @@ class Misbehaved(msgspec.Struct, frozen=True):
 
 class Measured(msgspec.Struct, frozen=True):
     """The memory that the worker holds has been read, so it may end now."""
+
+
+class Overgrown(msgspec.Struct, frozen=True):
+    """The living worker's tree holds more GPU memory than ``--refresh-above``, by a reading begun at ``at``."""
+
+    mib: int
+    at: float
 
 
 class Died(msgspec.Struct, frozen=True):
@@ -112,6 +138,12 @@ class GpuBack(msgspec.Struct, frozen=True):
     """NVML answers for all GPUs of the slot again."""
 
 
+class Remarked(msgspec.Struct, frozen=True):
+    """Something about the slot's GPUs that a person should know; it changes nothing."""
+
+    text: str
+
+
 class Stop(msgspec.Struct, frozen=True):
     """End the worker and stay parked; ``at_once`` by SIGKILL."""
 
@@ -129,11 +161,15 @@ Event = Union[
     Ready,
     CapacityChanged,
     Assign,
+    Withdraw,
     JobDone,
     CancelJob,
     RefreshAsked,
+    PauseAsked,
+    ResumeAsked,
     Misbehaved,
     Measured,
+    Overgrown,
     Died,
     Swept,
     Released,
@@ -141,6 +177,7 @@ Event = Union[
     TemplateGone,
     GpuLost,
     GpuBack,
+    Remarked,
     Stop,
     Tick,
 ]
@@ -173,6 +210,10 @@ class SendSignal(msgspec.Struct, frozen=True):
     """Signal the worker."""
 
     signum: int
+
+
+class ShowStack(msgspec.Struct, frozen=True):
+    """Have the worker write where all its threads are."""
 
 
 class EndTree(msgspec.Struct, frozen=True):
@@ -210,15 +251,23 @@ class StartFailed(msgspec.Struct, frozen=True):
     broken: bool
 
 
+class Warn(msgspec.Struct, frozen=True):
+    """Tell a person."""
+
+    text: str
+
+
 Action = Union[
     ForkWorker,
     TellCancel,
     TellExit,
     Measure,
     SendSignal,
+    ShowStack,
     EndTree,
     Release,
     JobLost,
     RefreshReport,
     StartFailed,
+    Warn,
 ]

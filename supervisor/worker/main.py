@@ -50,8 +50,7 @@ def enter(start: WorkerStart) -> NoReturn:
     Called in the forked child, its main thread, with descriptors 0, 1 and 2 in place, default signal dispositions and the
     environment set.
     """
-    output.rebuild()
-    worker = Worker(start)
+    worker = Worker(start, output.rebuild())
     serverless.attach(worker)
     worker.load()
 
@@ -59,10 +58,11 @@ def enter(start: WorkerStart) -> NoReturn:
 class Worker:
     """This process, as ``serverless`` sees it."""
 
-    def __init__(self, start: WorkerStart) -> None:
-        """Take over the pipe and make the event loop."""
+    def __init__(self, start: WorkerStart, streams: output.Streams) -> None:
+        """Take over the pipe and make the event loop; ``streams`` are those of ``output.rebuild``."""
         self.pid = os.getpid()
         self._start = start
+        self._streams = streams
         self._channel = Channel(start.conn_fd)
         self._loop = asyncio.new_event_loop()
         self._checks: list[Callable[[], object]] = []
@@ -94,7 +94,16 @@ class Worker:
 
     def progress(self, job: Any, value: object) -> None:
         """Say how far ``job`` is; see ``serverless.progress_update``."""
-        self._channel.progress(job["id"], encode(value, "progress"))
+        encoded = encode(value, "progress")
+        if len(encoded) > wire.MAX_PROGRESS:
+            what = f"a progress of {len(encoded)} bytes was not passed on: the most is {wire.MAX_PROGRESS}"
+            self._channel.warn(f"job {job['id']}: {what}")
+            return
+        self._channel.progress(job["id"], encoded)
+
+    def current_job(self) -> str | None:
+        """The job that the caller works for; see ``serverless.current_job``."""
+        return output.JOB.get()
 
     def add_fitness_check(self, check: Callable[[], object]) -> None:
         """Run ``check`` before the first job."""
@@ -114,9 +123,11 @@ class Worker:
         self._run_loop(loop, config)
 
     def _run_loop(self, loop: asyncio.AbstractEventLoop, config: Config) -> NoReturn:
-        runner = Runner(config, self._channel, f"{self._start.slot}-{self._start.generation}")
+        worker_id = f"{self._start.slot}-{self._start.generation}"
+        runner = Runner(config, self._channel, worker_id, self._start.setup.max_result)
         took_ms = (time.monotonic() - self._start.forked_at) * 1000
-        self._channel.send(wire.Ready(self.pid, runner.kind, runner.capacity, config.refresh_worker, took_ms))
+        mark = output.mark_prints(self._streams) if config.concurrency_modifier is not None else ""
+        self._channel.send(wire.Ready(self.pid, runner.kind, runner.capacity, config.refresh_worker, took_ms, mark))
         loop.add_reader(self._channel.fileno(), self._read, runner)
         try:
             while True:  # the handler may stop the loop, but not the worker

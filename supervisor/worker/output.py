@@ -1,31 +1,68 @@
 """Descriptors 0, 1 and 2 of a worker process, and its end: what the handler prints is kept until its very last word.
 
 The supervisor reads 1 and 2 through one pipe. Nothing waits in a Python buffer, as with ``python -u``, so a crash loses nothing.
+Where several jobs may run together, ``mark_prints`` lets each write of Python's streams name its job (``marks.py``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import faulthandler
+import functools
 import io
 import os
 import sys
-from typing import NoReturn, cast
+from typing import NamedTuple, NoReturn, cast
+
+from supervisor.marks import Marker, new_mark
+from supervisor.proc import STACK_SIGNAL
+
+JOB: contextvars.ContextVar[str | None] = contextvars.ContextVar("supervise_job", default=None)
+"""The id of the job on whose behalf code runs. What copies the context (tasks, ``asyncio.to_thread``, a fork) copies it too."""
 
 _LIBC = ctypes.CDLL(None)
 _C_STDOUT = ctypes.c_void_p.in_dll(_LIBC, "stdout")
 _LINE_BUFFERED = 1  # _IOLBF of glibc and musl
 
 
-def rebuild() -> None:
-    """Make Python's three streams anew, let C's ``stdout`` write line by line, and have fatal signals leave a traceback."""
+class Streams(NamedTuple):
+    """What is below Python's ``stdout`` and ``stderr``, and the log pipe into which both write, by device and inode."""
+
+    out: io.FileIO
+    err: io.FileIO
+    pipe: tuple[int, int]
+
+
+def rebuild() -> Streams:
+    """Make Python's three streams anew.
+
+    C's ``stdout`` is made to write line by line. Fatal signals leave a traceback; ``STACK_SIGNAL`` leaves one of all threads,
+    also when native code holds the interpreter, and system calls that it interrupts go on (``faulthandler.register``).
+    """
+    out, err = io.FileIO(1, "w", closefd=False), io.FileIO(2, "w", closefd=False)
     # The originals as well: whoever restores the streams from them must not get the template's. (typeshed calls those Final.)
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = _unbuffered(1)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = _unbuffered(2)  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = _unbuffered(out)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _unbuffered(err)  # type: ignore[misc]
     _LIBC.setvbuf(_C_STDOUT, None, _LINE_BUFFERED, ctypes.c_size_t(0))
     faulthandler.enable(2)
+    faulthandler.register(STACK_SIGNAL, 2, all_threads=True, chain=False)
+    return Streams(out, err, _file_behind(out))
+
+
+def mark_prints(streams: Streams) -> str:
+    """Have each write to ``streams`` name its job from now on; returns the mark by which the supervisor knows that.
+
+    It is the objects themselves that change, since logging handlers and others hold them. A worker with one job at a time
+    pays nothing for this.
+    """
+    mark = new_mark()
+    for raw in (streams.out, streams.err):
+        write = functools.partial(_write_marked, raw, streams.pipe, Marker(mark))
+        raw.write = write  # type: ignore[method-assign] # TextIOWrapper looks it up in the object at each write
+    return mark
 
 
 def flush() -> None:
@@ -61,7 +98,27 @@ def leave_as(ended: SystemExit) -> NoReturn:
     leave((code or 0) & 0xFF)
 
 
-def _unbuffered(fd: int) -> io.TextIOWrapper:
+def _unbuffered(raw: io.FileIO) -> io.TextIOWrapper:
     # A raw file where the type wants a buffer: ``python -u`` puts it there as well, so a write is in the pipe at once.
-    raw = cast("io.BufferedWriter", io.FileIO(fd, "w", closefd=False))
-    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
+    return io.TextIOWrapper(
+        cast("io.BufferedWriter", raw), encoding="utf-8", errors="backslashreplace", write_through=True
+    )
+
+
+def _write_marked(raw: io.FileIO, pipe: tuple[int, int], marker: Marker, data: bytes) -> int | None:
+    """``FileIO.write``: how many bytes were taken, None if a pipe that does not wait took none."""
+    job = JOB.get()
+    # The handler may have put a file of its own in the pipe's place, which is to get what it prints and nothing else.
+    if job is None or _file_behind(raw) != pipe:
+        return io.FileIO.write(raw, data)
+    written = 0
+    for frame, size in marker.frames(job, data):
+        if io.FileIO.write(raw, frame) is None:
+            return written or None
+        written += size
+    return written
+
+
+def _file_behind(raw: io.FileIO) -> tuple[int, int]:
+    status = os.fstat(raw.fileno())
+    return status.st_dev, status.st_ino

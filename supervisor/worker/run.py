@@ -29,29 +29,10 @@ import supervisor
 from supervisor import wire
 from supervisor.errors import EncodeError
 from supervisor.job import JobStatus
-from supervisor.worker import blame, output
+from supervisor.worker import blame, cuda, output
 from supervisor.worker.channel import Channel
 from supervisor.worker.encode import encode, error_text
 from supervisor.worker.load import Config
-
-STICKY_CUDA_ERRORS = {
-    "illegal access": ("illegal memory access was encountered", "ERROR_ILLEGAL_ADDRESS", "ErrorIllegalAddress"),
-    "device-side assert": ("device-side assert triggered", "ERROR_ASSERT", "cudaErrorAssert"),
-    "launch failure": ("unspecified launch failure", "ERROR_LAUNCH_FAILED", "ErrorLaunchFailure"),
-    "launch timeout": ("launch timed out and was terminated", "ERROR_LAUNCH_TIMEOUT", "ErrorLaunchTimeout"),
-    "illegal instruction": (
-        "illegal instruction was encountered",
-        "ERROR_ILLEGAL_INSTRUCTION",
-        "ErrorIllegalInstruction",
-    ),
-    "misaligned address": ("misaligned address", "ERROR_MISALIGNED_ADDRESS", "ErrorMisalignedAddress"),
-    "invalid address space": ("global/shared address space", "ERROR_INVALID_ADDRESS_SPACE", "ErrorInvalidAddressSpace"),
-    "invalid program counter": ("invalid program counter", "ERROR_INVALID_PC", "ErrorInvalidPc"),
-    "hardware stack error": ("hardware stack error", "ERROR_HARDWARE_STACK_ERROR", "ErrorHardwareStackError"),
-    "uncorrectable ECC error": ("uncorrectable ECC error", "ERROR_ECC_UNCORRECTABLE", "ErrorECCUncorrectable"),
-}
-"""CUDA errors that "leave the process in an inconsistent state" (CUDA Runtime API, error codes): each later call fails too,
-until it ends. By name, with the words that the driver, the runtime, torch, cupy and jax use. Out of memory is not among them."""
 
 _PLAIN = frozenset({dict, list, tuple, str, int, float, bool, type(None)})  # seen at once to be a result
 _KINDS: tuple[tuple[str, Callable[[object], bool]], ...] = (
@@ -82,13 +63,6 @@ def kind_of(handler: Callable[..., Any]) -> str:
     return next((kind for kind, is_it in _KINDS if is_it(function)), "unknown")
 
 
-def poison(error: str) -> str | None:
-    """Which sticky CUDA error is in ``error``, if any. It has to speak of CUDA: others use some of the words too."""
-    if "cuda" not in error.lower():
-        return None
-    return next((name for name, words in STICKY_CUDA_ERRORS.items() if any(word in error for word in words)), None)
-
-
 class _Attempt:
     """One job while it runs. ``chunks`` counts what it yielded; ``kept`` are those values, where the output is made of them."""
 
@@ -106,8 +80,10 @@ class _Attempt:
 class Runner:
     """Runs the jobs of one worker with one handler. Everything happens in the main thread, inside the running loop."""
 
-    def __init__(self, config: Config, channel: Channel, worker_id: str) -> None:
-        """Run ``config.handler`` and speak through ``channel``; ``worker_id`` is for error reports."""
+    def __init__(self, config: Config, channel: Channel, worker_id: str, max_result: int) -> None:
+        """Run ``config.handler`` and speak through ``channel``; ``worker_id`` is for error reports. A result or a chunk has
+        ``max_result`` bytes at most."""
+        self._max_result = max_result
         self._config = config
         self._channel = channel
         self._worker_id = worker_id
@@ -135,6 +111,7 @@ class Runner:
                 attempt.task.cancel()
 
     def _call(self, attempt: _Attempt, message: wire.Run) -> None:
+        output.JOB.set(message.job)
         try:
             job = {"id": message.job, "input": _decode(message.input)}
             if message.extras is not None:
@@ -205,6 +182,8 @@ class Runner:
             chunk = encode(value, f"output[{attempt.chunks}]")
         except EncodeError as failure:
             return blame.message(failure)
+        if len(chunk) > self._max_result:
+            return self._too_long(f"chunk {attempt.chunks}", len(chunk))
         self._channel.send(wire.Chunk(attempt.id, attempt.chunks, chunk))
         attempt.chunks += 1
         if self._config.return_aggregate_stream:
@@ -238,9 +217,25 @@ class Runner:
             self._channel.warn(f"job {attempt.id}: the output beside its error is dropped: {blame.message(failure)}")
             return None
 
-    def _failed(self, attempt: _Attempt, error: str, refresh: bool = False, beside: bytes | None = None) -> wire.Done:
-        refresh = refresh or self._config.refresh_worker
-        return wire.Done(attempt.id, JobStatus.FAILED.value, beside, error, refresh, poison(error))
+    def _failed(
+        self,
+        attempt: _Attempt,
+        error: str,
+        refresh: bool = False,
+        beside: bytes | None = None,
+        spoken: str | None = None,
+    ) -> wire.Done:
+        """``spoken`` is the part of ``error`` that may speak of CUDA, if that is not all of it."""
+        spoken = error if spoken is None else spoken
+        return wire.Done(
+            attempt.id,
+            JobStatus.FAILED.value,
+            beside,
+            error,
+            refresh or self._config.refresh_worker,
+            cuda.poison(spoken),
+            cuda.out_of_memory(spoken),
+        )
 
     def _failure(self, attempt: _Attempt, error: BaseException) -> wire.Done:
         """What becomes of a job in which ``error`` was raised."""
@@ -255,14 +250,21 @@ class Runner:
             "supervisor_version": supervisor.__version__,
         }
         # Not the traceback: file names and source lines may speak of CUDA and mean nothing.
-        failed = self._failed(attempt, json.dumps(report, ensure_ascii=False))
-        return msgspec.structs.replace(failed, poisoned=poison(_spoken(error)))
+        return self._failed(attempt, json.dumps(report, ensure_ascii=False), spoken=_spoken(error))
 
     def _end(self, done: wire.Done) -> None:
+        length = len(done.output or b"") + (len(done.error.encode("utf-8", "surrogatepass")) if done.error else 0)
+        if length > self._max_result:
+            error = self._too_long("the result", length)
+            done = msgspec.structs.replace(done, status=JobStatus.FAILED.value, output=None, error=error)
         output.flush()  # all that the job printed is in the log pipe before its end is in the other
         self._running.pop(done.job, None)
         self._channel.ended(done)
+        output.JOB.set(None)
         self._ask_capacity()
+
+    def _too_long(self, what: str, length: int) -> str:
+        return f"{what} is {length} bytes long, more than --max-result allows ({self._max_result})"
 
     def _ask_capacity(self) -> None:
         wanted = self._wanted_capacity(self.capacity)
@@ -275,10 +277,13 @@ class Runner:
         if modifier is None or not self._concurrent:
             return current
         try:
-            return max(1, int(modifier(current)))
+            wanted = max(1, int(modifier(current)))
         except Exception as error:  # noqa: BLE001 - user code
             self._channel.warn(f"concurrency_modifier raised, so {current} stays: {blame.one_line(error)}")
             return current
+        if wanted > wire.MAX_CAPACITY:
+            self._channel.warn(f"concurrency_modifier asks for {wanted} jobs at once; the most is {wire.MAX_CAPACITY}")
+        return min(wanted, wire.MAX_CAPACITY)
 
 
 def _spoken(error: BaseException | None) -> str:

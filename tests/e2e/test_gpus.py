@@ -30,6 +30,24 @@ def handler(job):
     return {"pid": os.getpid(), "environ": dict(os.environ), "refresh_worker": given.get("refresh")}
 '''
 
+FILLS_MEMORY = '''
+"""Takes so much memory of its GPU, waits at a gate, and fails or gives it back: all if told to."""
+import os
+from pathlib import Path
+
+def handler(job):
+    given = job["input"]
+    taken = Path(os.environ["FAKE_NVML"], "alloc", os.environ["CUDA_VISIBLE_DEVICES"], str(os.getpid()))
+    if "mib" in given:
+        taken.write_text(str(given["mib"]))
+    if "gate" in given:
+        open(given["gate"]).read()
+        taken.unlink()
+    if "raises" in given:
+        raise RuntimeError(given["raises"])
+    return os.getpid()
+'''
+
 SAYS_WHAT_IT_SEES = """
 import os
 print("sees", repr(os.environ["CUDA_VISIBLE_DEVICES"]), flush=True)
@@ -166,6 +184,84 @@ def test_where_nvml_cannot_tell_whose_memory_it_is_the_refresh_is_unverified(
     assert run.runsync({})["workerId"] == "gpu1-3"
     assert run.stop() == 0
     fake.switch("hang", on=False)
+
+
+def refreshed(run: Supervise, slot: str, times: int) -> Mapping[str, Any]:
+    """What ``/workers`` says of the slot once its worker is idle after so many refreshes."""
+    worker: Mapping[str, Any] = run.until(
+        lambda: (it := run.workers()[slot])["refreshes"] == times and it["state"] == "idle" and it
+    )
+    return worker
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_worker_that_still_holds_too_much_when_its_job_has_ended_is_refreshed(
+    supervise: Runs, fake: FakeNvml, hidden: bool
+) -> None:
+    fake.switch("hidden", hidden)  # as in a container: told by the memory in use
+    fake.base(1, 700)
+    handler = supervise.write("fills_memory.py", FILLS_MEMORY)
+    run = supervise(handler, "--gpus", 1, "--refresh-above", 1500, env=fake.env()).ready("gpu1")
+    first = run.runsync({"mib": 1500})["output"]
+    assert run.runsync({"mib": 2000})["output"] == first
+    worker = refreshed(run, "gpu1", 1)
+    assert worker["pid"] != first
+    assert (worker["generation"], worker["restarts"], worker["jobs"]) == (2, 0, 2)
+    assert (worker["lastRefresh"]["cause"], worker["lastRefresh"]["freedMiB"]) == ("--refresh-above", 2000)
+    run.wait_for_line("^gpu1: refreshed in .*, 2000 MiB freed; asked by --refresh-above$")
+    assert run.stop() == 0
+
+
+def test_what_counts_is_what_the_worker_holds_after_its_job(
+    supervise: Runs, fake: FakeNvml, make_gate: Callable[[], Gate]
+) -> None:
+    handler = supervise.write("fills_memory.py", FILLS_MEMORY)
+    run = supervise(handler, "--gpus", 1, "--refresh-above", 1500, env=fake.env()).ready("gpu1")
+    gate = make_gate()
+    takes_and_gives_back = run.run({"mib": 4000, "gate": gate.path})
+    run.until(lambda: run.workers()["gpu1"]["gpuMemoryMiB"] == 4000)
+    gate.open()
+    pid = run.ended(takes_and_gives_back)["output"]
+    assert run.runsync({})["output"] == pid
+    fake.allocate(1, pid, 3000)  # by itself, while it is idle
+    assert refreshed(run, "gpu1", 1)["lastRefresh"]["cause"] == "--refresh-above"
+    assert run.stop() == 0
+
+
+def test_a_worker_whose_gpu_was_full_is_refreshed(supervise: Runs, fake: FakeNvml) -> None:
+    handler = supervise.write("fills_memory.py", FILLS_MEMORY)
+    run = supervise(handler, "--gpus", 1, "--refresh-on-oom", env=fake.env()).ready("gpu1")
+    assert run.runsync({"raises": "out of memory"})["workerId"] == "gpu1-1"
+    assert run.runsync({"raises": "CUDA out of memory. Tried to allocate 2.00 GiB"})["status"] == "FAILED"
+    assert run.runsync({})["workerId"] == "gpu1-2"
+    assert run.workers()["gpu1"]["lastRefresh"]["cause"] == "a full GPU (--refresh-on-oom)"
+    assert run.stop() == 0
+
+
+def test_a_gpu_with_a_hardware_xid_leaves_service_until_it_has_recovered(
+    supervise: Runs, fake: FakeNvml, make_gate: Callable[[], Gate]
+) -> None:
+    handler = supervise.write("fills_memory.py", FILLS_MEMORY)
+    run = supervise(handler, "--gpus", 1, env=fake.env()).ready("gpu1")
+    run.until(lambda: fake.watched(1))
+    gate = make_gate()
+    job = run.run({"mib": 1000, "gate": gate.path})
+    gate.reached()
+    fake.xid(1, 31)
+    run.wait_for_line(r"^gpu1: GPU 1: Xid 31 \(GPU memory page fault\), which means the program, not the GPU$")
+    fake.recovery(1, 1)  # the driver wants a reset
+    fake.xid(0, 79)  # not ours
+    fake.xid(1, 79)
+    body = run.ended(job)
+    assert body["status"] == "FAILED"
+    assert "lost its GPU 1: Xid 79 (GPU has fallen off the bus)" in body["error"]
+    worker = run.until(lambda: (it := run.workers()["gpu1"])["state"] == "lost" and it)
+    assert worker["reason"] == "lost its GPU 1: Xid 79 (GPU has fallen off the bus)"
+    assert run.get("/health")["workers"]["unhealthy"] == 1
+    waits = run.run({})
+    fake.recovery(1, 0)
+    assert run.ended(waits)["workerId"] == "gpu1-2"
+    assert run.stop() == 0
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,14 @@ alloc/GPU/PID         MiB in use by that process while it lives; GPU is an index
 base/GPU              MiB in use by nobody who is listed, whatever lives
 lag                   seconds for which the memory of a dead process stays in use, not listed; ``inf`` for ever
 error/GPU             NVML's error code for whatever is asked of that GPU (15: lost)
+xids/N                the Nth Xid that the driver reports: GPU, code and, of a MIG instance, its number
+watched/N             grows by a character with each event set that GPU N is registered in
+recovery/GPU          what the driver asks for before that GPU can be used again (1: a reset); without it, it does not tell
 missing               names of library functions that this driver lacks, one per line
 hidden                exists: process lists are empty, as in a container
 unattributed          exists: processes are listed without their memory
-hang                  exists: every call waits until it is gone
+no-events             exists: no Xid is reported
+hang                  exists: every call waits until it is gone; or, with names of functions in it, every call of those
 ===================== ==================================================================================================
 """
 
@@ -44,7 +48,7 @@ class FakeNvml:
 
     def __init__(self, folder: Path, gpus: int = 1, total_mib: int = 24576) -> None:
         self.folder = folder
-        for name in ("gpus", "alloc", "base", "error"):
+        for name in ("gpus", "alloc", "base", "error", "xids", "watched", "recovery"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for index in range(gpus):
             self.add(index, total_mib)
@@ -89,6 +93,20 @@ class FakeNvml:
         else:
             self._write(f"error/{gpu}", code)
 
+    def xid(self, gpu: int, code: int, instance: int | None = None) -> None:
+        """Let the driver report an Xid to all who watch that GPU now; of one MIG instance only, if it is named."""
+        number = len(list((self.folder / "xids").iterdir()))
+        self._write(f"xids/{number}", f"{gpu} {code} {'' if instance is None else instance}")
+
+    def watched(self, gpu: int) -> int:
+        """How often that GPU was registered in an event set; an Xid from before reaches nobody."""
+        path = self.folder / f"watched/{gpu}"
+        return path.stat().st_size if path.exists() else 0
+
+    def recovery(self, gpu: int, action: int) -> None:
+        """Let the driver ask for ``NVML_GPU_RECOVERY_ACTION_…`` (0: nothing)."""
+        self._write(f"recovery/{gpu}", action)
+
     def lag(self, seconds: float) -> None:
         """Let memory outlive its process by ``seconds`` (``inf``: for ever)."""
         self._write("lag", seconds)
@@ -97,8 +115,12 @@ class FakeNvml:
         """Let the driver lack these functions."""
         self._write("missing", "\n".join(functions))
 
+    def hang(self, *functions: str) -> None:
+        """Let calls of these functions wait until ``switch("hang", on=False)``."""
+        self._write("hang", "\n".join(functions))
+
     def switch(self, name: str, on: bool = True) -> None:
-        """Turn ``hidden``, ``unattributed`` or ``hang`` on or off."""
+        """Turn ``hidden``, ``unattributed``, ``no-events`` or ``hang`` on or off."""
         if on:
             self._write(name, "")
         else:

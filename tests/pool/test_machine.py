@@ -5,7 +5,16 @@ import signal
 import pytest
 
 from supervisor.pool import steps
-from supervisor.pool.machine import ASK_S, BACKOFF_S, BROKEN_RETRY_S, IllegalStepError, Machine, Rules
+from supervisor.pool.machine import (
+    ASK_S,
+    BACKOFF_S,
+    BROKEN_RETRY_S,
+    KILL_S,
+    STACK_S,
+    IllegalStepError,
+    Machine,
+    Rules,
+)
 from supervisor.pool.slot import EndStep, Next, Slot, SlotState
 
 S = SlotState
@@ -20,8 +29,11 @@ EVENTS = {
     "job_done": steps.JobDone("job"),
     "cancel": steps.CancelJob("job", gently=False),
     "refresh": steps.RefreshAsked("hand"),
+    "pause": steps.PauseAsked("paused by hand"),
+    "resume": steps.ResumeAsked(),
     "misbehaved": steps.Misbehaved("wrote nonsense"),
     "measured": steps.Measured(),
+    "overgrown": steps.Overgrown(900, 99.0),
     "died": steps.Died("was killed by SIGKILL"),
     "swept": steps.Swept(),
     "released": steps.Released(12),
@@ -29,6 +41,7 @@ EVENTS = {
     "template_gone": steps.TemplateGone(),
     "gpu_lost": steps.GpuLost("GPU 0 is lost"),
     "gpu_back": steps.GpuBack(),
+    "remarked": steps.Remarked("Xid 13"),
     "stop": steps.Stop(),
     "tick": steps.Tick(),
 }
@@ -128,6 +141,16 @@ TABLE = {
     | dict(misbehaved="-", died="-", swept="-", released=S.STARTING, stop=S.PARKED),
 }
 
+for _state, _row in TABLE.items():
+    _row["resume"] = "-"  # none of them is paused
+    _row["pause"] = {
+        S.PARKED: "-",
+        S.STARTING: S.ENDING,
+        S.IDLE: S.ENDING,
+        S.BACKOFF: S.PARKED,
+        S.BROKEN: S.PARKED,
+    }.get(_state, _state)
+
 
 @pytest.mark.parametrize(("state", "name"), [(state, name) for state in TABLE for name in EVENTS])
 def test_table(state, name):
@@ -176,8 +199,20 @@ def test_a_worker_that_does_not_exit_is_terminated_then_killed():
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S + 4.9)
     assert actions == []
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S + 5.0)
+    assert actions == [steps.ShowStack()]  # where it hangs
+    after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S + 5.0 + STACK_S)
     assert actions == [steps.EndTree()]
-    assert (after.next, after.deadline) == (Next.REFRESH, None)
+    assert after.next is Next.REFRESH
+
+
+def test_a_worker_that_survives_sigkill_is_spoken_of_and_waited_for():
+    after, _ = play(MACHINE, slot(S.BUSY, pid=41), steps.Misbehaved("nonsense"))
+    after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + KILL_S)
+    (warning,) = actions
+    assert "process 41 is still there" in warning.text
+    assert (after.state, after.cause, after.deadline) == (S.ENDING, warning.text, None)
+    after, _ = play(MACHINE, after, steps.Died("was killed by SIGKILL"), steps.Swept(), steps.Released(), now=500.0)
+    assert after.state is S.STARTING
 
 
 def test_a_crash_costs_the_job_an_attempt_and_counts_as_restart():
@@ -194,7 +229,11 @@ def test_a_cancelled_coroutine_is_told_first_and_loses_its_worker_after_the_grac
     ended, actions = play(MACHINE, after, steps.JobDone("job"))
     assert (ended.state, ended.deadline, actions) == (S.IDLE, None, [])
     stubborn, actions = play(MACHINE, after, steps.Tick(), now=105.0)
-    assert (stubborn.state, actions) == (S.ENDING, [steps.SendSignal(signal.SIGTERM)])
+    assert (stubborn.state, actions) == (S.ENDING, [steps.ShowStack()])
+    stubborn, actions = play(MACHINE, stubborn, steps.Tick(), now=105.0 + STACK_S)
+    assert actions == [steps.SendSignal(signal.SIGTERM)]
+    _, actions = play(MACHINE, stubborn, steps.Tick(), now=111.0)
+    assert actions == [steps.EndTree()]  # its stacks were shown
     gone, actions = play(MACHINE, stubborn, steps.Died("was killed by SIGTERM"))
     assert actions == []  # the job has ended as cancelled already
     assert gone.restarts == 1
@@ -259,8 +298,10 @@ def test_start_timeout():
     after, _ = play(machine, slot(S.PARKED), steps.Start())
     assert after.deadline == 160.0
     after, actions = play(machine, after, steps.Tick(), now=160.0)
-    assert actions == [steps.EndTree()]
+    assert actions == [steps.ShowStack()]
     assert "--start-timeout" in after.cause
+    after, actions = play(machine, after, steps.Tick(), now=161.0)
+    assert actions == [steps.SendSignal(signal.SIGTERM)]
 
 
 @pytest.mark.parametrize(
@@ -276,6 +317,61 @@ def test_refresh_by_option(rules, jobs_before, refreshed):
     after, _ = play(Machine(rules), slot(S.BUSY, jobs_in_worker=jobs_before), steps.JobDone("job"))
     assert after.refresh_cause == refreshed
     assert after.state is (S.ENDING if refreshed else S.IDLE)
+
+
+def test_a_full_gpu_refreshes_the_worker_if_that_is_wanted():
+    full = steps.JobDone("job", out_of_memory=True)
+    assert play(MACHINE, slot(S.BUSY), full)[0].state is S.IDLE
+    after, _ = play(Machine(Rules(refresh_on_oom=True)), slot(S.BUSY), full)
+    assert (after.state, after.refresh_cause) == (S.ENDING, "a full GPU (--refresh-on-oom)")
+    sticky = steps.JobDone("job", "a CUDA error (launch failure)", out_of_memory=True)
+    after, _ = play(Machine(Rules(refresh_on_oom=True)), slot(S.BUSY), sticky)
+    assert after.refresh_cause == "a CUDA error (launch failure)"
+
+
+ABOVE = Machine(Rules(refresh_above=500))
+
+
+def test_what_the_worker_holds_is_read_when_its_job_has_ended_and_may_be_too_much():
+    after, actions = play(ABOVE, slot(S.BUSY, has_gpu=True), steps.JobDone("job"))
+    assert (after.state, actions) == (S.IDLE, [steps.Measure()])
+    before_the_end = steps.Overgrown(900, 99.9)
+    after, actions = play(ABOVE, after, before_the_end, now=100.1)
+    assert (after.state, actions) == (S.IDLE, [])
+    after, actions = play(ABOVE, after, steps.Overgrown(900, 100.0), now=100.1)
+    assert (after.state, after.refresh_cause, actions) == (S.ENDING, "--refresh-above", [steps.Measure()])
+    assert after.since == 100.1
+
+
+def test_a_job_that_comes_before_the_reading_runs_and_its_end_is_read_again():
+    idle, _ = play(ABOVE, slot(S.BUSY, has_gpu=True), steps.JobDone("job"))
+    busy, actions = play(ABOVE, idle, steps.Assign("next"), steps.Overgrown(900, 100.0))
+    assert (busy.state, busy.refresh_cause, actions) == (S.BUSY, None, [])
+    after, actions = play(ABOVE, busy, steps.JobDone("next"), steps.Overgrown(900, 100.5), now=101.0)
+    assert (after.state, actions) == (S.IDLE, [steps.Measure()])
+
+
+def test_a_worker_that_holds_too_much_without_a_job_is_said_once_and_stays():
+    ready, actions = play(ABOVE, slot(S.STARTING, has_gpu=True), steps.Ready(1))
+    assert actions == [steps.Measure()]
+    after, actions = play(ABOVE, ready, steps.Overgrown(900, 100.0), steps.Overgrown(901, 100.1))
+    assert (after.state, actions) == (
+        S.IDLE,
+        [steps.Warn("holds 900 MiB without having run a job, more than --refresh-above 500")],
+    )
+    # Nor is the next generation's, which the end of a job brings.
+    after, _ = play(ABOVE, after, steps.Assign("job"), steps.JobDone("job"), steps.Overgrown(900, 100.0))
+    assert (after.state, after.cause) == (S.ENDING, "--refresh-above")
+    ended = (steps.Measured(), steps.Died("exited"), steps.Swept(), steps.Released(900), steps.Ready(1))
+    after, actions = play(ABOVE, after, *ended, steps.Overgrown(900, 100.0))
+    assert (after.state, after.refreshes, after.jobs_in_worker) == (S.IDLE, 1, 0)
+    assert not [action for action in actions if isinstance(action, steps.Warn)]
+
+
+@pytest.mark.parametrize(("rules", "has_gpu"), [(Rules(), True), (Rules(refresh_above=500), False)])
+def test_nothing_is_read_where_it_means_nothing(rules, has_gpu):
+    _, actions = play(Machine(rules), slot(S.BUSY, has_gpu=has_gpu), steps.JobDone("job"))
+    assert actions == []
 
 
 def test_a_refresh_waits_for_the_other_jobs_and_takes_no_new_ones():

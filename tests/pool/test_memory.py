@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, Reading, WorkerRef
+from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, Reading, Unwatched, WorkerRef, Xid
 from supervisor.pool import steps
 from supervisor.pool.memory import HELD_S, IDLE_S, RELEASE_S, GpuMemory
 from supervisor.pool.seams import Place
@@ -53,9 +53,9 @@ OURS = GpuProcess(7, 900, "python", "gpu0")
 class Watched:
     """The memory of one GPU, its reader, and the time."""
 
-    def __init__(self):
+    def __init__(self, *places, refresh_above=0):
         self.reader = PlayedReader()
-        self.memory = GpuMemory(self.reader, TIMEOUT, [PLACE])
+        self.memory = GpuMemory(self.reader, TIMEOUT, places or [PLACE], refresh_above)
         self.now = 100.0
 
     def read(self, used, *processes, error=None):
@@ -191,7 +191,72 @@ def test_a_slot_whose_worker_never_was_forked_is_free_at_the_next_reading(watche
     watched.memory.collect(watched.now)
     watched.read(100)
     watched.end_it()
-    assert watched.read(100) == [("gpu0", steps.Released(0, verified=True))]
+    assert watched.read(100) == [("gpu0", steps.Released(None, verified=True))]
+
+
+@pytest.mark.parametrize("end", ["killed before it read the worker", "killed while it measured", "too late"])
+def test_a_reader_that_did_not_measure_the_worker_makes_no_claim_about_what_was_freed(watched, end):
+    watched.memory.collect(watched.now)
+    watched.read(100)
+    watched.memory.before_fork(PLACE)
+    watched.memory.forked("gpu0", 7)
+    if end != "killed before it read the worker":
+        watched.read(100)
+        watched.memory.measure(PLACE, watched.now)
+    if end != "too late":
+        watched.reader.said.append(Gone("it ended"))
+        watched.memory.collect(watched.now)
+    watched.end_it()
+    assert watched.read(100) == [("gpu0", steps.Released(None, verified=True))]
+
+
+def test_what_the_end_of_a_worker_freed_is_what_it_held_then(watched):
+    watched.run_a_worker()
+    watched.memory.measure(PLACE, watched.now)
+    assert watched.read(150, GpuProcess(7, 50, "python", "gpu0")) == [("gpu0", steps.Measured())]
+    watched.end_it()
+    assert watched.read(100) == [("gpu0", steps.Released(50, verified=True))]
+
+
+def test_a_worker_that_holds_too_much_is_said_with_every_reading():
+    watched = Watched(refresh_above=500)
+    watched.run_a_worker()
+    assert watched.read(1000, OURS) == [("gpu0", steps.Overgrown(900, watched.now))]
+    assert watched.read(600, GpuProcess(7, 500, "python", "gpu0")) == []  # as much as it may
+    watched.memory.measure(PLACE, watched.now)
+    assert watched.read(1000, OURS) == [("gpu0", steps.Measured()), ("gpu0", steps.Overgrown(900, watched.now))]
+    watched.end_it()
+    assert watched.read(1000, OURS) == []
+
+
+def test_where_processes_are_hidden_it_is_told_by_the_memory_in_use():
+    watched = Watched(refresh_above=500)
+    watched.memory.collect(watched.now)
+    watched.read(100)
+    watched.memory.before_fork(PLACE)
+    watched.memory.forked("gpu0", 7)
+    assert watched.read(600) == []
+    assert watched.read(1000) == [("gpu0", steps.Overgrown(900, watched.now))]
+
+
+def test_that_it_cannot_be_told_is_said_once():
+    neighbour = Place("gpu0.1", 1, (GPU,), {})
+    watched = Watched(PLACE, neighbour, refresh_above=500)
+    watched.memory.collect(watched.now)
+    watched.read(100)
+    for place, pid in ((PLACE, 7), (neighbour, 8)):
+        watched.memory.before_fork(place)
+        watched.memory.forked(place.name, pid)
+    assert watched.read(100) == []  # nobody uses the GPU
+    watched.reader.said.append(
+        Reading(len(watched.reader.asked), watched.now, (GpuSample("GPU-0", error="Unknown Error"),))
+    )
+    assert watched.memory.collect(watched.now) == []  # it may be told later
+    ((_, remark),) = watched.read(2000)
+    assert remark.text == (
+        "--refresh-above 500 has no effect: NVML does not show how much GPU memory each worker holds"
+    )
+    assert watched.read(2000) == []
 
 
 def test_a_list_of_gpus_is_no_reading(watched):
@@ -225,3 +290,40 @@ def test_a_lost_gpu_is_said_once_and_so_is_its_return(watched):
     assert learned(unreadable) == []
     assert learned(sample(100)) == [("gpu0", steps.GpuBack())]
     assert learned(sample(100)) == []
+
+
+def test_a_gpu_with_a_hardware_xid_is_lost_and_comes_back(watched):
+    watched.run_a_worker()
+    watched.reader.said.append(Xid("GPU-0", 79, watched.now))
+    lost = steps.GpuLost("lost its GPU 0: Xid 79 (GPU has fallen off the bus)")
+    assert watched.memory.collect(watched.now) == [("gpu0", lost)]
+    learned = []
+    for _ in range(5):
+        watched.now += IDLE_S
+        learned += watched.read(1000, OURS)
+    assert learned == [("gpu0", steps.GpuBack())]
+
+
+def test_a_worker_that_starts_on_a_lost_gpu_is_told_so(watched):
+    watched.run_a_worker()
+    watched.reader.said.append(Xid("GPU-0", 79, watched.now))
+    told = watched.memory.collect(watched.now)  # to a slot that was parked
+    watched.memory.before_fork(PLACE)
+    assert watched.memory.collect(watched.now) == told
+
+
+def test_that_no_xids_are_watched_is_said_once(watched):
+    watched.reader.said += [Unwatched("Not Supported"), Unwatched("Not Supported")]
+    ((_, remark),) = watched.memory.collect(watched.now)
+    assert remark.text == "the driver's Xids are not watched: Not Supported"
+    assert watched.memory.trouble is None
+
+
+def test_what_is_learned_before_the_workers_start_is_not_forgotten(watched):
+    watched.memory.prepare(watched.now)
+    watched.reader.said.append(Unwatched("Not Supported"))
+    watched.memory.prepare(watched.now)
+    watched.reader.said.append(Xid("GPU-0", 79, watched.now))
+    watched.memory.prepare(watched.now)
+    assert [type(event) for _, event in watched.memory.collect(watched.now)] == [steps.Remarked, steps.GpuLost]
+    assert watched.memory.collect(watched.now) == []

@@ -179,6 +179,74 @@ def test_freed_is_unknown_without_a_reading():
     assert last.reason == "NVML gave no reading from before the worker came"
 
 
+@pytest.mark.parametrize(
+    ("living", "measured", "freed"),
+    [
+        ([], False, None),  # the reader hung before it read the worker
+        ([EMPTY], False, None),  # and before it measured it: a job may have come since
+        ([EMPTY], True, 0),
+        ([sample(2000, us(2000))], False, 2000),
+        ([sample(2000, us(2000)), EMPTY], True, 0),  # it gave back itself what it held
+    ],
+)
+def test_that_nothing_was_freed_is_known_of_a_measured_worker_only(living, measured, freed):
+    release = Release("gpu0", [GPU], reading(1.0, EMPTY), attributes=True, timeout=TIMEOUT)
+    for number, seen in enumerate(living, start=1):
+        release.living(reading(50.0, seen), measured=measured and number == len(living))
+    release.died(DIED)
+    judged = release.observe(reading(DIED, EMPTY), DIED)
+    assert (judged.verdict, judged.freed_mib) == (FREE, freed)
+
+
+def test_an_earlier_measurement_says_nothing_once_another_was_asked_for():
+    release = Release("gpu0", [GPU], reading(1.0, EMPTY), attributes=True, timeout=TIMEOUT)
+    release.living(reading(50.0, EMPTY), measured=True)
+    release.measure()
+    release.died(DIED)
+    assert release.observe(reading(DIED, EMPTY), DIED).freed_mib is None
+
+
+HOLDS = {
+    # name: before, now, NVML attributes, alone, MiB
+    "listed": (sample(500), sample(2500, us(2000)), False, False, 2000),
+    "two of its processes": (EMPTY, sample(3000, us(2000), us(900, pid=11)), False, False, 2900),
+    "listed, and not those of others": (
+        EMPTY,
+        sample(9000, us(2000), sibling(4000), stranger(3000)),
+        True,
+        False,
+        2000,
+    ),
+    "listed, no baseline": (None, sample(2000, us(2000)), False, False, 2000),
+    "not listed where others are": (EMPTY, sample(4000, sibling(4000)), True, False, 0),
+    "hidden": (sample(500), sample(2500), False, True, 2000),
+    "hidden, beside a sibling": (sample(500), sample(2500), False, False, None),
+    "hidden, next to nothing": (sample(500), sample(540), False, False, 0),
+    "hidden, no baseline": (None, sample(2500), False, True, None),
+    "listed with 0 MiB": (EMPTY, sample(2000, us(0)), False, True, 2000),
+    "listed without memory": (EMPTY, sample(2000, us(None)), False, True, 2000),
+    "a stranger without memory": (EMPTY, sample(2000, us(None), stranger(None)), False, True, None),
+    "a listed stranger came": (EMPTY, sample(5000, us(None), stranger(3000)), False, True, 2000),
+    "no list": (sample(0, None), sample(2000, None), False, True, 2000),
+    "unreadable": (EMPTY, unreadable(), False, True, None),
+}
+
+
+@pytest.mark.parametrize("name", HOLDS)
+def test_what_a_living_worker_holds(name):
+    before, now, attributes, alone, expected = HOLDS[name]
+    release = Release("gpu0", [GPU], reading(1.0, before) if before else None, attributes=False, timeout=TIMEOUT)
+    assert release.holds(reading(50.0, now), alone=alone, attributes=attributes) == expected
+
+
+def test_what_a_worker_holds_on_several_gpus_is_added_and_unknown_with_one_of_them():
+    release = Release("gpu0+1", [GPU, OTHER], None, attributes=False, timeout=TIMEOUT)
+    ours = GpuProcess(10, 2000, "python", "gpu0+1")
+    both = reading(50.0, sample(2000, ours), sample(900, GpuProcess(10, 900, "python", "gpu0+1"), gpu=OTHER))
+    assert release.holds(both, alone=True, attributes=True) == 2900
+    assert release.holds(reading(50.0, sample(2000, ours)), alone=True, attributes=True) is None
+
+
 def test_time_starts_anew_while_memory_falls():
     after = [sample(mib) for mib in (20000, 15000, 10000, 9950, 9900)]
     times = [DIED, DIED + 25, DIED + 50, DIED + 75, DIED + 81]

@@ -25,12 +25,12 @@ DEADLINE = 10.0
 class Child:
     """The supervisor's side of one worker."""
 
-    def __init__(self, spec: wire.HandlerSpec, folder: Path) -> None:
+    def __init__(self, spec: wire.HandlerSpec, folder: Path, max_result: int) -> None:
         self.conn, theirs = multiprocessing.Pipe(duplex=True)
         self._log, log = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _become_worker(spec, folder, theirs, {self.conn.fileno(), self._log}, log)
+            _become_worker(spec, folder, theirs, {self.conn.fileno(), self._log}, log, max_result)
         self._pidfd = os.pidfd_open(self.pid)
         theirs.close()
         os.close(log)
@@ -118,7 +118,9 @@ class Child:
         os.close(self._pidfd)
 
 
-def _become_worker(spec: wire.HandlerSpec, folder: Path, conn: Connection, foreign: set[int], log: int) -> NoReturn:
+def _become_worker(
+    spec: wire.HandlerSpec, folder: Path, conn: Connection, foreign: set[int], log: int, max_result: int
+) -> NoReturn:
     try:
         for fd in foreign:
             os.close(fd)
@@ -128,7 +130,7 @@ def _become_worker(spec: wire.HandlerSpec, folder: Path, conn: Connection, forei
         os.close(log)
         os.close(null)
         os.chdir(folder)
-        setup = wire.Setup(wire.VERSION, "run", spec, (), str(folder))
+        setup = wire.Setup(wire.VERSION, "run", spec, (), str(folder), max_result=max_result)
         main.enter(main.WorkerStart("gpu0", 3, conn.fileno(), setup, time.monotonic()))
     except BaseException:  # noqa: BLE001 - nothing may return into the test's copy
         traceback.print_exc()
@@ -154,8 +156,14 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Child]]:
     """Starts a worker for a kind and target of handler, in this test's folder."""
     children: list[Child] = []
 
-    def launch(kind: str, target: str | Path, attribute: str | None = None, argv: tuple[str, ...] = ()) -> Child:
-        children.append(Child(wire.HandlerSpec(kind, str(target), attribute, argv), tmp_path))
+    def launch(
+        kind: str,
+        target: str | Path,
+        attribute: str | None = None,
+        argv: tuple[str, ...] = (),
+        max_result: int = 100 * 2**20,
+    ) -> Child:
+        children.append(Child(wire.HandlerSpec(kind, str(target), attribute, argv), tmp_path, max_result))
         return children[-1]
 
     yield launch
@@ -167,8 +175,8 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Child]]:
 def serve(write: Callable[[str, str], Path], launch: Callable[..., Child]) -> Callable[..., Child]:
     """Starts a worker for the text of a handler file and waits until it is ready."""
 
-    def serve(text: str) -> Child:
-        child = launch("file", write("handler.py", text))
+    def serve(text: str, **options: int) -> Child:
+        child = launch("file", write("handler.py", text), **options)
         child.ready()
         return child
 

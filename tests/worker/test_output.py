@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from supervisor import wire
+from supervisor.proc import STACK_SIGNAL
 
 C = "import ctypes\nlibc = ctypes.CDLL(None)\n"
 
@@ -59,6 +60,42 @@ def test_last_words_survive_every_end(serve, how, marker):
     written = child.written_so_far()
     assert written.startswith("native\nlast words ")
     assert words in written
+
+
+STUCK = {
+    "a system call": "time.sleep(3600)",
+    "a loop in Python": "any(n for n in iter(int, 1))",
+    "a loop in C": "any(iter(int, 1))",
+    "C with the interpreter's lock": "ctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)",
+    "a lock": "lock = threading.Lock(); lock.acquire(); lock.acquire()",
+}
+
+
+@pytest.mark.parametrize("marker", ["", "async "])
+@pytest.mark.parametrize("where", STUCK)
+def test_a_stuck_worker_shows_the_stacks_of_all_its_threads(serve, where, marker):
+    child = serve(
+        C + "import os, threading, time\ndef elsewhere(): threading.Event().wait()\n"
+        "threading.Thread(target=elsewhere, daemon=True).start()\n"
+        f"{marker}def handler(job):\n    print('began'); {STUCK[where]}\n"
+    )
+    child.run()
+    child.until_written("began\n")
+    os.kill(child.pid, STACK_SIGNAL)
+    written = child.until_written("in enter")  # far below the handler
+    assert "in elsewhere" in written
+    assert "line 7 in handler" in written
+
+
+def test_a_worker_that_showed_its_stacks_goes_on(serve, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    child = serve("def handler(job):\n    print('began'); return open('fifo').read()")
+    child.run()
+    child.until_written("began\n")
+    os.kill(child.pid, STACK_SIGNAL)
+    child.until_written("line 2 in handler")
+    (tmp_path / "fifo").write_text("on")
+    assert child.receive() == wire.Done("job", "COMPLETED", b'"on"')
 
 
 def test_sys_exit_in_a_task_of_the_handlers_ends_the_process(serve):

@@ -148,6 +148,71 @@ def test_a_sticky_cuda_error_behind_another(serve):
     assert done.poisoned == "device-side assert"
 
 
+FULL = [
+    # what the libraries say when a GPU's memory is full, from their issue trackers
+    "CUDA out of memory. Tried to allocate 496.00 MiB. GPU 0 has a total capacity of 14.75 GiB of which 235.06 MiB is free.",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "Out of memory allocating 25,600,000 bytes (allocated so far: 3,635,267,072 bytes).",
+    "cudaErrorMemoryAllocation: out of memory",
+    "[CUresult.CUDA_ERROR_OUT_OF_MEMORY] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY",
+    "cuMemAlloc failed: out of memory",
+    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4770354232 bytes.\nBufferAssignment OOM Debugging.",
+    "RESOURCE_EXHAUSTED: Failed to allocate request for 176.00MiB (184549376B) on device ordinal 0",
+    "OOM when allocating tensor with shape[64,9,9] and type float on /job:localhost/task:0/device:GPU:0 by allocator GPU_0_bfc",
+    "failed to allocate memory [Op:AddV2]",
+    "bfc_arena.cc:376 void* onnxruntime::BFCArena::AllocateRawInternal(size_t) Failed to allocate memory for requested buffer",
+    "cuda_call.cc:114 onnxruntime::CudaCall CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc",
+    "Cuda failure 'out of memory'",
+    "CUDA failed with error out of memory",
+    "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 9866.00 MiB on device 1: cudaMalloc failed: out of memory",
+    "llama_model_load: error loading model: unable to allocate CUDA0 buffer",
+    "No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine.",
+    "Out of memory error on GPU 0. Cannot allocate 1.2GB memory on GPU 0",
+]
+NOT_FULL = [
+    "Unable to allocate 7.28 TiB for an array with shape (1000000, 1000000) and data type float64",
+    "[enforce fail at alloc_cpu.cpp:83] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 800000 bytes.",
+    "OOM when allocating tensor with shape[64,9,9] and type float on /job:localhost/task:0/device:CPU:0 by allocator cpu",
+    "StatusCode.RESOURCE_EXHAUSTED: 429 Quota exceeded",
+    "[Errno 12] Cannot allocate memory",
+    "CUDA error: device-side assert triggered",
+]
+
+
+@pytest.fixture
+def says(launch, write):
+    """A worker whose handler fails with the words of its input."""
+    child = launch("file", write("handler.py", SAYS))
+    child.ready()
+    return child
+
+
+SAYS = """
+class OutOfMemoryError(MemoryError): pass
+OutOfMemoryError.__module__ = "cupy.cuda.memory"
+def handler(job):
+    how, words = job["input"]
+    if how == "return":
+        return {"error": words}
+    try:
+        raise {"raise": RuntimeError, "cupy": OutOfMemoryError, "host": MemoryError}[how](words)
+    except RuntimeError as error:
+        raise ValueError("no picture") from error
+"""
+
+
+def test_a_full_gpu_is_told_from_a_full_host(says):
+    for expected, texts in ((True, FULL), (False, NOT_FULL)):
+        for text in texts:
+            for how in ("return", "raise"):
+                done = says.job([how, text])
+                assert (done.status, done.out_of_memory) == ("FAILED", expected), (how, text)
+                assert (done.poisoned is None) == ("assert" not in text)
+    assert says.job(["cupy", "no more"]).out_of_memory
+    assert not says.job(["host", "out of memory"]).out_of_memory
+
+
 def test_the_handlers_own_dict_is_not_changed(serve):
     child = serve("kept = {'refresh_worker': True, 'error': '', 'a': 1}\ndef handler(job): return kept")
     assert [child.job(), child.job()] == [wire.Done("job", "COMPLETED", b'{"a":1}', refresh=True)] * 2

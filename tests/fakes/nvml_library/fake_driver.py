@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-OK, INVALID, NOT_SUPPORTED, NOT_FOUND, TOO_SMALL = 0, 2, 3, 6, 7
+OK, INVALID, NOT_SUPPORTED, NOT_FOUND, TOO_SMALL, TIMEOUT = 0, 2, 3, 6, 7, 10
 MIB = 1 << 20
 UNKNOWN_MEMORY = (1 << 64) - 1
+WHOLE_GPU = 0xFFFFFFFF
+XID_EVENTS = 8
+RECOVERY_ACTION = 230
 
 
 class Library:
@@ -21,20 +24,25 @@ class Library:
             str
         ] = []  # a handle is a position in here, from 1; the name is an index or a MIG instance's UUID
         self._died: dict[str, float] = {}
+        self._event_sets: list[set[str]] = []  # the GPUs registered in each; its handle is a position in here, from 1
+        self._delivered: list[set[str]] = []
 
     def __getattr__(self, name: str) -> Callable[..., int]:
-        while (self._folder / "hang").exists():
+        while self._hangs(name):
             time.sleep(0.02)
         implementation = getattr(type(self), "_" + name, None)
         if implementation is None or name in self._read("missing").split():
             raise AttributeError(name)
 
         def function(*args: object) -> int:
-            while (self._folder / "hang").exists():
+            while self._hangs(name):
                 time.sleep(0.02)
             return implementation(self, *args)
 
         return function
+
+    def _hangs(self, name: str) -> bool:
+        return (self._folder / "hang").exists() and ((names := self._read("hang")) == "" or name in names.split())
 
     # --- the library
 
@@ -114,6 +122,60 @@ class Library:
             return NOT_FOUND
         return self._hand_out(f"MIG-{int(self._name(handle)):08x}-{number.value}", instance)
 
+    def _nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: object, parent: object) -> int:  # noqa: N802
+        return self._hand_out(self._gpu(handle), parent)
+
+    def _nvmlDeviceGetGpuInstanceId(self, handle: object, number: object) -> int:  # noqa: N802
+        number._obj.value = int(self._name(handle).split("-")[2])
+        return OK
+
+    def _nvmlDeviceGetFieldValues(self, handle: object, count: object, values: object) -> int:  # noqa: N802
+        value, action = values._obj[0], self._either("recovery", handle)
+        value.nvmlReturn = OK if value.fieldId == RECOVERY_ACTION and action else NOT_SUPPORTED
+        value.value.uiVal = int(action or 0)
+        return self._failure(self._name(handle))
+
+    # --- events
+
+    def _nvmlEventSetCreate(self, events: object) -> int:  # noqa: N802
+        self._event_sets.append(set())
+        self._delivered.append({path.name for path in (self._folder / "xids").iterdir()})
+        return self._point(len(self._event_sets), events)
+
+    def _nvmlEventSetFree(self, events: object) -> int:  # noqa: N802
+        return OK
+
+    def _nvmlDeviceGetSupportedEventTypes(self, handle: object, types: object) -> int:  # noqa: N802
+        types._obj.value = 0 if (self._folder / "no-events").exists() else XID_EVENTS
+        return self._failure(self._name(handle))
+
+    def _nvmlDeviceRegisterEvents(self, handle: object, types: object, events: object) -> int:  # noqa: N802
+        name = self._name(handle)
+        if name.startswith("MIG-"):
+            return NOT_SUPPORTED
+        if failure := self._failure(name):
+            return failure
+        self._event_sets[_position(events)].add(name)
+        with (self._folder / "watched" / name).open("a") as watched:
+            watched.write("x")
+        return OK
+
+    def _nvmlEventSetWait_v2(self, events: object, data: object, timeout: ctypes.c_uint) -> int:  # noqa: N802
+        registered, delivered = self._event_sets[_position(events)], self._delivered[_position(events)]
+        until = time.monotonic() + timeout.value / 1000
+        while time.monotonic() < until:
+            for name in sorted({path.name for path in (self._folder / "xids").iterdir()} - delivered, key=int):
+                delivered.add(name)
+                gpu, code, *instance = self._read(f"xids/{name}").split()
+                if gpu in registered:
+                    event = data._obj
+                    self._hand_out(gpu, ctypes.byref(event))  # the device is its first field
+                    event.eventType, event.eventData = XID_EVENTS, int(code)
+                    event.gpuInstanceId = int(instance[0]) if instance else WHOLE_GPU
+                    return OK
+            time.sleep(0.005)
+        return TIMEOUT
+
     # --- the folder
 
     def _read(self, name: str) -> str:
@@ -123,12 +185,16 @@ class Library:
     def _hand_out(self, name: str, handle: object) -> int:
         if name not in self._names:
             self._names.append(name)
-        value = ctypes.c_void_p(self._names.index(name) + 1)
+        return self._point(self._names.index(name) + 1, handle)
+
+    @staticmethod
+    def _point(position: int, handle: object) -> int:
+        value = ctypes.c_void_p(position)
         ctypes.memmove(handle, ctypes.byref(value), ctypes.sizeof(value))
         return OK
 
     def _name(self, handle: object) -> str:
-        return self._names[ctypes.cast(handle, ctypes.c_void_p).value - 1]
+        return self._names[_position(handle)]
 
     def _gpu(self, handle: object) -> str:
         name = self._name(handle)
@@ -160,6 +226,10 @@ class Library:
                 if stays and (mib := self._read(str(path))):
                     found[int(path.name)] = found.get(int(path.name), 0) + int(mib)
         return found
+
+
+def _position(handle: object) -> int:
+    return ctypes.cast(handle, ctypes.c_void_p).value - 1
 
 
 def _alive(pid: str) -> bool:

@@ -1,0 +1,150 @@
+"""Waits for the driver's error reports (Xids), in a thread of the reader process, so that no reading waits for it.
+
+NVML delivers them as events (NVML API, event handling methods). Where it does not, that is said, and readings go on without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Union
+
+import msgspec
+
+from supervisor.gpu.records import Gpu, Unwatched, Xid
+
+WAIT_MS = 1000
+"""How long one call waits; other GPUs to watch are looked for between two calls."""
+
+PAUSE_S = 5.0
+"""How long after a wait that failed, because a GPU is lost, say, the GPUs are registered anew."""
+
+REPEAT_S = 1.0
+"""How often the same Xid of a GPU is reported: a fault may come once for each channel of a process."""
+
+_WHOLE_GPU = 0xFFFFFFFF
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """A GPU or MIG instance and NVML's handle of it."""
+
+    gpu: Gpu
+    handle: Any
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What to watch, with the initialised ``pynvml`` and what its functions raise."""
+
+    nvml: Any
+    failures: tuple[type[Exception], ...]
+    devices: tuple[Watched, ...]
+
+
+class _Registration(msgspec.Struct, frozen=True):
+    """An event set, and by the handle of each GPU in it the devices of that GPU with their MIG instance numbers."""
+
+    events: Any
+    devices: dict[int, list[tuple[Gpu, int]]]
+
+
+class XidWatch:
+    """Reports what it is told of by ``say``, from its own thread, which the first ``watch`` starts."""
+
+    def __init__(self, say: Callable[[Union[Xid, Unwatched]], None]) -> None:
+        """Report through ``say``. ``suspects`` are the UUIDs of the GPUs that have shown a hardware Xid."""
+        self.suspects: set[str] = set()
+        self._say = say
+        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._said: dict[tuple[str, int], float] = {}
+
+    def watch(self, order: Order) -> None:
+        """Watch these devices from now on, and no others. Returns at once."""
+        self._orders.put(order)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="xids", daemon=True)
+            self._thread.start()
+
+    # --- in the thread
+
+    def _run(self) -> None:
+        order = self._orders.get()
+        while True:
+            registration = self._register(order)
+            if registration is None:
+                order = self._orders.get()
+                continue
+            try:
+                order = self._follow(order, registration)
+            finally:
+                with contextlib.suppress(*order.failures):
+                    order.nvml.nvmlEventSetFree(registration.events)
+
+    def _register(self, order: Order) -> _Registration | None:
+        try:
+            registration = _Registration(order.nvml.nvmlEventSetCreate(), {})
+        except order.failures as error:
+            self._say(Unwatched(str(error)))
+            return None
+        for device in order.devices:
+            self._add(order, registration, device)
+        return registration
+
+    def _add(self, order: Order, registration: _Registration, device: Watched) -> None:
+        nvml = order.nvml
+        try:
+            handle, instance = _whole(nvml, device)
+            known = registration.devices.get(_address(handle))
+            if known is None:
+                # Types that the GPU does not support make the call fail, and no type at all registers nothing.
+                wanted = nvml.nvmlEventTypeXidCriticalError & nvml.nvmlDeviceGetSupportedEventTypes(handle)
+                if not wanted:
+                    raise nvml.NVMLError(nvml.NVML_ERROR_NOT_SUPPORTED)
+                nvml.nvmlDeviceRegisterEvents(handle, wanted, registration.events)
+                known = registration.devices[_address(handle)] = []
+            known.append((device.gpu, instance))
+        except order.failures as error:
+            self._say(Unwatched(f"GPU {device.gpu.index}: {error}"))
+
+    def _follow(self, order: Order, registration: _Registration) -> Order:
+        """Report events until there is another order, which is returned; or the same one, when all must be registered anew."""
+        nvml = order.nvml
+        while self._orders.empty() and registration.devices:
+            try:
+                event = nvml.nvmlEventSetWait_v2(registration.events, WAIT_MS)
+            except order.failures as error:
+                if getattr(error, "value", None) == nvml.NVML_ERROR_TIMEOUT:
+                    continue
+                with contextlib.suppress(queue.Empty):
+                    return self._orders.get(timeout=PAUSE_S)
+                return order
+            if event.eventType == nvml.nvmlEventTypeXidCriticalError:
+                for gpu, instance in registration.devices.get(_address(event.device), ()):
+                    if _WHOLE_GPU in (instance, event.gpuInstanceId) or instance == event.gpuInstanceId:
+                        self._report(gpu.uuid, int(event.eventData))
+        return self._orders.get()
+
+    def _report(self, uuid: str, code: int) -> None:
+        now = time.monotonic()
+        if now - self._said.get((uuid, code), -REPEAT_S) >= REPEAT_S:
+            self._said[uuid, code] = now
+            xid = Xid(uuid, code, now)
+            if not xid.by_application:
+                self.suspects.add(uuid)
+            self._say(xid)
+
+
+def _whole(nvml: Any, device: Watched) -> tuple[Any, int]:
+    """The handle of the whole GPU, since events are not registered for MIG instances, and the number of the instance."""
+    if device.gpu.mig is None:
+        return device.handle, _WHOLE_GPU
+    parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device.handle)
+    return parent, nvml.nvmlDeviceGetGpuInstanceId(device.handle)
+
+
+def _address(handle: Any) -> int:
+    return ctypes.cast(handle, ctypes.c_void_p).value or 0

@@ -1,0 +1,136 @@
+"""The log pipe of a worker: whole lines, by job where they name one, and nothing lost."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from supervisor.errors import WireError
+from supervisor.marks import Marker
+from supervisor.pool.link import LINE_BYTES, NO_JOB, TAIL_LINES, Link
+from supervisor.pool.process import LOG_PIPE_BYTES
+
+MARK = "0123456789abcdef"
+
+
+class Pipe:
+    """The worker's end of a link's log pipe."""
+
+    def __init__(self) -> None:
+        self._connection, theirs = multiprocessing.Pipe()
+        read, self._write = os.pipe()
+        fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, LOG_PIPE_BYTES)
+        os.set_blocking(read, False)
+        self.link = Link("gpu0", 1, theirs, read, 1000)
+
+    def write(self, text: str, job: str | None = None) -> None:
+        data = text.encode()
+        for frame in [data] if job is None else [frame for frame, _ in Marker(MARK).frames(job, data)]:
+            os.write(self._write, frame)
+
+    def read(self, *running: str) -> list[tuple[str | None, list[str]]]:
+        return [tuple(said) for said in self.link.read_log(running)]
+
+    def ended(self, job: str, *running: str) -> list[tuple[str | None, list[str]]]:
+        return [tuple(said) for said in self.link.last_log_of(job, running)]
+
+    def close(self) -> None:
+        self.link.close()
+        os.close(self._write)
+        self._connection.close()
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    pipe.close()
+
+
+@pytest.fixture
+def marked(pipe: Pipe) -> Pipe:
+    pipe.link.expect_marks(MARK)
+    return pipe
+
+
+def test_lines_of_a_worker_with_one_job_name_none(pipe: Pipe) -> None:
+    pipe.write("one\ntw")
+    assert pipe.read("a") == [(None, ["one"])]
+    pipe.write("o\r\n\nthree")
+    assert pipe.read("a") == [(None, ["two", ""])]
+    assert pipe.ended("a", "a") == [(None, ["three"])]
+
+
+def test_what_looks_like_a_frame_is_text_where_no_mark_is_expected(pipe: Pipe) -> None:
+    pipe.write("forged\n", "b")
+    (said,) = pipe.read("a", "b")
+    assert said[0] is None
+
+
+def test_lines_go_to_the_jobs_that_they_name(marked: Pipe) -> None:
+    for text, job in [("a1", "a"), ("b1", "b"), ("native\n", None), ("\n", "b"), ("\na2", "a"), ("b2\nb3", "b")]:
+        marked.write(text, job)
+    assert marked.read("a", "b") == [(None, ["native"]), ("b", ["b1"]), ("a", ["a1"]), ("b", ["b2"])]
+
+
+def test_the_end_of_a_job_finishes_only_its_own_line(marked: Pipe) -> None:
+    for job in ("a", "b", None):
+        marked.write(f"unfinished {job}", job)
+    assert marked.link.log_waits
+    assert marked.ended("a", "a", "b") == [("a", ["unfinished a"])]
+    marked.write("!\n", "b")
+    assert marked.read("b") == [("b", ["unfinished b!"])]
+    assert marked.ended("b", "b") == [(None, ["unfinished None"])]
+    assert not marked.link.log_waits
+
+
+def test_a_job_that_has_ended_is_not_named(marked: Pipe) -> None:
+    marked.write("left behind\n", "a")
+    assert marked.read("b") == [(NO_JOB, ["left behind"])]
+    assert marked.link.last_words("b") == []
+
+
+def test_last_words_are_those_of_the_job_and_of_no_job_in_their_order(marked: Pipe) -> None:
+    for text, job in [("one\n", "a"), ("secret\n", "b"), ("Fatal Python error\n", None), ("two\n", "a"), ("thr", "a")]:
+        marked.write(text, job)
+    marked.link.last_log(("a", "b"))
+    assert marked.link.last_words("a") == ["one", "Fatal Python error", "two", "thr"]
+    assert marked.link.last_words("b") == ["secret", "Fatal Python error"]
+
+
+def test_a_talkative_job_does_not_push_out_the_words_of_another(marked: Pipe) -> None:
+    marked.write("quiet\n", "a")
+    for n in range(200):
+        marked.write(f"line {n}\n", "b")
+    marked.link.last_log(("a", "b"))
+    assert marked.link.last_words("a") == ["quiet"]
+    assert marked.link.last_words("b") == [f"line {n}" for n in range(200 - TAIL_LINES, 200)]
+    marked.link.forget_words()
+    assert marked.link.last_words("b") == []
+
+
+def test_a_frame_that_a_death_cut_off_is_not_lost(marked: Pipe) -> None:
+    marked.write("\0" + MARK[:7])
+    assert marked.read("a") == []
+    assert [tuple(said) for said in marked.link.last_log(("a",))] == [(None, ["\0" + MARK[:7]])]
+
+
+@pytest.mark.parametrize("job", [None, "a"])
+@pytest.mark.parametrize("length", [LINE_BYTES - 1, LINE_BYTES, LINE_BYTES + 1, 3 * LINE_BYTES, 100_000])
+def test_a_long_line_is_cut_alike_however_it_arrives(marked: Pipe, length: int, job: str | None) -> None:
+    pieces = [min(LINE_BYTES, length - at) for at in range(0, length, LINE_BYTES)]
+    lines = []
+    for part in ("x" * length, "\n"):
+        marked.write(part, job)
+        while said := marked.read("a"):
+            lines += [line for _, printed in said for line in printed]
+    assert list(map(len, lines)) == pieces
+
+
+def test_what_is_no_mark_breaks_the_protocol(pipe: Pipe) -> None:
+    with pytest.raises(WireError):
+        pipe.link.expect_marks("anything")
