@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import http.server
 import importlib.util
+import io
+import json
 import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +50,49 @@ def real_package() -> str | None:
     return spec.origin
 
 
-class Worker:
-    """The supervisor's side of a worker that serves ``handler``; ``before`` is code that runs ahead of it, as a preload does."""
+NURSERY = """
+import json, os, signal, socket, sys, time, traceback
+sys.path.insert(1, {root!r})
+from supervisor import wire
+from supervisor.worker import main
+from supervisor.worker.runpod import routing
+routing.install()
+try:
+    import runpod, runpod.serverless.utils.rp_cleanup, runpod.serverless.utils.rp_debugger
+except ImportError:
+    pass
+sock = socket.socket(fileno={fd})
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+while True:
+    asked, (conn, log), *_ = socket.recv_fds(sock, 1 << 16, 2)
+    asked = json.loads(asked)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            sock.close()
+            os.dup2(log, 1), os.dup2(log, 2), os.close(log)
+            os.chdir(asked["folder"])
+            os.environ.update(asked["env"])
+            handler = wire.HandlerSpec("file", asked["handler"], None, tuple(asked["argv"]))
+            setup = wire.Setup(wire.VERSION, "run", handler, (), asked["folder"])
+            main.enter(main.WorkerStart("gpu0", 3, conn, setup, time.monotonic()))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(99)
+    os.close(conn), os.close(log)
+    sock.send(str(pid).encode())
+"""
 
-    def __init__(self, handler: Path, folder: Path, before: str = "", env: dict[str, str] | None = None) -> None:
-        self._log = folder / "log.txt"
+
+class Connected:
+    """The supervisor's side of a worker that speaks through ``conn`` and writes to the file ``log``."""
+
+    def __init__(self, conn: Connection, log: Path) -> None:
+        self._conn = conn
+        self._log = log
         self._codec = wire.Codec[wire.FromWorker](wire.FromWorker)
-        self._conn, theirs = multiprocessing.Pipe(duplex=True)
-        code = ENTER.format(root=str(ROOT), before=before, handler=str(handler), fd=theirs.fileno(), folder=str(folder))
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                pass_fds=[theirs.fileno()],
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=worker_env(**(env or {})),
-            )
-        theirs.close()
 
     def receive(self) -> Any:
         """The next message."""
@@ -75,9 +108,14 @@ class Worker:
         assert isinstance(message, wire.Ready), message
         return message
 
-    def job(self, value: Any, job: str = "job") -> tuple[wire.Done, list[Any]]:
+    def send(self, value: Any, job: str = "job", extras: dict[str, Any] | None = None) -> None:
+        """Have it begin a job."""
+        more = msgspec.json.encode(extras) if extras is not None else None
+        self._conn.send_bytes(self._codec.encode(wire.Run(job, msgspec.json.encode(value), more)))
+
+    def job(self, value: Any, job: str = "job", extras: dict[str, Any] | None = None) -> tuple[wire.Done, list[Any]]:
         """Run one job: how it ended, and what came before."""
-        self._conn.send_bytes(self._codec.encode(wire.Run(job, msgspec.json.encode(value))))
+        self.send(value, job, extras)
         before = []
         while not isinstance(message := self.receive(), wire.Done):
             before.append(message)
@@ -87,10 +125,74 @@ class Worker:
         """What it has written."""
         return self._log.read_text()
 
+
+class Worker(Connected):
+    """A worker of a fresh interpreter; ``before`` is code that runs ahead of it, as a preload does."""
+
+    def __init__(self, handler: Path, folder: Path, before: str = "", env: dict[str, str] | None = None) -> None:
+        conn, theirs = multiprocessing.Pipe(duplex=True)
+        super().__init__(conn, folder / "log.txt")
+        code = ENTER.format(root=str(ROOT), before=before, handler=str(handler), fd=theirs.fileno(), folder=str(folder))
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                pass_fds=[theirs.fileno()],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=worker_env(**(env or {})),
+            )
+        theirs.close()
+
     def close(self) -> None:
         """End it."""
         self._process.kill()
         self._process.wait(DEADLINE)
+        self._conn.close()
+
+
+class Nursery:
+    """Forks workers from a process that has imported the real package, if there is one: fast, and as the template does it."""
+
+    def __init__(self) -> None:
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        code = NURSERY.format(root=str(ROOT), fd=theirs.fileno())
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=worker_env()
+        )
+        theirs.close()
+
+    def fork(self, handler: Path, folder: Path, env: dict[str, str], argv: Sequence[str] = ()) -> Forked:
+        """A worker that serves ``handler``, with ``folder`` as its current one."""
+        conn, theirs = multiprocessing.Pipe(duplex=True)
+        log = folder / "log.txt"
+        asked = {"handler": str(handler), "folder": str(folder), "env": env, "argv": list(argv)}
+        with theirs, log.open("wb") as file:
+            socket.send_fds(self._sock, [json.dumps(asked).encode()], [theirs.fileno(), file.fileno()])
+            self._sock.settimeout(DEADLINE)
+            pid = int(self._sock.recv(32))
+        return Forked(conn, log, pid)
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait(DEADLINE)
+        self._sock.close()
+
+
+class Forked(Connected):
+    """A worker that a nursery forked."""
+
+    def __init__(self, conn: Connection, log: Path, pid: int) -> None:
+        super().__init__(conn, log)
+        self._pidfd = os.pidfd_open(pid)
+
+    def close(self) -> None:
+        """End it."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        os.close(self._pidfd)
         self._conn.close()
 
 
@@ -121,6 +223,78 @@ def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
     yield start
     for worker in workers:
         worker.close()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """One for all tests."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def serve(nursery: Nursery, tmp_path: Path) -> Iterator[Callable[..., Forked]]:
+    """Forks workers that are ready, with this test's folder as the current one and ``TMPDIR`` in it."""
+    workers: list[Forked] = []
+
+    def serve(handler: Path, argv: Sequence[str] = (), name: str = "temp", **env: str) -> Forked:
+        own = tmp_path / name
+        own.mkdir()
+        workers.append(nursery.fork(handler, tmp_path, {**DOWNLOADS, **env, "TMPDIR": str(own)}, argv))
+        return workers[-1]
+
+    yield serve
+    for worker in workers:
+        worker.close()
+
+
+#: With these a web server of this machine can be reached: by itself the package fetches only what is public.
+DOWNLOADS = {"RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS": "true", "no_proxy": "127.0.0.1,localhost"}
+
+
+def _archive() -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("one.txt", "1")
+        archive.writestr("deep/two.txt", "2")
+    return packed.getvalue()
+
+
+SHELF: dict[str, tuple[dict[str, str], bytes]] = {
+    "/plain.txt": ({}, b"plain"),
+    "/query.jpg?signed=1": ({}, b"signed"),
+    "/named": ({"Content-Disposition": 'attachment; filename="cat.PNG"; size=3'}, b"cat"),
+    "/renamed.txt": ({"Content-Disposition": "inline; FileName = dog.tar.gz"}, b"dog"),
+    "/nameless": ({}, b"nothing"),
+    "/bundle": ({"Content-Disposition": "attachment; filename=bundle.zip"}, _archive()),
+}
+
+
+@pytest.fixture(scope="session")
+def shelf() -> Iterator[str]:
+    """A web server on this machine with the files of ``SHELF``; ``/away`` leads to the first, ``/inside`` to no web address."""
+
+    class Shelf(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            target = {"/away": "/plain.txt", "/inside": "file:///etc/hostname", "/round": "/round"}.get(self.path)
+            headers, body = SHELF.get(self.path, ({}, b""))
+            self.send_response(302 if target else 200 if self.path in SHELF else 404)
+            for name, value in ({"Location": target} if target else headers).items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Shelf) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
 
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -167,6 +341,22 @@ FAKE_PACKAGE = {
         "from .worker_state import WORKER_ID\nJOB_DONE_URL = f'http://done/{WORKER_ID}/$ID'\nJOB_STREAM_URL = f'http://stream/{WORKER_ID}'\n"
     ),
     "serverless/modules/rp_job.py": "from .worker_state import WORKER_ID\nJOB_GET_URL = f'http://get/{WORKER_ID}'\n",
+    "serverless/utils/__init__.py": (
+        "from .rp_download import download_files_from_urls\nfrom .rp_upload import upload_in_memory_object\n"
+    ),
+    "serverless/utils/rp_cleanup.py": "def clean(folder_list=None):\n    raise SystemExit('the real clean ran')\n",
+    "serverless/utils/rp_debugger.py": (
+        "class LineTimer:\n    def __init__(self, name):\n        raise SystemExit('a real timer ran')\n"
+    ),
+    "serverless/utils/rp_download.py": (
+        "import os\ndef download_files_from_urls(job_id, urls):\n"
+        "    os.makedirs(os.path.abspath(os.path.join('jobs', job_id, 'downloaded_files')), exist_ok=True)\n    return urls\n"
+    ),
+    "serverless/utils/rp_upload.py": (
+        "def _save_to_local_fallback(file_name, source_path=None, file_data=None, directory='local_upload'):\n"
+        "    raise SystemExit('the real fallback ran')\n"
+        "def upload_in_memory_object(file_name, file_data):\n    return _save_to_local_fallback(file_name, file_data=file_data)\n"
+    ),
     "serverless/modules/rp_scale.py": "from .worker_state import IS_LOCAL_TEST\n",
 }
 
@@ -190,6 +380,12 @@ def package(request: pytest.FixtureRequest, fake_package: Path) -> str:
     if real_package() is None:
         pytest.skip("the package runpod is not installed")
     return ""
+
+
+@pytest.fixture
+def installed() -> str | None:
+    """Where the real package is, if anywhere."""
+    return real_package()
 
 
 @pytest.fixture

@@ -32,6 +32,20 @@ PRESENT = [
     "from runpod.serverless.modules.rp_progress import progress_update",
     "import runpod; runpod.serverless.modules.rp_logger.RunPodLogger()",
     "import runpod; runpod.serverless.utils",
+    "from runpod.serverless.utils import download_files_from_urls, upload_file_to_bucket, upload_in_memory_object",
+    "from runpod.serverless.utils import rp_cleanup, rp_cuda, rp_debugger, rp_download, rp_upload, rp_validator",
+    "from runpod.serverless.utils.rp_cleanup import clean",
+    "from runpod.serverless.utils.rp_cuda import is_available",
+    "from runpod.serverless.utils.rp_debugger import Checkpoints, FunctionTimer, LineTimer",
+    "from runpod.serverless.utils.rp_debugger import get_debugger_output, clear_debugger_output",
+    "from runpod.serverless.utils.rp_download import file, download_files_from_urls",
+    "from runpod.serverless.utils.rp_upload import upload_image, files, upload_file_to_bucket, upload_in_memory_object",
+    "from runpod.serverless.utils.rp_validator import validate",
+    "import runpod; runpod.serverless.utils.rp_validator.validate",
+    "from runpod.serverless.utils.upload import upload_image, bucket_upload",
+    "from runpod.serverless.utils.validator import validate",
+    "from runpod.serverless.utils import download; download.file, download.download_input_objects",
+    "import sys, runpod.serverless.utils.rp_upload; assert not {'boto3', 'requests'} & set(sys.modules)",
     "import runpod; runpod.api_key = 'set, as on a real one'",
     "from runpod import *; serverless.start",
     "from runpod.serverless import *; start",
@@ -49,6 +63,19 @@ ABSENT = {
     "import runpod; runpod.serverless.VolumeCache": ("AttributeError", "runpod.serverless.VolumeCache"),
     "from runpod.serverless.utils import rp_volume_cache": ("ImportError", "runpod.serverless.utils.rp_volume_cache"),
     "import runpod; runpod.serverless.utils.rp_ssrf": ("AttributeError", "runpod.serverless.utils.rp_ssrf"),
+    "from runpod.serverless.utils import VolumeCache": ("ImportError", "runpod.serverless.utils.VolumeCache"),
+    "from runpod.serverless.utils.rp_upload import get_boto_client": (
+        "ImportError",
+        "runpod.serverless.utils.rp_upload.get_boto_client",
+    ),
+    "from runpod.serverless.utils.upload import get_boto_client": (
+        "ImportError",
+        "runpod.serverless.utils.rp_upload.get_boto_client",
+    ),
+    "from runpod.serverless.utils.rp_download import HEADERS": (
+        "ImportError",
+        "runpod.serverless.utils.rp_download.HEADERS",
+    ),
     "from runpod.serverless.modules.rp_http import send_result": ("ImportError", "runpod.serverless.modules.rp_http"),
     "from runpod.serverless.modules.rp_logger import JobLog": (
         "ImportError",
@@ -157,3 +184,29 @@ def test_a_file_of_the_users_own_comes_first(run_python, tmp_path: Path) -> None
     (tmp_path / "runpod.py").write_text("mine = 'mine'\n")
     (tmp_path / "script.py").write_text("import runpod; print(runpod.mine)\n")
     assert run_python("-S", "script.py").stdout == "mine\n"
+
+
+TIMED = """
+import asyncio, inspect
+from runpod.serverless.utils import rp_debugger
+@rp_debugger.FunctionTimer
+def work():
+    with rp_debugger.LineTimer("step") as step:
+        return step
+assert [work(), work()] == [None, None]
+checkpoints = rp_debugger.Checkpoints()
+checkpoints.add("a"); checkpoints.start("a"); checkpoints.stop("a"); checkpoints.add("a")
+assert checkpoints.get_checkpoints() == []
+checkpoints.clear()
+@rp_debugger.FunctionTimer
+async def later(): pass
+assert inspect.iscoroutinefunction(later)
+shown = rp_debugger.get_debugger_output()
+assert sorted(shown) == ["system_info", "timestamps"] and shown["timestamps"] == []
+assert sorted(shown["system_info"]) == ["os", "processor", "python_version", "runpod"]
+assert rp_debugger.clear_debugger_output() is None
+"""
+
+
+def test_timers_take_no_time(run_python) -> None:
+    run_python("-S", "-c", f"import runpod\n{TIMED}")

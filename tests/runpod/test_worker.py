@@ -46,6 +46,22 @@ def handler(job):
 runpod.serverless.start({"handler": handler})
 """
 
+FILES = """
+import os
+import runpod
+from runpod.serverless.utils import download_files_from_urls, rp_cleanup, rp_debugger, upload_in_memory_object
+
+def handler(job):
+    with rp_debugger.LineTimer("the same in each job"):
+        download_files_from_urls(job["id"], [])
+    own = os.path.join(os.environ["TMPDIR"], "jobs", job["id"])
+    found = {"made": os.listdir(own), "uploaded": upload_in_memory_object("name", b"data")}
+    rp_cleanup.clean()
+    return {**found, "left": os.path.exists(own), "here": os.path.exists("jobs")}
+
+runpod.serverless.start({"handler": handler})
+"""
+
 URLS = {
     "RUNPOD_WEBHOOK_POST_OUTPUT": "http://done/$RUNPOD_POD_ID/$ID",
     "RUNPOD_WEBHOOK_POST_STREAM": "http://stream/$RUNPOD_POD_ID",
@@ -157,6 +173,20 @@ def test_a_preloaded_start_is_routed(start_worker, write, package: str) -> None:
     done, before = worker.job({})
     assert before[-1] == wire.Progress("job", b'{"second":2}')
     assert output(done)["checked"] == ["checked"]
+
+
+@pytest.mark.parametrize("preload", ["", "import runpod.serverless.utils.rp_cleanup"])
+def test_the_packages_files_are_routed(start_worker, write, tmp_path: Path, fake_package: Path, preload: str) -> None:
+    """The real package's, too: ``test_files.py``."""
+    own = tmp_path / "own"
+    own.mkdir()
+    before = f"sys.path.insert(1, {str(fake_package)!r})\n{preload}"
+    env = {"TMPDIR": str(own), "BUCKET_ENDPOINT_URL": ""}
+    worker = start_worker(write(FILES), before=before, env=env)
+    worker.ready()
+    for job in ("one", "two"):
+        expected = {"made": ["downloaded_files"], "uploaded": f"local_upload/{job}/name", "left": False, "here": False}
+        assert output(worker.job({}, job)[0]) == expected
 
 
 def test_children_without_the_package(start_worker, write, no_package: None) -> None:

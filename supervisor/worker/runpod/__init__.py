@@ -2,9 +2,10 @@
 
 ::
 
-    standin/       on sys.path and PYTHONPATH, so the worker's children of every kind find it too
-      runpod/      gives way to the real package wherever that is; else it is the stand-in
-    routing.py     the real package, with ``start`` and ``progress_update`` going to this worker
+    standin/                 on sys.path and PYTHONPATH, so the worker's children of every kind find it too
+      runpod/                gives way to the real package wherever that is; else it is the stand-in
+      _supervise_runpod/     what the stand-in does as the routed package does: whose files are where, and who may remove them
+    routing.py               the real package, with what a handler calls going to this worker, and its files to where they belong
 
 The stand-in's folder comes before the real package's, because the order must survive two copies: a spawned child of
 multiprocessing takes the worker's ``sys.path``, a subprocess its ``PYTHONPATH``, which Python puts before installed packages.
@@ -17,6 +18,7 @@ import sys
 from pathlib import Path
 
 from supervisor.worker.runpod import routing
+from supervisor.worker.runpod.standin._supervise_runpod.files import OWN_FOLDER
 
 STANDIN = str(Path(__file__).resolve().parent / "standin")
 
@@ -32,4 +34,6 @@ def install() -> None:
     inherited = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     if STANDIN not in inherited:
         os.environ["PYTHONPATH"] = os.pathsep.join([*inherited, STANDIN])
+    if "TMPDIR" in os.environ:
+        os.environ[OWN_FOLDER] = os.environ["TMPDIR"]
     routing.install()

@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from supervisor import serverless
+from supervisor.worker.runpod import folders
+from supervisor.worker.runpod.standin._supervise_runpod import files, timers
 
 Check = TypeVar("Check", bound=Callable[[], object])
 
@@ -36,6 +38,7 @@ def register_fitness_check(func: Check) -> Check:
 
 _SERVERLESS = "runpod.serverless"
 _MODULES = "runpod.serverless.modules"
+_UTILS = "runpod.serverless.utils"
 _WORKER_STATE = f"{_MODULES}.worker_state"
 
 #: What the names of the package's modules are to mean; those that a version of the package lacks stay away.
@@ -45,6 +48,10 @@ _ROUTES: dict[str, dict[str, object]] = {
     f"{_MODULES}.rp_fitness": {"register_fitness_check": register_fitness_check},
     _WORKER_STATE: {"IS_LOCAL_TEST": False},
     f"{_MODULES}.rp_scale": {"IS_LOCAL_TEST": False},
+    f"{_UTILS}.rp_cleanup": {"clean": files.clean},
+    f"{_UTILS}.rp_download": {"os": folders.RoutedOs()},
+    f"{_UTILS}.rp_upload": {"_save_to_local_fallback": files.save_locally},
+    f"{_UTILS}.rp_debugger": {name: getattr(timers, name) for name in timers.__all__},
 }
 
 #: Where runpod 1.12 keeps the worker's id, or a URL made with it, that it read from ``RUNPOD_POD_ID`` as it was imported.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from runpod import _absent, _host
+from _supervise_runpod import host
+
+from runpod import _absent
 from runpod.serverless import modules, utils
 from runpod.serverless.modules.rp_progress import progress_update
 
@@ -18,7 +20,7 @@ def start(config: dict[str, Any]) -> None:
     Raises:
         SystemExit: this is no worker.
     """
-    serverless = _host.serverless()
+    serverless = host.serverless()
     if serverless is None:
         raise SystemExit("runpod.serverless.start serves in a worker of supervise only, and this is another process")
     serverless.start(config)
@@ -26,7 +28,7 @@ def start(config: dict[str, Any]) -> None:
 
 def register_fitness_check(func: Callable[[], object]) -> Callable[[], object]:
     """Run ``func`` in each new worker before its first job; usable as a decorator."""
-    serverless = _host.serverless()
+    serverless = host.serverless()
     if serverless is not None:
         serverless.register_fitness_check(func)
     return func

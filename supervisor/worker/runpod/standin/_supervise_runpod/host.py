@@ -1,4 +1,4 @@
-"""Finds what the stand-in's functions call; in the worker and in any Python that a handler starts."""
+"""Finds the worker around the stand-in's functions; in the worker and in any Python that a handler starts."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ def serverless() -> ModuleType | None:
     except ImportError:
         return None
     return serverless
+
+
+def current_job() -> str | None:
+    """The id of the job that calls this; ``None`` outside of one, and where that cannot be told (a thread, a subprocess)."""
+    worker = serverless()
+    return worker.current_job() if worker is not None else None

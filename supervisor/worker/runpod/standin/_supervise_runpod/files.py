@@ -1,0 +1,127 @@
+"""Where a handler's temporary files go, and which of them ``rp_cleanup.clean`` may remove; wherever the handler's code runs.
+
+RunPod gives each worker a machine of its own, so its package uses fixed names in the current folder. Here many workers share one
+machine and one folder, and many jobs may share one worker, so those names lead into this generation's own folder, job by job:
+
+==================================== =================================================================================
+the package says                     here
+==================================== =================================================================================
+``job_files/``, ``input_objects/``   ``{own folder}/jobs/{job}/job_files/``, ``…/input_objects/``
+``jobs/{id}/downloaded_files/``      ``{own folder}/jobs/{job}/downloaded_files/``
+``local_upload/{name}``              ``local_upload/{job}/{name}`` in the current folder: it is a result, and outlives the worker
+==================================== =================================================================================
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote
+
+from . import host
+
+OWN_FOLDER = "SUPERVISE_TMPDIR"
+"""The variable that names this generation's own folder. ``TMPDIR`` names it too, until a handler sets it to something shared."""
+
+_PACKAGES_NAMES = frozenset({"input_objects", "job_files", "output_objects"})
+_UNIQUE = re.compile(r"[0-9a-f-]{16,}|line-\d+-[0-9a-f]{8}")
+"""An id that nothing else is called by chance: the server's own, a UUID, that of a line of a batch."""
+
+
+def own_folder() -> Path:
+    """The folder that is this generation's alone; the current one in a process that no worker started."""
+    return Path(os.environ.get(OWN_FOLDER, ".")).resolve()
+
+
+def job_folder(job: str | None) -> Path:
+    """Where the files of ``job`` belong; with ``None``, those of which nobody knows whose they are."""
+    return own_folder() / "jobs" / _file_name(job) if job else own_folder()
+
+
+def routed(first: str, *rest: str) -> Path | None:
+    """Where ``first/rest`` is, which the package means to be in the current folder; ``None`` if that is no path of its own."""
+    job = host.current_job()
+    if first in _PACKAGES_NAMES:
+        return job_folder(job).joinpath(first, *rest)
+    if first == "jobs" and rest:
+        return job_folder(job or rest[0]).joinpath(*rest[1:])
+    return None
+
+
+def save_locally(
+    file_name: str,
+    source_path: str | None = None,
+    file_data: bytes | None = None,
+    directory: str = "local_upload",
+) -> str:
+    """Keep what there is no bucket for in ``directory`` of the current folder; the relative path of the file.
+
+    A name that the handler chose gets a folder of its job, so that no job's result takes the place of another's.
+    """
+    _say(f"there is no bucket to upload {file_name} to, so it is kept in the folder {directory}")
+    folder = Path(directory)
+    if directory == "local_upload":
+        folder /= _file_name(host.current_job() or uuid.uuid4().hex)
+    path = folder / file_name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if source_path:
+        shutil.copyfile(source_path, path)
+    elif file_data is not None:
+        path.write_bytes(file_data)
+    else:
+        raise ValueError("either source_path or file_data must be given")
+    return str(path)
+
+
+def clean(folder_list: Iterable[str | os.PathLike[str]] | None = None) -> None:
+    """Remove the files of the calling job, and of the folders in ``folder_list`` those that are surely its own.
+
+    Sure is a folder inside this generation's own, and one that has the job's id in its path. Another, such as ``temp_images`` in
+    the current folder or ``/tmp``, may hold files of other workers and jobs: it stays, and a line says so once.
+    """
+    job = host.current_job()
+    if job:
+        shutil.rmtree(job_folder(job), ignore_errors=True)
+    for named in folder_list or ():
+        path = Path(os.path.abspath(named))  # noqa: PTH100 - a link at its end is not what it points to
+        path = path.parent.resolve() / path.name
+        if not path.is_dir():
+            continue
+        if _is_the_jobs_own(path, job):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            _say_once(
+                f"rp_cleanup.clean keeps {path}, where files of other jobs may be; "
+                "it removes folders that are in TMPDIR or have the job's id in their path"
+            )
+
+
+def _is_the_jobs_own(path: Path, job: str | None) -> bool:
+    own = own_folder()
+    if OWN_FOLDER in os.environ and own in path.parents:
+        jobs = own / "jobs"  # where each job has its part
+        return path != jobs and jobs not in path.parents
+    if job is None or _UNIQUE.search(job) is None:  # an id that a client chose, such as `models`, proves nothing
+        return False
+    return job in str(path) and not any(path in (place, *place.parents) for place in (Path.cwd(), own))
+
+
+def _file_name(name: str) -> str:
+    """``name`` as a single component of a path."""
+    quoted = quote(name, safe=" :@+=~")
+    return quoted if quoted.strip(".") else f"_{quoted}"
+
+
+@functools.lru_cache(maxsize=64)
+def _say_once(message: str) -> None:
+    _say(message)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
