@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from supervisor.api import events, openai_errors
+from supervisor.api.about import About
 from supervisor.api.auth import Guard
-from supervisor.api.call import JSON, Call, ClientGone, Receive, Reply, Scope, Send, Waits
+from supervisor.api.call import Call, ClientGone, Receive, Reply, Scope, Send, Waits
+from supervisor.api.metrics import Deliveries
 from supervisor.api.operations import ROUTES
 from supervisor.api.routes import Match, Router
 from supervisor.errors import RequestError, StoreError
@@ -30,8 +34,15 @@ LINGER_BYTES = 64 * 1024 * 1024
 class App:
     """The application. ``waits`` ends the long waits when the server stops."""
 
-    def __init__(self, engine: Engine, log: Callable[[str], None], *, private: bool = False) -> None:
-        """Serve ``engine``; ``log`` takes tracebacks of what should not happen.
+    def __init__(
+        self,
+        engine: Engine,
+        log: Callable[[str], None],
+        deliveries: Deliveries | None = None,
+        *,
+        private: bool = False,
+    ) -> None:
+        """Serve ``engine``; ``log`` takes tracebacks of what should not happen. ``deliveries``: the webhooks, to be counted.
 
         ``private``: it is reached over a socket that only the owner can open, so keys, `Host` and `Origin` are not asked for.
         """
@@ -40,7 +51,8 @@ class App:
         self._engine = engine
         self._log = log
         self._max_body = settings.max_body
-        self._router = Router(ROUTES, settings.endpoint_id)
+        about = About(ROUTES, engine, deliveries, guarded=not private)
+        self._router = Router(about.routes, settings.endpoint_id)
         self._guard = None if private else Guard(settings.api_key, settings.allow_origin, any_host=settings.no_auth)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,27 +83,29 @@ class App:
             call.param = match.param
             return await route.handler(call)
         except RequestError as error:
-            return _refusal(error)
+            return _refusal(error, path)
         except StoreError as error:
-            return _refusal(RequestError(503, str(error)))
+            return _refusal(RequestError(503, str(error)), path)
         except ClientGone:
             raise
         except Exception:  # noqa: BLE001 - the last line of the server: one request's bug must not end all others
             self._log(f"{call.method} {path} failed\n{traceback.format_exc()}")
-            return _refusal(RequestError(500, "internal error; the supervisor's log has the details"))
+            return _refusal(RequestError(500, "internal error; the supervisor's log has the details"), path)
 
     def _no_route(self, call: Call, path: str, match: Match | None) -> Reply:
         if match is None:
-            return _refusal(RequestError(404, self._router.why_not(path)))
+            return _refusal(RequestError(404, self._router.why_not(path)), path)
         if call.method == "OPTIONS":
             return Reply(b"", NO_CONTENT, ((b"allow", match.allow),))
-        refusal = _refusal(RequestError(405, f"{call.method} {path[:80]}: only {match.allow.decode()}"))
+        refusal = _refusal(RequestError(405, f"{call.method} {path[:80]}: only {match.allow.decode()}"), path)
         return msgspec.structs.replace(refusal, headers=((b"allow", match.allow),))
 
     async def _send(self, call: Call, reply: Reply, send: Send) -> None:
         headers = list(reply.headers)
         if reply.status != NO_CONTENT:
-            headers += (JSON, (b"content-length", b"%d" % len(reply.body)))
+            headers.append((b"content-type", reply.content_type))
+        if reply.status != NO_CONTENT and reply.parts is None:
+            headers.append((b"content-length", b"%d" % len(reply.body)))
         if self._guard is not None and b"origin" in call.headers:
             headers += self._guard.cors(call.headers)
         lingers = reply.status >= BAD_REQUEST and call.excess(self._max_body)
@@ -102,10 +116,33 @@ class App:
             await send({"type": "http.response.body", "body": reply.body, "more_body": True})
             await call.discard(LINGER_S, LINGER_BYTES)
             await send({"type": "http.response.body", "body": b""})
+        elif reply.parts is not None:
+            await self._send_parts(call, reply.parts, send, endless=reply.content_type == events.CONTENT_TYPE)
         elif reply.sent is None:
             await send({"type": "http.response.body", "body": reply.body})
         else:
             await _send_watched(call, reply.body, reply.sent, send)
+
+    async def _send_parts(self, call: Call, parts: AsyncGenerator[bytes, None], send: Send, *, endless: bool) -> None:
+        """Send ``parts`` as they come. Without a last word uvicorn cuts the connection, so that nobody takes them for the whole;
+        ``endless`` ones may be cut short anywhere."""
+        try:
+            whole = await call.while_connected(_send_each(parts, send))
+        except (ClientGone, RequestError):  # too late to say it
+            whole = False
+        except Exception:  # noqa: BLE001 - as in _reply
+            self._log(f"{call.method} {call.param}: the answer broke off\n{traceback.format_exc()}")
+            whole = endless = False
+        finally:
+            await parts.aclose()
+        if (whole or endless) and not call.has_left():
+            await send({"type": "http.response.body", "body": b""})
+
+
+async def _send_each(parts: AsyncGenerator[bytes, None], send: Send) -> None:
+    async for part in parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        await asyncio.sleep(0)  # others have their turn, also where nothing keeps this one waiting
 
 
 async def _send_watched(call: Call, body: bytes, sent: Callable[[bool], None], send: Send) -> None:
@@ -113,8 +150,11 @@ async def _send_watched(call: Call, body: bytes, sent: Callable[[bool], None], s
     taken = False
     try:
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        # An empty part waits until the transport has passed on nearly all of the one before it, or has failed to.
+        # An empty part waits until the transport has passed on nearly all of the one before it, or has failed to. A failure is
+        # told to the protocol in the next turn of the loop, and heard of by who waits for it in the one after that.
         await send({"type": "http.response.body", "body": b"", "more_body": True})
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         taken = not call.has_left()
         if taken:
             await send({"type": "http.response.body", "body": b""})
@@ -122,11 +162,13 @@ async def _send_watched(call: Call, body: bytes, sent: Callable[[bool], None], s
         sent(taken)
 
 
-def _refusal(error: RequestError) -> Reply:
+def _refusal(error: RequestError, path: str) -> Reply:
     headers: list[tuple[bytes, bytes]] = []
     if error.status == UNAUTHORIZED:
         headers.append((b"www-authenticate", b'Bearer realm="supervise"'))
     retry_after = RETRY_AFTER_S if error.retry_after is None and error.status == UNAVAILABLE else error.retry_after
     if retry_after is not None:
         headers.append((b"retry-after", b"%d" % retry_after))
-    return Reply(msgspec.json.encode({"error": str(error)}), error.status, tuple(headers))
+    openai = openai_errors.speaks_openai(path)
+    body = openai_errors.of_refusal(error).body if openai else msgspec.json.encode({"error": str(error)})
+    return Reply(body, error.status, tuple(headers))

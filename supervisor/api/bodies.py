@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import time
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -23,6 +23,8 @@ _ABSENT = msgspec.Raw()
 _NULL = msgspec.Raw(b"null")
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._~:@+=-]{0,127}")
 _BYTE = re.compile(r"\(byte (\d+)\)$")
+_MOST_MS = 2**53
+"""Beyond it a client's JSON may have lost digits already."""
 
 
 class _Body(msgspec.Struct):
@@ -33,16 +35,27 @@ class _Body(msgspec.Struct):
     s3Config: msgspec.Raw = _ABSENT  # noqa: N815 - the name in the request
 
 
+class _OpenAI(msgspec.Struct):
+    stream: msgspec.Raw = _ABSENT
+
+
 class _Policy(msgspec.Struct, rename="camel"):
     execution_timeout: msgspec.Raw = _ABSENT
     ttl: msgspec.Raw = _ABSENT
     low_priority: msgspec.Raw = _ABSENT
 
 
+class _Limits(NamedTuple):
+    low_priority: bool = False
+    timeout_ms: int | None = None
+    ttl_ms: int | None = None
+
+
 #: A high surrogate that no low one follows: msgspec takes such a body for one that ends too early.
 _HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 
 _body = msgspec.json.Decoder(_Body)
+_openai = msgspec.json.Decoder(_OpenAI)
 _policy = msgspec.json.Decoder(_Policy)
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -57,6 +70,40 @@ def job_request(body: bytes, idempotency_key: bytes | None = None) -> JobRequest
         return _checked(body, idempotency_key)
     except RecursionError:
         raise RequestError(400, "the body is nested too deeply") from None
+
+
+def openai_request(route: str, body: bytes | None, idempotency_key: bytes | None = None) -> tuple[JobRequest, bool]:
+    """The job for a request of OpenAI's API at ``/v1/{route}``, and whether its answer is wanted as a stream.
+
+    ``body`` is a JSON object and goes to the handler as it is; ``None``: the request has none (a GET).
+
+    Raises:
+        RequestError: 400, it is no object, or ``stream`` in it is no boolean.
+    """
+    fields = b'"openai_route":%b' % msgspec.json.encode(f"/v1/{route}")
+    stream = False
+    if body is not None:
+        body = body if body.strip() else b"{}"
+        try:
+            wanted = _openai_stream(body)
+        except RecursionError:
+            raise RequestError(400, "the body is nested too deeply") from None
+        stream = _given(wanted) and _decode(wanted, "stream", bool, "true or false")
+        fields += b',"openai_input":%b' % body
+    given = _given_id(_ABSENT, idempotency_key)
+    job_id = new_id() if given is None else given
+    return JobRequest(job_id, b"{%b}" % fields, generated=given is None), stream
+
+
+def _openai_stream(body: bytes) -> msgspec.Raw:
+    if not body.isascii():
+        _check_utf8(body)
+    try:
+        return _openai.decode(body).stream
+    except msgspec.ValidationError as error:
+        raise RequestError(400, f"the body must be a JSON object: {str(error).lower()}") from None
+    except msgspec.DecodeError as error:
+        _refuse_syntax(error, body)
 
 
 def _checked(body: bytes, idempotency_key: bytes | None) -> JobRequest:
@@ -84,18 +131,27 @@ def new_id() -> str:
 def _with_options(body: _Body, job_id: str, *, generated: bool) -> JobRequest:
     extras: list[bytes] = []
     s3_config: bytes | None = None
-    low_priority = False
+    limits = _Limits()
     if _given(body.webhook):
         _check_webhook(body.webhook)
         extras.append(b'"webhook":%b' % body.webhook)
     if _given(body.policy):
-        low_priority = _check_policy(body.policy)
+        limits = _limits(body.policy)
         extras.append(b'"policy":%b' % body.policy)
     if _given(body.s3Config):
         _check_object(body.s3Config, "s3Config")
         s3_config = bytes(body.s3Config)
     joined = b"{%b}" % b",".join(extras) if extras else None
-    return JobRequest(job_id, bytes(body.input), joined, s3_config, low_priority, generated)
+    return JobRequest(
+        job_id,
+        bytes(body.input),
+        joined,
+        s3_config,
+        low_priority=limits.low_priority,
+        generated=generated,
+        timeout_ms=limits.timeout_ms,
+        ttl_ms=limits.ttl_ms,
+    )
 
 
 def _given_id(given: msgspec.Raw, idempotency_key: bytes | None) -> str | None:
@@ -125,14 +181,24 @@ def _check_webhook(raw: msgspec.Raw) -> None:
         raise RequestError(400, "webhook: expected an http or https URL")
 
 
-def _check_policy(raw: msgspec.Raw) -> bool:
-    """Whether the job has low priority."""
+def _limits(raw: msgspec.Raw) -> _Limits:
+    """What ``policy`` says."""
     _check_object(raw, "policy")
     policy = _policy.decode(raw)
-    for name, value in (("policy.executionTimeout", policy.execution_timeout), ("policy.ttl", policy.ttl)):
-        if _given(value) and not 0 < _decode(value, name, int, "milliseconds as an integer") < 2**53:
-            raise RequestError(400, f"{name}: expected a positive number of milliseconds")
-    return _given(policy.low_priority) and _decode(policy.low_priority, "policy.lowPriority", bool, "true or false")
+    return _Limits(
+        _given(policy.low_priority) and _decode(policy.low_priority, "policy.lowPriority", bool, "true or false"),
+        _milliseconds(policy.execution_timeout, "policy.executionTimeout"),
+        _milliseconds(policy.ttl, "policy.ttl"),
+    )
+
+
+def _milliseconds(raw: msgspec.Raw, name: str) -> int | None:
+    if not _given(raw):
+        return None
+    value = _decode(raw, name, int, "milliseconds as an integer")
+    if not 0 < value < _MOST_MS:
+        raise RequestError(400, f"{name}: expected a positive number of milliseconds")
+    return value
 
 
 def _check_object(raw: msgspec.Raw, name: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -25,7 +25,7 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-JSON = (b"content-type", b"application/json")
+JSON = b"application/json"
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _DIGITS = 15  # more than any limit has; Python refuses to read thousands of them
@@ -34,12 +34,19 @@ T = TypeVar("T")
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What to answer. ``sent``, if any, is called once with whether the client was still there to take the whole of it."""
+    """What to answer. ``sent``, if any, is called once with whether the client was still there to take the whole of it.
 
-    body: bytes
+    ``parts`` takes the place of ``body`` where that comes bit by bit: each goes out as it comes, and the next is asked for when
+    the client keeps up. They are closed, wherever they wait, when the client has left or the server stops. An answer of events
+    ends properly then, behind a whole part; any other is cut, and so is one whose parts raise.
+    """
+
+    body: bytes = b""
     status: int = 200
     headers: tuple[tuple[bytes, bytes], ...] = ()
     sent: Callable[[bool], None] | None = None
+    content_type: bytes = JSON
+    parts: AsyncGenerator[bytes, None] | None = None
 
 
 class ClientGone(Exception):  # noqa: N818 - nobody did anything wrong
@@ -70,7 +77,22 @@ class Call:
             RequestError: 400 or 413.
             ClientGone: the client left before its body was whole.
         """
-        return job_request(await self._body(self.engine.settings.max_body), self.headers.get(b"idempotency-key"))
+        return job_request(await self.body(), self.headers.get(b"idempotency-key"))
+
+    async def body(self) -> bytes:
+        """The body, whole.
+
+        Raises:
+            RequestError: 413, it is longer than ``--max-body``.
+            ClientGone: the client left before it was whole.
+        """
+        return await self._body(self.engine.settings.max_body)
+
+    def field(self, name: str) -> str | None:
+        """The query's (last) field ``name``; ``None`` if there is none."""
+        if not self.query:
+            return None
+        return dict(parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)).get(name)
 
     def wait_s(self, default_ms: int, low_ms: int, high_ms: int) -> float:
         """The query's ``wait`` (milliseconds) in seconds, clamped.
@@ -78,16 +100,10 @@ class Call:
         Raises:
             RequestError: 400, it is no integer.
         """
-        if not self.query:
-            return default_ms / 1000
-        fields = dict(parse_qsl(self.query.decode("latin-1"), keep_blank_values=True))
-        text = fields.get("wait")
+        text = self.field("wait")
         if text is None:
             return default_ms / 1000
-        if not _INTEGER.fullmatch(text):
-            raise RequestError(400, f"wait: expected milliseconds as an integer, got {text[:40]!r}")
-        wait_ms = (low_ms if text[0] == "-" else high_ms) if len(text) > _DIGITS else int(text)
-        return min(max(wait_ms, low_ms), high_ms) / 1000
+        return clamped("wait", text, low_ms, high_ms, "milliseconds as an integer") / 1000
 
     async def wait(self, awaitable: Coroutine[Any, Any, T]) -> T | None:
         """What ``awaitable`` gives, or ``None`` if the server stops first."""
@@ -105,6 +121,19 @@ class Call:
             if not task.done():
                 self._waits.abandon(task, too_late)
         return task.result() if task.done() else None
+
+    async def while_connected(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do ``work``, and cancel it if the client leaves or the server stops first: whether it was done. Raises what it does."""
+        task = asyncio.ensure_future(work)
+        try:
+            await self._waits.wait(_first(task, self.gone()))
+        finally:
+            task.cancel()
+            await asyncio.wait((task,))
+        if task.cancelled():
+            return False
+        task.result()
+        return True
 
     def gone(self) -> asyncio.Task[None]:
         """Done when the client has left; call it when the body was read, or when there is none of interest."""
@@ -217,6 +246,29 @@ class Waits:
         self._over = True
         for task in self._tasks:
             task.cancel()
+
+
+def clamped(name: str, text: str, low: int, high: int, expected: str = "an integer") -> int:
+    """The integer in ``text``, at least ``low`` and at most ``high``.
+
+    Raises:
+        RequestError: 400, it is none; ``name`` says where it stood, ``expected`` what should.
+    """
+    if not _INTEGER.fullmatch(text):
+        raise RequestError(400, f"{name}: expected {expected}, got {text[:40]!r}")
+    value = (low if text[0] == "-" else high) if len(text) > _DIGITS else int(text)
+    return min(max(value, low), high)
+
+
+def index(name: str, text: str) -> int:
+    """The number in ``text``, from 0 on; more than can be is cut off.
+
+    Raises:
+        RequestError: 400, it is none; ``name`` says where it stood.
+    """
+    if not (text.isascii() and text.isdecimal()):
+        raise RequestError(400, f"{name}: expected an integer from 0 on, got {text[:40]!r}")
+    return int(text) if len(text) <= _DIGITS else 10**_DIGITS
 
 
 async def _first(*futures: asyncio.Future[Any]) -> None:

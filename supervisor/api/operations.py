@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from supervisor.api import shapes
-from supervisor.api.call import Call, Reply
+from supervisor.api import events, openai, shapes
+from supervisor.api.call import Call, Reply, clamped, index
 from supervisor.api.routes import Route
 from supervisor.errors import RequestError
+from supervisor.job import JobStatus
 
 if TYPE_CHECKING:
+    from supervisor.engine import Engine
     from supervisor.job import Job
-    from supervisor.streams import ChunkLease
+    from supervisor.streams import ChunkLease, Chunks
 
 #: Default, least and most of ``wait``, in milliseconds.
 _JOB_WAIT_MS = (90_000, 1_000, 300_000)
 _STREAM_WAIT_MS = (5_000, 0, 300_000)
+
+#: Default, least and most of ``limit`` in `/requests`.
+_PAGE, _MIN_PAGE, _MAX_PAGE = 100, 1, 1_000
+
+_TEXT = b"text/plain; charset=utf-8"
+_FLAGS = {"0": False, "false": False, "1": True, "true": True}
 
 _encode = msgspec.json.Encoder().encode
 
@@ -51,17 +59,110 @@ async def status_sync(call: Call) -> Reply:
 
 
 async def stream(call: Call) -> Reply:
-    """GET, POST /stream/{id}: an answer that does not reach the client uses up no chunks."""
+    """GET, POST /stream/{id}: what no other answer has handed out, or with ``after`` and as events any part of it."""
+    after = call.field("after")
+    if events.wanted(call.headers.get(b"accept", b"")):
+        return _chunk_events(call, after)
     wait_s = call.wait_s(*_STREAM_WAIT_MS)
-    lease = await call.wait_while_connected(call.engine.take_chunks(call.param, wait_s), _put_back)
+    return await (_untaken_chunks(call, wait_s) if after is None else _chunks_from(call, index("after", after), wait_s))
+
+
+async def _untaken_chunks(call: Call, wait_s: float) -> Reply:
+    """An answer that does not reach the client uses up no chunks."""
+    lease = await call.wait_while_connected(call.engine.streams.take(call.param, wait_s), _put_back)
     if lease is None:
         return Reply(shapes.stream_body(_known(call, call.engine.job(call.param)), ()))
     return Reply(shapes.stream_body(lease.job, lease.chunks), sent=_settle(lease))
 
 
+async def _chunks_from(call: Call, start: int, wait_s: float) -> Reply:
+    chunks = await call.wait(call.engine.streams.read(call.param, start, wait_s))
+    if chunks is None:
+        return Reply(shapes.stream_body(_known(call, call.engine.job(call.param)), ()))
+    if chunks.end >= chunks.job.chunks:
+        return Reply(shapes.stream_body(chunks.job, chunks.values))
+    return Reply(parts=_long_stream(call.engine, chunks))
+
+
+async def _long_stream(engine: Engine, chunks: Chunks) -> AsyncGenerator[bytes, None]:
+    """The answer that begins with ``chunks`` and has those that follow, up to the newest of that moment."""
+    job = chunks.job
+    yield shapes.stream_head(job)
+    following: Chunks | None = chunks
+    # A job that was put back meanwhile has chunks of another attempt, which are none of this answer.
+    while following is not None and following.values and following.job.retries == job.retries:
+        items = (
+            shapes.stream_item(chunk, first=at == chunks.first)
+            for at, chunk in enumerate(following.values, following.first)
+        )
+        for part in events.packed(items):
+            yield part
+        if following.end >= job.chunks:
+            break
+        following = await engine.streams.read(job.id, following.end, 0)
+    yield b"]}"
+
+
+def _chunk_events(call: Call, after: str | None) -> Reply:
+    seen = call.headers.get(b"last-event-id")
+    start = index("after", after) if after is not None else 0
+    if seen:
+        start = index("Last-Event-ID", seen.decode("latin-1")) + 1
+    job = _known(call, call.engine.job(call.param))
+    return events.reply(events.of_chunks(call.engine, job.id, start))
+
+
+async def logs(call: Call) -> Reply:
+    """GET /logs/{id}: what the job printed, or as events what it prints."""
+    follow = call.field("follow") or "0"
+    if follow not in _FLAGS:
+        raise RequestError(400, f"follow: expected 1 or 0, got {follow[:40]!r}")
+    if _FLAGS[follow]:
+        start = index("Last-Event-ID", call.headers.get(b"last-event-id", b"").decode("latin-1") or "0")
+        job = _known(call, call.engine.job(call.param))
+        return events.reply(events.of_log(call.engine, job.id, start))
+    log = call.engine.logs.read(call.param)
+    text = log.text if log is not None else b""
+    job = _known(call, log.job if log is not None else None)
+    following = call.engine.logs.read(job.id, len(text))
+    if following is None or not following.text:
+        return Reply(text, headers=events.HEADERS, content_type=_TEXT)
+    return Reply(parts=_long_log(call.engine, job.id, text), headers=events.HEADERS, content_type=_TEXT)
+
+
+async def _long_log(engine: Engine, job_id: str, text: bytes) -> AsyncGenerator[bytes, None]:
+    """``text``, and what the job printed behind it."""
+    at = 0
+    while text:
+        yield text
+        at += len(text)
+        log = engine.logs.read(job_id, at)
+        text = log.text if log is not None else b""
+
+
 async def cancel(call: Call) -> Reply:
     """POST /cancel/{id}."""
     return Reply(shapes.state_body(_known(call, await call.engine.cancel(call.param))))
+
+
+async def retry(call: Call) -> Reply:
+    """POST /retry/{id}."""
+    return Reply(shapes.accepted_body(_known(call, await call.engine.retry(call.param))))
+
+
+async def purge_queue(call: Call) -> Reply:
+    """POST /purge-queue."""
+    return Reply(_encode({"removed": await call.engine.purge(), "status": "completed"}))
+
+
+async def requests(call: Call) -> Reply:
+    """GET /requests: an empty field counts as absent."""
+    status = call.field("status") or None
+    if status is not None and status not in JobStatus.__members__:
+        raise RequestError(400, f"status: no {status[:40]!r}; there are: {', '.join(JobStatus.__members__)}")
+    limit = clamped("limit", call.field("limit") or str(_PAGE), _MIN_PAGE, _MAX_PAGE)
+    page = call.engine.requests(status and JobStatus(status), limit, call.field("after") or None)
+    return Reply(shapes.requests_body(page.jobs, page.next))
 
 
 async def health(call: Call) -> Reply:
@@ -79,6 +180,11 @@ async def gpus(call: Call) -> Reply:
     return Reply(_encode(call.engine.snapshot().gpus))
 
 
+async def stats(call: Call) -> Reply:
+    """GET /stats."""
+    return Reply(_encode(call.engine.snapshot().stats))
+
+
 async def snapshot(call: Call) -> Reply:
     """GET /snapshot: what a screen shows."""
     return Reply(_encode(call.engine.snapshot()))
@@ -88,6 +194,18 @@ async def refresh(call: Call) -> Reply:
     """POST /workers/{slot}/refresh: answers when it was accepted."""
     call.engine.refresh(call.param)
     return Reply(_encode({"slot": call.param, "status": "refreshing"}))
+
+
+async def pause(call: Call) -> Reply:
+    """POST /workers/{slot}/pause: answers when it was accepted."""
+    call.engine.pause(call.param)
+    return Reply(_encode({"slot": call.param, "status": "paused"}))
+
+
+async def resume(call: Call) -> Reply:
+    """POST /workers/{slot}/resume: answers when it was accepted."""
+    call.engine.resume(call.param)
+    return Reply(_encode({"slot": call.param, "status": "resumed"}))
 
 
 async def livez(call: Call) -> Reply:  # noqa: ARG001 - every operation takes the call
@@ -129,13 +247,21 @@ ROUTES: tuple[Route, ...] = (
     Route(_POST, "/runsync", runsync, "Submit a job and wait for its end", body=True),
     Route(_READ, "/status/{id}", status, "The status of a job"),
     Route(_READ, "/status-sync/{id}", status_sync, "Wait for the end of a job"),
-    Route(_READ, "/stream/{id}", stream, "The chunks of a job that were not handed out before"),
+    Route(_READ, "/stream/{id}", stream, "The chunks of a job, each handed out once, or read from any place"),
     Route(_POST, "/cancel/{id}", cancel, "Cancel a job"),
+    Route(_POST, "/retry/{id}", retry, "Queue a job that failed or timed out once more"),
+    Route(_POST, "/purge-queue", purge_queue, "Cancel all queued jobs"),
+    Route(_GET, "/requests", requests, "The jobs, newest first"),
+    Route(_GET, "/logs/{id}", logs, "What a job printed"),
     Route(_PROBE, "/health", health, "Jobs and workers, counted"),
     Route(_GET, "/workers", workers, "The slots and the workers in them"),
     Route(_POST, "/workers/{slot}/refresh", refresh, "Refresh the worker of a slot"),
+    Route(_POST, "/workers/{slot}/pause", pause, "Take a slot out of service"),
+    Route(_POST, "/workers/{slot}/resume", resume, "Put a paused slot back into service"),
     Route(_GET, "/gpus", gpus, "The GPUs as NVML shows them"),
+    Route(_GET, "/stats", stats, "Rates and percentiles"),
     Route(_GET, "/snapshot", snapshot, "Everything that a screen shows"),
+    Route(_READ, "/openai/v1/{route}", openai.forward, "OpenAI's API, as the handler serves it", body=True, rest=True),
     Route(_PROBE, "/livez", livez, "Whether the supervisor lives", open=True, root_only=True),
     Route(_PROBE, "/readyz", readyz, "Whether a worker is ready", open=True, root_only=True),
 )

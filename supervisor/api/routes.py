@@ -16,6 +16,7 @@ class Route(msgspec.Struct, frozen=True):
     """One operation. ``path`` may have one part in braces.
 
     ``body``: it reads one. ``open``: no key is asked for. ``root_only``: it does not answer under ``/v2/{endpoint_id}``.
+    ``rest``: the braces end the path and take all that is left of it, slashes too.
     """
 
     methods: tuple[str, ...]
@@ -25,6 +26,7 @@ class Route(msgspec.Struct, frozen=True):
     body: bool = False
     open: bool = False
     root_only: bool = False
+    rest: bool = False
 
 
 class Match(msgspec.Struct, frozen=True):
@@ -48,6 +50,7 @@ class Router:
         self._endpoint_id = endpoint_id
         self._plain: dict[str, Match] = {}
         self._patterns: dict[tuple[str, str], dict[str, Route]] = {}
+        self._rests: dict[str, dict[str, Route]] = {}
         self._paths = list(dict.fromkeys(route.path for route in routes))
         for route in routes:
             self._add(route)
@@ -58,6 +61,8 @@ class Router:
             for prefix in ("",) if route.root_only else ("", self._prefix):
                 match = self._plain.setdefault(prefix + route.path, Match({}))
                 match.routes.update(dict.fromkeys(route.methods, route))
+        elif route.rest:
+            self._rests.setdefault(head, {}).update(dict.fromkeys(route.methods, route))
         else:
             key = (head, rest.partition("}")[2])
             self._patterns.setdefault(key, {}).update(dict.fromkeys(route.methods, route))
@@ -74,7 +79,15 @@ class Router:
         head, _, rest = path[1:].partition("/")
         param, slash, tail = rest.partition("/")
         routes = self._patterns.get((f"/{head}/", slash + tail))
-        return Match(routes, param) if routes is not None and param else None
+        if routes is not None:
+            return Match(routes, param) if param else None
+        return self._rest(path)
+
+    def _rest(self, path: str) -> Match | None:
+        for head, routes in self._rests.items():
+            if path.startswith(head) and len(path) > len(head):
+                return Match(routes, path[len(head) :])
+        return None
 
     def why_not(self, path: str) -> str:
         """What to tell a client that asked for a ``path`` which does not exist."""

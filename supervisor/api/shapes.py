@@ -85,8 +85,24 @@ def state_body(job: Job) -> bytes:
 
 def stream_body(job: Job, chunks: Sequence[bytes]) -> bytes:
     """The plain answer of `/stream`; each of ``chunks`` is JSON."""
-    items = b",".join([b'{"output":%b}' % chunk for chunk in chunks])
-    return b'{"status":"%b","stream":[%b]}' % (_STATUS[job.status], items)
+    items = b"".join([stream_item(chunk, first=at == 0) for at, chunk in enumerate(chunks)])
+    return b"%b%b]}" % (stream_head(job), items)
+
+
+def stream_head(job: Job) -> bytes:
+    """How that answer begins, where it is sent in parts; ``]}`` ends it."""
+    return b'{"status":"%b","stream":[' % _STATUS[job.status]
+
+
+def stream_item(chunk: bytes, *, first: bool) -> bytes:
+    """One chunk in it."""
+    return (b'{"output":%b}' if first else b',{"output":%b}') % chunk
+
+
+def requests_body(jobs: Iterable[Job], following: str | None) -> bytes:
+    """The answer of `/requests`; ``following`` is what the next page is asked for with."""
+    items = b",".join([status_body(job) for job in jobs])
+    return b'{"requests":[%b],"next":%b}' % (items, _text(following))
 
 
 def _state(job_id: str, status: JobStatus) -> bytes:

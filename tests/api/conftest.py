@@ -17,11 +17,13 @@ import uvloop
 
 from supervisor.api.app import App
 from supervisor.api.server import Server, listen, listen_unix
+from supervisor.engine import Page
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
+from supervisor.logs import LogText
 from supervisor.settings import Settings
 from supervisor.snapshot import JobCounts, Snapshot, Stats, WorkerView
-from supervisor.streams import ChunkLease
+from supervisor.streams import READ_CHUNKS, ChunkLease, Chunks
 
 T = TypeVar("T")
 
@@ -38,21 +40,24 @@ class FakeEngine:
         self.ready = True
         self.draining = False
         self.jobs: dict[str, Job] = {}
-        self.requests: list[JobRequest] = []
+        self.submitted: list[JobRequest] = []
         self.newest_progress: dict[str, bytes] = {}
-        self.chunks: dict[str, list[bytes]] = {}
+        self.streams = FakeStreams(self)
+        self.logs = FakeLogs(self)
         self.settled: list[str] = []
         self.refreshed: list[str] = []
+        self.by_hand: list[str] = []
+        self.abandoned: list[str] = []
         self.refuse: Exception | None = None
         self.waiting = 0
-        self._changed = asyncio.Event()
+        self._changed = asyncio.get_running_loop().create_future()
 
     # --- the public face
 
     def submit(self, request: JobRequest) -> asyncio.Future[Job]:
         if self.refuse is not None:
             raise self.refuse
-        self.requests.append(request)
+        self.submitted.append(request)
         job = self.jobs.get(request.id)
         if job is None:
             job = Job(len(self.jobs), request.id, JobStatus.IN_QUEUE, request.input, CREATED_MS)
@@ -65,9 +70,7 @@ class FakeEngine:
                     worker_id="gpu0-1",
                 )
             self.jobs[job.id] = job
-        future: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
-        future.set_result(job)
-        return future
+        return _now(job)
 
     def job(self, job_id: str) -> Job | None:
         return self.jobs.get(job_id)
@@ -77,29 +80,56 @@ class FakeEngine:
 
     async def wait(self, job_id: str, timeout: float) -> Job | None:
         if job_id in self.jobs:
-            await self._until(lambda: self.jobs[job_id].status.terminal, timeout)
+            await self.soon(lambda: self.jobs[job_id].status.terminal, timeout)
         return self.jobs.get(job_id)
 
     def cancel(self, job_id: str) -> asyncio.Future[Job | None]:
         job = self.jobs.get(job_id)
         if job is not None and not job.status.terminal:
             self.jobs[job_id] = job = job.replace(status=JobStatus.CANCELLED, ended_ms=CREATED_MS + 9)
-        future: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
-        future.set_result(job)
-        return future
+        return _now(job)
 
-    async def take_chunks(self, job_id: str, timeout: float) -> ChunkLease | None:
-        if job_id not in self.jobs:
-            return None
-        waiting = self.chunks.setdefault(job_id, [])
-        await self._until(lambda: bool(waiting) or self.jobs[job_id].status.terminal, timeout)
-        taken = waiting.copy()
-        waiting.clear()
-        return ChunkLease(self.jobs[job_id], taken, lambda sent: self._settle(job_id, taken, sent))
+    def abandon(self, job_id: str) -> None:
+        self.abandoned.append(job_id)
+        self.notify()
 
-    def refresh(self, slot: str) -> None:
+    def retry(self, job_id: str) -> asyncio.Future[Job | None]:
+        job = self.jobs.get(job_id)
+        if job is not None and job.status not in (JobStatus.FAILED, JobStatus.TIMED_OUT):
+            raise RequestError(409, f"job {job_id} is {job.status.value}")
+        if job is not None:
+            self.change(job_id, status=JobStatus.IN_QUEUE, output=None, error=None, retries=job.retries + 1)
+        return _now(self.jobs.get(job_id))
+
+    def purge(self) -> asyncio.Future[int]:
+        queued = [job.id for job in self.jobs.values() if job.status is JobStatus.IN_QUEUE]
+        for job_id in queued:
+            self.change(job_id, status=JobStatus.CANCELLED, ended_ms=CREATED_MS + 9)
+        return _now(len(queued))
+
+    def requests(self, status: JobStatus | None, limit: int, after: str | None) -> Page:
+        if after is not None and after not in self.jobs:
+            raise RequestError(404, f"after: no job {after!r}")
+        jobs = [job for job in reversed(self.jobs.values()) if status in (None, job.status)]
+        if after is not None:
+            jobs = jobs[1 + [job.id for job in jobs].index(after) :]
+        return Page(jobs[:limit], jobs[limit - 1].id if len(jobs) > limit else None)
+
+    def pause(self, slot: str) -> None:
+        self._check(slot)
+        self.by_hand.append(f"pause {slot}")
+
+    def resume(self, slot: str) -> None:
+        self._check(slot)
+        self.by_hand.append(f"resume {slot}")
+
+    @staticmethod
+    def _check(slot: str) -> None:
         if slot != "gpu0":
             raise RequestError(404, f"no slot {slot!r}; there are: gpu0")
+
+    def refresh(self, slot: str) -> None:
+        self._check(slot)
         if self.refreshed:
             raise RequestError(409, "slot gpu0 is ending: it has no worker to refresh now")
         self.refreshed.append(slot)
@@ -128,40 +158,112 @@ class FakeEngine:
         """Change a job, or put a new one there, and wake who waits."""
         job = self.jobs.get(job_id) or Job(0, job_id, JobStatus.IN_QUEUE, b"null", CREATED_MS)
         self.jobs[job_id] = job.replace(**changes)
-        self._notify()
+        self.notify()
+
+    def forget(self, job_id: str) -> None:
+        del self.jobs[job_id]
+        self.notify()
 
     def add_chunks(self, job_id: str, *chunks: bytes) -> None:
-        self.chunks.setdefault(job_id, []).extend(chunks)
-        self._notify()
+        self.streams.chunks.setdefault(job_id, []).extend(chunks)
+        self.change(job_id, chunks=len(self.streams.chunks[job_id]))
+
+    def print(self, job_id: str, text: bytes) -> None:
+        self.logs.texts[job_id] = self.logs.texts.get(job_id, b"") + text
+        self.notify()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Until ``condition`` holds; it is looked at whenever something changes here."""
-        assert await self._until(condition, DEADLINE_S), "it never happened"
+        assert await self.soon(condition, DEADLINE_S), "it never happened"
 
-    def _settle(self, job_id: str, chunks: list[bytes], sent: bool) -> None:
-        self.settled.append("confirmed" if sent else "released")
-        if not sent:
-            self.chunks[job_id][:0] = chunks
-        self._notify()
+    def notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
+        changed.set_result(None)
 
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def _until(self, condition: Callable[[], bool], timeout: float) -> bool:
+    async def soon(self, condition: Callable[[], bool], timeout: float) -> bool:
+        """Whether ``condition`` came to hold."""
         self.waiting += 1
-        self._notify()
+        self.notify()
         try:
             deadline = asyncio.get_running_loop().time() + timeout
             while not condition():
                 left = deadline - asyncio.get_running_loop().time()
-                try:
-                    await asyncio.wait_for(self._changed.wait(), max(0.0, left))
-                except asyncio.TimeoutError:
-                    return condition()
+                if left <= 0:
+                    return False
+                await asyncio.wait((self._changed,), timeout=left)  # `wait_for` loses a cancel before Python 3.12
             return True
         finally:
             self.waiting -= 1
+            self.notify()
+
+
+def _now(value: T) -> asyncio.Future[T]:
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return future
+
+
+class FakeStreams:
+    """The chunks of all jobs."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.chunks: dict[str, list[bytes]] = {}
+        self.reads: list[tuple[int, int]] = []
+        self._taken: dict[str, int] = {}
+        self._engine = engine
+
+    async def take(self, job_id: str, timeout: float) -> ChunkLease | None:
+        if job_id not in self._engine.jobs:
+            return None
+        await self._until(job_id, lambda: self._taken.get(job_id, 0), timeout)
+        first, chunks = self._taken.get(job_id, 0), self.chunks.get(job_id, [])
+        self._taken[job_id] = len(chunks)
+        return ChunkLease(self._engine.jobs[job_id], chunks[first:], lambda sent: self._settle(job_id, first, sent))
+
+    async def read(self, job_id: str, start: int, timeout: float, limit: int = READ_CHUNKS) -> Chunks | None:
+        if job_id not in self._engine.jobs:
+            return None
+        await self._until(job_id, lambda: start, timeout)
+        if job_id not in self._engine.jobs:
+            return None
+        values = self.chunks.get(job_id, [])[start : start + limit]
+        self.reads.append((start, len(values)))
+        return Chunks(self._engine.jobs[job_id], start, values)
+
+    async def _until(self, job_id: str, first: Callable[[], int], timeout: float) -> None:
+        jobs, chunks = self._engine.jobs, self.chunks.setdefault(job_id, [])
+        await self._engine.soon(
+            lambda: len(chunks) > first() or job_id not in jobs or jobs[job_id].status.terminal, timeout
+        )
+
+    def _settle(self, job_id: str, first: int, sent: bool) -> None:
+        self._engine.settled.append("confirmed" if sent else "released")
+        if not sent:
+            self._taken[job_id] = first
+        self._engine.notify()
+
+
+class FakeLogs:
+    """What all jobs printed; one look takes ``PIECE`` bytes."""
+
+    PIECE = 64 * 1024
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.texts: dict[str, bytes] = {}
+        self._engine = engine
+
+    def read(self, job_id: str, start: int = 0) -> LogText | None:
+        if job_id not in self._engine.jobs:
+            return None
+        return LogText(self._engine.jobs[job_id], start, self.texts.get(job_id, b"")[start : start + self.PIECE])
+
+    async def follow(self, job_id: str, start: int, timeout: float) -> LogText | None:
+        jobs, texts = self._engine.jobs, self.texts
+        if job_id in jobs:
+            await self._engine.soon(
+                lambda: len(texts.get(job_id, b"")) > start or jobs[job_id].status.terminal, timeout
+            )
+        return self.read(job_id, start)
 
 
 class Answer(msgspec.Struct, frozen=True):

@@ -104,6 +104,21 @@ def test_options_are_kept_as_they_were_written() -> None:
     assert request.low_priority
 
 
+LIMITS = [
+    (b"{}", None, None),
+    (b'{"ttl": null, "executionTimeout": null}', None, None),
+    (b'{"executionTimeout": 1}', 1, None),
+    (b'{"ttl": 9007199254740991}', None, 2**53 - 1),
+    (b'{"ttl": 86400000, "executionTimeout": 600000, "lowPriority": false}', 600_000, 86_400_000),
+]
+
+
+@pytest.mark.parametrize(("policy", "timeout_ms", "ttl_ms"), LIMITS)
+def test_time_limits(policy: bytes, timeout_ms: int | None, ttl_ms: int | None) -> None:
+    request = job_request(b'{"input": 1, "policy": %b}' % policy)
+    assert (request.timeout_ms, request.ttl_ms, request.low_priority) == (timeout_ms, ttl_ms, False)
+
+
 def test_null_options_count_as_absent() -> None:
     request = job_request(b'{"input": 1, "id": null, "webhook": null, "policy": null, "s3Config": null}')
     assert (request.extras, request.s3_config, request.low_priority, request.generated) == (None, None, False, True)

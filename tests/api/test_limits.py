@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_the_refusal_reaches_a_client_that_sends_all_first(make_site: Callable[.
     site = make_site(max_body="1MiB")
     answer = site.ask("POST", "/run", b"x" * (20 * MIB))
     assert (answer.status, answer.headers["connection"]) == (413, "close")
-    assert not site.engine.requests
+    assert not site.engine.submitted
 
 
 def test_a_body_without_a_length_is_counted(make_site: Callable[..., Site]) -> None:
@@ -164,7 +165,7 @@ def test_a_client_that_falls_silent_is_sent_away(
     site = make_site()
     with site.raw(start) as sock:
         assert b"200 OK" not in site.read_to_end(sock)
-    assert not site.engine.requests
+    assert not site.engine.submitted
 
 
 def test_who_waits_for_a_job_may_be_silent(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +182,7 @@ def test_a_client_that_leaves_in_its_body_submits_nothing(site: Site) -> None:
     with site.raw(HEAD + b'Content-Length: 12\r\n\r\n{"inp'):
         pass
     assert site.ask("GET", "/livez").status == 200
-    assert not site.engine.requests
+    assert not site.engine.submitted
     assert not site.logged
 
 
@@ -214,6 +215,29 @@ def test_an_answer_cut_off_in_the_middle_uses_up_no_chunks(site: Site) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     site.until(lambda: site.engine.settled == ["released"])
     assert len(site.ask("GET", "/stream/a").json["stream"][0]["output"]) == 32 * MIB
+
+
+def test_a_reset_that_the_write_meets_uses_up_no_chunks(site: Site) -> None:
+    """A transport tells in its next turn that a write has failed: the protocol's own calls know of nothing until then."""
+    site.call(site.engine.change, "a", status=JobStatus.IN_PROGRESS)
+    site.call(site.engine.add_chunks, "a", b"1")
+
+    async def ask() -> None:
+        lost = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            await lost.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            if message.get("body"):
+                asyncio.get_running_loop().call_soon(lost.set)
+
+        scope = {"type": "http", "method": "GET", "path": "/stream/a", "query_string": b""}
+        await site.app({**scope, "headers": [(b"host", b"localhost")]}, receive, send)
+
+    site.do(ask())
+    assert site.engine.settled == ["released"]
 
 
 def _connected(site: Site) -> bool:

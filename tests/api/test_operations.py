@@ -20,7 +20,7 @@ RAN: dict[str, Any] = {"started_ms": 1_700_000_000_005, "ended_ms": 1_700_000_00
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_run(site: Site, prefix: str) -> None:
     answer = site.ask("POST", f"{prefix}/run", {"input": {"n": 1}})
-    [request] = site.engine.requests
+    [request] = site.engine.submitted
     assert answer.status == 200
     assert answer.headers["content-type"] == "application/json"
     assert answer.json == {"id": request.id, "status": "IN_QUEUE"}
@@ -71,7 +71,7 @@ def test_a_wait_that_is_no_integer(site: Site, path: str, text: str) -> None:
     answer = site.ask("POST", f"{path}?other=1&wait={text}", {"input": 1})
     assert answer.status == 400
     assert answer.error.startswith("wait: expected milliseconds as an integer")
-    assert not site.engine.requests
+    assert not site.engine.submitted
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -93,7 +93,13 @@ def test_progress_is_shown_while_the_job_runs(site: Site) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/status/no"), ("POST", "/status-sync/no"), ("GET", "/stream/no"), ("POST", "/cancel/no")],
+    [
+        ("GET", "/status/no"),
+        ("POST", "/status-sync/no"),
+        ("GET", "/stream/no"),
+        ("POST", "/cancel/no"),
+        ("POST", "/retry/no"),
+    ],
 )
 def test_unknown_jobs(site: Site, method: str, path: str) -> None:
     answer = site.ask(method, path)
@@ -116,6 +122,71 @@ def test_cancel(site: Site) -> None:
         assert site.ask("POST", "/cancel/a", body).json == {"id": "a", "status": "CANCELLED"}
     site.call(site.engine.change, "b", status=JobStatus.FAILED)
     assert site.ask("POST", "/v2/echo/cancel/b").json == {"id": "b", "status": "FAILED"}
+
+
+def test_retry(site: Site) -> None:
+    site.call(site.engine.change, "a", status=JobStatus.TIMED_OUT, error="too long", **RAN)
+    assert site.ask("POST", "/v2/echo/retry/a").json == {"id": "a", "status": "IN_QUEUE"}
+    status = site.ask("GET", "/status/a").json
+    assert (status["status"], status["retries"], "error" in status) == ("IN_QUEUE", 1, False)
+    again = site.ask("POST", "/retry/a")
+    assert (again.status, again.error) == (409, "job a is IN_QUEUE")
+
+
+@pytest.mark.parametrize("body", [None, b"{}"])
+def test_purge_queue(site: Site, body: bytes | None) -> None:
+    for name, status in {"a": "IN_QUEUE", "b": "IN_PROGRESS", "c": "IN_QUEUE", "d": "FAILED"}.items():
+        site.call(site.engine.change, name, status=JobStatus(status))
+    assert site.ask("POST", "/v2/echo/purge-queue", body).json == {"removed": 2, "status": "completed"}
+    assert site.ask("POST", "/purge-queue", body).json == {"removed": 0, "status": "completed"}
+    assert site.ask("GET", "/status/c").json["status"] == "CANCELLED"
+    assert site.ask("GET", "/status/b").json["status"] == "IN_PROGRESS"
+
+
+PAGES = [
+    ("", "edcba", None),
+    ("?limit=2", "ed", "d"),
+    ("?limit=2&after=d", "cb", "b"),
+    ("?limit=2&after=b", "a", None),
+    ("?limit=5", "edcba", None),
+    ("?limit=0", "e", "e"),
+    ("?limit=-99999999999999999999", "e", "e"),
+    ("?limit=99999999999999999999", "edcba", None),
+    ("?status=&limit=&after=", "edcba", None),
+    ("?status=COMPLETED", "ec", None),
+    ("?status=COMPLETED&limit=1", "e", "e"),
+    ("?status=TIMED_OUT", "", None),
+]
+
+
+@pytest.mark.parametrize(("query", "ids", "following"), PAGES)
+def test_requests(site: Site, query: str, ids: str, following: str | None) -> None:
+    states = {"a": "IN_QUEUE", "b": "FAILED", "c": "COMPLETED", "d": "IN_PROGRESS", "e": "COMPLETED"}
+    for name, status in states.items():
+        site.call(site.engine.change, name, status=JobStatus(status), started_ms=RAN["started_ms"])
+    site.engine.newest_progress["d"] = b'"not in a list"'
+    answer = site.ask("GET", f"/v2/echo/requests{query}").json
+    assert list(answer) == ["requests", "next"]
+    assert ("".join(job["id"] for job in answer["requests"]), answer["next"]) == (ids, following)
+    assert not any("input" in job or "output" in job for job in answer["requests"])
+    assert all(site.ask("GET", f"/status/{job['id']}").json["status"] == job["status"] for job in answer["requests"])
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "said"),
+    [
+        (
+            "?status=running",
+            400,
+            "status: no 'running'; there are: IN_QUEUE, IN_PROGRESS, COMPLETED, FAILED, CANCELLED, TIMED_OUT",
+        ),
+        ("?limit=many", 400, "limit: expected an integer, got 'many'"),
+        ("?after=no", 404, "after: no job 'no'"),
+    ],
+)
+def test_requests_that_cannot_be_listed(site: Site, query: str, status: int, said: str) -> None:
+    answer = site.ask("GET", f"/requests{query}")
+    assert (answer.status, answer.error) == (status, said)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -163,6 +234,21 @@ def test_refresh(site: Site) -> None:
     assert (unknown.status, unknown.error) == (404, "no slot 'gpu9'; there are: gpu0")
 
 
+def test_pause_and_resume(site: Site) -> None:
+    assert site.ask("POST", "/workers/gpu0/pause").json == {"slot": "gpu0", "status": "paused"}
+    assert site.ask("POST", "/v2/echo/workers/gpu0/resume").json == {"slot": "gpu0", "status": "resumed"}
+    assert site.engine.by_hand == ["pause gpu0", "resume gpu0"]
+    for word in ("pause", "resume"):
+        assert site.ask("POST", f"/workers/gpu9/{word}").status == 404
+        assert site.ask("GET", f"/workers/gpu0/{word}").status == 405
+
+
+def test_stats(site: Site) -> None:
+    answer = site.ask("GET", "/v2/echo/stats").json
+    assert (answer["uptimeS"], answer["submitted"], answer["jobsPerS"], answer["delayP99"]) == (1.0, 6, 0.5, None)
+    assert answer == site.ask("GET", "/snapshot").json["stats"]
+
+
 def test_probes(site: Site) -> None:
     assert site.ask("HEAD", "/livez").status == 200
     assert site.ask("GET", "/readyz").status == 200
@@ -183,6 +269,9 @@ def test_probes(site: Site) -> None:
         ("POST", "/livez", "GET, HEAD"),
         ("HEAD", "/stream/a", "GET, POST"),
         ("GET", "/workers/gpu0/refresh", "POST"),
+        ("GET", "/purge-queue", "POST"),
+        ("POST", "/requests", "GET"),
+        ("DELETE", "/logs/a", "GET"),
     ],
 )
 def test_wrong_methods(site: Site, method: str, path: str, allow: str) -> None:

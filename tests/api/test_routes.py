@@ -16,6 +16,9 @@ FOUND = [
     ("/workers/gpu2+3/refresh", "/workers/{slot}/refresh", "gpu2+3"),
     ("/v2/my.end-point/workers/cpu0/refresh", "/workers/{slot}/refresh", "cpu0"),
     ("/livez", "/livez", ""),
+    ("/openai/v1/models", "/openai/v1/{route}", "models"),
+    ("/v2/my.end-point/openai/v1/chat/completions", "/openai/v1/{route}", "chat/completions"),
+    ("/openai/v1/models/a/refresh", "/openai/v1/{route}", "models/a/refresh"),
 ]
 
 NOT_FOUND = [
@@ -36,6 +39,10 @@ NOT_FOUND = [
     ("/v2/my.end-pointx/run", "no endpoint 'my.end-pointx'"),
     ("/v2/my.end-point/livez", "did you mean /livez"),
     ("/v2/my.end-point/v2/my.end-point/run", "there are"),
+    ("/openai/v1", "did you mean /openai/v1/{route}"),
+    ("/openai/v1/", "did you mean /openai/v1/{route}"),
+    ("/openai/v2/models", "did you mean /openai/v1/{route}"),
+    ("/v2/my.end-point/openai/models", "did you mean /openai/v1/{route}"),
     ("/" + "x" * 100_000, "there are"),
 ]
 

@@ -82,6 +82,17 @@ def test_stream_body() -> None:
     assert shapes.stream_body(JOB, [b"1", b'"x"']) == b'{"status":"IN_QUEUE","stream":[{"output":1},{"output":"x"}]}'
 
 
+def test_requests_body() -> None:
+    assert json.loads(shapes.requests_body([], None)) == {"requests": [], "next": None}
+    ended = JOB.replace(id="b", status=JobStatus.FAILED, error='"', ended_ms=1100)
+    body = json.loads(shapes.requests_body([ended, JOB], "7"))
+    assert ([job["id"] for job in body["requests"]], body["requests"][0]["error"], body["next"]) == (
+        ["b", "a"],
+        '"',
+        "7",
+    )
+
+
 COUNTS = {
     "starting": {"initializing": 1},
     "idle": {"idle": 1, "ready": 1},

@@ -204,9 +204,6 @@ def test_wrong_requests(supervise: Runs) -> None:
     assert run.stop() == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="httptools takes the body for another protocol; Java's client asks for h2c by default"
-)
 def test_a_client_that_offers_http_2_is_answered_in_http_1(supervise: Runs) -> None:
     run = supervise(supervise.write("handler.py", GOOD), *CPU).ready()
     offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA"}

@@ -1,0 +1,102 @@
+"""Server-sent events (WHATWG HTML, section 9.2): their text, who asks for them, and those of a job; in the supervisor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from supervisor.api.call import JSON, Reply
+
+if TYPE_CHECKING:
+    from supervisor.engine import Engine
+    from supervisor.job import Job
+
+CONTENT_TYPE = b"text/event-stream"
+HEADERS = ((b"cache-control", b"no-store"), (b"x-accel-buffering", b"no"))
+"""For what stands between: nginx, for one, would hold events back until its buffer is full."""
+
+PING = b": ping\n\n"
+PING_S = 15.0
+"""After how long a stream that has nothing to say says that: proxies cut what is silent, most of them after 30 or 60 s."""
+
+RETRY = b"retry: 1000\n\n"
+"""The first words of a stream that can be resumed: come back a second after it broke off."""
+
+PART_BYTES = 64 * 1024
+"""How much is sent at once: a client that is far behind costs this, not what it has still to read."""
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_QUALITY = re.compile(rb"q\s*=\s*([01](?:\.[0-9]{0,3})?)")
+
+
+def event(data: bytes, *, id: int | None = None, name: str | None = None) -> bytes:  # noqa: A002 - the field's name
+    """One event. ``data`` is UTF-8; its lines become lines of the event, so a client gets each line end as ``\\n``."""
+    head = b"" if name is None else b"event: %b\n" % name.encode()
+    if id is not None:
+        head += b"id: %d\n" % id
+    if b"\n" in data or b"\r" in data:  # mostly not, and searching by a pattern is slow
+        data = _LINE_END.sub(b"\ndata: ", data)
+    return head + b"data: %b\n\n" % data
+
+
+def reply(parts: AsyncGenerator[bytes, None]) -> Reply:
+    """The answer that consists of the events in ``parts``."""
+    return Reply(headers=HEADERS, content_type=CONTENT_TYPE, parts=parts)
+
+
+def wanted(accept: bytes) -> bool:
+    """Whether an ``Accept`` header asks for events: it must name them, and JSON not rather (``*/*`` is what everybody sends)."""
+    quality = {}
+    for item in accept.lower().split(b","):
+        kind, *parameters = [part.strip() for part in item.split(b";")]
+        given = [float(found[1]) for part in parameters if (found := _QUALITY.fullmatch(part))]
+        quality[kind] = given[0] if given else 1.0
+    return 0 < quality.get(CONTENT_TYPE, 0) >= quality.get(JSON, 0)
+
+
+async def of_chunks(engine: Engine, job_id: str, start: int) -> AsyncGenerator[bytes, None]:
+    """The job's chunks from index ``start`` on, each under its index, and its end."""
+    yield RETRY
+    while (chunks := await engine.streams.read(job_id, start, PING_S)) is not None:
+        for part in packed(event(b'{"output":%b}' % chunk, id=at) for at, chunk in enumerate(chunks.values, start)):
+            yield part
+        start = chunks.end
+        if chunks.job.status.terminal and start >= chunks.job.chunks:
+            yield _end(chunks.job)
+            return
+        if not chunks.values:
+            yield PING
+
+
+async def of_log(engine: Engine, job_id: str, start: int) -> AsyncGenerator[bytes, None]:
+    """What the job printed from byte ``start`` on, some lines at a time, each time under the byte to go on with; and its end."""
+    yield RETRY
+    while (log := await engine.logs.follow(job_id, start, PING_S)) is not None:
+        start = log.end
+        if log.text:
+            yield event(log.text.removesuffix(b"\n"), id=start)
+        elif log.job.status.terminal:
+            yield _end(log.job)
+            return
+        else:
+            yield PING
+
+
+def packed(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """``pieces`` joined, so that few writes carry many of them."""
+    waiting: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= PART_BYTES:
+            yield b"".join(waiting)
+            waiting.clear()
+            size = 0
+    if waiting:
+        yield b"".join(waiting)
+
+
+def _end(job: Job) -> bytes:
+    return event(b'{"status":"%b"}' % job.status.value.encode(), name="end")
