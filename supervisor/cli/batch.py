@@ -37,6 +37,7 @@ from supervisor.job import Job
 from supervisor.overview import first_line
 from supervisor.settings import Settings
 from supervisor.store.store import Store
+from supervisor.webhooks.webhooks import Webhooks
 
 SAY_EVERY_S = 5.0
 """How often a line says how far it is, where no bar does."""
@@ -163,6 +164,7 @@ class _Run:
         self._saying: asyncio.TimerHandle | None = None
         self._assembly: Assembly
         self._batch: Batch
+        self._webhooks: Webhooks
         self._gauge: Gauge
         self._lines: Lines | None = None
         self._news: News
@@ -187,8 +189,11 @@ class _Run:
             self._watch_signals()
             for note in self._assembly.notes:
                 self._news.event("note", note)
+            self._webhooks = Webhooks(self._assembly.engine, self._loop)
+            self._webhooks.start()
             try:
                 await self._work(done)
+                await self._deliver()
             except OSError as error:
                 raise SuperviseError(f"the input cannot be read: {error.strerror}") from error
             finally:
@@ -197,7 +202,8 @@ class _Run:
 
     def _judge_store(self) -> None:
         """Whether the next run would find nothing in the store that it could not do without."""
-        self.needs_no_store = self._finished or not _ids(self._assembly.store)
+        store = self._assembly.store
+        self.needs_no_store = not store.outbox.receivers() and (self._finished or not _ids(store))
 
     def _open_lines(self) -> None:
         settings = self._settings
@@ -246,6 +252,16 @@ class _Run:
             await engine.drain(0.0, self._at_once)
         if not self._broken.done():
             await _first(batch.flush(), self._at_once.wait(), self._broken)
+
+    async def _deliver(self) -> None:
+        """The webhooks of a batch that is done, which nobody would deliver later; a signal leaves them to the same command."""
+        if self._batch.finished:
+            timer = self._loop.call_later(
+                SAY_EVERY_S, self._news.event, "webhooks", "waiting for receivers of webhooks"
+            )
+            await _first(self._webhooks.finish(_FOR_EVER_S, self._stop), self._at_once.wait(), self._broken)
+            timer.cancel()
+        await self._webhooks.close(self._at_once)
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T | None:
         """What ``work`` gives; ``None`` once a signal has come, which ends it.

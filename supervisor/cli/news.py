@@ -15,6 +15,9 @@ from supervisor.statistics import delay_ms, execution_ms
 JOBS_PER_SECOND = 50
 """Completed jobs that get a line each in one second; the others are counted in one line. What failed is always said."""
 
+LINES_AT_ONCE = 20_000
+"""A worker's pipe may be full of empty lines when its job ends: a million, each of which costs microseconds here."""
+
 SECOND = 1.0
 """After so many seconds the others are counted."""
 
@@ -55,13 +58,20 @@ class News:
         if isinstance(happening, Job):
             self._job_ended(happening)
         elif isinstance(happening, events.Printed):
-            at = _now_ms()
-            for line in happening.lines:
-                self._lines.log(at, happening.slot, happening.job, line)
+            self._printed(happening)
         elif isinstance(happening, events.Notice):
             prefix = f"{happening.slot}: " if happening.slot else ""
             fields = {"slot": happening.slot} if happening.slot else {}
             self.event(happening.kind, prefix + happening.text, **fields, **happening.fields)
+
+    def _printed(self, event: events.Printed) -> None:
+        at = _now_ms()
+        left_out = len(event.lines) - LINES_AT_ONCE
+        if left_out > 0:
+            text = f"({left_out} lines that came at once with these are left out here)"
+            self._lines.log(at, event.slot, event.job, text)
+        for line in event.lines[-LINES_AT_ONCE:]:
+            self._lines.log(at, event.slot, event.job, line)
 
     def _job_ended(self, job: Job) -> None:
         if job.status is JobStatus.COMPLETED:

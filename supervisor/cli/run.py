@@ -23,6 +23,7 @@ from supervisor.cli.screen import Screen
 from supervisor.errors import RequestError, SuperviseError, UsageError
 from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.settings import Settings
+from supervisor.webhooks.webhooks import Webhooks
 
 SERVER_STOP_S = 2.0
 """How long answers that are being sent may take at the end."""
@@ -66,6 +67,7 @@ class _Serving:
         self._at_once = asyncio.Event()
         self._broken: asyncio.Future[None] = loop.create_future()
         self._assembly: Assembly
+        self._webhooks: Webhooks
         self._lines: Lines
         self._news: News
 
@@ -82,6 +84,7 @@ class _Serving:
             raise
         self._lines = Lines(sys.stderr, settings.log_format)
         try:
+            self._webhooks = Webhooks(self._assembly.engine, self._loop)
             self._news = News(self._lines)
             self._assembly.engine.observe(self._news.tell)
             self._watch_signals()
@@ -96,7 +99,8 @@ class _Serving:
     # --- serving --------------------------------------------------------------------------------------------------------
 
     def _app(self, *, private: bool = False) -> App:
-        return App(self._assembly.engine, lambda text: self._news.event("error", text), private=private)
+        engine, log = self._assembly.engine, lambda text: self._news.event("error", text)
+        return App(engine, log, self._webhooks, private=private)
 
     async def _serve(self, url: str, server: Server) -> int:
         engine = self._assembly.engine
@@ -106,6 +110,7 @@ class _Serving:
             engine.overview.notice = note
         servers = [server]
         self._assembly.start()
+        self._webhooks.start()
         await server.start()
         self._news.event("listening", f"listening on {url}", url=url)
         screen = await self._show_screen(servers) if self._settings.dashboard else None
@@ -115,6 +120,7 @@ class _Serving:
                 self._news.event("draining", "draining: no new jobs; Ctrl-C again to stop at once")
                 await self._drain(self._settings.drain_timeout)
         finally:
+            await self._webhooks.close(self._at_once)
             for each in reversed(servers):
                 await each.stop(0.0 if self._at_once.is_set() else SERVER_STOP_S)
             if screen is not None:
@@ -178,6 +184,7 @@ class _Serving:
             self._news.event("note", note)
         request = _test_request(self._settings.test_input or "null")
         self._assembly.start()
+        self._webhooks.start()
         ended = asyncio.ensure_future(self._ended(request))
         stopped = asyncio.ensure_future(self._until_stopped())
         await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -189,6 +196,8 @@ class _Serving:
         if failure is not None:
             raise failure
         await self._drain(0.0)
+        await self._webhooks.finish(self._settings.webhook_timeout, self._at_once)
+        await self._webhooks.close(self._at_once)
         if ended.cancelled():
             return 130 if self._at_once.is_set() else 1
         result = ended.result()

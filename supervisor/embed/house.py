@@ -29,6 +29,7 @@ from supervisor.errors import RequestError
 from supervisor.job import JobRequest, JobStatus
 from supervisor.pool import events
 from supervisor.settings import Settings
+from supervisor.webhooks.webhooks import Webhooks
 
 LOG = logging.getLogger("supervisor")
 OUTPUT = logging.getLogger("supervisor.output")
@@ -213,6 +214,8 @@ class House:
                 LOG.info(note)
             engine.observe(self._heard)
             assembly.start()
+            webhooks = Webhooks(engine, loop)
+            webhooks.start()
             stop = asyncio.ensure_future(self._stop.wait())
             waits: set[asyncio.Future[Any]] = {stop, engine.first_load}
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -228,6 +231,9 @@ class House:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if drain.done():
                 drain.result()
+                if self._temporary:
+                    await webhooks.finish(self._settings.webhook_timeout, self._at_once)
+            await webhooks.close(self._at_once)
         finally:
             await _cancel_others()
             self._assembly = None
@@ -296,7 +302,7 @@ class House:
         if job.accepted is not None:
             await asyncio.shield(job.accepted)
         while True:
-            lease = await self._engine.take_chunks(job.id, STREAM_WAIT_S)
+            lease = await self._engine.streams.take(job.id, STREAM_WAIT_S)
             if lease is None:
                 return []
             lease.confirm()

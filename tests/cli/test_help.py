@@ -26,7 +26,7 @@ def test_the_page_fits_80_columns(page: str) -> None:
 def test_the_groups_in_order(page: str) -> None:
     headings = re.findall(r"^([A-Z][\w ]+):$", page, re.MULTILINE)
     assert headings == [
-        *("Handler", "GPUs", "Workers", "Refresh", "Jobs", "HTTP", "Security", "Output", "Batch", "Other"),
+        *("Handler", "GPUs", "Workers", "Refresh", "Jobs", "HTTP", "Security", "Webhooks", "Output", "Batch", "Other"),
         *("Commands", "Examples", "Exit codes"),
     ]
 
