@@ -78,6 +78,8 @@ class Overview:
             report = event.fields.get("report")
             if isinstance(report, RefreshReport) and event.slot:
                 self._refreshed[event.slot] = refresh_view(report, at_ms)
+                steps = (report.end_s, report.release_s, report.start_s)
+                self.statistics.refreshed(*steps, verified=report.verified)
 
     def workers(self, pool: Pool) -> tuple[WorkerView, ...]:
         """All slots, as ``/workers`` shows them."""

@@ -101,7 +101,7 @@ class RunningJobView(msgspec.Struct, frozen=True, rename="camel"):
     slot: str
     started_at: int
     attempt: int
-    progress: msgspec.Raw = msgspec.Raw(b"null")
+    progress: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
 
 
 class EndedJobView(msgspec.Struct, frozen=True, rename="camel"):
@@ -136,6 +136,29 @@ class Stats(msgspec.Struct, frozen=True, rename="camel"):
     delay_p99: float | None = None
     execution_p50: float | None = None
     execution_p99: float | None = None
+
+
+class Histogram(msgspec.Struct, frozen=True):
+    """Values counted by size: ``counts[i]`` are at most ``bounds[i]`` and more than the bound before; the last has no bound."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """What was counted since the start: never less than before. Times are in milliseconds.
+
+    ``ended`` is by status, ``refresh`` by step (``end``, ``release``, ``start``); ``unverified`` counts refreshes.
+    """
+
+    submitted: int
+    ended: dict[str, int]
+    retried: int
+    delay: Histogram
+    execution: Histogram
+    refresh: dict[str, Histogram]
+    unverified: int
 
 
 class Snapshot(msgspec.Struct, frozen=True, rename="camel"):

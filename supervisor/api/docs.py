@@ -141,9 +141,13 @@ def _operation(path: str, operation: Json, example: str, url: str) -> str:
 {_parameters(operation.get("parameters", ()))}
 {_body(operation.get("requestBody"))}
 <h4>Answers</h4>
-<table><tbody>{"".join(_answer(status, answer) for status, answer in operation["responses"].items())}</tbody></table>
+{_table("answers", "".join(_answer(status, answer) for status, answer in operation["responses"].items()))}
 </section>
 """
+
+
+def _table(kind: str, rows: str) -> str:
+    return f'<table class="{kind}"><tbody>{rows}</tbody></table>'
 
 
 def _parameters(parameters: Iterable[Json]) -> str:
@@ -152,7 +156,7 @@ def _parameters(parameters: Iterable[Json]) -> str:
         f"<td>{_type(each['schema'])}{_default(each['schema'])}</td><td>{_inline(each['description'])}</td></tr>"
         for each in parameters
     )
-    return f"<h4>Parameters</h4><table><tbody>{rows}</tbody></table>" if rows else ""
+    return f"<h4>Parameters</h4>{_table('fields', rows)}" if rows else ""
 
 
 def _default(schema: Json) -> str:
@@ -209,7 +213,7 @@ def _schema(name: str, schema: Json) -> str:
         f"<td>{_type(each)}</td><td>{_inline(each.get('description', ''))}</td></tr>"
         for field, each in schema.get("properties", {}).items()
     )
-    inside = f"<table><tbody>{rows}</tbody></table>" if rows else f"<p>{_type(schema)}</p>"
+    inside = _table("fields", rows) if rows else f"<p>{_type(schema)}</p>"
     text = _inline(schema.get("description", ""))
     return (
         f'<section class="schema" id="schema-{escape(name)}"><h3>{escape(name)}</h3><p>{text}</p>{inside}</section>\n'

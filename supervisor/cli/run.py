@@ -19,6 +19,7 @@ from supervisor.api.shapes import status_body
 from supervisor.assembly import Assembly, start_failure
 from supervisor.cli.lines import Lines
 from supervisor.cli.news import News
+from supervisor.cli.notify import Service
 from supervisor.cli.screen import Screen
 from supervisor.errors import RequestError, SuperviseError, UsageError
 from supervisor.job import Job, JobRequest, JobStatus
@@ -63,6 +64,7 @@ class _Serving:
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self._settings = settings
         self._loop = loop
+        self._service = Service()
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
         self._broken: asyncio.Future[None] = loop.create_future()
@@ -113,11 +115,14 @@ class _Serving:
         self._webhooks.start()
         await server.start()
         self._news.event("listening", f"listening on {url}", url=url)
+        self._service.ready(f"listening on {url}", self._loop)
         screen = await self._show_screen(servers) if self._settings.dashboard else None
         try:
             failure = await self._until_stopped()
             if failure is None:
                 self._news.event("draining", "draining: no new jobs; Ctrl-C again to stop at once")
+                self._service.stopping("draining: running jobs may end")
+                self._assembly.resume_template()
                 await self._drain(self._settings.drain_timeout)
         finally:
             await self._webhooks.close(self._at_once)
@@ -218,8 +223,13 @@ class _Serving:
     def _watch_signals(self) -> None:
         self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
         self._loop.add_signal_handler(signal.SIGTERM, self._stop.set)
-        self._loop.add_signal_handler(signal.SIGHUP, self._assembly.engine.reload)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._loop.set_exception_handler(self._loop_failed)
+
+    def _reload(self) -> None:
+        self._service.reloading()
+        self._assembly.engine.reload()
+        self._service.tell("READY=1")
 
     def _interrupted(self) -> None:
         if self._stop.is_set():

@@ -7,8 +7,9 @@ from supervisor.gpu.records import GpuProcess, GpuSample
 from supervisor.job import Job, JobStatus
 from supervisor.overview import ENDED_JOBS, ERROR_CHARS, LOG_LINES, Overview, first_line
 from supervisor.pool import events
+from supervisor.pool.steps import RefreshReport
 from supervisor.settings import Settings
-from supervisor.statistics import SAMPLES, WINDOW_S, Statistics, delay_ms, execution_ms
+from supervisor.statistics import SAMPLES, WINDOW_S, Buckets, Statistics, delay_ms, execution_ms
 
 
 def job(seq=1, status=JobStatus.COMPLETED, **fields):
@@ -48,6 +49,42 @@ def test_a_young_supervisor_divides_by_its_age():
     for _ in range(20):
         statistics.ended(job(), 110.0)
     assert statistics.stats(110.0).jobs_per_s == 2.0
+
+
+def test_totals_only_grow():
+    statistics = Statistics()
+    statistics.begin({JobStatus.FAILED: 5}, retried=2, now=100.0)
+    statistics.submitted()
+    statistics.ended(job(status=JobStatus.FAILED), 100.0)
+    statistics.ended(job(status=JobStatus.CANCELLED, started_ms=None), 100.0)
+    statistics.retried(JobStatus.FAILED)
+    totals = statistics.totals()
+    assert (totals.submitted, totals.retried) == (1, 3)
+    assert totals.ended == {"COMPLETED": 0, "FAILED": 1, "CANCELLED": 1, "TIMED_OUT": 0}
+    assert statistics.job_counts(0, 0).failed == 5
+    for times, milliseconds in ((totals.delay, 10), (totals.execution, 20)):
+        assert (sum(times.counts), times.sum) == (1, milliseconds)
+
+
+def test_buckets_hold_their_upper_bounds():
+    buckets = Buckets((10, 100))
+    for value in (0, 10, 11, 100, 101, 1e9):
+        buckets.add(value)
+    assert buckets.histogram().counts == (2, 2, 2)
+
+
+def test_refreshes_are_counted_by_step():
+    overview = Overview(Settings.make("echo:handler"))
+    for verified in (True, False):
+        report = RefreshReport("the handler", 0.02, 0.001, 0.5, 270, verified)
+        overview.happened(events.Notice("refreshed", "refreshed", "gpu0", {"report": report}), 1)
+    totals = overview.statistics.totals()
+    assert {step: round(times.sum) for step, times in totals.refresh.items()} == {
+        "end": 40,
+        "release": 2,
+        "start": 1000,
+    }
+    assert totals.unverified == 1
 
 
 def test_percentiles_of_a_spread():
