@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from supervisor import cores, temporary, wire
+from supervisor import cores, descriptors, temporary, wire
 from supervisor.api.shapes import status_body
 from supervisor.engine import Engine
 from supervisor.errors import HandlerError, StartError, SuperviseError
@@ -26,7 +26,7 @@ from supervisor.pool import events
 from supervisor.pool.machine import Rules
 from supervisor.pool.memory import GpuMemory
 from supervisor.pool.pool import Pool
-from supervisor.pool.process import become_subreaper
+from supervisor.pool.process import become_subreaper, reap_orphans
 from supervisor.pool.seams import Place
 from supervisor.pool.starter import TemplateStarter
 from supervisor.settings import Settings
@@ -43,6 +43,9 @@ FIRST_READING_S = 2.0
 TEMPLATE_STOP_S = 5.0
 """How long the template may take to end everything below it (contract §9)."""
 
+REAP_S = 5.0
+"""How long process 1 of a container lets the orphans that come to it lie."""
+
 
 class Assembly:
     """One supervisor. Made in order, undone in reverse by ``close``."""
@@ -51,19 +54,22 @@ class Assembly:
         self,
         settings: Settings,
         loop: asyncio.AbstractEventLoop,
+        note: Callable[[str], None] | None = None,
         *,
         own_process: bool = True,
         temporary: bool = False,
     ) -> None:
         """Take the GPUs and the store that ``settings`` name; ``start`` starts workers.
 
-        ``own_process``: this process belongs to supervise, so it may inherit what a dead template leaves, and has no other
-        children than ours. ``temporary``: the queue ends with the supervisor, and the settings' store is not used.
+        ``note`` is told what a person should know of what was found, as it is found. ``own_process``: this process belongs to
+        supervise, so it may inherit what a dead template leaves, and has no other children than ours. ``temporary``: the queue
+        ends with the supervisor, and the settings' store is not used.
 
         Raises:
             UsageError: a GPU is not there or held, the store is in use or cannot be used.
         """
         self.notes: list[str] = []
+        self._tell = note
         self._pin_by = settings.pin_by
         self.run_id = uuid.uuid4().hex
         self._temporary = temporary
@@ -74,6 +80,7 @@ class Assembly:
         self._children: list[Callable[[], Sequence[int]]] = []
         if own_process:
             become_subreaper()
+            descriptors.raise_limit()
         try:
             self._build()
         except BaseException:
@@ -86,6 +93,7 @@ class Assembly:
         self._reader = self._make_reader()
         gpus, gpu_locks = self._take_gpus(holder)
         self._plans = pinning.plan_slots(gpus, settings.workers, settings.gpus_per_worker, settings.workers_per_gpu)
+        descriptors.check_limit(len(self._plans))
         limits = self._limits()
         self.tmp_root, folder_lock = temporary.make_run_folder(self.run_id)
         self._undo.callback(shutil.rmtree, self.tmp_root, ignore_errors=True)
@@ -108,6 +116,9 @@ class Assembly:
             self._known_children if self._own_process else None,
         )
         self._undo.callback(lambda: self._starter.stop(TEMPLATE_STOP_S))
+        if self._own_process and os.getpid() == 1:
+            self._reap_orphans()
+            self._undo.callback(self._stop_reaping)
         places = self._make_places(limits.cpus)
         self._memory = None
         if self._reader is not None and gpus:
@@ -125,6 +136,10 @@ class Assembly:
         """Let a sweep of orphans spare the processes that ``children`` names: they are this program's own."""
         self._children.append(children)
 
+    def resume_template(self) -> None:
+        """Let the template go on if somebody has stopped it: it has to report the workers' ends."""
+        self._starter.resume()
+
     def disown(self) -> None:
         """In a process that the program has forked: let go of the locks, which would outlive this supervisor there. Their
         descriptors stay taken, by nothing, so that whoever closes them in the end closes nothing else."""
@@ -136,6 +151,11 @@ class Assembly:
     def close(self) -> None:
         """End the template and all below it, then let go of store, GPUs and locks. May block for some seconds."""
         self._undo.close()
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        if self._tell is not None:
+            self._tell(text)
 
     # --- parts ----------------------------------------------------------------------------------------------------------
 
@@ -157,12 +177,12 @@ class Assembly:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = pinning.select(settings.gpus, listing.gpus, visible, listing.reason)
         if not gpus:
-            self.notes.append(_why_no_gpu(listing, visible, settings.workers))
+            self._note(_why_no_gpu(listing, visible, settings.workers))
             return [], []
         if listing.reason:
-            self.notes.append(listing.reason)
+            self._note(listing.reason)
         if settings.simulate_gpus:
-            self.notes.append(f"{len(gpus)} simulated GPUs: their memory is the workers' own memory")
+            self._note(f"{len(gpus)} simulated GPUs: their memory is the workers' own memory")
         if settings.share_gpus:
             return gpus, []
         automatic = settings.gpus == "auto"
@@ -171,7 +191,7 @@ class Assembly:
             self._undo.callback(lock.close)
         if len(ours) < len(gpus):
             others = [gpu for gpu in gpus if gpu not in ours]
-            self.notes.append(f"left to other supervisors: {pinning.describe(others)}")
+            self._note(f"left to other supervisors: {pinning.describe(others)}")
         return ours, held
 
     def _open_store(self, holder: locks.Holder) -> list[locks.Lock]:
@@ -188,7 +208,7 @@ class Assembly:
             path,
             durability="full" if self._settings.durability == "full" else "normal",
             deliver=self._loop.call_soon_threadsafe,
-            note=self.notes.append,
+            note=self._note,
         )
         self.store = self._undo.enter_context(store)
         self._secrets = SecretFiles(Path(f"{path}.secrets"))
@@ -225,11 +245,13 @@ class Assembly:
             refresh_above=settings.refresh_above,
             refresh_on_oom=settings.refresh_on_oom,
         )
-        limit = max(settings.max_result, wire.MAX_PROGRESS) + wire.OVERHEAD  # a worker says itself that a result is too long
+        limit = (
+            max(settings.max_result, wire.MAX_PROGRESS) + wire.OVERHEAD
+        )  # a worker says itself that a result is too long
         return Pool(places, rules, self._starter, self._memory, self._loop, self.engine.wake, limit)
 
     def _environment(self, plan: pinning.SlotPlan, pin_by: str, cpus: Sequence[int]) -> dict[str, str | None]:
-        """What the workers of a slot find in their environment, besides the generation's own; ``cpus``: those they are pinned to."""
+        """What the workers of a slot, which are pinned to ``cpus``, find in their environment besides the generation's own."""
         share: dict[str, str | None] = {}
         threads = cores.threads(cores.available(), len(self._plans), cpus)
         if threads is not None and "OMP_NUM_THREADS" not in os.environ:
@@ -241,6 +263,15 @@ class Assembly:
             "SUPERVISE_SLOT": plan.name,
             "SUPERVISE_SLOT_INDEX": str(plan.index),
         }
+
+    def _reap_orphans(self) -> None:
+        """By the clock: SIGCHLD is the loop's own (uvloop)."""
+        template = self._starter.pid
+        reap_orphans(self._known_children() | ({template} if template is not None else set()))
+        self._next_reaping = self._loop.call_later(REAP_S, self._reap_orphans)
+
+    def _stop_reaping(self) -> None:
+        self._next_reaping.cancel()
 
     def _known_children(self) -> set[int]:
         known = {pid for children in self._children for pid in children()}

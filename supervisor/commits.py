@@ -37,6 +37,8 @@ class Commits:
 
     def write(self, batch: list[Write]) -> None:
         """Commit ``batch``; until that is done, ``pending``, there may be no other."""
+        if self._retry is not None:  # it would end what this begins
+            self._retry.cancel()
         self.pending = True
         self._store.commit(batch, lambda error: self._committed(batch, error))
 

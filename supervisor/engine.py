@@ -90,7 +90,7 @@ class Engine:
         self._jobs = Jobs(settings, store, secrets, self.logs, self.overview, self._clock.wall_ms, self)
         self._reports = Reports(settings, self._jobs, self.logs, self)
         self._orders = Orders(self._jobs, self.overview, self._clock.wall_ms)
-        self._housekeeping = Housekeeping(settings, store, self._clock.wall_ms, self.warn)
+        self._housekeeping = Housekeeping(settings, store, self._clock.wall_ms, self.warn, self.wake)
         self._loop = loop
         self._observers: list[Callable[[Happening], None]] = []
         self._failed_loads: dict[str, events.FirstLoad] = {}
@@ -336,7 +336,7 @@ class Engine:
         self._turns.begin()
         if self._closed:
             return
-        if self._commits.pending:
+        if self._commits.pending or self._store.forgetting:
             self._hear(False)  # what is said now would be announced at each pass of the loop, and a turn comes afterwards
             return
         now = self._clock.monotonic()

@@ -22,7 +22,8 @@
     │   └── JobTimedOut         TIMED_OUT
     ├── RequestError            a client's request cannot be served; carries the HTTP status
     └── ClientError             a running supervisor could not be reached, or refused
-        └── UnreachableError    nobody listens at its address
+        ├── UnreachableError    nobody listens at its address
+        └── RefusedError        it answered with an error; carries the HTTP status
 """
 
 from __future__ import annotations
@@ -132,3 +133,12 @@ class ClientError(SuperviseError):
 
 class UnreachableError(ClientError):
     """No supervisor listens there."""
+
+
+class RefusedError(ClientError):
+    """The supervisor refused."""
+
+    def __init__(self, status: int, message: str) -> None:
+        """Take the HTTP ``status`` that it answered with, and the ``message`` for the user."""
+        super().__init__(message)
+        self.status = status

@@ -23,14 +23,21 @@ class Housekeeping:
     monotonic seconds."""
 
     def __init__(
-        self, settings: Settings, store: Store, wall_ms: Callable[[], int], warn: Callable[[str], None]
+        self,
+        settings: Settings,
+        store: Store,
+        wall_ms: Callable[[], int],
+        warn: Callable[[str], None],
+        gone: Callable[[], None],
     ) -> None:
-        """Tidy ``store``; ``warn`` of what cannot be done."""
+        """Tidy ``store``; ``warn`` of what cannot be done, and call ``gone`` when jobs were forgotten, which may take the disk a
+        moment."""
         self.next = 0.0
         self._settings = settings
         self._store = store
         self._wall_ms = wall_ms
         self._warn = warn
+        self._gone = gone
 
     def tidy(self, now: float) -> None:
         """Forget some jobs, if it is time to."""
@@ -38,9 +45,9 @@ class Housekeeping:
             return
         before = self._wall_ms() - int(self._settings.retention * 1000)
         try:
-            forgotten = self._store.forget(before, PIECE)
+            forgotten = self._store.forget(before, PIECE, self._gone)
             if forgotten < PIECE and self._settings.max_store and self._store.used > self._settings.max_store:
-                forgotten = self._store.forget_oldest(PIECE)
+                forgotten = self._store.forget_oldest(PIECE, self._gone)
         except StoreError as error:
             self._warn(f"old jobs could not be removed: {error}")
             forgotten = 0

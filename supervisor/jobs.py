@@ -144,7 +144,8 @@ class Jobs:
         except StoreError as error:
             self._observer.warn(str(error))
         self.deadlines.recover()
-        waiting = list(self._store.queued_counts())
+        for low_priority, count in enumerate(self._store.queued_counts()):
+            self.backlog.lane(bool(low_priority)).expect(count)
         for job in self._store.running():
             if self._settings.on_restart == "fail":
                 why = "the supervisor was killed while the job ran (--on-restart fail)"
@@ -153,13 +154,10 @@ class Jobs:
             elif job.attempts >= HOST_KILL_STARTS:
                 why = f"the supervisor was killed while the job ran, {job.attempts} times"
             else:
-                # Not put back in memory: once this is on disk the store lists it in its place among the others.
-                self.decided[job.id] = self._requeue(job, charged=True)
-                waiting[job.low_priority] += 1
+                self.decided[job.id] = queued = self._requeue(job, charged=True)
+                self.backlog.lane(job.low_priority).put_back(queued)
                 continue
             self.end(job, Outcome(JobStatus.FAILED, error=why))
-        for low_priority, count in enumerate(waiting):
-            self.backlog.lane(bool(low_priority)).expect(count)
 
     def accept(self, request: JobRequest, pool: Pool, now: float, *, queue_only: bool) -> Job:
         """Take a new job in; an idle worker gets it at once. The id of a job that exists gives that job.

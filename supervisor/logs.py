@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -63,13 +64,20 @@ class JobLogs:
         log = self._open.get(job.id)
         if log is None:
             log = self._open[job.id] = _Log(self._store.log_end(job.seq))
-        for line in lines:
-            text = f"{line}\n".encode("utf-8", "replace")
+        whole = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
+        if not log.dropped and log.at + len(log.text) + len(whole) <= self._limit:
+            log.text += whole
+        else:
+            self._fill(log, whole)
+        return self._take(job, log) if len(log.text) >= PIECE else None
+
+    def _fill(self, log: _Log, whole: bytes) -> None:
+        """Keep the first lines of ``whole``, as many as ``--max-log`` allows."""
+        for text in io.BytesIO(whole):
             if log.dropped or log.at + len(log.text) + len(text) > self._limit:
                 log.dropped += len(text)
             else:
                 log.text += text
-        return self._take(job, log) if len(log.text) >= PIECE else None
 
     def left(self, job: Job) -> AddLog | None:
         """``job`` has left its worker: the rest of what it printed there, if anything."""

@@ -10,7 +10,7 @@ import ctypes
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,14 +104,15 @@ def any_started_with(beginning: bytes) -> bool:
 
 
 class Kin(NamedTuple):
-    """A process's parent and session."""
+    """A process's parent and session; ``dead``: it has ended, and its parent has not waited for it."""
 
     parent: int
     session: int
+    dead: bool
 
 
 def picture() -> dict[int, Kin]:
-    """All processes of this machine that can be seen, zombies included. It takes some 10 µs for each, so it is no single moment."""
+    """All processes that can be seen, zombies included. Some 50 µs for each: it is no picture of a single moment."""
     found = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - a Path for each costs as much as reading it
         if name.isdecimal():
@@ -119,7 +120,24 @@ def picture() -> dict[int, Kin]:
             if stat:
                 # The command's name, in parentheses, may hold spaces and parentheses.
                 fields = stat[stat.rindex(b")") + 2 :].split(maxsplit=4)
-                found[int(name)] = Kin(int(fields[1]), int(fields[3]))
+                found[int(name)] = Kin(int(fields[1]), int(fields[3]), fields[0] in b"ZX")
+    return found
+
+
+def tree(kin: Mapping[int, Kin], roots: Collection[int]) -> set[int]:
+    """The processes of ``kin`` that descend from ``roots``, these included, or are of the session that one of them leads."""
+    children: dict[int, list[int]] = {}
+    for pid, one in kin.items():
+        children.setdefault(one.parent, []).append(pid)
+        if one.session in roots and one.parent not in roots:
+            children.setdefault(one.session, []).append(pid)
+    found: set[int] = set()
+    waiting = [pid for pid in roots if pid in kin]
+    while waiting:
+        pid = waiting.pop()
+        if pid not in found:
+            found.add(pid)
+            waiting += children.get(pid, ())
     return found
 
 

@@ -89,12 +89,16 @@ class Lane:
         return None
 
     def _pop(self, leaving: Container[str]) -> Job | None:
+        while not self._window and self.count > len(self._returned):
+            jobs = self._load(self._low, self._last_seq, WINDOW)
+            if not jobs:
+                break
+            self._last_seq = jobs[-1].seq
+            back = {job.id for job in self._returned}  # the store may list those, too
+            self._window = {job.id: job for job in jobs if job.id not in leaving and job.id not in back}
         if self._returned and (not self._window or self._returned[0].seq < next(iter(self._window.values())).seq):
             self.count -= 1
             return self._returned.pop(0)
-        while not self._window and self.count and (jobs := self._load(self._low, self._last_seq, WINDOW)):
-            self._last_seq = jobs[-1].seq
-            self._window = {job.id: job for job in jobs if job.id not in leaving}
         for job_id in self._window:
             self.count -= 1
             return self._window.pop(job_id)

@@ -335,7 +335,12 @@ class FrameReader:
         payloads: list[bytes] = []
         at = 0
         while True:
-            header = self._header(buffer, at)
+            try:
+                header = self._header(buffer, at)
+            except WireError:
+                if not payloads:
+                    raise
+                break  # what came before it counts; it is met again
             if header is None:
                 break
             start, size = header

@@ -22,12 +22,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "supervisor"
 
 # A room is a file or a folder of the package. Level 1 is in every process; each later line is one level further up.
-BASE = {"errors", "job", "wire", "proc", "option", "sources", "settings"}
+BASE = {"errors", "job", "marks", "wire", "proc", "option", "sources", "settings"}
 CHILDREN = {"serverless", "template", "worker"}
-ENGINE = {"assembly", "commits", "engine", "jobs", "overview", "statistics", "streams", "waiters", "snapshot", "embed"}
+ENGINE = {"assembly", "commits", "deadlines", "embed", "engine", "housekeeping", "jobs", "logs", "orders", "overview", "reports"}
+ENGINE |= {"snapshot", "statistics", "streams", "turns", "waiters"}
+ENGINE |= {"cores", "descriptors", "temporary"}
 MACHINERY = {"gpu", "store", "scheduler", "pool"}
 SERVICES = {"api", "webhooks", "batch"}
-SCREENS = {"client", "dashboard"}
+SCREENS = {"client", "dashboard", "sse"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(BASE, BASE),
@@ -42,22 +44,28 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["pool"] |= {"gpu.records"}
 MAY_IMPORT["snapshot"] = set(BASE)  # level 6 reads it, and must not get the engine with it
+MAY_IMPORT["assembly"] |= {"api.shapes"}  # a webhook carries what `/status` answers
 MAY_IMPORT["embed"] |= {"api.bodies"}  # a request is checked at every door alike
+MAY_IMPORT["embed"] |= {"webhooks"}  # it is the place where an embedded supervisor is put together
 MAY_IMPORT["batch"] |= {"api.bodies", "api.shapes"}  # its lines are what `/run` takes and `/status` answers
-MAY_IMPORT["api"] |= {"streams"}  # a lease of chunks is part of the engine's public face
+MAY_IMPORT["api"] |= {"logs", "streams"}  # what they hand out is part of the engine's public face
 
 # What is not in the standard library. Every room may import msgspec except those that come before any import of ours.
 THIRD_PARTY: dict[str, set[str]] = {
+    "_supervise_runpod": {"worker"},  # ours, by the name under which a handler's own interpreters find it
     "msgspec": set(MAY_IMPORT) - {"__init__", "__main__"},
+    "boto3": {"worker"},
+    "botocore": {"worker"},
     "click": {"cli"},
     "httptools": {"api"},
     "psutil": {"api", "cli", "engine", "gpu", "pool"},
     "pynvml": {"gpu"},
-    "requests": {"webhooks"},
+    "requests": {"webhooks", "worker"},
     "rich": {"cli", "dashboard"},
     "runpod": {"worker"},
     "tomli": {"sources"},
     "tomllib": {"sources"},  # of the standard library only from Python 3.11 on
+    "urllib3": {"webhooks", "worker"},
     "uvicorn": {"api", "cli"},
     "uvloop": {"cli", "embed"},
 }
@@ -66,10 +74,12 @@ THIRD_PARTY: dict[str, set[str]] = {
 READS_ENVIRONMENT = {
     "embed": "is this a worker, which must not start supervisors",
     "settings": "options",
-    "assembly": "the parent's CUDA_VISIBLE_DEVICES",
+    "assembly": "the parent's CUDA_VISIBLE_DEVICES, and whether OMP_NUM_THREADS is set",
+    "cli": "the socket of systemd",
     "dashboard": "TERM: can this terminal show a screen",
     "gpu": "what the reader inherits",
     "pool": "what the template inherits",
+    "temporary": "where clients of CUDA's MPS meet it",
     "template": "what a worker's user code finds",
     "worker": "what a handler and what it starts find",
 }

@@ -89,7 +89,7 @@ class App:
         except ClientGone:
             raise
         except Exception:  # noqa: BLE001 - the last line of the server: one request's bug must not end all others
-            self._log(f"{call.method} {path} failed\n{traceback.format_exc()}")
+            self._log(f"{call.method} {repr(path[:200])[1:-1]} failed\n{traceback.format_exc()}")
             return _refusal(RequestError(500, "internal error; the supervisor's log has the details"), path)
 
     def _no_route(self, call: Call, path: str, match: Match | None) -> Reply:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -18,7 +19,8 @@ from supervisor.settings import is_loopback
 Headers = Mapping[bytes, bytes]
 
 _ALLOW_METHODS = b"GET, POST"
-_ALLOW_HEADERS = b"authorization, content-type, idempotency-key, last-event-id"
+_ALLOW_HEADERS = (b"authorization", b"content-type", b"idempotency-key", b"last-event-id")
+_HEADER_NAMES = re.compile(rb"[A-Za-z0-9-]{1,64}(?: ?, ?[A-Za-z0-9-]{1,64}){0,63}")
 _PREFLIGHT_AGE_S = b"600"
 
 
@@ -73,7 +75,7 @@ class Guard:
         return [
             *allowed,
             (b"access-control-allow-methods", _ALLOW_METHODS),
-            (b"access-control-allow-headers", _ALLOW_HEADERS),
+            (b"access-control-allow-headers", b", ".join((*_ALLOW_HEADERS, *_asked_for(headers)))),
             (b"access-control-max-age", _PREFLIGHT_AGE_S),
         ]
 
@@ -84,6 +86,14 @@ class Guard:
         for key in self._keys:  # all of them, so that the time says nothing about which one matched
             right |= hmac.compare_digest(key, shown)
         return right
+
+
+def _asked_for(headers: Headers) -> list[bytes]:
+    """The other headers that a page wants to send: clients have some of their own (`x-stainless-lang`), which change nothing."""
+    names = headers.get(b"access-control-request-headers", b"").lower()
+    if not _HEADER_NAMES.fullmatch(names):
+        return []
+    return [name for each in names.split(b",") if (name := each.strip()) not in _ALLOW_HEADERS]
 
 
 def _digest(key: bytes) -> bytes:

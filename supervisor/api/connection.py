@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 import msgspec
@@ -16,17 +16,32 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+    from supervisor.api.crowd import Crowd
+
 MAX_HEAD = 64 * 1024
-"""Most bytes of a request's line and headers: the parser itself has no limit."""
+"""Most bytes of a request's line and headers, and of what a chunked body has beside itself: the parser has no limit."""
+
+CHUNK_FRAMING = 16
+"""How many times the body of a chunked one that may be besides: a chunk of one byte needs five more."""
+
+MAX_PIPELINED = 2500
+"""Most requests that may wait on one connection for the answer to the one before: each costs kilobytes, and 25 bytes to send."""
 
 SILENCE_S = 60.0
 """How long a client may be silent in the middle of its request, or before its first."""
+
+SLOWEST = 4096
+"""Bytes a second that a request which takes longer than that must have come with, on average, from then on."""
 
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open: longer than clients poll."""
 
 _OFFER = (b"upgrade", b"http2-settings")
 """What a client's offer to speak another protocol consists of (RFC 9110, section 7.8; RFC 7540, section 3.2)."""
+
+
+class _RefusedError(Exception):
+    """The request is HTTP as far as the parser can tell, and is not answered all the same."""
 
 
 class _Parser(httptools.HttpRequestParser):
@@ -55,16 +70,21 @@ class _Parser(httptools.HttpRequestParser):
 class Connection(HttpToolsProtocol):
     """A client's connection. ``on_lost`` is called when it is gone."""
 
-    def __init__(self, config: Config, state: ServerState, on_lost: Callable[[], None]) -> None:
-        """Serve ``config``'s application."""
+    def __init__(self, config: Config, state: ServerState, crowd: Crowd, on_lost: Callable[[], None]) -> None:
+        """Serve ``config``'s application, if ``crowd`` has room for it."""
         super().__init__(config=config, server_state=state, app_state={})
         self.parser = _Parser(self)
         self.offered = False
+        self._crowd = crowd
         self._on_lost = on_lost
         self._head = 0
         self._heads = 0
         self._in_body = False
         self._head_bytes = 0
+        self._body_bytes = 0
+        self._framing_bytes = 0
+        self._request_bytes = 0
+        self._begun_at = 0.0
         self._heard_at = 0.0
         self._silence: asyncio.TimerHandle | None = None
 
@@ -72,6 +92,9 @@ class Connection(HttpToolsProtocol):
         """The client is here."""
         super().connection_made(transport)
         self._heard_at = self.loop.time()
+        if not self._crowd.admit(self, cast("set[Connection]", self.connections)):
+            self._refuse(b"503 Service Unavailable", "too many clients are connected", b"retry-after: 5\r\n")
+            return
         self._silence = self.loop.call_later(SILENCE_S, self._check_silence)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -79,33 +102,60 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._silence is not None:
             self._silence.cancel()
+        self._crowd.left(self)
         self._on_lost()
 
     def data_received(self, data: bytes) -> None:
         """Some bytes of a request."""
         self._heard_at = self.loop.time()
-        head = self._head
+        heads, head, in_body, body = self._heads, self._head, self._in_body, self._body_bytes
         super().data_received(data)
+        self._request_bytes += len(data)
+        if heads != self._heads or self.transport.is_closing():
+            return
         if head and head == self._head:
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD and not self.transport.is_closing():
+            if self._head_bytes > MAX_HEAD:
                 self._refuse(b"431 Request Header Fields Too Large", f"the headers are larger than {MAX_HEAD} bytes")
+        elif in_body and self._in_body:
+            self._framing_bytes += len(data) - (self._body_bytes - body)
+            if self._framing_bytes > MAX_HEAD + CHUNK_FRAMING * self._body_bytes:
+                self.send_400_response("the body has too much beside itself: sizes of chunks, extensions, trailers")
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
         self._heads += 1
         self._head = self._heads
-        self._head_bytes = 0
+        self._head_bytes = self._body_bytes = self._framing_bytes = self._request_bytes = 0
+        self._begun_at = self._heard_at
 
     def on_headers_complete(self) -> None:
         """The empty line behind the headers."""
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self.offered = True  # nobody is to act on it before it was declined
             return
+        self._check_head()
         self._head = 0
         self._in_body = True
         super().on_headers_complete()
+
+    def _check_head(self) -> None:
+        """Refuse what the parser lets pass: two `Host` headers are read differently by different servers (RFC 9112, 3.2).
+
+        Raises:
+            _RefusedError: which the parser makes an error of its own.
+        """
+        hosts = [name for name, _ in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
+            raise _RefusedError
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise _RefusedError
+
+    def on_body(self, body: bytes) -> None:
+        """Some bytes of the body."""
+        self._body_bytes += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The last byte of a request."""
@@ -144,22 +194,39 @@ class Connection(HttpToolsProtocol):
         """Answer what is no HTTP, in the shape of all other errors."""
         self._refuse(b"400 Bad Request", msg)
 
-    def _refuse(self, status: bytes, message: str) -> None:
+    def _refuse(self, status: bytes, message: str, header: bytes = b"") -> None:
         body = msgspec.json.encode({"error": message})
         self.transport.write(
-            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (status, len(body), body)
+            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n%b"
+            % (status, len(body), header, body)
         )
         self.transport.close()
+
+    @property
+    def _answering(self) -> bool:
+        """Whether a whole request waits for its answer."""
+        return bool(self.pipeline) or (
+            self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        )
+
+    def waits_since(self) -> float | None:
+        """Since when the client is waited for; ``None`` while it waits for an answer."""
+        return None if self._answering else self._heard_at
+
+    def drop(self) -> None:
+        """Close it, whatever the client is about."""
+        self.transport.abort()
+
+    def _is_slow(self) -> bool:
+        """Whether the client sends so little at a time that it seems to be about the connection."""
+        over = self.loop.time() - self._begun_at - SILENCE_S
+        return self.reading and self._request_bytes < over * SLOWEST
 
     def _check_silence(self) -> None:
         """Close a connection that waits for the client, and has for too long; one that waits for a job may wait."""
         idle = self.loop.time() - self._heard_at
         unfinished = self.cycle is None or self.reading
-        answering = bool(self.pipeline) or (
-            self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
-        )
-        if unfinished and not answering and idle >= SILENCE_S:
+        if unfinished and not self._answering and (idle >= SILENCE_S or self._is_slow()):
             self.transport.close()
             return
         left = SILENCE_S - idle if unfinished and idle < SILENCE_S else SILENCE_S

@@ -18,8 +18,10 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from supervisor.api import crowd
 from supervisor.api.app import App
 from supervisor.api.connection import KEEP_ALIVE_S, Connection
+from supervisor.api.crowd import Crowd
 from supervisor.errors import UsageError
 
 BACKLOG = 2048
@@ -80,10 +82,11 @@ def url_of(host: str, sockets: list[socket.socket]) -> str:
 class Server:
     """Serves one application on some sockets, which it owns from then on."""
 
-    def __init__(self, app: App, sockets: list[socket.socket]) -> None:
-        """Nothing is accepted before ``start``."""
+    def __init__(self, app: App, sockets: list[socket.socket], most: int = crowd.MOST) -> None:
+        """Nothing is accepted before ``start``; then ``most`` clients may be connected, if that is not beyond ``crowd.MOST``."""
         self._app = app
         self._sockets = sockets
+        self._most = most
         self._servers: list[asyncio.AbstractServer] = []
         self._state = ServerState()
         self._clock: asyncio.Task[None] | None = None
@@ -108,7 +111,7 @@ class Server:
         loop = asyncio.get_running_loop()
         self._tell_time()
         self._clock = loop.create_task(self._tick())
-        connection = functools.partial(Connection, self._config, self._state, self._lost)
+        connection = functools.partial(Connection, self._config, self._state, Crowd(self._most), self._lost)
         for sock in self._sockets:
             create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
             self._servers.append(await create(connection, sock=sock, backlog=BACKLOG))

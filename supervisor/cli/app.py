@@ -15,14 +15,27 @@ from pathlib import Path
 import click
 
 from supervisor import __version__
-from supervisor.cli import serve
 from supervisor.errors import StartError, StoreError, SuperviseError, UsageError
 from supervisor.option import nearest
 
-COMMANDS = {
+HERE = {
     "serve": "Serve HANDLER, also when it has the name of a command.",
-    "top": "Watch a running supervisor, from anywhere.",
+    "gpus": "Show what NVML sees, and which supervisor holds it.",
 }
+REMOTE = {
+    "top": "Watch it.",
+    "submit": "Submit a job, and if wanted wait for it.",
+    "status": "Show how a job is, and its output.",
+    "stream": "Print the chunks of a job as they come.",
+    "logs": "Print what a job printed.",
+    "cancel": "Cancel jobs.",
+    "retry": "Queue jobs once more that failed.",
+    "jobs": "List the jobs.",
+    "workers": "List the slots; refresh, pause or resume them.",
+}
+"""To a running supervisor."""
+
+COMMANDS = {**HERE, **REMOTE}
 """The commands and their line in ``--help``. Each is ``NAME`` in ``supervisor/cli/NAME.py``."""
 
 
@@ -37,9 +50,8 @@ class Program(click.Group):
         """The command ``cmd_name``, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name == "serve":
-            return serve.make_command()
-        command = getattr(importlib.import_module(f"supervisor.cli.{cmd_name}"), cmd_name)
+        module = importlib.import_module(f"supervisor.cli.{cmd_name}")
+        command = module.make_command() if cmd_name == "serve" else getattr(module, cmd_name)
         return command if isinstance(command, click.Command) else None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -59,10 +71,13 @@ class Program(click.Group):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help of ``serve``, which is the program's, with the commands in it."""
+        from supervisor.cli import serve  # noqa: PLC0415 - see the top
+
         serve.write_introduction(formatter)
         serve.write_options(ctx, formatter, [serve.make_command(), self])
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        for heading, commands in (("Commands", HERE), ("Commands to a running supervisor", REMOTE)):
+            with formatter.section(heading):
+                formatter.write_dl(list(commands.items()))
         serve.write_ending(formatter)
 
 

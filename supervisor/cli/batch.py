@@ -10,14 +10,13 @@ import asyncio
 import contextlib
 import os
 import shutil
-import signal
 import stat
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -26,6 +25,7 @@ from supervisor.batch.batch import Batch
 from supervisor.batch.results import Done, FileSink, StreamSink, read_output
 from supervisor.batch.source import Source
 from supervisor.cli.bar import Bar, Gauge, Reading, say
+from supervisor.cli.ending import Ending
 from supervisor.cli.lines import Lines
 from supervisor.cli.news import News
 from supervisor.cli.run import event_loop
@@ -156,9 +156,7 @@ class _Run:
         self._settings = settings
         self._files = files
         self._loop = loop
-        self._stop = asyncio.Event()
-        self._at_once = asyncio.Event()
-        self._broken: asyncio.Future[None] = loop.create_future()
+        self._ending = Ending(loop)
         self._finished = False
         self._failures = 0
         self._saying: asyncio.TimerHandle | None = None
@@ -186,7 +184,7 @@ class _Run:
             sink = kind(fd, self._loop, self._batch.sink_wrote, self._output_trouble)
             self._batch.write_to(sink)
             stack.callback(sink.close)
-            self._watch_signals()
+            self._ending.watch(lambda text: self._news.event("error", text), self._assembly.engine.reload)
             for note in self._assembly.notes:
                 self._news.event("note", note)
             self._webhooks = Webhooks(self._assembly.engine, self._loop)
@@ -245,13 +243,13 @@ class _Run:
 
     async def _end(self) -> None:
         engine, batch = self._assembly.engine, self._batch
-        if self._stop.is_set() and not batch.finished:
+        if self._ending.stop.is_set() and not batch.finished:
             self._news.event("draining", "stopping: no more lines are begun; Ctrl-C again to stop at once")
-            await engine.drain(self._settings.drain_timeout, self._at_once)
+            await engine.drain(self._settings.drain_timeout, self._ending.at_once)
         else:
-            await engine.drain(0.0, self._at_once)
-        if not self._broken.done():
-            await _first(batch.flush(), self._at_once.wait(), self._broken)
+            await engine.drain(0.0, self._ending.at_once)
+        if not self._ending.broken.done():
+            await self._ending.first(batch.flush(), self._ending.at_once)
 
     async def _deliver(self) -> None:
         """The webhooks of a batch that is done, which nobody would deliver later; a signal leaves them to the same command."""
@@ -259,9 +257,10 @@ class _Run:
             timer = self._loop.call_later(
                 SAY_EVERY_S, self._news.event, "webhooks", "waiting for receivers of webhooks"
             )
-            await _first(self._webhooks.finish(_FOR_EVER_S, self._stop), self._at_once.wait(), self._broken)
+            ending = self._ending
+            await ending.first(self._webhooks.finish(_FOR_EVER_S, ending.stop), ending.at_once)
             timer.cancel()
-        await self._webhooks.close(self._at_once)
+        await self._webhooks.close(self._ending.at_once)
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T | None:
         """What ``work`` gives; ``None`` once a signal has come, which ends it.
@@ -269,12 +268,11 @@ class _Run:
         Raises:
             SuperviseError and what ``work`` raises.
         """
-        return await _first(work, self._stop.wait(), self._broken)
+        return await self._ending.first(work, self._ending.stop)
 
     def _conclude(self) -> int:
         batch, reading = self._batch, self._gauge.read()
-        if self._broken.done():
-            self._broken.result()
+        self._ending.check()
         here, seconds = self._gauge.done_here, self._gauge.seconds
         text = f"{batch.done:,} lines done, {batch.failed:,} failed"
         if here:
@@ -282,7 +280,7 @@ class _Run:
         if not batch.finished and self._files.path is not None:
             text += "; the same command does the rest"
         self._news.event("batch", text, **_fields(reading), finished=batch.finished)
-        if self._at_once.is_set():
+        if self._ending.at_once.is_set():
             return 130
         return 0 if batch.finished and not batch.failed else 1
 
@@ -313,44 +311,8 @@ class _Run:
             self._news.event("warning", f"{name} can be written again")
         elif self._files.path is not None:
             self._news.event("warning", f"{name} cannot be written, trying again: {error.strerror}")
-        elif not self._broken.done():
-            self._broken.set_exception(SuperviseError(f"{name} cannot be written: {error.strerror}"))
-
-    # --- signals --------------------------------------------------------------------------------------------------------
-
-    def _watch_signals(self) -> None:
-        self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
-        self._loop.add_signal_handler(signal.SIGTERM, self._stop.set)
-        self._loop.add_signal_handler(signal.SIGHUP, self._assembly.engine.reload)
-        self._loop.set_exception_handler(self._loop_failed)
-
-    def _interrupted(self) -> None:
-        if self._stop.is_set():
-            self._at_once.set()
-        self._stop.set()
-
-    def _loop_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """A fault in the loop itself: what is on disk is right, so stop and say so rather than go on half-way."""
-        error = context.get("exception")
-        self._news.event("error", f"{context.get('message')}: {error!r}")
-        if isinstance(error, Exception) and not self._broken.done():
-            self._broken.set_exception(error)
-
-
-async def _first(work: Awaitable[T], end: Awaitable[object], broken: asyncio.Future[None]) -> T | None:
-    """What ``work`` gives or raises, or ``None`` when ``end`` comes first; either way nothing of them goes on."""
-    doing: asyncio.Future[T] = asyncio.ensure_future(work)
-    ending: asyncio.Future[Any] = asyncio.ensure_future(end)
-    waits: set[asyncio.Future[Any]] = {doing, ending, broken}
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        return doing.result() if doing.done() else None
-    finally:
-        for future in (doing, ending):
-            if not future.done():
-                future.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await future
+        elif not self._ending.broken.done():
+            self._ending.broken.set_exception(SuperviseError(f"{name} cannot be written: {error.strerror}"))
 
 
 def _ids(store: Store) -> list[str]:

@@ -136,7 +136,7 @@ class Lines:
         line = line.rstrip("\r").rpartition("\r")[2]
         if not self._terminal:
             return line
-        return _CONTROL.sub(_escaped, _TERMINAL_SEQUENCE.sub("", line))
+        return visible(line)
 
     def _write_all(self) -> None:
         while True:
@@ -165,6 +165,11 @@ class Lines:
     @staticmethod
     def _with_footer(data: bytes, footer: Callable[[], bytes], ending: bool) -> bytes:
         return _CLEAR_ROW + data + (b"" if ending else footer())
+
+
+def visible(line: str) -> str:
+    """One line of a user's text that cannot command a terminal: no sequences, and control characters as escapes."""
+    return _CONTROL.sub(_escaped, _TERMINAL_SEQUENCE.sub("", line))
 
 
 def _escaped(match: re.Match[str]) -> str:

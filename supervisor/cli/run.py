@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 import uvloop
 
+from supervisor import descriptors
 from supervisor.api.app import App
 from supervisor.api.bodies import job_request, new_id
 from supervisor.api.server import Server, listen, listen_unix, url_of
 from supervisor.api.shapes import status_body
 from supervisor.assembly import Assembly, start_failure
+from supervisor.cli.ending import Ending
 from supervisor.cli.lines import Lines
 from supervisor.cli.news import News
 from supervisor.cli.notify import Service
@@ -65,9 +65,7 @@ class _Serving:
         self._settings = settings
         self._loop = loop
         self._service = Service()
-        self._stop = asyncio.Event()
-        self._at_once = asyncio.Event()
-        self._broken: asyncio.Future[None] = loop.create_future()
+        self._ending = Ending(loop)
         self._assembly: Assembly
         self._webhooks: Webhooks
         self._lines: Lines
@@ -78,25 +76,25 @@ class _Serving:
         settings = self._settings
         serving = settings.test_input is None
         sockets = listen(settings.host, settings.port) if serving else []
-        try:
-            self._assembly = Assembly(settings, self._loop, temporary=not serving)
-        except BaseException:
+        with contextlib.ExitStack() as undo:
             for sock in sockets:
-                sock.close()
-            raise
-        self._lines = Lines(sys.stderr, settings.log_format)
-        try:
-            self._webhooks = Webhooks(self._assembly.engine, self._loop)
+                undo.callback(sock.close)  # once more does nothing
+            self._lines = Lines(sys.stderr, settings.log_format)
+            undo.callback(self._lines.close, LINES_CLOSE_S)
             self._news = News(self._lines)
+            undo.callback(self._news.close)
+            self._assembly = Assembly(settings, self._loop, self._note, temporary=not serving)
+            undo.callback(self._assembly.close)
+            self._webhooks = Webhooks(self._assembly.engine, self._loop)
             self._assembly.engine.observe(self._news.tell)
-            self._watch_signals()
+            self._ending.watch(lambda text: self._news.event("error", text), self._reload)
             if serving:
-                return await self._serve(url_of(settings.host, sockets), Server(self._app(), sockets))
+                most = descriptors.for_clients(len(self._assembly.engine.pool.slots))
+                return await self._serve(url_of(settings.host, sockets), Server(self._app(), sockets, most))
             return await self._run_one()
-        finally:
-            self._assembly.close()
-            self._news.close()
-            self._lines.close(LINES_CLOSE_S)
+
+    def _note(self, text: str) -> None:
+        self._news.event("note", text)
 
     # --- serving --------------------------------------------------------------------------------------------------------
 
@@ -107,9 +105,7 @@ class _Serving:
     async def _serve(self, url: str, server: Server) -> int:
         engine = self._assembly.engine
         engine.overview.url = url
-        for note in self._assembly.notes:
-            self._news.event("note", note)
-            engine.overview.notice = note
+        engine.overview.notice = self._assembly.notes[-1] if self._assembly.notes else None
         servers = [server]
         self._assembly.start()
         self._webhooks.start()
@@ -125,16 +121,16 @@ class _Serving:
                 self._assembly.resume_template()
                 await self._drain(self._settings.drain_timeout)
         finally:
-            await self._webhooks.close(self._at_once)
+            await self._webhooks.close(self._ending.at_once)
             for each in reversed(servers):
-                await each.stop(0.0 if self._at_once.is_set() else SERVER_STOP_S)
+                await each.stop(0.0 if self._ending.at_once.is_set() else SERVER_STOP_S)
             if screen is not None:
                 await screen.close()
                 self._news.resume()
         if failure is not None:
             raise failure
         self._news.event("stopped", "stopped")
-        return 130 if self._at_once.is_set() else 0
+        return 130 if self._ending.at_once.is_set() else 0
 
     async def _show_screen(self, servers: list[Server]) -> Screen | None:
         """Start the dashboard as a child on a private socket; the lines are silent until it ends. ``None``: there can be none."""
@@ -157,36 +153,29 @@ class _Serving:
 
     async def _drain(self, timeout: float) -> None:
         """End the workers in good order, which a broken engine cannot."""
-        drained = asyncio.ensure_future(self._assembly.engine.drain(timeout, self._at_once))
-        await asyncio.wait({drained, self._broken}, return_when=asyncio.FIRST_COMPLETED)
-        if self._broken.done():
+        drained = asyncio.ensure_future(self._assembly.engine.drain(timeout, self._ending.at_once))
+        await asyncio.wait({drained, self._ending.broken}, return_when=asyncio.FIRST_COMPLETED)
+        if self._ending.broken.done():
             drained.cancel()
-            self._broken.result()
+            self._ending.check()
         await drained
 
     async def _until_stopped(self) -> SuperviseError | None:
         """Until a signal comes (``None``) or no worker could start (the error that says so); raises what broke the engine."""
-        stop = asyncio.ensure_future(self._stop.wait())
-        first = self._assembly.engine.first_load
-        waits: set[asyncio.Future[Any]] = {stop, first, self._broken}
-        while True:
-            done, waits = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if self._broken in done:
-                stop.cancel()
-                self._broken.result()
-            if stop in done:
-                return None
-            if first in done and not first.result().ok:
-                stop.cancel()
-                return start_failure(self._settings, first.result())
+        ending = self._ending
+        first = await ending.first(asyncio.shield(self._assembly.engine.first_load), ending.stop)
+        if first is not None and not first.ok:
+            return start_failure(self._settings, first)
+        if first is not None:
+            await ending.first(ending.stop.wait(), ending.stop)
+        ending.check()
+        return None
 
     # --- one test job ---------------------------------------------------------------------------------------------------
 
     async def _run_one(self) -> int:
         """Run ``--test-input`` and print the job's status body; exit code 1 when it did not complete."""
         engine = self._assembly.engine
-        for note in self._assembly.notes:
-            self._news.event("note", note)
         request = _test_request(self._settings.test_input or "null")
         self._assembly.start()
         self._webhooks.start()
@@ -201,10 +190,10 @@ class _Serving:
         if failure is not None:
             raise failure
         await self._drain(0.0)
-        await self._webhooks.finish(self._settings.webhook_timeout, self._at_once)
-        await self._webhooks.close(self._at_once)
+        await self._webhooks.finish(self._settings.webhook_timeout, self._ending.at_once)
+        await self._webhooks.close(self._ending.at_once)
         if ended.cancelled():
-            return 130 if self._at_once.is_set() else 1
+            return 130 if self._ending.at_once.is_set() else 1
         result = ended.result()
         if result is None:
             return 1
@@ -220,29 +209,10 @@ class _Serving:
 
     # --- signals --------------------------------------------------------------------------------------------------------
 
-    def _watch_signals(self) -> None:
-        self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
-        self._loop.add_signal_handler(signal.SIGTERM, self._stop.set)
-        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-        self._loop.set_exception_handler(self._loop_failed)
-
     def _reload(self) -> None:
         self._service.reloading()
         self._assembly.engine.reload()
         self._service.tell("READY=1")
-
-    def _interrupted(self) -> None:
-        if self._stop.is_set():
-            self._at_once.set()
-        self._stop.set()
-
-    def _loop_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What nobody caught. In a callback of the loop it is a fault of the engine's turn: what is on disk is right, so stop and
-        say so rather than go on half-way. In a task or a connection it hurts one client."""
-        error = context.get("exception")
-        self._news.event("error", f"{context.get('message')}: {error!r}")
-        if isinstance(error, Exception) and "handle" in context and not self._broken.done():
-            self._broken.set_exception(error)
 
 
 def _test_request(text: str) -> JobRequest:

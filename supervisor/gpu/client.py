@@ -21,6 +21,7 @@ from supervisor import wire
 from supervisor.errors import WireError
 from supervisor.gpu.messages import LIMIT, Answer, FromReader, List, Sample, ToReader
 from supervisor.gpu.records import Listing, Unwatched, WorkerRef, Xid
+from supervisor.settings import SECRET_VARIABLES
 
 _MAIN = Path(__file__).with_name("reader.py")
 _CHUNK = 65536
@@ -49,7 +50,7 @@ class _Process:
             self.pid = os.posix_spawn(
                 command[0],
                 command,
-                os.environ,
+                {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
                     (os.POSIX_SPAWN_DUP2, self._output, 1),

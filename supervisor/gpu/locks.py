@@ -123,7 +123,10 @@ def lock_store(store: Path, holder: Holder, wait: float = REMAINS_S) -> Lock:
     path = Path(f"{store}.lock")
     subject = f"the store {store}"
     with _opened(path.parent, make=False) as folder_fd:
-        fd = _acquire(path, folder_fd, fcntl.LOCK_EX, subject, holder, time.monotonic() + wait, mode=0o600)
+        try:
+            fd = _acquire(path, folder_fd, fcntl.LOCK_EX, subject, holder, time.monotonic() + wait, mode=0o600)
+        except LockedError as error:
+            raise LockedError(f"{error}; name another one with --store") from None
     return Lock(subject, [fd])
 
 

@@ -128,7 +128,8 @@ class NvmlSource:
             instance = self._optional("nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
             if instance is not None:
                 instance_uuid = _text(nvml.nvmlDeviceGetUUID(instance))
-                gpu = msgspec.structs.replace(self._gpu(instance, index, instance_uuid), mig=number, parent=uuid, pci=self._pci(handle))
+                gpu = self._gpu(instance, index, instance_uuid)
+                gpu = msgspec.structs.replace(gpu, mig=number, parent=uuid, pci=self._pci(handle))
                 yield Watched(gpu, instance)
 
     def _gpu(self, handle: Any, index: int, uuid: str) -> Gpu:

@@ -21,11 +21,17 @@ from supervisor.pool.process import LOG_PIPE_BYTES
 TURN_BYTES = 256 * 1024
 """Most bytes taken from one pipe in one turn, so that a flood on one does not starve the others."""
 
+TURN_MESSAGES = 250
+"""Most messages taken from one worker in one turn: each of them costs some microseconds, a chunk twenty."""
+
 READ_BYTES = 16 * 1024
 """Bytes asked for at once: most messages are small, and a larger buffer costs page faults at each read (20 µs for 256 KiB)."""
 
 LOG_TURN_BYTES = 32 * 1024
 """Most bytes of output taken from one worker in one turn: each line costs 4 to 8 µs on its way to the screens."""
+
+TURN_LINES = 1000
+"""Most lines of it, for the same reason: a line may be empty."""
 
 CLOGGED_BYTES = 1024 * 1024
 """A worker that leaves more of its messages unread gets no further job: they wait in the store, not here."""
@@ -35,6 +41,9 @@ LINE_BYTES = 8 * 1024
 
 TAIL_LINES = 20
 """How many last lines an error carries: of the job's, and of those of its worker that name no job."""
+
+WORDS_LINES = 1000
+"""Among how many of the lines that came together those are."""
 
 _OWN_FRAME = f'  File "{Path(__file__).resolve().parents[1]}{os.sep}'
 """How ``faulthandler`` shows this program's own frames. They come last and are many, and say nothing about the user's code."""
@@ -66,44 +75,70 @@ class Link:
         self.pid: int | None = None
         self.kind = "unknown"
         self.load_failed: wire.LoadFailed | None = None
+        self.port_named = False
         self.warnings = 0
         self.broken = False
         self.at_end = False
         self.log_at_end = False
         self._connection = connection
         self._frames = wire.FrameReader(limit)
+        self._payloads: deque[bytes] = deque()
         self._unsent = bytearray()
         self._waiting = array("i", [0])
         self._marks: MarkReader | None = None
+        self._held = b""  # of the log: read, and for a later turn
         self._unfinished: dict[str | None, bytes] = {}  # lines whose end is still to come, by job
         self._words: dict[str | None, deque[tuple[int, str]]] = {}  # the newest lines, by job, numbered in their order
         self._count = 0
 
-    def receive(self, budget: int = TURN_BYTES) -> list[wire.FromWorker]:
-        """The messages that are there, at most about ``budget`` bytes of them; none when the pipe is empty or at its end.
+    def receive(self, budget: int = TURN_BYTES, most: int = TURN_MESSAGES) -> list[wire.FromWorker]:
+        """At most ``most`` of the messages that are there, none when the pipe is empty or at its end.
+
+        About ``budget`` bytes are read. ``more`` says whether other messages were among them.
 
         Raises:
             WireError: what came is no message of this channel; the link is then ``broken`` and reads nothing more.
         """
         if self.broken:
             return []
-        payloads: list[bytes] = []
-        size = READ_BYTES
+        messages: list[wire.FromWorker] = []
         try:
-            while budget > 0:
-                data = self._read(self.fd, size)
-                if not data:
-                    self.at_end = data is not None
-                    break
-                payloads += self._frames.feed(data)
-                if len(data) < size:
-                    break
-                budget -= len(data)
-                size = TURN_BYTES
-            return [checked(_CODEC.decode(payload)) for payload in payloads]
+            if len(self._payloads) < most:
+                self._read_frames(budget)
+            while self._payloads and len(messages) < most:
+                messages.append(checked(_CODEC.decode(self._payloads[0])))
+                self._payloads.popleft()
         except WireError:
+            if messages:
+                return messages  # what was said before it counts; it is met again
             self.broken = True
+            self._payloads.clear()
             raise
+        return messages
+
+    def _read_frames(self, budget: int) -> None:
+        """Read what is there. What cannot be read on is met when all that came before it has been returned."""
+        size = READ_BYTES
+        while budget > 0:
+            data = self._read(self.fd, size)
+            if not data:
+                self.at_end = data is not None
+                break
+            try:
+                self._payloads += self._frames.feed(data)
+            except WireError:
+                if not self._payloads:
+                    raise
+                break
+            if len(data) < size:
+                break
+            budget -= len(data)
+            size = TURN_BYTES
+
+    @property
+    def more(self) -> bool:
+        """Whether messages were read that ``receive`` has not returned yet, or failed at."""
+        return bool(self._payloads)
 
     def send(self, message: wire.ToWorker) -> bool:
         """Write one message; false when part of it waits for ``flush``."""
@@ -141,36 +176,59 @@ class Link:
     def log_waits(self) -> bool:
         """Whether anything of the log is not returned yet. Asked at each end of a job: an empty read costs five times that."""
         fcntl.ioctl(self.log_fd, termios.FIONREAD, self._waiting)
-        return self._waiting[0] != 0 or bool(self._unfinished)
+        return self._waiting[0] != 0 or bool(self._held or self._unfinished)
 
-    def read_log(self, running: Collection[str], budget: int = LOG_TURN_BYTES) -> list[Said]:
-        """The whole lines that the worker (or what it started) has written, at most about ``budget`` bytes of them.
+    @property
+    def more_log(self) -> bool:
+        """Whether output was read that ``read_log`` has not returned yet."""
+        return bool(self._held)
+
+    def read_log(self, running: Collection[str], budget: int = LOG_TURN_BYTES, most: int = TURN_LINES) -> list[Said]:
+        """The whole lines that the worker (or what it started) has written, at most about ``budget`` bytes of them and ``most``
+        lines. ``more_log`` says whether others were read.
 
         ``running`` are the jobs that may be named.
         """
         said: list[Said] = []
-        while budget > 0:
-            data = self._read(self.log_fd, READ_BYTES)
-            if not data:
-                self.log_at_end = data is not None
-                break
+        while budget > 0 and most > 0:
+            data, ended = self._next_output()
+            data, count = self._hold_back(data, most)
+            most -= count
             budget -= len(data)
             for job, text in ((None, data),) if self._marks is None else self._marks.feed(data):
                 self._say(said, job if job is None or job in running else NO_JOB, self._cut(job, text))
-            if len(data) < READ_BYTES:
+            if ended:
                 break
         return said
 
+    def _next_output(self) -> tuple[bytes, bool]:
+        """What was held back, or can be read; and whether that is all for now."""
+        if self._held:
+            data, self._held = self._held, b""
+            return data, False
+        read = self._read(self.log_fd, READ_BYTES)
+        if not read:
+            self.log_at_end = read is not None
+        return read or b"", len(read or b"") < READ_BYTES
+
+    def _hold_back(self, data: bytes, most: int) -> tuple[bytes, int]:
+        """The first ``most`` lines of ``data`` and how many there are; the others wait."""
+        count = data.count(b"\n")
+        if count > most:
+            self._held = data.split(b"\n", most)[-1]
+            return data[: len(data) - len(self._held)], most
+        return data, count
+
     def last_log_of(self, job: str, running: Collection[str]) -> list[Said]:
         """Everything in the log pipe as ``job`` ends, its unfinished line too; if it ran alone, that of the worker as well."""
-        said = self.read_log(running, LOG_PIPE_BYTES)
+        said = self.read_log(running, LOG_PIPE_BYTES, LOG_PIPE_BYTES)
         self._finish(said, [job] if len(running) > 1 else list(self._unfinished))
         self._words.pop(job, None)
         return said
 
     def last_log(self, running: Collection[str]) -> list[Said]:
         """Everything left in the log pipe of a worker that is dead."""
-        said = self.read_log(running, LOG_PIPE_BYTES)
+        said = self.read_log(running, LOG_PIPE_BYTES, LOG_PIPE_BYTES)
         if self._marks is not None:
             self._say(said, None, self._cut(None, self._marks.rest()))
         self._finish(said, list(self._unfinished))
@@ -198,6 +256,11 @@ class Link:
             rest = rest[cut:]
         if rest:
             self._unfinished[job] = rest
+        if all(len(line) <= LINE_BYTES for line in whole):
+            # At once, which is ten times as fast: no character goes across a line's end, not even half of one.
+            text = b"\n".join(whole).decode("utf-8", "replace")
+            lines = text.split("\n") if whole else []
+            return [line.rstrip("\r") for line in lines] if "\r" in text else lines
         return [
             line[at : at + LINE_BYTES].decode("utf-8", "replace").rstrip("\r")
             for line in whole
@@ -221,8 +284,9 @@ class Link:
         words = self._words.get(job)
         if words is None:
             words = self._words[job] = deque(maxlen=TAIL_LINES)
-        words.extend(enumerate((line for line in lines if not line.startswith(_OWN_FRAME)), self._count))
-        self._count += len(lines)
+        newest = lines[-WORDS_LINES:]
+        words.extend(enumerate((line for line in newest if not line.startswith(_OWN_FRAME)), self._count))
+        self._count += len(newest)
 
     @staticmethod
     def _read(fd: int, size: int) -> bytes | None:

@@ -59,16 +59,25 @@ class Links:
         """Those with output since the last call."""
         return self._take(self._printed)
 
+    def heard(self, link: Link) -> None:
+        """What ``link`` had to say was taken, as much as one turn takes: the rest is for the next, if more can come at all."""
+        if link.more:
+            self._readable(link, self._spoke)
+        if link.more_log:
+            self._readable(link, self._printed)
+        if link.at_end or link.broken or link.log_at_end:
+            self.listen(link, True)
+
     def listen(self, link: Link, listening: bool) -> None:
         """Watch those pipes of ``link`` that have not come to their end, or none."""
+        # First of all: uvloop gives up a descriptor that shows an error (a worker died with a message unread), and refuses to
+        # watch it again until it is removed.
+        self._loop.remove_reader(link.fd)
+        self._loop.remove_reader(link.log_fd)
         if listening and not (link.at_end or link.broken):
             self._loop.add_reader(link.fd, self._readable, link, self._spoke)
-        else:
-            self._loop.remove_reader(link.fd)
         if listening and not link.log_at_end:
             self._loop.add_reader(link.log_fd, self._readable, link, self._printed)
-        else:
-            self._loop.remove_reader(link.log_fd)
 
     def send(self, link: Link, message: wire.ToWorker) -> None:
         """Write ``message``, the rest of it as soon as the worker reads."""

@@ -160,6 +160,7 @@ class Machine:
             blame=False,
             stack_shown=False,
             pausing=False,
+            put_off=None,
             deadline=now + timeout if timeout else None,
         )
         return slot, [ForkWorker(slot.generation)]
@@ -231,7 +232,10 @@ class Machine:
         if slot.state is SlotState.ENDING:
             return slot, []
         slot = _with(slot, deadline=slot.deadline if cancelling else None)
-        cause = slot.refresh_cause or event.refresh or self._own_cause(slot, event)
+        wanted = event.refresh or self._own_cause(slot, event)
+        if slot.pausing and slot.put_off is None and wanted is not None:
+            slot = _with(slot, put_off=wanted, since=now)
+        cause = slot.refresh_cause or wanted
         if cause is not None and slot.refresh_cause is None:
             slot = _with(slot, refresh_cause=cause, since=now)
         if running:
@@ -295,7 +299,8 @@ class Machine:
     def _pause_asked(self, slot: Slot, event: PauseAsked, now: float) -> Step:
         if slot.state is SlotState.PARKED:
             raise _illegal(slot, event)
-        slot = _with(slot, pausing=True, refresh_cause=event.cause)
+        put_off = slot.put_off if slot.pausing else slot.refresh_cause
+        slot = _with(slot, pausing=True, put_off=put_off, refresh_cause=event.cause)
         if slot.state in (SlotState.BACKOFF, SlotState.BROKEN):
             return _with(slot, state=SlotState.PARKED, deadline=None, cause=event.cause), []
         if slot.state in (SlotState.STARTING, SlotState.IDLE):
@@ -307,7 +312,7 @@ class Machine:
         if not slot.pausing:
             raise _illegal(slot, event)
         if slot.state is not SlotState.PARKED:
-            return _with(slot, pausing=False, refresh_cause=None), []
+            return _with(slot, pausing=False, put_off=None, refresh_cause=slot.put_off), []
         return self._start(slot, Start(), now)
 
     def _misbehaved(self, slot: Slot, event: Misbehaved, now: float) -> Step:

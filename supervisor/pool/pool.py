@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from supervisor import wire
 from supervisor.errors import WireError
 from supervisor.gpu.records import GpuSample
-from supervisor.pool import events, steps
+from supervisor.pool import events, ports, steps
 from supervisor.pool.keeper import Keeper, Lost
 from supervisor.pool.link import Link, Said
 from supervisor.pool.links import Links
@@ -230,11 +230,20 @@ class Pool:
                 self._say("warning", action.text, name)
             else:
                 self._actions.append((name, action))
-        if after.state is not before.state and after.state in (SlotState.HELD, SlotState.LOST):
-            self._say("gpu", f"held: {after.cause}" if after.state is SlotState.HELD else after.cause or "lost", name)
+        if after.state is not before.state:
+            self._came_to(after)
         self._indices_shifted = self._indices_shifted or isinstance(event, steps.GpuLost)
         if self._memory is not None and before.state in _RELEASE and after.state not in _RELEASE:
             self._memory.forget(name)  # what it learns now would come too late
+
+    def _came_to(self, slot: Slot) -> None:
+        """Say that a slot left service where a person should know."""
+        if slot.state is SlotState.HELD:
+            self._say("gpu", f"held: {slot.cause}", slot.name)
+        elif slot.state is SlotState.LOST:
+            self._say("gpu", slot.cause or "lost", slot.name)
+        elif slot.state is SlotState.PARKED and slot.pausing:
+            self._say("worker", slot.cause or "paused", slot.name)
 
     def _lost(self, slot: Slot, action: steps.JobLost, *, machinery: bool) -> None:
         link = self._links[slot.name]
@@ -263,13 +272,11 @@ class Pool:
                 self._from_worker(link, message, now)
         except WireError as error:
             self._misbehaved(link, str(error), now)
-        if link.at_end or link.broken:
-            self._links.listen(link, True)
+        self._links.heard(link)
 
     def _read_log(self, link: Link) -> None:
         self._print(link, link.read_log(self.slots[link.slot].running))
-        if link.log_at_end:
-            self._links.listen(link, True)
+        self._links.heard(link)
 
     def _from_worker(self, link: Link, message: wire.FromWorker, now: float) -> None:
         slot = self.slots[link.slot]
@@ -280,6 +287,7 @@ class Pool:
             if link.log_waits:
                 self._print(link, link.last_log_of(message.job, slot.running))
             self._events.append(events.JobEnded(message.job, link.slot, message))
+            self._look_for_port(link, message.error or "")
             cause = (
                 f"a CUDA error ({message.poisoned})" if message.poisoned else "the handler" if message.refresh else None
             )
@@ -292,6 +300,7 @@ class Pool:
             self._worker_ready(link, message, now)
         elif isinstance(message, wire.LoadFailed):
             link.load_failed = message
+            self._look_for_port(link, message.message)
         elif isinstance(message, wire.Capacity):
             self._step(link.slot, steps.CapacityChanged(min(message.capacity, wire.MAX_CAPACITY)), now)
         else:
@@ -304,6 +313,15 @@ class Pool:
             self._say("warning", text, link.slot)
         elif link.warnings == WARNINGS + 1:
             self._say("warning", f"more than {WARNINGS} warnings of its worker: the others are left out", link.slot)
+
+    def _look_for_port(self, link: Link, error: str) -> None:
+        """Say it, once for a worker, if ``error`` is about a port that a sibling has."""
+        if not error or link.port_named:
+            return
+        pids = {other.slot: other.pid for other in self._links if other.pid is not None}
+        if words := ports.hint(error, link.slot, pids):
+            link.port_named = True
+            self._say("warning", words, link.slot)
 
     def _worker_ready(self, link: Link, message: wire.Ready, now: float) -> None:
         state = self.slots[link.slot].state
@@ -335,7 +353,7 @@ class Pool:
     def _last_words(self, link: Link, now: float) -> None:
         """On a death, drain both pipes before judging: ``Done`` may be in one."""
         try:
-            for message in link.receive(LAST_BYTES):
+            for message in link.receive(LAST_BYTES, most=LAST_BYTES):
                 self._from_worker(link, message, now)
         except WireError as error:
             self._say("warning", f"its last message was unreadable: {error}", link.slot)
@@ -456,14 +474,19 @@ class Pool:
         worker_id = f"{name}-{slot.generation}"
         pinned = place.env_by_uuid if self._indices_shifted and place.env_by_uuid is not None else place.env
         env = {**pinned, "SUPERVISE_WORKER_ID": worker_id, "RUNPOD_POD_ID": worker_id}
-        self._starter.fork(name, slot.generation, env, pipes)
+        try:
+            self._starter.fork(name, slot.generation, env, pipes)
+        except OSError as error:
+            self._links.drop(name)
+            self._step(name, steps.ForkFailed(str(error)), now)
+            return
         self._template.flush()
 
     def _release(self, name: str, now: float) -> None:
         self._links.drop(name)
         if self._memory is None or not self.slots[name].has_gpu:
             self._step(name, steps.Released(), now)
-        else:
+        elif self.slots[name].state is SlotState.RELEASING:  # not lost meanwhile
             self._memory.release(self.places[name], now)
 
     def _hear_memory(self) -> None:

@@ -35,6 +35,9 @@ SECRETS = settings.SECRET_VARIABLES | {"SUPERVISE_API_KEY_FILE", "SUPERVISE_WEBH
 LOG_PIPE_BYTES = 1024 * 1024
 """A log pipe holds at most this (`/proc/sys/fs/pipe-max-size`): what a worker wrote before ``Done`` is no more."""
 
+SERVICE_MANAGERS = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
+"""What systemd gives to this process alone: a handler's library that speaks to it would speak for the service."""
+
 _MESSAGE_BYTES = 256 * 1024
 _MESSAGES_A_TURN = 256
 _DEATH_PATIENCE = 1.0
@@ -152,6 +155,9 @@ class Template:
         follows.
 
         ``env`` is set in the worker before any user code; None removes a variable.
+
+        Raises:
+            OSError: no descriptors are left.
         """
         self._send(wire.Fork(slot, generation, dict(env)), (connection, log))
 
@@ -182,6 +188,11 @@ class Template:
             self._outbox.popleft()
             _close_all(descriptors)
 
+    def resume(self) -> None:
+        """Let the template go on if somebody has stopped it (SIGSTOP): what is asked of it would wait for ever."""
+        if self._process is not None and self._process.returncode is None:
+            kill(self._process.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL the template itself. Its workers die with it; what they started is for ``sweep_orphans``."""
         self._running().kill()
@@ -201,7 +212,13 @@ class Template:
 
     def _send(self, message: wire.ToTemplate, descriptors: tuple[int, ...] = ()) -> None:
         # Copies, since the caller may close its own and the socket may be full.
-        self._outbox.append((self._codec.encode(message), tuple(map(os.dup, descriptors))))
+        copies: list[int] = []
+        try:
+            copies.extend(map(os.dup, descriptors))
+        except OSError:
+            _close_all(copies)
+            raise
+        self._outbox.append((self._codec.encode(message), tuple(copies)))
         self.flush()
 
     def _drop_outbox(self) -> None:
@@ -227,7 +244,7 @@ class Template:
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
     """``environ`` as handlers may see it."""
-    return {name: value for name, value in environ.items() if name not in SECRETS}
+    return {name: value for name, value in environ.items() if name not in SECRETS | SERVICE_MANAGERS}
 
 
 def make_pipes() -> Pipes:
@@ -275,6 +292,15 @@ def sweep_orphans(known: Collection[int], patience: float = 1.0) -> int:
             break
         time.sleep(_LOOK_AGAIN)
     return swept
+
+
+def reap_orphans(known: Collection[int]) -> None:
+    """Reap the dead children of this process that are not ``known``; leave the living alone.
+
+    For process 1 of a container, to which come the orphans of all that run there, also of those that we have not started.
+    """
+    for pid in orphans_of_this_process(known):
+        _reap(pid)
 
 
 def sweep_marked(run_id: str, patience: float = 1.0) -> int:

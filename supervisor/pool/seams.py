@@ -65,7 +65,7 @@ class Starter(Protocol):
         """Pipes for one worker generation."""
 
     def fork(self, slot: str, generation: int, env: Mapping[str, str | None], pipes: Pipes) -> None:
-        """Ask for a worker and hand its ends of ``pipes`` over."""
+        """Ask for a worker and hand its ends of ``pipes`` over. Raises ``OSError`` when no descriptors are left."""
 
     def signal(self, slot: str, generation: int, signum: int) -> None:
         """Signal a worker."""

@@ -51,7 +51,8 @@ class Slot(msgspec.Struct, frozen=True):
 
     ``failures`` counts workers in a row that died before they were given a job. ``cause`` says why the worker ends or the slot
     is out of service; ``blame`` that a job which still runs when the worker is ended may be the reason; ``stack_shown``
-    that its stacks were asked for; ``pausing`` that the slot is to be out of service until it is resumed.
+    that its stacks were asked for; ``pausing`` that the slot is to be out of service until it is resumed;
+    ``put_off`` is why this worker is to be refreshed should it be resumed before it has ended.
     ``since``, ``gone_at`` and ``released_at`` are the moments of a refresh: asked for, tree gone, memory free. ``idle_since`` is
     when the worker's last job ended, or it became ready; ``told_above``: a worker without any job was said to hold too much.
     """
@@ -73,6 +74,7 @@ class Slot(msgspec.Struct, frozen=True):
     blame: bool = False
     stack_shown: bool = False
     pausing: bool = False
+    put_off: str | None = None
     since: float = 0.0
     gone_at: float = 0.0
     released_at: float = 0.0

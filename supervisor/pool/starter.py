@@ -73,7 +73,12 @@ class TemplateStarter:
         return make_pipes()
 
     def fork(self, slot: str, generation: int, env: Mapping[str, str | None], pipes: Pipes) -> None:
-        """Ask for a worker and hand its ends of ``pipes`` over."""
+        """Ask for a worker and hand its ends of ``pipes`` over.
+
+        Raises:
+            OSError: no descriptors are left.
+        """
+        self._present.resume()
         try:
             self._present.fork(slot, generation, env, pipes.worker_connection.fileno(), pipes.worker_log)
         finally:
@@ -81,11 +86,18 @@ class TemplateStarter:
 
     def signal(self, slot: str, generation: int, signum: int) -> None:
         """Signal a worker."""
+        self._present.resume()
         self._present.signal(slot, generation, signum)
 
     def end_tree(self, slot: str, generation: int) -> None:
         """SIGKILL a worker and all it started."""
+        self._present.resume()
         self._present.end_tree(slot, generation)
+
+    def resume(self) -> None:
+        """Let a template that somebody has stopped go on."""
+        if self._template is not None:
+            self._template.resume()
 
     def sweep(self) -> int:
         """End what a dead template left behind; returns how many processes."""
@@ -95,6 +107,7 @@ class TemplateStarter:
         """End the template and everything below it, waiting up to ``timeout`` seconds; what is left then is swept."""
         if self._template is not None:
             self._template.quit()
+            self._template.resume()
             if self._template.wait(timeout) is None:
                 self._template.kill()
                 self._template.wait(timeout)

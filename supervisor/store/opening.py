@@ -139,7 +139,8 @@ def _refuse_foreign(path: Path) -> None:
     try:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, isolation_level=None)
         try:
-            _check_identity(db, path)
+            if _pragma(db, "schema_version"):  # else a start was cut short: there is nothing in it yet
+                _check_identity(db, path)
         finally:
             db.close()
     except sqlite3.Error as error:

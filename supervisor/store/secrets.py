@@ -32,12 +32,17 @@ class SecretFiles:
         with _refusals_of(file):
             self._make_folder()
             draft.unlink(missing_ok=True)
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            draft.replace(file)
-            _sync_folder(self._folder)
+            try:
+                with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as out:
+                    out.write(data)
+                    out.flush()
+                    os.fsync(out.fileno())
+                draft.replace(file)
+                _sync_folder(self._folder)
+            except OSError:
+                # A full disk may have taken a part of it, of a job that will not be.
+                draft.unlink(missing_ok=True)
+                raise
 
     def get(self, job_id: str) -> bytes | None:
         """What is kept for this job, if anything."""

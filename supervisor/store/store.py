@@ -201,9 +201,10 @@ class Store:
                 self._retried += retried
         done(error)
 
-    def forget(self, ended_before_ms: int, limit: int) -> int:
+    def forget(self, ended_before_ms: int, limit: int, gone: Callable[[], None] = lambda: None) -> int:
         """Delete jobs that ended before that time, oldest end first, with all they left: at most ``limit``, and fewer where they
-        are large. How many they are; 0 when none is left. With durability ``full`` they are gone a moment later.
+        are large. How many they are; 0 when none is left. With durability ``full`` they are gone a moment later: until ``gone``
+        is called nothing may be written that starts from a job as reads show it.
 
         Raises:
             StoreError: nothing was deleted; with durability ``full`` by the call before.
@@ -217,19 +218,19 @@ class Store:
 
         if seqs and not self._forgetting:
             self._forgetting = True
-            self._transact(work, self._forgot)
+            self._transact(work, lambda error: self._forgot(error, gone))
         failure, self._forget_failure = self._forget_failure, None
         if failure is not None:
             raise failure
         return len(moves) or len(seqs)  # those, when their turn has yet to come
 
-    def forget_oldest(self, limit: int) -> int:
+    def forget_oldest(self, limit: int, gone: Callable[[], None] = lambda: None) -> int:
         """As ``forget``, whenever they ended: to make room.
 
         Raises:
             StoreError: nothing was deleted; with durability ``full`` by the call before.
         """
-        return self.forget(_END_OF_TIME, limit)
+        return self.forget(_END_OF_TIME, limit, gone)
 
     def _forget(self, seqs: Sequence[int]) -> list[Move]:
         """Delete these jobs, or as many of them as free ``FORGET_BYTES``."""
@@ -241,9 +242,15 @@ class Store:
                 break
         return moves
 
-    def _forgot(self, error: StoreError | None) -> None:
+    @property
+    def forgetting(self) -> bool:
+        """Whether jobs are being deleted, which reads show until that is durable."""
+        return self._forgetting
+
+    def _forgot(self, error: StoreError | None, gone: Callable[[], None]) -> None:
         self._forgetting = False
         self._forget_failure = error
+        gone()
 
     # --- reading ---------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,9 @@ from typing import Any, NoReturn, Union
 import msgspec
 
 from supervisor.proc import set_death_signal, set_subreaper
+from supervisor.template import mounts
 from supervisor.template.fresh import Pool, reseed, widen
+from supervisor.template.limits import pin, raise_oom_score
 from supervisor.worker.main import WorkerStart
 
 Entry = Callable[[WorkerStart], NoReturn]
@@ -65,9 +67,11 @@ def _fork_quietly() -> int:
 
 
 def become_worker(
-    entry: Entry, start: WorkerStart, env: Mapping[str, str | None], log: int, inherited: Inherited
+    entry: Entry, start: WorkerStart, env: Mapping[str, str | None], folder: str, log: int, inherited: Inherited
 ) -> NoReturn:
-    """Cut all ties to the template and enter the worker, whose output goes to ``log``; ends the process, whatever happens."""
+    """Cut all ties to the template and enter the worker, whose output goes to ``log`` and whose temporary files go to ``folder``;
+    ends the process, whatever happens.
+    """
     try:
         # The kernel's promise first: from here on the template's end is this process's end.
         set_death_signal(signal.SIGKILL)
@@ -77,7 +81,7 @@ def become_worker(
         set_subreaper()
         _take_descriptors(inherited, log)
         _restore_signals(inherited.dispositions)
-        _apply(env)
+        _apply({**env, **_take_share(start, folder, inherited.template)})
         reseed()
         widen(inherited.pools)
         entry(start)
@@ -85,6 +89,20 @@ def become_worker(
         os.write(2, traceback.format_exc().encode(errors="replace"))
     finally:
         os._exit(EXIT_BROKEN)
+
+
+def _take_share(start: WorkerStart, folder: str, template: int) -> dict[str, str]:
+    """Take what the worker may have of the machine; returns what its environment says of that."""
+    limits = start.setup.limits
+    raise_oom_score(template)
+    if cpus := limits.cpus.get(start.slot):
+        pin(cpus)
+    if limits.private_tmp:
+        folder = mounts.enter(folder, limits.kept, f"{start.slot}-{start.generation}")
+        set_death_signal(signal.SIGKILL)  # a change of the user namespace may have taken it back
+        if os.getppid() != template:
+            os._exit(EXIT_BROKEN)
+    return {"TMPDIR": folder}
 
 
 def signals_to_restore() -> dict[int, Disposition]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import shutil
@@ -11,8 +12,12 @@ import socket
 from collections.abc import Iterator, Sequence
 
 from supervisor.proc import children_of, kill_with_group, reap_any, set_death_signal
+from supervisor.template.crowd import end_tree
 
 _LOOK_AGAIN_MS = 5
+_STUBBORN_LOOKS = 10
+_STUBBORN_S = 0.5
+"""What is left after some looks may be forking faster than it is killed; or the kernel cannot end it yet, and time is spent."""
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP)
 """Signals a terminal or a person may send: only the supervisor's word or its end ends the template."""
@@ -56,8 +61,11 @@ def end_everything(wakeup: int) -> None:
     poll = select.poll()
     poll.register(wakeup, select.POLLIN)
     own_pid = os.getpid()
-    while True:
-        for pid in children_of(own_pid):
+    for look in itertools.count(1):
+        left = children_of(own_pid)
+        if look % _STUBBORN_LOOKS == 0:
+            end_tree(left, _STUBBORN_S)
+        for pid in left:
             kill_with_group(pid)
         try:
             while reap_any() is not None:

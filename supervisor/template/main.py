@@ -39,8 +39,10 @@ from supervisor import wire
 from supervisor.errors import SuperviseError, WireError
 from supervisor.proc import children_of, kill_with_group, set_subreaper
 from supervisor.template import child, guard
+from supervisor.template.crowd import Crowd
 from supervisor.template.folders import Folders
 from supervisor.template.fresh import find_pools
+from supervisor.template.limits import raise_oom_score
 from supervisor.template.preload import Preloaded, SpoiltError, freeze, import_shared, preload
 from supervisor.template.reap import Reaper
 from supervisor.worker.main import WorkerStart
@@ -151,6 +153,7 @@ class Template:
         self._wakeup = self._listen_for_deaths()
         self._reaper = Reaper()
         self._folders = Folders(setup.tmp_root, self._reaper)
+        self._crowd = Crowd(setup.limits.processes, self._reaper)
         for descriptor in (self._sock.fileno(), self._wakeup, guard.open_supervisor()):
             if descriptor is not None:
                 self._poll.register(descriptor, select.POLLIN)
@@ -181,9 +184,11 @@ class Template:
             if isinstance(event, wire.Swept):
                 self._folders.discard(event.slot, event.generation)
         self._folders.clean()
+        self._crowd.turn()
 
     def _patience_ms(self) -> int | None:
-        deadlines = [at for at in (self._reaper.next_look, self._folders.next_look) if at is not None]
+        looks = (self._reaper.next_look, self._folders.next_look, self._crowd.next_look)
+        deadlines = [at for at in looks if at is not None]
         return max(0, int((min(deadlines) - time.monotonic()) * 1000) + 1) if deadlines else None
 
     def _handle_socket(self) -> None:
@@ -228,8 +233,7 @@ class Template:
             if pid == 0:
                 connection, log = descriptors
                 start = WorkerStart(slot, generation, connection, self._setup, forked_at)
-                env = {**message.env, "TMPDIR": folder}
-                child.become_worker(self._entry, start, env, log, self._inherited)
+                child.become_worker(self._entry, start, message.env, folder, log, self._inherited)
             self._reaper.add_worker(slot, generation, pid)
             self._send(wire.Forked(slot, generation, pid))
         for descriptor in descriptors:
@@ -281,6 +285,7 @@ def flush_c_output_by_line() -> None:
 def run(arguments: Sequence[str], find_entry: Callable[[], child.Entry]) -> NoReturn:
     """Be the template that ``arguments`` (SOCKET LOCK…) describe; ends the process."""
     guard.ignore_signals()
+    raise_oom_score(os.getppid())
     flush_c_output_by_line()
     descriptors = [int(argument) for argument in arguments if not argument.startswith(_AGAIN)]
     for descriptor in descriptors:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Collection
 from typing import Union
 
 from supervisor.proc import children_of, kill, kill_with_group, reap_any
@@ -42,6 +43,7 @@ class Reaper:
         self._spared = set(children_of(self._own_pid))
         self._trees: dict[int, _Tree] = {}
         self._orphans: dict[int, frozenset[int]] = {}
+        self._causes: dict[int, str] = {}
         self._delay = _SOONEST
         self._next_look: float | None = None
 
@@ -62,6 +64,20 @@ class Reaper:
     def spares(self, pid: int) -> bool:
         """Whether ``pid`` is spared and has not ended."""
         return pid in self._spared
+
+    @property
+    def workers(self) -> Collection[int]:
+        """The pids of the living workers."""
+        return self._workers.keys()
+
+    @property
+    def spared(self) -> Collection[int]:
+        """The pids of what is spared and has not ended."""
+        return self._spared
+
+    def condemn(self, pid: int, cause: str) -> None:
+        """The worker ``pid`` is about to be killed; ``cause`` goes into its ``Died``."""
+        self._causes.setdefault(pid, cause)
 
     def signal_worker(self, slot: str, generation: int, signum: int) -> None:
         """Send ``signum`` to that worker alone, if it lives. Its pid cannot be another's: only this process reaps it."""
@@ -103,7 +119,7 @@ class Reaper:
             slot, generation = worker
             del self._pids[worker]
             self._trees[pid] = _Tree(slot, generation, pid)
-            events.append(Died(slot, generation, pid, status))
+            events.append(Died(slot, generation, pid, status, self._causes.pop(pid, "")))
         elif pid in self._spared:
             self._spared.discard(pid)
         else:

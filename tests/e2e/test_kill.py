@@ -174,6 +174,7 @@ def test_of_the_template(supervise: Runs, make_gate: Callable[[], Gate]) -> None
     run.until(lambda: not any(map(alive, [grandchild, *workers])))
     for gate in gates:
         gate.close()
+    for gate in gates:
         gate.open()
     assert outputs(run, jobs) == [0, 1, 2, 3, 4, 5]
     assert [run.status(job)["retries"] for job in jobs] == [1, 1, 0, 0, 0, 0]

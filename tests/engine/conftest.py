@@ -1,6 +1,7 @@
 """An engine over real pipes whose workers and template are played by the test; time is the test's own."""
 
 import asyncio
+import contextlib
 import os
 import socket
 
@@ -55,7 +56,28 @@ class PlayedWorker:
             self._pipes.worker_connection.send_bytes(self._codec.encode(message))
 
     def write_raw(self, data):
-        os.write(self._pipes.worker_connection.fileno(), data)
+        """Bytes, as many at a time as the pipe takes, with turns of the supervisor between."""
+        view = memoryview(data)
+        with self._socket() as pipe:
+            while view:
+                with contextlib.suppress(BlockingIOError):
+                    view = view[pipe.send(view, socket.MSG_DONTWAIT) :]
+                    continue
+                self._starter.settle()
+
+    def write(self, *messages):
+        """As ``say``, but of any length and number."""
+        for message in messages:
+            self.write_raw(wire.frame(self._codec.encode(message)))
+
+    def reads_on(self):
+        """Take what is in its pipe, whatever it is."""
+        with self._socket() as pipe, contextlib.suppress(BlockingIOError):
+            while pipe.recv(1 << 20, socket.MSG_DONTWAIT):
+                pass
+
+    def _socket(self):
+        return socket.socket(fileno=os.dup(self._pipes.worker_connection.fileno()))
 
     def prints(self, text):
         os.write(self._pipes.worker_log, text.encode())
@@ -183,7 +205,7 @@ class PlayedMemory:
 class House:
     """Engine, pool, store and played processes, with the means to drive them turn by turn."""
 
-    def __init__(self, tmp_path, loop, slots=1, store=None, memory=None, **options):
+    def __init__(self, tmp_path, loop, slots=1, store=None, memory=None, limit=2**31, **options):
         self.loop = loop
         self.clock = ManualClock()
         self.settings = Settings.make("test:handler", store=tmp_path / "jobs.db", **options)
@@ -201,13 +223,14 @@ class House:
             refresh_worker=self.settings.refresh_worker,
             refresh_after_jobs=self.settings.refresh_after_jobs,
         )
-        self.pool = Pool(places, rules, self.starter, memory, loop, self.engine.wake, 2**31)
+        self.pool = Pool(places, rules, self.starter, memory, loop, self.engine.wake, limit)
         self.engine.attach(self.pool)
         self.faults = []
         loop.set_exception_handler(lambda _, context: self.faults.append(context))
         self.told = []
         self.engine.observe(self.told.append)
         self.starter.until = self.until
+        self.starter.settle = self.settle
 
     def start(self, *, ready=True, kind="function", capacity=1):
         self.engine.start()

@@ -194,6 +194,12 @@ def test_a_gpu_that_cannot_be_described_is_named_and_indices_are_not_trusted(fak
     assert listing.reason == "GPU 0 cannot be read: GPU is lost"
 
 
+def test_address_on_the_bus_is_as_linux_writes_it(fake_nvml, driver):
+    fake_nvml.add(2, mig=1)
+    gpus = driver().reader.list_gpus(10).gpus
+    assert [gpu.pci for gpu in gpus] == ["0000:4e:00.0", "0000:4f:00.0", "0000:50:00.0"]
+
+
 def test_mig_instances_stand_for_their_gpu(fake_nvml, driver):
     parent = fake_nvml.add(1, mig=2)
     listing = driver().reader.list_gpus(10)

@@ -254,3 +254,12 @@ def test_no_query_reads_the_whole_table(file, sqlite_of, query):
     steps = [step for *_, step in plan]
     assert steps
     assert not [step for step in steps if step in SCANS or "TEMP B-TREE" in step]
+
+
+def test_a_start_that_was_cut_short_before_it_made_a_table_is_simply_made_good(file: Path) -> None:
+    db = sqlite3.connect(file)
+    db.execute("PRAGMA journal_mode = WAL")  # writes the first page, and nothing of ours
+    db.close()
+    assert file.stat().st_size
+    with Store.open(file) as store:
+        assert store.next_seq == 1

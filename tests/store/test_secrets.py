@@ -53,6 +53,14 @@ def test_everything_can_be_done_again(secrets):
     secrets.drop("a")
 
 
+def test_nothing_of_a_secret_that_the_disk_does_not_take_is_left(secrets, folder, files_limited_to):
+    secrets.put("known", b"{}")
+    with files_limited_to(8), pytest.raises(StoreError):
+        secrets.put("a", SECRET)
+    assert len(list(folder.iterdir())) == 1
+    assert secrets.get("a") is None
+
+
 def test_they_are_their_owners_alone(secrets, folder):
     before = os.umask(0)
     try:

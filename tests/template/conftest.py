@@ -18,6 +18,7 @@ from supervisor.pool.process import Gone, Pipes, Template, make_pipes
 CHILDREN = Path(__file__).resolve().parent.parent / "children"
 ROOT = CHILDREN.parent.parent
 DEADLINE = 10.0
+NO_LIMITS = wire.Limits()
 
 R = TypeVar("R")
 
@@ -57,13 +58,16 @@ class House:
         preload: tuple[str, ...] = (),
         locks: tuple[int, ...] = (),
         preload_timeout: float = 60.0,
+        limits: wire.Limits = NO_LIMITS,
         **environ: str,
     ) -> None:
         self.tmp_root = tmp_path / "run"
         self.reports: list[wire.FromTemplate | Gone] = []
         self.workers: list[Worker] = []
         handler = wire.HandlerSpec("file", "unused.py")
-        self.setup = wire.Setup(wire.VERSION, "run-1", handler, preload, str(self.tmp_root), preload_timeout)
+        self.setup = wire.Setup(
+            wire.VERSION, "run-1", handler, preload, str(self.tmp_root), preload_timeout, limits=limits
+        )
         path = os.pathsep.join([str(ROOT), *filter(None, [environ.pop("PYTHONPATH", "")])])
         self.template = Template(CHILDREN / "template_stand_in.py")
         self.template.start(self.setup, locks, {**os.environ, "PYTHONPATH": path, **environ})
@@ -132,9 +136,13 @@ def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
     with contextlib.ExitStack() as stack:
 
         def make(
-            preload: tuple[str, ...] = (), locks: tuple[int, ...] = (), preload_timeout: float = 60.0, **environ: str
+            preload: tuple[str, ...] = (),
+            locks: tuple[int, ...] = (),
+            preload_timeout: float = 60.0,
+            limits: wire.Limits = NO_LIMITS,
+            **environ: str,
         ) -> House:
-            house = House(tmp_path, preload, locks, preload_timeout, **environ)
+            house = House(tmp_path, preload, locks, preload_timeout, limits, **environ)
             stack.callback(house.close)
             return house.start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 from multiprocessing.connection import wait
 
@@ -36,6 +37,26 @@ def test_requests_to_a_dead_template_are_dropped(house):
     assert len(os.listdir("/proc/self/fd")) == before + 2  # noqa: PTH208 - the supervisor's ends of the worker's pipes
     with pytest.raises(EOFError):
         worker.pipes.connection.recv_bytes()
+
+
+def test_a_fork_for_which_descriptors_are_missing_keeps_none(house):
+    pipes = make_pipes()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    filler = [os.dup(0)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            filler.extend(os.dup(0) for _ in range(256))
+        os.close(filler.pop())  # room for one; a fork needs two
+        with pytest.raises(OSError, match="Too many open files"):
+            house.template.fork("cpu0", 1, {}, pipes.worker_connection.fileno(), pipes.worker_log)
+        filler.append(os.dup(0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in [*filler, pipes.log, pipes.worker_log]:
+            os.close(descriptor)
+        pipes.connection.close()
+        pipes.worker_connection.close()
 
 
 def test_pipes_of_the_supervisor_never_block():

@@ -70,6 +70,10 @@ class Library:
         buffer.value = self._read(f"gpus/{self._gpu(handle)}/name").encode()
         return self._failure(self._name(handle))
 
+    def _nvmlDeviceGetPciInfo_v3(self, handle: object, info: object) -> int:  # noqa: N802
+        info._obj.busId = f"00000000:{int(self._gpu(handle)) + 0x4E:02X}:00.0".encode()
+        return self._failure(self._name(handle))
+
     def _nvmlDeviceGetMemoryInfo(self, handle: object, memory: object) -> int:  # noqa: N802
         used = sum(self._processes(handle, lagging=True).values()) + int(self._either("base", handle) or 0)
         info = memory._obj

@@ -1,0 +1,64 @@
+"""How one run of the program comes to its end: by a signal, a second one, or a fault of its loop; in the supervisor's process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Ending:
+    """``stop`` is set by SIGTERM and Ctrl-C, ``at_once`` by a second Ctrl-C. ``broken`` fails with what broke the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Nothing is watched before ``watch``."""
+        self.stop = asyncio.Event()
+        self.at_once = asyncio.Event()
+        self.broken: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._say: Callable[[str], None]
+
+    def watch(self, say: Callable[[str], None], reload: Callable[[], None]) -> None:
+        """Watch signals and the loop; ``say`` takes what went wrong there, ``reload`` is for SIGHUP."""
+        self._say = say
+        self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
+        self._loop.add_signal_handler(signal.SIGTERM, self.stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, reload)
+        self._loop.set_exception_handler(self._loop_failed)
+
+    async def first(self, work: Awaitable[T], end: asyncio.Event) -> T | None:
+        """What ``work`` gives or raises; ``None`` when ``end`` or a broken loop comes first, and ``work`` is cancelled then."""
+        doing: asyncio.Future[T] = asyncio.ensure_future(work)
+        ending = asyncio.ensure_future(end.wait())
+        waits: set[asyncio.Future[Any]] = {doing, ending, self.broken}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            return doing.result() if doing.done() else None
+        finally:
+            for future in (doing, ending):
+                if not future.done():
+                    future.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await future
+
+    def check(self) -> None:
+        """Raise what broke the loop, if anything did."""
+        if self.broken.done():
+            self.broken.result()
+
+    def _interrupted(self) -> None:
+        if self.stop.is_set():
+            self.at_once.set()
+        self.stop.set()
+
+    def _loop_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What nobody caught. In a callback of the loop it is a fault of the engine's turn: what is on disk is right, so stop and
+        say so rather than go on half-way. In a task or a connection it hurts one client."""
+        error = context.get("exception")
+        self._say(f"{context.get('message')}: {error!r}")
+        if isinstance(error, Exception) and "handle" in context and not self.broken.done():
+            self.broken.set_exception(error)

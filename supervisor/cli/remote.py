@@ -1,0 +1,105 @@
+"""What the client commands share: whom they ask, how they answer, and orders to several jobs; a client's process."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+import msgspec
+
+from supervisor.cli.lines import visible
+from supervisor.client import DEFAULT_URL, Client, JobState, JobView
+from supervisor.errors import RefusedError
+from supervisor.job import JobStatus
+
+HELP = {"help_option_names": ["-h", "--help"]}
+
+as_json = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the API's JSON, one object a line; so does an output that is no terminal.",
+)
+
+
+class _Raised(msgspec.Struct):
+    """The error of a handler that raised (contract §2)."""
+
+    error_type: str
+    error_message: str
+    error_traceback: str = ""
+
+
+def asks(command: Callable[..., int]) -> Callable[..., int]:
+    """Give ``command`` the options that name a supervisor, and a ``Client`` of it as its first argument."""
+
+    @click.option(
+        "--url", envvar="SUPERVISE_URL", default=DEFAULT_URL, show_default=True, help="Where the supervisor is."
+    )
+    @click.option("--api-key", envvar="SUPERVISE_API_KEY", help="Its key, if it wants one.")
+    @functools.wraps(command)
+    def run(*args: Any, url: str, api_key: str | None, **options: Any) -> int:
+        return command(Client(url, api_key), *args, **options)
+
+    return run
+
+
+def for_people(as_json: bool) -> bool:
+    """Whether somebody looks at the output who did not ask for JSON."""
+    return not as_json and sys.stdout.isatty()
+
+
+def put(data: bytes, *, now: bool = False) -> None:
+    """Write ``data`` to standard output; ``now``: at once."""
+    sys.stdout.buffer.write(data)
+    if now:
+        sys.stdout.buffer.flush()
+
+
+def put_json(value: Any) -> None:
+    """Write a line of JSON: ``value``, or the text that a supervisor wrote."""
+    put(msgspec.json.encode(value) + b"\n", now=True)
+
+
+def complain(text: str) -> None:
+    """Say on standard error what went wrong, of several things."""
+    click.echo(f"supervise: {visible(text)}", err=True)
+
+
+def exit_code(view: JobView) -> int:
+    """0 for a job that completed, else 1."""
+    return 0 if view.status is JobStatus.COMPLETED else 1
+
+
+def explain(error: str) -> tuple[str, str]:
+    """A job's error as one line to read, and what else there is of it."""
+    try:
+        raised = msgspec.json.decode(error, type=_Raised)
+    except (msgspec.MsgspecError, UnicodeEncodeError):
+        head, _, rest = error.strip().partition("\n")
+        return head, rest
+    return f"{raised.error_type[8:-2]}: {raised.error_message}".partition("\n")[0], raised.error_traceback
+
+
+def order_each(jobs: Iterable[str], order: Callable[[str], JobState], wanted: JobStatus, as_json: bool) -> int:
+    """Give ``order`` for each of ``jobs`` and say the state of each; 1 if one is unknown, refused or not as ``wanted`` then."""
+    code = 0
+    for job in jobs:
+        try:
+            state = order(job)
+        except RefusedError as error:
+            if error.status not in (404, 409):  # nor would the others be taken
+                raise
+            complain(str(error))
+            code = 1
+            continue
+        if state.status is not wanted:
+            code = 1
+        if for_people(as_json):
+            click.echo(f"{visible(state.id)}  {state.status.value}")
+        else:
+            put_json(state)
+    return code

@@ -1,0 +1,49 @@
+"""How many files this process, and the workers below it, may have open (``ulimit -n``); in the supervisor.
+
+The soft limit of most shells and service managers, 1024, is for programs that use select(2). Servers raise it for themselves, and
+workers inherit that: a container of RunPod's has a million, and loaders of data use thousands.
+"""
+
+from __future__ import annotations
+
+import resource
+
+from supervisor.errors import UsageError
+
+WANTED = 65_536
+"""More than a thousand slots and thousands of clients need, and few enough for programs that close all that they could have."""
+
+_BASE = 48
+_FEW_CLIENTS = 16
+_EACH_SLOT = 8
+"""What is open at least (measured: 21, and for each slot 2, or 6 while its worker is forked), with room for a few clients."""
+
+
+def raise_limit() -> None:
+    """Raise the soft limit to what is wanted, or as far as the hard limit lets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def for_clients(slots: int) -> int:
+    """How many of them clients may have beside that many slots: not all, since who is sent away still holds one for a moment."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    left = (WANTED if soft == resource.RLIM_INFINITY else soft) - _BASE - _EACH_SLOT * slots
+    return max(_FEW_CLIENTS, left * 3 // 4)
+
+
+def check_limit(slots: int) -> None:
+    """Refuse to start where that many slots would run out of descriptors.
+
+    Raises:
+        UsageError: the limit is too low.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _BASE + _EACH_SLOT * slots
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        raise UsageError(
+            f"this process may open {soft} files only, and {slots} slot{'s' if slots != 1 else ''} need {needed}: "
+            f"raise the hard limit, as in `ulimit -n {WANTED}`, LimitNOFILE={WANTED} or --ulimit nofile={WANTED}"
+        )

@@ -1,0 +1,53 @@
+"""The links under the loop that the program really uses."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+
+import uvloop
+
+from supervisor import wire
+from supervisor.pool.link import Link
+from supervisor.pool.links import Links
+
+DEADLINE_S = 5
+
+
+def test_a_worker_that_dies_with_a_message_unread_is_still_heard_by_its_other_pipe() -> None:
+    """uvloop gives up a descriptor that shows an error, and refuses to watch it again as if nothing had been."""
+
+    async def died() -> None:
+        ours, theirs = multiprocessing.Pipe()
+        log, their_log = os.pipe()
+        for fd in (ours.fileno(), log):
+            os.set_blocking(fd, False)
+        spoke = asyncio.Event()
+        links = Links(asyncio.get_running_loop(), spoke.set)
+        link = Link("gpu0", 1, ours, log, 1000)
+        links.add(link)
+        links.send(link, wire.Exit())
+        theirs.send_bytes(wire.Codec(wire.FromWorker).encode(wire.Capacity(2)))
+        theirs.close()
+        await asyncio.wait_for(spoke.wait(), DEADLINE_S)
+        assert links.take_spoken() == [link]
+        assert link.receive() == [wire.Capacity(2)]
+        links.heard(link)
+        assert not link.at_end  # it was not looked for: what came is less than one read takes
+        spoke.clear()
+        os.close(their_log)
+        await asyncio.wait_for(spoke.wait(), DEADLINE_S)
+        assert link in links.take_printed()
+        link.read_log(())
+        links.heard(link)
+        await asyncio.wait_for(spoke.wait(), DEADLINE_S)
+        assert link.receive() == []
+        assert link.at_end
+        links.drop("gpu0")
+
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(died())
+    finally:
+        loop.close()

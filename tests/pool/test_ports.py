@@ -1,0 +1,75 @@
+"""Whose worker has the port: over real sockets of real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from supervisor.pool import ports
+
+LISTENS = """
+import socket, subprocess, sys
+sock = socket.create_server(("127.0.0.1", 0))
+print(sock.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def sibling() -> Iterator[tuple[int, int]]:
+    """A process whose child listens, and the port."""
+    with subprocess.Popen(
+        ["/bin/sh", "-c", f"{sys.executable} -c '{LISTENS}'; true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        yield process.pid, int(process.stdout.readline())
+        process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
+
+
+def refusal(port: int) -> str:
+    with pytest.raises(OSError, match="in use") as refused:
+        socket.create_server(("127.0.0.1", port))
+    return str(refused.value)
+
+
+def test_worker_that_listens_is_named(sibling):
+    pid, port = sibling
+    pids = {"gpu0": pid, "gpu1": os.getpid()}
+    for error in (
+        f"error while attempting to bind on address ('127.0.0.1', {port}): address already in use",
+        json.dumps({"error_message": refusal(port)}),
+    ):
+        hint = ports.hint(error, "gpu1", pids)
+        assert hint is not None
+        assert f"the worker in slot gpu0 listens on port {port}" in hint
+        assert "SUPERVISE_SLOT_INDEX" in hint
+
+
+@pytest.mark.parametrize("error", ["", "boom", "the memory is in use", "Errno 98765"])
+def test_other_errors(sibling, error):
+    assert ports.hint(error, "gpu1", {"gpu0": sibling[0]}) is None
+
+
+def test_port_that_no_worker_has(sibling):
+    pids = {"gpu0": sibling[0], "gpu1": os.getpid()}
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        for name in (f"('127.0.0.1', {port})", f"port {port}", f"0.0.0.0:{port}", f"[::]:{port}", f"localhost:{port}"):
+            assert ports.hint(f"cannot listen at {name}: address already in use", "gpu1", pids) is None
+
+
+def test_error_that_does_not_say_which_port(sibling):
+    pid, port = sibling
+    hint = ports.hint("[Errno 98] Address already in use", "gpu1", {"gpu0": pid, "gpu1": os.getpid()})
+    assert hint is not None
+    assert f"slot gpu0 listens on port {port}:" in hint
+
+
+def test_worker_that_is_gone():
+    assert ports.hint("address already in use", "gpu1", {"gpu0": 2**22 + 1}) is None
