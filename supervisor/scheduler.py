@@ -67,13 +67,13 @@ class Lane:
     def push(self, job: Job) -> None:
         """Add a new job behind all others."""
         if self.count == len(self._window) + len(self._returned) and len(self._window) < WINDOW:
-            self._window[job.id] = job if len(job.input) < LARGE_INPUT else job.replace(input=b"")
+            self._window[job.id] = _without_large_input(job)
             self._last_seq = job.seq
         self.count += 1
 
     def put_back(self, job: Job) -> None:
         """Add a job that was taken before, at its old place."""
-        bisect.insort(self._returned, job, key=lambda queued: queued.seq)
+        bisect.insort(self._returned, _without_large_input(job), key=lambda queued: queued.seq)
         self.count += 1
 
     def pop(self, leaving: Container[str], below: int | None = None) -> Job | None:
@@ -141,3 +141,7 @@ class Backlog:
     def get(self, job_id: str) -> Job | None:
         """A queued job, if it is in memory."""
         return self._lanes[0].get(job_id) or self._lanes[1].get(job_id)
+
+
+def _without_large_input(job: Job) -> Job:
+    return job if len(job.input) < LARGE_INPUT else job.replace(input=b"")

@@ -37,9 +37,14 @@ def asks(command: Callable[..., int]) -> Callable[..., int]:
     """Give ``command`` the options that name a supervisor, and a ``Client`` of it as its first argument."""
 
     @click.option(
-        "--url", envvar="SUPERVISE_URL", default=DEFAULT_URL, show_default=True, help="Where the supervisor is."
+        "--url",
+        metavar="URL",
+        envvar="SUPERVISE_URL",
+        default=DEFAULT_URL,
+        show_default=True,
+        help="Where the supervisor is.",
     )
-    @click.option("--api-key", envvar="SUPERVISE_API_KEY", help="Its key, if it wants one.")
+    @click.option("--api-key", metavar="KEY", envvar="SUPERVISE_API_KEY", help="Its key, if it wants one.")
     @functools.wraps(command)
     def run(*args: Any, url: str, api_key: str | None, **options: Any) -> int:
         return command(Client(url, api_key), *args, **options)

@@ -32,7 +32,7 @@ _Object = dict[str, msgspec.Raw]
 @click.option("--low-priority", is_flag=True, help="Let it wait until no other job does.")
 @click.option("--execution-timeout", metavar="TIME", help="How long one start of it may last: seconds, or 90s, 5m, 1h.")
 @click.option("--ttl", metavar="TIME", help="How long from now on it may be queued or run.")
-@remote.as_json
+@click.option("--json", "as_json", is_flag=True, help="Print the API's JSON, in place of the id and on a terminal too.")
 @remote.asks
 def submit(
     client: Client,

@@ -39,8 +39,7 @@ def column(
     shrinks: bool = False,
     style: Callable[[View], str] | None = None,
 ) -> Column:
-    """What ``say`` tells of each of ``views``, ``None`` as a dash, as a column as wide as the longest; one that ``shrinks`` may be
-    less wide."""
+    """What ``say`` tells of each of ``views``, ``None`` as a dash; as wide as the longest, or less if it ``shrinks``."""
     cells = [Text(_said(say(view)), style(view) if style else "") for view in views]
     most = max([len(title), *(cell.cell_len for cell in cells)])
     least = min(_LEAST, most) if shrinks else most

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import click
 from rich.console import Console
 
-from supervisor.client import DEFAULT_URL, Client
+from supervisor.cli import remote
+from supervisor.client import Client
 from supervisor.dashboard import terminal
 from supervisor.dashboard.live import Live
 from supervisor.dashboard.view import Look, picture
@@ -24,14 +25,13 @@ _PLAIN_WIDTH = 100
 _FIRST_S = 5.0  # how long an embedded screen waits for its supervisor's first answer
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--url", envvar="SUPERVISE_URL", default=DEFAULT_URL, show_default=True, help="Where the supervisor is.")
-@click.option("--api-key", envvar="SUPERVISE_API_KEY", help="Its key, if it wants one.")
+@click.command(context_settings=remote.HELP)
 @click.option("--once", is_flag=True, help="Print one picture and end; so does an output that is no terminal.")
 @click.option("--width", type=click.IntRange(1, 1000), help="Columns of that picture.")
 @click.option("--height", type=click.IntRange(1, 1000), help="Rows of that picture.  [default: as many as it needs]")
 @click.option("--embedded", is_flag=True, hidden=True)
-def top(url: str, api_key: str | None, once: bool, width: int | None, height: int | None, embedded: bool) -> int:
+@remote.asks
+def top(client: Client, once: bool, width: int | None, height: int | None, embedded: bool) -> int:
     """Watch a running supervisor: GPUs, slots, jobs, log.
 
     Keys: q quits, up and down select a slot, r refreshes it, l shows more log, p pauses, ? helps.
@@ -40,7 +40,6 @@ def top(url: str, api_key: str | None, once: bool, width: int | None, height: in
     """
     if embedded:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's, at once
-    client = Client(url, api_key)
     first = _first(client, _FIRST_S if embedded else 0.0)
     if once or width or height or not terminal.usable():
         _print(first, width, height)

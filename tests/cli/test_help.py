@@ -27,7 +27,7 @@ def test_the_groups_in_order(page: str) -> None:
     headings = re.findall(r"^([A-Z][\w ]+):$", page, re.MULTILINE)
     assert headings == [
         *("Handler", "GPUs", "Workers", "Refresh", "Jobs", "HTTP", "Security", "Webhooks", "Output", "Batch", "Other"),
-        *("Commands", "Examples", "Exit codes"),
+        *("Commands", "Commands to a running supervisor", "Examples", "Exit codes"),
     ]
 
 
@@ -48,7 +48,8 @@ def test_every_option_is_there_once(page: str, name: str) -> None:
         "--pin-by index|uuid",
         "-h, --help",
         "--version",
-        "  top    Watch a running supervisor",
+        "  gpus   Show what NVML sees",
+        "  submit   Submit a job",
         "supervise handlers/my_handler.py",
         "  2    wrong usage, handler, GPU or port",
         "SUPERVISE_PORT",

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from supervisor.cli import news as module
-from supervisor.cli.news import JOBS_PER_SECOND, News
+from supervisor.cli.news import JOBS_PER_SECOND, LINES_AT_ONCE, News
 from supervisor.job import Job, JobStatus
 from supervisor.pool import events
 
@@ -116,3 +116,13 @@ def test_while_the_dashboard_has_the_terminal_it_is_silent(lines):
 
     asyncio.run(paused())
     assert [text for _, text, _ in lines.said] == ["heard"]
+
+
+def test_of_a_flood_of_lines_that_came_at_once_the_last_are_said(lines):
+    printed = [str(number) for number in range(LINES_AT_ONCE + 7)]
+    tell(lines, events.Printed("gpu0", "a", printed))
+    said = [text for _, text, _ in lines.said]
+    assert said == ["(7 lines that came at once with these are left out here)", *printed[7:]]
+    lines.said.clear()
+    tell(lines, events.Printed("gpu0", "a", printed[7:]))
+    assert len(lines.said) == LINES_AT_ONCE

@@ -289,6 +289,26 @@ def test_the_system_refuses_another_template_for_a_while(house):
     assert house.worker().heard().job == "a"
 
 
+def test_no_descriptors_are_left_to_hand_a_worker_its_pipes(house):
+    fork, refusals = house.starter.fork, [OSError(24, "Too many open files")]
+
+    def refuse_once(slot, generation, env, pipes):
+        if refusals:
+            pipes.close_workers()
+            raise refusals.pop()
+        fork(slot, generation, env, pipes)
+
+    house.starter.fork = refuse_once
+    house.submit()
+    house.worker().dies(-signal.SIGKILL)
+    house.until(lambda: not refusals)
+    house.submit("b")
+    house.clock.now += 1.0
+    house.until(lambda: house.worker().generation > 1)
+    house.worker().ready()
+    assert house.worker().heard().job == "b"
+
+
 def test_held_memory_that_clears_while_a_person_overrides_it(make_house, played_memory):
     house, memory = make_house(memory=played_memory), played_memory
     house.start()

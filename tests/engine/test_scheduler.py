@@ -37,6 +37,7 @@ class Store:
         (3, [slot(0, capacity=3), slot(1, capacity=3)], ["gpu0", "gpu1", "gpu0"]),
         (2, [slot(0, capacity=3, running=2, state=SlotState.BUSY), slot(1)], ["gpu1", "gpu0"]),
         (2, [slot(0, state=SlotState.STARTING)], []),
+        (2, [slot(0, capacity=10**9), slot(1)], ["gpu0", "gpu1"]),
     ],
 )
 def test_plan(waiting, slots, expected):

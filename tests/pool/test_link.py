@@ -11,7 +11,7 @@ import pytest
 
 from supervisor.errors import WireError
 from supervisor.marks import Marker
-from supervisor.pool.link import LINE_BYTES, NO_JOB, TAIL_LINES, Link
+from supervisor.pool.link import LINE_BYTES, NO_JOB, TAIL_LINES, TURN_LINES, Link
 from supervisor.pool.process import LOG_PIPE_BYTES
 
 MARK = "0123456789abcdef"
@@ -134,3 +134,29 @@ def test_a_long_line_is_cut_alike_however_it_arrives(marked: Pipe, length: int, 
 def test_what_is_no_mark_breaks_the_protocol(pipe: Pipe) -> None:
     with pytest.raises(WireError):
         pipe.link.expect_marks("anything")
+
+
+def test_lines_that_are_too_many_for_one_turn_are_for_the_next(pipe: Pipe) -> None:
+    lines = [str(number) for number in range(TURN_LINES + 10)]
+    pipe.write("".join(f"{line}\n" for line in lines) + "and the beg")
+    assert pipe.read() == [(None, lines[:TURN_LINES])]
+    assert pipe.link.more_log
+    pipe.write("inning\n")
+    assert pipe.read() == [(None, [*lines[TURN_LINES:], "and the beginning"])]
+    assert not pipe.link.more_log
+
+
+def test_lines_that_were_held_back_are_not_lost_at_the_end_of_a_job(pipe: Pipe) -> None:
+    pipe.write("\n" * (TURN_LINES + 10) + "last")
+    assert pipe.read("a") == [(None, [""] * TURN_LINES)]
+    assert pipe.link.log_waits
+    assert pipe.ended("a", "a") == [(None, [*[""] * 10, "last"])]
+    assert not pipe.link.log_waits
+
+
+@pytest.mark.parametrize("text", ["a\r\nb\r\n", "ä\n€\n", "\ud800\n\x80\n", "\n\n", "a\0b\n", "x" * LINE_BYTES + "\n"])
+def test_lines_read_the_same_one_by_one(pipe: Pipe, text: str) -> None:
+    data = text.encode("utf-8", "surrogatepass")
+    os.write(pipe._write, data)
+    expected = [line.rstrip("\r") for line in data.decode("utf-8", "replace").split("\n")[:-1]]
+    assert pipe.read() == [(None, expected)]

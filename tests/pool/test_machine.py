@@ -5,16 +5,8 @@ import signal
 import pytest
 
 from supervisor.pool import steps
-from supervisor.pool.machine import (
-    ASK_S,
-    BACKOFF_S,
-    BROKEN_RETRY_S,
-    KILL_S,
-    STACK_S,
-    IllegalStepError,
-    Machine,
-    Rules,
-)
+from supervisor.pool.ending import ASK_S, KILL_S, STACK_S
+from supervisor.pool.machine import BACKOFF_S, BROKEN_RETRY_S, IllegalStepError, Machine, Rules
 from supervisor.pool.slot import EndStep, Next, Slot, SlotState
 
 S = SlotState

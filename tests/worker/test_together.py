@@ -116,6 +116,16 @@ def test_a_capacity_is_at_least_one_and_is_said_only_when_it_changes(launch, wri
     assert [child.receive().job, child.receive().job] == ["a", "b"]
 
 
+@pytest.mark.parametrize("value", [wire.MAX_CAPACITY + 1, 10**9, 10**30])
+def test_a_capacity_has_a_limit(launch, write, value):
+    modifier = MODIFIER.format(modifier=f"return {value}", kind="async def", body="return 1")
+    child = launch("file", write("h.py", modifier))
+    warning = f"concurrency_modifier asks for {value} jobs at once; the most is {wire.MAX_CAPACITY}"
+    assert child.receive() == wire.Warning(warning)
+    assert child.ready().capacity == wire.MAX_CAPACITY
+    assert child.job().output == b"1"
+
+
 def test_an_exception_in_the_modifier_is_a_warning(launch, write):
     child = launch(
         "file", write("h.py", MODIFIER.format(modifier="raise OSError('load?')", kind="async def", body="return 1"))

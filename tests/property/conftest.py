@@ -1,0 +1,398 @@
+"""How long the properties are tested, and an engine whose workers, template, GPUs, disk and clocks the test plays.
+
+The suite draws a few examples, always the same. ``PROPERTY_EXAMPLES=2000`` draws that many for each property, others each time
+(``--hypothesis-seed`` repeats a run).
+"""
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from supervisor import wire
+from supervisor.api.shapes import status_body
+from supervisor.engine import Engine
+from supervisor.errors import StoreError
+from supervisor.gpu.records import Gpu
+from supervisor.pool.machine import Rules
+from supervisor.pool.pool import Pool
+from supervisor.pool.process import Gone, make_pipes
+from supervisor.pool.seams import Place
+from supervisor.pool.steps import Measured, Released
+from supervisor.settings import Settings
+from supervisor.store.secrets import SecretFiles
+from supervisor.store.store import Store
+from supervisor.turns import Clock
+from tests.api.conftest import Site
+
+LONG = int(os.environ.get("PROPERTY_EXAMPLES", "0"))
+TURNS = 10
+"""Rounds of the loop after which nothing is left to do: word, turn, commit, perform, and what came of that at once."""
+
+_ALWAYS = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True)
+if LONG:
+    settings.register_profile("properties", max_examples=LONG, **_ALWAYS)
+else:
+    settings.register_profile("properties", derandomize=True, **_ALWAYS)
+
+
+@pytest.fixture(scope="session")
+def examples():
+    """``examples(few, steps=None)``: settings for as ``few`` examples as the suite has time for, or for a long run."""
+
+    def examples(few, steps=None):
+        longer = {} if steps is None else {"stateful_step_count": steps}
+        return settings(settings.get_profile("properties"), max_examples=LONG or few, **longer)
+
+    return examples
+
+
+def pytest_collection_modifyitems(items):
+    """A long run takes as long as it takes."""
+    if LONG:
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(pytest.mark.timeout(0))
+
+
+# --- time ------------------------------------------------------------------------------------------------------------------
+
+
+class PlayedLoop(asyncio.SelectorEventLoop):
+    """Its clock stands still unless the test moves it, and so its timers come when the test says."""
+
+    def __init__(self):
+        self.now = 1000.0
+        super().__init__()
+
+    def time(self):
+        return self.now
+
+
+class PlayedClock(Clock):
+    """Monotonic time is the loop's; wall time is moved by the test alone."""
+
+    def __init__(self, loop):
+        self._loop = loop
+        self.wall = 1_700_000_000_000
+
+    def monotonic(self):
+        return self._loop.now
+
+    def wall_ms(self):
+        return self.wall
+
+
+# --- processes -------------------------------------------------------------------------------------------------------------
+
+
+class PlayedWorker:
+    """A worker: it hears what it is told and remembers it, and speaks when the test has it speak."""
+
+    def __init__(self, starter, slot, generation, pipes):
+        self.slot, self.generation = slot, generation
+        self.pid = 40_000 + starter.forks
+        self.alive = True
+        self.doomed = False
+        self.ready = False
+        self.capacity = 1
+        self.kind = "function"
+        self.jobs = {}
+        self.cancelled = set()
+        self._starter = starter
+        self._pipes = pipes
+        self._codec = wire.Codec(wire.ToWorker)
+
+    def say(self, *messages):
+        """Whether the pipe took them."""
+        return self.write(b"".join(wire.frame(self._codec.encode(message)) for message in messages))
+
+    def write(self, data):
+        try:
+            return os.write(self._pipes.worker_connection.fileno(), data) == len(data)
+        except OSError:  # the supervisor let go of it
+            return False
+
+    def prints(self, text):
+        try:
+            os.write(self._pipes.worker_log, text.encode())
+        except OSError:
+            return False
+        return True
+
+    def listen(self):
+        """Take what was said: jobs to run, each with how many chunks it has yielded; the ids of those."""
+        taken = []
+        connection = self._pipes.worker_connection
+        while self.alive and not connection.closed and connection.poll(0):
+            try:
+                message = self._codec.decode(connection.recv_bytes())
+            except (EOFError, ConnectionResetError):
+                self.doomed = True
+                break
+            if isinstance(message, wire.Run):
+                assert message.job not in self.jobs, "a worker was given a job that it runs"
+                self.jobs[message.job] = 0
+                taken.append(message.job)
+            elif isinstance(message, wire.Cancel):
+                self.cancelled.add(message.job)
+            else:
+                self.doomed = True
+        return taken
+
+    def dies(self, status):
+        self.alive = False
+        self._pipes.close_workers()
+        self._starter.report(wire.Died(self.slot, self.generation, self.pid, status))
+        self._starter.report(wire.Swept(self.slot, self.generation))
+
+
+class PlayedStarter:
+    """The template: workers end when the test says so, after they were asked to."""
+
+    wants_write = False
+
+    def __init__(self):
+        self.workers = {}
+        self.forks = 0
+        self.up = False
+        self.refuses = False
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._reports = []
+
+    def report(self, message):
+        self._reports.append(message)
+        self._theirs.send(b"x")
+
+    def start(self):
+        self.up = True
+        self.report(wire.TemplateReady(wire.VERSION, 39_999))
+
+    def fileno(self):
+        return self._ours.fileno()
+
+    def flush(self):
+        pass
+
+    def receive(self):
+        if self._reports:
+            self._ours.recv(65536)
+        reports, self._reports = self._reports, []
+        return reports
+
+    def pipes(self):
+        return make_pipes()
+
+    def fork(self, slot, generation, env, pipes):
+        if not self.up:  # it has died, which is heard in a moment
+            pipes.close_workers()
+            return
+        old = self.workers.get(slot)
+        assert old is None or not old.alive, "two workers in one slot"
+        if self.refuses:
+            pipes.close_workers()
+            self.report(wire.ForkFailed(slot, generation, "no memory"))
+            return
+        self.forks += 1
+        self.workers[slot] = worker = PlayedWorker(self, slot, generation, pipes)
+        self.report(wire.Forked(slot, generation, worker.pid))
+
+    def signal(self, slot, generation, signum):
+        worker = self.workers.get(slot)
+        if worker is not None and worker.generation == generation and signum in (9, 15):
+            worker.doomed = True
+
+    def end_tree(self, slot, generation):
+        self.signal(slot, generation, 9)
+
+    def sweep(self):
+        return 0
+
+    def dies(self):
+        if not self.up:
+            return
+        self.up = False
+        for worker in self.workers.values():
+            if worker.alive:
+                worker.alive = False
+                worker._pipes.close_workers()
+        self._reports = []  # what it said last is lost with it
+        self.report(Gone(-9))
+
+    def close(self):
+        for worker in self.workers.values():
+            if worker.alive:
+                worker.alive = False
+                worker._pipes.close_workers()
+        self._ours.close()
+        self._theirs.close()
+
+
+class PlayedMemory:
+    """GPUs of which is learned what the test says; a reading before a worker's end comes at once."""
+
+    def __init__(self, loop):
+        self.samples = {}
+        self.releasing = set()
+        self._loop = loop
+        self._learned = []
+        self._ours, self._theirs = socket.socketpair()
+
+    def fileno(self):
+        return self._ours.fileno()
+
+    def learn(self, slot, event):
+        if isinstance(event, Released):
+            self.releasing.discard(slot)
+        self._learned.append((slot, event))
+        self._theirs.send(b"x")
+
+    def before_fork(self, place):
+        self.releasing.discard(place.name)
+
+    def forked(self, slot, pid):
+        pass
+
+    def measure(self, place, now):
+        self.learn(place.name, Measured())
+
+    def release(self, place, now):
+        self.releasing.add(place.name)
+
+    def forget(self, slot):
+        self.releasing.discard(slot)
+        self._learned = [learned for learned in self._learned if learned[0] != slot]
+
+    def collect(self, now):
+        learned, self._learned = self._learned, []
+        if learned:
+            self._ours.recv(65536)
+        return learned
+
+    def deadline(self):
+        return self._loop.now + 3600
+
+    def close(self):
+        self._ours.close()
+        self._theirs.close()
+
+
+# --- the house -------------------------------------------------------------------------------------------------------------
+
+
+class PlayedHouse:
+    """Engine, pool and store over played processes. ``kill`` and ``begin`` restart the supervisor on the same files."""
+
+    def __init__(self, slots=1, gpus=False, slow=False, **options):
+        self.folder = Path(tempfile.mkdtemp(prefix="property-"))
+        self.loop = PlayedLoop()
+        self.clock = PlayedClock(self.loop)
+        self.settings = Settings.make("test:handler", store=self.folder / "jobs.db", retention=30 * 86_400, **options)
+        self.slots, self.gpus, self.slow = slots, gpus, slow
+        self.faults = []
+        self.refusing = False
+        self.loop.set_exception_handler(lambda _, context: self.faults.append(context))
+        self.begin()
+
+    def begin(self):
+        loop, options = self.loop, self.settings
+        self.store = Store.open(options.store, durability=options.durability, deliver=self.loop.call_soon_threadsafe)
+        self._commit, self.store.commit = self.store.commit, self._commit_to_disk
+        self.secrets = SecretFiles(self.folder / "secrets")
+        self.starter = PlayedStarter()
+        self.memory = PlayedMemory(loop) if self.gpus else None
+        self.engine = Engine(options, self.store, self.secrets, loop, status_body, self.clock)
+        gpus = (Gpu(0, "GPU-0", "played"),) if self.gpus else ()
+        places = [Place(f"slot{index}", index, gpus, {}) for index in range(self.slots)]
+        rules = Rules(
+            grace=options.grace,
+            start_timeout=options.start_timeout,
+            refresh_worker=options.refresh_worker,
+            refresh_after_jobs=options.refresh_after_jobs,
+        )
+        self.pool = Pool(places, rules, self.starter, self.memory, loop, self.engine.wake, 2**20)
+        self.engine.attach(self.pool)
+        self.engine.start()
+
+    def _commit_to_disk(self, batch, done):
+        """At once, or two rounds later on a slow disk, whose store is this one until then."""
+        store = self.store
+
+        def write():
+            if self.refusing:
+                done(StoreError("the disk is full"))
+            elif self.store is store:
+                self._commit(batch, done)
+
+        if self.slow:
+            self.loop.call_soon(lambda: self.loop.call_soon(write))
+        else:
+            write()
+
+    def kill(self):
+        """As ``kill -9`` does it: what is not on disk is gone."""
+        self.engine.close()
+        self.store.close()
+        self.store = None
+        self.starter.close()
+        if self.memory is not None:
+            self.memory.close()
+
+    def spin(self, turns):
+        for _ in range(turns):
+            self.loop.run_until_complete(asyncio.sleep(0))
+
+    def settle(self):
+        """Until all that was said is heard and decided, on disk (unless that refuses), and carried out."""
+        self.loop.now += 0.002  # those who gather
+        for _ in range(20):
+            self.spin(TURNS)
+            refused = self.engine._commits.refusal is not None
+            if self.faults or not self.engine._commits.pending or (refused and self.refusing):
+                return
+            self.loop.now += 0.6 if refused else 0
+        raise AssertionError("a commit never ended")
+
+    def worker(self, slot):
+        worker = self.starter.workers.get(slot)
+        return worker if worker is not None and worker.alive else None
+
+    @property
+    def workers(self):
+        return [worker for worker in self.starter.workers.values() if worker.alive]
+
+    def secret_files(self):
+        folder = self.folder / "secrets"
+        return {file.name for file in folder.iterdir()} if folder.exists() else set()
+
+    def close(self):
+        self.kill()
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.close()
+        shutil.rmtree(self.folder)
+
+
+@pytest.fixture
+def played_house():
+    """The class of engines to be played with."""
+    return PlayedHouse
+
+
+@pytest.fixture
+def make_site():
+    """Makes servers over an engine that is told what happens, and stops them after the test."""
+    sites = []
+
+    def make(**options):
+        sites.append(Site(**options))
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        site.close()
