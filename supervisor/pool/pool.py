@@ -11,21 +11,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from supervisor import wire
 from supervisor.errors import WireError
 from supervisor.gpu.records import GpuSample
-from supervisor.pool import events, ports, steps
+from supervisor.pool import events, steps
 from supervisor.pool.keeper import Keeper, Lost
-from supervisor.pool.link import Link, Said
+from supervisor.pool.link import Link
 from supervisor.pool.links import Links
 from supervisor.pool.machine import Machine, Rules
 from supervisor.pool.process import describe_exit
 from supervisor.pool.seams import Loop, Memory, Place, Starter
 from supervisor.pool.slot import Next, Slot, SlotState
+from supervisor.pool.telling import Telling
 from supervisor.proc import STACK_SIGNAL
 
 LAST_BYTES = 16 * 1024 * 1024
 """Most that is read of a dead worker's messages: more than a pipe holds; what it started may keep writing."""
-
-WARNINGS = 50
-"""How many warnings of one worker are passed on."""
 
 _RELEASE = (SlotState.RELEASING, SlotState.HELD)
 """The states in which a slot waits for its GPU memory."""
@@ -62,9 +60,7 @@ class Pool:
         self._waiting_forks: list[str] = []
         self._actions: list[tuple[str, steps.Action]] = []
         self._runs: list[tuple[Link, wire.Run]] = []
-        self._events: list[events.PoolEvent] = []
-        self._first_load = set(self.slots)  # where it has not ended; empty once a worker was ready
-        self._served = False
+        self._telling = Telling(self.slots)
         self._indices_shifted = False
 
     # --- what the engine asks for ---------------------------------------------------------------------------------------
@@ -182,26 +178,22 @@ class Pool:
             for name, event in self._memory.collect(now):
                 self._step(name, event, now)
                 if isinstance(event, steps.Released) and event.why:
-                    self._say("gpu", f"release unverified: {event.why}", name)
+                    self._telling.say("gpu", f"release unverified: {event.why}", name)
         for name, slot in self.slots.items():
             if slot.deadline is not None and now >= slot.deadline:
                 self._step(name, steps.Tick(), now)
-        collected, self._events = self._events, []
-        return collected
+        return self._telling.take()
 
     def perform(self, now: float) -> list[events.PoolEvent]:
         """Carry out what the steps asked for; returns what came of it at once (a slot without a GPU is free immediately)."""
-        for (
-            link,
-            run,
-        ) in self._runs:  # first of all: a job that was started and cancelled in one turn is told so in that order
+        # First of all: a job that was started and cancelled in one turn is told so in that order.
+        for link, run in self._runs:
             self._links.send(link, run)
         self._runs.clear()
         while self._actions:
             name, action = self._actions.pop(0)
             self._perform(name, action, now)
-        collected, self._events = self._events, []
-        return collected
+        return self._telling.take()
 
     def deadline(self) -> float | None:
         """When ``collect`` must run again at the latest."""
@@ -220,49 +212,23 @@ class Pool:
         self.slots[name] = after
         for action in actions:
             if isinstance(action, steps.JobLost):
-                self._lost(after, action, machinery=isinstance(event, steps.TemplateGone))
+                self._telling.lost(self._links[name], action, machinery=isinstance(event, steps.TemplateGone))
             elif isinstance(action, steps.RefreshReport):
-                self._refreshed(name, action)
+                self._telling.refreshed(name, action)
             elif isinstance(action, steps.StartFailed):
-                self._say("worker", f"{action.cause}; next try in {action.retry_s:g} s", name, broken=action.broken)
-                self._first_load_failed(name, action.cause)
+                self._telling.say(
+                    "worker", f"{action.cause}; next try in {action.retry_s:g} s", name, broken=action.broken
+                )
+                self._telling.not_loaded(name, action.cause)
             elif isinstance(action, steps.Warn):
-                self._say("warning", action.text, name)
+                self._telling.say("warning", action.text, name)
             else:
                 self._actions.append((name, action))
         if after.state is not before.state:
-            self._came_to(after)
+            self._telling.came_to(after)
         self._indices_shifted = self._indices_shifted or isinstance(event, steps.GpuLost)
         if self._memory is not None and before.state in _RELEASE and after.state not in _RELEASE:
             self._memory.forget(name)  # what it learns now would come too late
-
-    def _came_to(self, slot: Slot) -> None:
-        """Say that a slot left service where a person should know."""
-        if slot.state is SlotState.HELD:
-            self._say("gpu", f"held: {slot.cause}", slot.name)
-        elif slot.state is SlotState.LOST:
-            self._say("gpu", slot.cause or "lost", slot.name)
-        elif slot.state is SlotState.PARKED and slot.pausing:
-            self._say("worker", slot.cause or "paused", slot.name)
-
-    def _lost(self, slot: Slot, action: steps.JobLost, *, machinery: bool) -> None:
-        link = self._links[slot.name]
-        error = f"worker {slot.name} (pid {link.pid}) {action.how}"
-        if words := link.last_words(action.job):
-            error += "; its last output:\n" + "\n".join(words)
-        self._events.append(events.JobLost(action.job, slot.name, error, action.charged, machinery))
-
-    def _refreshed(self, name: str, report: steps.RefreshReport) -> None:
-        total = report.end_s + report.release_s + report.start_s
-        freed = "" if report.freed_mib is None else f", {report.freed_mib} MiB freed"
-        text = (
-            f"refreshed in {total * 1000:.1f} ms (end {report.end_s * 1000:.1f}, release {report.release_s * 1000:.1f},"
-            f" start {report.start_s * 1000:.1f}){freed}{'' if report.verified else ', unverified'}; asked by {report.cause}"
-        )
-        self._say("refresh", text, name, report=report)
-
-    def _say(self, kind: str, text: str, name: str | None = None, **fields: object) -> None:
-        self._events.append(events.Notice(kind, text, name, fields))
 
     # --- the workers' words ---------------------------------------------------------------------------------------------
 
@@ -275,7 +241,7 @@ class Pool:
         self._links.heard(link)
 
     def _read_log(self, link: Link) -> None:
-        self._print(link, link.read_log(self.slots[link.slot].running))
+        self._telling.printed(link, link.read_log(self.slots[link.slot].running), self.slots[link.slot].running)
         self._links.heard(link)
 
     def _from_worker(self, link: Link, message: wire.FromWorker, now: float) -> None:
@@ -285,43 +251,26 @@ class Pool:
                 raise WireError(f"{message.status} of job {message.job[:128]!r}: no end of a job that runs here")
             # All of it, and its unfinished line too: what it printed is in the pipe before its end is in the other.
             if link.log_waits:
-                self._print(link, link.last_log_of(message.job, slot.running))
-            self._events.append(events.JobEnded(message.job, link.slot, message))
-            self._look_for_port(link, message.error or "")
+                self._telling.printed(link, link.last_log_of(message.job, slot.running), slot.running)
+            self._telling.tell(events.JobEnded(message.job, link.slot, message))
+            self._telling.port_taken(link, message.error or "", self._links)
             cause = (
                 f"a CUDA error ({message.poisoned})" if message.poisoned else "the handler" if message.refresh else None
             )
             self._step(link.slot, steps.JobDone(message.job, cause, message.out_of_memory), now)
         elif isinstance(message, wire.Progress):
-            self._events.append(events.JobProgressed(message.job, link.slot, message.value))
+            self._telling.tell(events.JobProgressed(message.job, link.slot, message.value))
         elif isinstance(message, wire.Chunk):
-            self._events.append(events.JobYielded(message.job, link.slot, message.index, message.value))
+            self._telling.tell(events.JobYielded(message.job, link.slot, message.index, message.value))
         elif isinstance(message, wire.Ready):
             self._worker_ready(link, message, now)
         elif isinstance(message, wire.LoadFailed):
             link.load_failed = message
-            self._look_for_port(link, message.message)
+            self._telling.port_taken(link, message.message, self._links)
         elif isinstance(message, wire.Capacity):
             self._step(link.slot, steps.CapacityChanged(min(message.capacity, wire.MAX_CAPACITY)), now)
         else:
-            self._warned(link, message.message)
-
-    def _warned(self, link: Link, text: str) -> None:
-        """A worker says each of its warnings once; one that does not stop is not heard any more."""
-        link.warnings += 1
-        if link.warnings <= WARNINGS:
-            self._say("warning", text, link.slot)
-        elif link.warnings == WARNINGS + 1:
-            self._say("warning", f"more than {WARNINGS} warnings of its worker: the others are left out", link.slot)
-
-    def _look_for_port(self, link: Link, error: str) -> None:
-        """Say it, once for a worker, if ``error`` is about a port that a sibling has."""
-        if not error or link.port_named:
-            return
-        pids = {other.slot: other.pid for other in self._links if other.pid is not None}
-        if words := ports.hint(error, link.slot, pids):
-            link.port_named = True
-            self._say("warning", words, link.slot)
+            self._telling.warned(link, message.message)
 
     def _worker_ready(self, link: Link, message: wire.Ready, now: float) -> None:
         state = self.slots[link.slot].state
@@ -333,22 +282,14 @@ class Pool:
         if message.mark:
             link.expect_marks(message.mark)
         self._step(link.slot, steps.Ready(min(message.capacity, wire.MAX_CAPACITY)), now)
-        self._say("worker", f"ready (pid {message.pid}, {message.kind}, loaded in {message.load_ms:.1f} ms)", link.slot)
-        if not self._served:
-            self._served = True
-            self._first_load.clear()
-            self._events.append(events.FirstLoad(link.slot, ok=True))
+        self._telling.say(
+            "worker", f"ready (pid {message.pid}, {message.kind}, loaded in {message.load_ms:.1f} ms)", link.slot
+        )
+        self._telling.loaded(link.slot)
 
     def _misbehaved(self, link: Link, cause: str, now: float) -> None:
         if self.slots[link.slot].state in (SlotState.STARTING, SlotState.IDLE, SlotState.BUSY, SlotState.ENDING):
             self._step(link.slot, steps.Misbehaved(f"broke the protocol: {cause}"), now)
-
-    def _print(self, link: Link, said: list[Said]) -> None:
-        """Tell what a worker wrote. Lines that name no job are those of the one that runs alone."""
-        running = self.slots[link.slot].running
-        alone = running[0] if len(running) == 1 else None
-        for job, lines in said:
-            self._events.append(events.Printed(link.slot, alone if job is None else job or None, lines))
 
     def _last_words(self, link: Link, now: float) -> None:
         """On a death, drain both pipes before judging: ``Done`` may be in one."""
@@ -356,8 +297,8 @@ class Pool:
             for message in link.receive(LAST_BYTES, most=LAST_BYTES):
                 self._from_worker(link, message, now)
         except WireError as error:
-            self._say("warning", f"its last message was unreadable: {error}", link.slot)
-        self._print(link, link.last_log(self.slots[link.slot].running))
+            self._telling.say("warning", f"its last message was unreadable: {error}", link.slot)
+        self._telling.printed(link, link.last_log(self.slots[link.slot].running), self.slots[link.slot].running)
 
     # --- the template's words -------------------------------------------------------------------------------------------
 
@@ -393,21 +334,15 @@ class Pool:
         if (
             before.next is not Next.REFRESH or before.state is not SlotState.ENDING
         ):  # its end was no answer to how it loads
-            self._first_load_failed(link.slot, how, link.load_failed)
+            self._telling.not_loaded(link.slot, how, link.load_failed)
         self._step(link.slot, steps.Died(how), now)
         after = self.slots[link.slot]
         if after.restarts > before.restarts:
-            self._say("restart", f"worker (pid {link.pid}) {after.cause or how}; restarting", link.slot)
-
-    def _first_load_failed(self, name: str, how: str, failed: wire.LoadFailed | None = None) -> None:
-        """The first worker of this slot will not come into service; said once."""
-        if name in self._first_load:
-            self._first_load.discard(name)
-            self._events.append(events.FirstLoad(name, ok=False, failed=failed, how=how))
+            self._telling.say("restart", f"worker (pid {link.pid}) {after.cause or how}; restarting", link.slot)
 
     def _template_is_ready(self, message: wire.TemplateReady, now: float) -> None:
         for module, why in message.skipped:
-            self._say("warning", f"not preloaded: {module}: {why}")
+            self._telling.say("warning", f"not preloaded: {module}: {why}")
         waiting, self._waiting_forks = self._waiting_forks, []
         for name in waiting:
             self._fork(name, now)
@@ -416,12 +351,12 @@ class Pool:
         for link in self._links:
             self._last_words(link, now)
         left = self._starter.sweep()
-        self._say("warning", f"the template process {lost.how}; starting another", left_behind=left)
+        self._telling.say("warning", f"the template process {lost.how}; starting another", left_behind=left)
         for name in self.slots:
             self._step(name, steps.TemplateGone(), now)
         if lost.hopeless:
-            for name in sorted(self._first_load):
-                self._first_load_failed(name, f"was never forked: the template process {lost.how}")
+            for name in self.slots:
+                self._telling.not_loaded(name, f"was never forked: the template process {lost.how}")
 
     # --- actions --------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from supervisor import reports, wire
 from supervisor.job import JobStatus
 from supervisor.pool import checks, events
 from supervisor.pool.link import CLOGGED_BYTES, TURN_LINES, TURN_MESSAGES
-from supervisor.pool.pool import WARNINGS
+from supervisor.pool.telling import WARNINGS
 
 MIB = 2**20
 DONE = b'"done"'
