@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Union
 
-import msgspec
-
 from supervisor.commits import Commits
 from supervisor.errors import RequestError, StoreError
 from supervisor.housekeeping import Housekeeping
@@ -20,6 +18,7 @@ from supervisor.jobs import Jobs
 from supervisor.logs import JobLogs
 from supervisor.orders import Orders
 from supervisor.overview import Overview
+from supervisor.pages import Page, page
 from supervisor.pool import events
 from supervisor.pool.machine import IllegalStepError
 from supervisor.pool.pool import Pool
@@ -42,17 +41,6 @@ RELOADABLE = frozenset({SlotState.STARTING, SlotState.IDLE, SlotState.BUSY, Slot
 
 Happening = Union[events.PoolEvent, Job]
 """What observers hear of: what the pool says to people, and each job that ended."""
-
-
-PAGE_SPAN, PAGE_SPANS = 5_000, 20
-"""How many jobs one look at the store goes through for a page, and how many looks: a state that few have may be far away."""
-
-
-class Page(msgspec.Struct, frozen=True):
-    """Some jobs, the newest first; ``next`` continues behind them, ``None``: there are no more."""
-
-    jobs: list[Job]
-    next: str | None
 
 
 class Engine:
@@ -241,23 +229,7 @@ class Engine:
         Raises:
             RequestError: 404, ``after`` is neither.
         """
-        below = self._jobs.next_seq if after is None else self._place_of(after)
-        jobs: list[Job] = []
-        for _ in range(PAGE_SPANS):
-            floor = max(0, below - PAGE_SPAN)
-            jobs += self._store.page(below, floor, status, limit - len(jobs))
-            below = jobs[-1].seq if len(jobs) == limit else floor
-            if len(jobs) == limit or below <= 1:
-                break
-        return Page(jobs, str(below) if below > 1 else None)
-
-    def _place_of(self, after: str) -> int:
-        job = self.job(after)
-        if job is not None:
-            return job.seq
-        if after.isascii() and after.isdecimal() and len(after) < 19:
-            return int(after)
-        raise RequestError(404, f"after: no job {after[:128]!r}, and nothing that an answer gave as `next`")
+        return page(self._store, self.job, self._jobs.next_seq, status, limit, after)
 
     def forget(self, job: Job) -> None:
         """Let go of a job that has ended, before its retention is over; its row goes with a later commit."""
@@ -337,7 +309,9 @@ class Engine:
         if self._closed:
             return
         if self._commits.pending or self._store.forgetting:
-            self._hear(False)  # what is said now would be announced at each pass of the loop, and a turn comes afterwards
+            self._hear(
+                False
+            )  # what is said now would be announced at each pass of the loop, and a turn comes afterwards
             return
         now = self._clock.monotonic()
         self._apply(self.pool.collect(now), now)

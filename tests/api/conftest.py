@@ -17,10 +17,10 @@ import uvloop
 
 from supervisor.api.app import App
 from supervisor.api.server import Server, listen, listen_unix
-from supervisor.engine import Page
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.logs import LogText
+from supervisor.pages import Page
 from supervisor.settings import Settings
 from supervisor.snapshot import JobCounts, Snapshot, Stats, WorkerView
 from supervisor.streams import READ_CHUNKS, ChunkLease, Chunks
