@@ -29,7 +29,7 @@ ENGINE |= {"pages", "snapshot", "statistics", "streams", "turns", "waiters"}
 ENGINE |= {"cores", "descriptors", "temporary"}
 MACHINERY = {"gpu", "store", "scheduler", "pool"}
 SERVICES = {"api", "webhooks", "batch"}
-SCREENS = {"client", "dashboard", "sse"}
+SCREENS = {"address", "client", "dashboard", "sse"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(BASE, BASE),

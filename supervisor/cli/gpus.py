@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,7 +90,6 @@ def gpus(lock_dir: Path, simulate_gpus: int, as_json: bool) -> int:
     else:
         for view in views:
             remote.put_json(view)
-    sys.stdout.flush()
     return 1 if reading.error else 0
 
 

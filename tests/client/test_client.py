@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.client import Address, Client, Health, JobState
+from supervisor.address import Address
+from supervisor.client import Client, Health, JobState
 from supervisor.errors import ClientError, UnreachableError, UsageError
 from supervisor.job import JobStatus
 from supervisor.snapshot import GpuView, JobCounts, LogLine, RunningJobView, Snapshot, Stats, WorkerCounts, WorkerView

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -47,6 +50,34 @@ def handler(job):
 """
 
 
+class Process:
+    """A client command."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self.stdout, self.stderr = process.stdout, process.stderr
+        self._process = process
+
+    def says(self, text: str) -> None:
+        """Wait until it has written ``text``, which must be next."""
+        written = b""
+        while written != text.encode():
+            ready, _, _ = select.select([self.stdout], [], [], DEADLINE_S)
+            piece = os.read(self.stdout.fileno(), len(text.encode()) - len(written)) if ready else b""
+            assert piece, f"it says {written!r}, then no more"
+            written += piece
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+
+    def ends(self) -> tuple[int, str, str]:
+        """Exit code and the rest of its output, once it has ended."""
+        out, said = self._process.communicate(timeout=DEADLINE_S)
+        return self._process.returncode, out.decode(), said.decode()
+
+
 class Commands:
     """Runs client commands."""
 
@@ -54,28 +85,32 @@ class Commands:
         self._folder = supervise.folder
         self._environ = {**supervise.environ, "SUPERVISE_URL": f"http://127.0.0.1:{run.port}", **env}
 
-    def start(self, *arguments: object) -> subprocess.Popen[str]:
+    @contextlib.contextmanager
+    def start(self, *arguments: object) -> Iterator[Process]:
+        """A command that runs during the block, and no longer."""
         command = [sys.executable, str(ROOT / "bin/supervise"), *map(str, arguments)]
         # Started in the background of a script, these tests run with SIGINT ignored, and that is inherited.
         heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        return subprocess.Popen(
+        with subprocess.Popen(
             command,
             cwd=self._folder,
             env=self._environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
             preexec_fn=heed,  # noqa: PLW1509 - it takes no lock
-        )
+        ) as process:
+            try:
+                yield Process(process)
+            finally:
+                process.kill()
 
     def __call__(self, *arguments: object) -> tuple[int, str, str]:
         """Exit code and output, once it has ended."""
         with self.start(*arguments) as process:
-            out, said = process.communicate(timeout=DEADLINE_S)
-            return process.returncode, out, said
+            return process.ends()
 
-    def json(self, *arguments: object) -> list[dict[str, object]]:
+    def json(self, *arguments: object) -> list[dict[str, Any]]:
         """The lines that a command printed that must succeed."""
         code, out, said = self(*arguments)
         assert (code, said) == (0, "")
@@ -100,22 +135,21 @@ def test_a_day_with_it(supervise: Runs, fake: FakeNvml, make_gate: Callable[[], 
     gate.reached()
     (status,) = ask.json("status", job)
     assert status["status"] == "IN_PROGRESS"
-    slot = str(status["workerId"]).partition("-")[0]
+    slot = status["workerId"].partition("-")[0]
 
     # What NVML shows, who holds it, and which process belongs to whom.
     gpus = ask.json("gpus", "--lock-dir", supervise.folder / "locks")
     assert [(gpu["index"], gpu["uuid"]) for gpu in gpus] == [(0, fake.uuid(0)), (1, fake.uuid(1))]
-    assert all(isinstance(gpu["holder"], dict) and gpu["holder"]["pid"] == run.pid for gpu in gpus)
+    assert all(gpu["holder"]["pid"] == run.pid for gpu in gpus)
     pid = run.workers()[slot]["pid"]
-    (process,) = gpus[int(slot[-1])]["processes"]  # type: ignore[misc]  # of JSON
+    (process,) = gpus[int(slot[-1])]["processes"]
     assert (process["pid"], process["memoryMiB"], process["supervisor"]) == (pid, 2000, run.pid)
 
     with ask.start("logs", "-f", job) as following:
-        assert following.stdout is not None
-        assert following.stdout.readline().startswith("begins with")
+        following.says("begins with")
         gate.open()
-        assert following.communicate(timeout=DEADLINE_S) == ("ends\n", "")
-        assert following.returncode == 0
+        code, out, said = following.ends()
+        assert (code, out.splitlines()[-1], said) == (0, "ends", "")
     (status,) = ask.json("status", job, "--wait")
     assert (status["status"], status["output"]) == ("COMPLETED", {"gate": gate.path, "mib": 2000})
 
@@ -132,23 +166,21 @@ def test_a_day_with_it(supervise: Runs, fake: FakeNvml, make_gate: Callable[[], 
     assert {line["slot"] for line in ask.json("workers")} == {"gpu0", "gpu1"}
 
 
-def test_a_log_and_a_wait_go_on_over_a_restart(supervise: Runs, make_gate: Callable[[], Gate]) -> None:
+def test_a_log_is_followed_over_a_restart(supervise: Runs, make_gate: Callable[[], Gate]) -> None:
     handler, gate = supervise.write("work.py", HANDLER), make_gate()
     run = supervise(handler, "--gpus", "none").ready()
     ask = Commands(supervise, run)
     job = run.run({"gate": gate.path})
     gate.reached()
-    with ask.start("logs", "-f", job) as following, ask.start("status", job, "--wait") as waiting:
-        assert following.stdout is not None
-        assert following.stdout.readline().startswith("begins with")
-        gate.close()
+    with ask.start("logs", "-f", job) as following:
+        following.says("begins with")
         run.kill()
         run.wait()
-        supervise(handler, "--gpus", "none", "--port", run.port).ready()
-        out, said = following.communicate(timeout=DEADLINE_S)
-        assert (following.returncode, out.splitlines()[-1], said) == (0, "ends", "")
-        out, said = waiting.communicate(timeout=DEADLINE_S)
-        assert (waiting.returncode, json.loads(out)["status"], said) == (0, "COMPLETED", "")
+        gate.close()
+        supervise(handler, "--gpus", "none", "--port", run.port).listening()
+        gate.open()
+        code, out, said = following.ends()
+        assert (code, out.splitlines()[-1], said) == (0, "ends", "")
 
 
 def test_chunks_come_as_they_are_yielded_and_ctrl_c_leaves_them(supervise: Runs, make_gate: Callable[[], Gate]) -> None:
@@ -156,26 +188,19 @@ def test_chunks_come_as_they_are_yielded_and_ctrl_c_leaves_them(supervise: Runs,
     run = supervise(supervise.write("streams.py", STREAMS), "--gpus", "none").ready()
     ask = Commands(supervise, run)
     with ask.start("submit", json.dumps(gate.path), "--id", "j", "--stream") as submitting:
-        assert submitting.stdout is not None
-        assert submitting.stdout.read(5) == "a cat"
+        submitting.says("a cat")
         with ask.start("stream", "j") as watching:
-            assert watching.stdout is not None
-            assert watching.stdout.read(5) == "a cat"
-            watching.send_signal(signal.SIGINT)
-            assert watching.communicate(timeout=DEADLINE_S) == ("\n", "\n")
-            assert watching.returncode == 130
+            watching.says("a cat")
+            watching.interrupt()
+            assert watching.ends() == (130, "\n", "\n")
         gate.open()
-        assert submitting.communicate(timeout=DEADLINE_S) == (" sat\n", "")
-        assert submitting.returncode == 0
+        assert submitting.ends() == (0, " sat\n", "")
     assert ask("logs", "j") == (0, "", "")
 
 
 def test_a_reader_that_has_seen_enough(supervise: Runs) -> None:
     run = supervise(supervise.write("work.py", HANDLER), "--gpus", "none").ready()
-    for _ in range(3):
-        run.runsync({})
+    run.runsync({})
     with Commands(supervise, run).start("jobs") as listing:
-        assert listing.stdout is not None
-        assert listing.stderr is not None
         listing.stdout.close()
-        assert "Traceback" not in listing.stderr.read()
+        assert listing.stderr.read() == b""
