@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -98,7 +98,7 @@ class Jobs:
         self._observer = observer
         self.deadlines = Deadlines(store)
         self.decided: dict[str, Job] = {}
-        self._arrived: list[JobRequest] = []
+        self._arrived: list[_Arrival] = []
         self._unwanted: dict[str, int] = {}
         self._forgotten: dict[str, int] = {}
         self.next_seq = store.next_seq
@@ -177,7 +177,7 @@ class Jobs:
             except StoreError as error:
                 raise RequestError(503, str(error), retry_after=5) from error
         job = self._new_job(request)
-        self._arrived.append(request)
+        self.arrived(job, None)
         self._overview.statistics.submitted()
         self.decided[job.id] = job
         slots = () if queue_only or len(self.backlog) else plan(1, pool.takers)
@@ -207,10 +207,14 @@ class Jobs:
             self.deadlines.accepted(job)
         return job
 
+    def arrived(self, job: Job, before: Job | None) -> None:
+        """``job`` comes to the queue, by what is written from here on; ``before``: it had ended so, and is to run again."""
+        self._arrived.append(_Arrival(job.id, before, len(self.batch)))
+
     def withdraw(self, pool: Pool, now: float) -> None:
         """Take back the jobs that came in this turn, which the disk did not take; nobody was told of them."""
-        for request in self._arrived:
-            job = self.get(request.id)
+        for job_id, before, first in reversed(self._arrived):
+            job = self.get(job_id)
             if job is None or job.status.terminal:
                 continue  # cancelled in the same turn: that it was may be written
             active = self.active.pop(job.id, None)
@@ -220,8 +224,11 @@ class Jobs:
             else:
                 self.backlog.lane(job.low_priority).remove(job)
             self.decided.pop(job.id, None)
-            self.batch[:] = [write for write in self.batch if getattr(write, "seq", None) != job.seq]
-            if job.has_s3_config:
+            self.batch[first:] = [write for write in self.batch[first:] if getattr(write, "seq", None) != job.seq]
+            if before is not None:
+                self.decided[job.id] = before
+                self._overview.statistics.not_retried(before.status)
+            elif job.has_s3_config:
                 self._drop_secret(job)
         self._arrived.clear()
 
@@ -371,6 +378,14 @@ class Jobs:
     def _is_still(self, job: Job) -> bool:
         now = self.get(job.id)
         return now is not None and (now.seq, now.retries) == (job.seq, job.retries)
+
+
+class _Arrival(NamedTuple):
+    """A job that came in this turn: as it was before, if it had ended, and how many writes of the turn stand before its own."""
+
+    job: str
+    before: Job | None
+    first: int
 
 
 class _Extras(msgspec.Struct):

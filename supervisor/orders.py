@@ -81,6 +81,7 @@ class Orders:
             raise RequestError(409, "the job's s3Config is a secret and was removed when it ended; submit it again")
         created = self._wall_ms()
         expires = created + job.expires_ms - job.created_ms if job.expires_ms is not None else None
+        self._jobs.arrived(job, job)
         self._jobs.batch.append(Retry(job.seq, created, expires))
         self._overview.statistics.retried(job.status)
         job = queued_again(job, attempts=0).replace(

@@ -8,7 +8,7 @@ import pytest
 
 from supervisor import wire
 from supervisor.api.shapes import status_body
-from supervisor.errors import RequestError
+from supervisor.errors import RequestError, StoreError
 from supervisor.job import JobRequest, JobStatus
 from supervisor.orders import PURGE_PIECE
 from supervisor.proc import STACK_SIGNAL
@@ -176,6 +176,29 @@ def test_a_job_whose_secret_is_gone_cannot_be_run_again(house):
     with pytest.raises(RequestError, match="s3Config") as caught:
         house.wait(house.engine.retry("a"))
     assert caught.value.status == 409
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_retry_that_the_full_disk_does_not_take_is_refused_and_never_happens(house, idle):
+    run(house)
+    house.worker().say(done(status="FAILED", error="why"))
+    before = house.ended()
+    if not idle:
+        run(house, "other")
+    commit, house.store.commit = house.store.commit, lambda batch, done: done(StoreError("the disk is full"))
+    with pytest.raises(RequestError, match="the disk is full") as caught:
+        house.wait(house.engine.retry("a"))
+    assert caught.value.status == 503
+    assert house.engine.job("a") == before
+    house.store.commit = commit
+    house.until(lambda: house.engine.ready)
+    if not idle:
+        house.worker().say(done("other"))
+        house.ended("other")
+    run(house, "next")
+    assert house.engine.job("a") == before
+    counts = house.engine.snapshot().jobs
+    assert (counts.failed, counts.retried, counts.in_queue) == (1, 0, 0)
 
 
 def test_an_unknown_job_cannot_be_run_again(house):
