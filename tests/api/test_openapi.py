@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -142,6 +143,7 @@ def job(status: JobStatus, **fields: Any) -> Job:
         (shapes.requests_body([job(JobStatus.IN_QUEUE)], None), schemas.Requests),
         (shapes.requests_body([], "7"), schemas.Requests),
     ],
+    ids=itertools.count(),  # by their bodies they would have another name in each run: some say how late it is
 )
 def test_answers_are_as_described(body: bytes, kind: type[msgspec.Struct]) -> None:
     msgspec.json.decode(body, type=kind)
