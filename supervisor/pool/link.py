@@ -46,7 +46,8 @@ WORDS_LINES = 1000
 """Among how many of the lines that came together those are."""
 
 _OWN_FRAME = f'  File "{Path(__file__).resolve().parents[1]}{os.sep}'
-"""How ``faulthandler`` shows this program's own frames. They come last and are many, and say nothing about the user's code."""
+"""How ``faulthandler`` shows this program's own frames (a traceback of Python's has ``, in`` before the function). They come last
+and are many, and say nothing about the user's code: they are left out."""
 
 # Shared by all links: it takes half a millisecond to make.
 _CODEC: wire.Codec[wire.FromWorker] = wire.Codec(wire.FromWorker)
@@ -275,6 +276,7 @@ class Link:
 
     def _say(self, said: list[Said], job: str | None, lines: list[str]) -> None:
         """Add ``lines`` to ``said`` and to the last words."""
+        lines = [line for line in lines if not line.startswith(_OWN_FRAME) or ", in " in line]
         if not lines:
             return
         if said and said[-1].job == job:
@@ -285,7 +287,7 @@ class Link:
         if words is None:
             words = self._words[job] = deque(maxlen=TAIL_LINES)
         newest = lines[-WORDS_LINES:]
-        words.extend(enumerate((line for line in newest if not line.startswith(_OWN_FRAME)), self._count))
+        words.extend(enumerate(newest, self._count))
         self._count += len(newest)
 
     @staticmethod

@@ -6,15 +6,18 @@ import fcntl
 import multiprocessing
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from supervisor.errors import WireError
 from supervisor.marks import Marker
+from supervisor.pool import link
 from supervisor.pool.link import LINE_BYTES, NO_JOB, TAIL_LINES, TURN_LINES, Link
 from supervisor.pool.process import LOG_PIPE_BYTES
 
 MARK = "0123456789abcdef"
+PACKAGE = Path(link.__file__).parents[1]
 
 
 class Pipe:
@@ -160,3 +163,10 @@ def test_lines_read_the_same_one_by_one(pipe: Pipe, text: str) -> None:
     os.write(pipe._write, data)
     expected = [line.rstrip("\r") for line in data.decode("utf-8", "replace").split("\n")[:-1]]
     assert pipe.read() == [(None, expected)]
+
+
+def test_a_stack_shows_the_users_frames_alone(pipe: Pipe) -> None:
+    own = f'  File "{PACKAGE}/worker/run.py", line 119'
+    users = ["Current thread 0x1 (most recent call first):", '  File "/h.py", line 5 in handler']
+    pipe.write("\n".join([*users, f"{own} in _call", f"{own}, in a_traceback", ""]))
+    assert pipe.read() == [(None, [*users, f"{own}, in a_traceback"])]
