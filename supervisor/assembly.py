@@ -171,7 +171,8 @@ class Assembly:
         settings = self._settings
         if self._reader is None:
             return [], []
-        listing = self._reader.list_gpus(LIST_GPUS_S)
+        waits = f"waiting for the NVIDIA driver, which does not answer yet; {LIST_GPUS_S:g} s at most"
+        listing = self._reader.list_gpus(LIST_GPUS_S, lambda: self._note(waits))
         if not listing.complete:
             self._pin_by = "uuid"  # CUDA may number the others differently than NVML
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

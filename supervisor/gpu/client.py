@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Union, get_args
 
@@ -24,6 +24,9 @@ from supervisor.gpu.records import Listing, Unwatched, WorkerRef, Xid
 from supervisor.settings import SECRET_VARIABLES
 
 _MAIN = Path(__file__).with_name("reader.py")
+SLOW_S = 2.0
+"""A driver whose GPUs are awake lists them in a fraction of this."""
+
 _CHUNK = 65536
 _LONGEST_PAUSE = 30.0
 _LAST_WORDS = 4096
@@ -205,13 +208,14 @@ class Reader:
         """When ``tick`` must be called; ``None`` while there is nothing to wait for."""
         return self._answer_by if self._process is not None else self._start_at
 
-    def list_gpus(self, timeout: float) -> Listing:
+    def list_gpus(self, timeout: float, slow: Callable[[], None] | None = None, slow_after: float = SLOW_S) -> Listing:
         """The GPUs of this machine, waiting up to ``timeout`` seconds for them; for the start of the program only.
 
-        Starts the process if need be. Without an answer the listing is empty, and its reason says why.
+        Starts the process if need be. ``slow`` is called once if the answer takes longer than ``slow_after`` seconds. Without an answer the
+        listing is empty, and its reason says why.
         """
         now = time.monotonic()
-        until = now + timeout
+        until, slow_at = now + timeout, now + slow_after
         events, unasked = self.start(now), list[ReaderEvent]()
         if self._process is not None:
             self._send(List(), now)
@@ -227,7 +231,10 @@ class Reader:
             if now >= until:
                 events = [self._gone(f"NVML did not answer within {timeout:g} s", now)]
                 continue
-            select.select([self._poll], [], [], until - now)
+            if slow is not None and now >= slow_at:
+                slow()
+                slow = None
+            select.select([self._poll], [], [], min(until, until if slow is None else slow_at) - now)
             events = self.receive(time.monotonic())
 
     def close(self) -> None:

@@ -145,7 +145,10 @@ def test_close_leaves_nothing(driver, gone):
 def test_list_gpus_gives_up_in_time_and_says_why(fake_nvml, driver):
     fake_nvml.switch("hang")
     it = driver()
-    assert it.reader.list_gpus(0.3) == Listing(reason="the GPUs cannot be read: NVML did not answer within 0.3 s")
+    told = []
+    listing = it.reader.list_gpus(0.3, lambda: told.append("slow"), slow_after=0.1)
+    assert listing == Listing(reason="the GPUs cannot be read: NVML did not answer within 0.3 s")
+    assert told == ["slow"]
     fake_nvml.switch("hang", False)
     it.reader.tick(it.reader.deadline())
     assert isinstance(it.sample(), Reading)
