@@ -211,8 +211,8 @@ class Reader:
     def list_gpus(self, timeout: float, slow: Callable[[], None] | None = None, slow_after: float = SLOW_S) -> Listing:
         """The GPUs of this machine, waiting up to ``timeout`` seconds for them; for the start of the program only.
 
-        Starts the process if need be. ``slow`` is called once if the answer takes longer than ``slow_after`` seconds. Without an answer the
-        listing is empty, and its reason says why.
+        Starts the process if need be. ``slow`` is called once if the answer takes longer than ``slow_after`` seconds. Without
+        an answer the listing is empty, and its reason says why.
         """
         now = time.monotonic()
         until, slow_at = now + timeout, now + slow_after
