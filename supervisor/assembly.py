@@ -41,7 +41,7 @@ FIRST_READING_S = 2.0
 """How long the start waits to learn what is in use before the first workers come."""
 
 TEMPLATE_STOP_S = 5.0
-"""How long the template may take to end everything below it (contract §9)."""
+"""How long the template may take to end everything below it."""
 
 REAP_S = 5.0
 """How long process 1 of a container lets the orphans that come to it lie."""

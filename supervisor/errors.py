@@ -101,7 +101,7 @@ class JobError(SuperviseError):
         return str(self.args[3])
 
 
-class JobFailed(JobError):  # noqa: N818 - the contract's name, and a state
+class JobFailed(JobError):  # noqa: N818 - a public name, and a state
     """The job has failed."""
 
 
@@ -109,11 +109,11 @@ class WorkerDied(JobFailed):
     """The worker died while it ran the job."""
 
 
-class JobCancelled(JobError):  # noqa: N818 - the contract's name, and a state
+class JobCancelled(JobError):  # noqa: N818 - a public name, and a state
     """The job was cancelled."""
 
 
-class JobTimedOut(JobError):  # noqa: N818 - the contract's name, and a state
+class JobTimedOut(JobError):  # noqa: N818 - a public name, and a state
     """The job took too long."""
 
 

@@ -36,7 +36,7 @@ from supervisor.store.writes import (
 )
 
 HOST_KILL_STARTS = 3
-"""Most starts of a job that a killed supervisor, template or host had under way (contract §5)."""
+"""Most starts of a job that a killed supervisor, template or host had under way."""
 
 
 class Active:

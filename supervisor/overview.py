@@ -142,7 +142,7 @@ def refresh_view(report: RefreshReport, at_ms: int) -> RefreshView:
 
 
 def first_line(error: str) -> str:
-    """The first line of a job's error; of an exception (JSON text, see contract §2) its type and message."""
+    """The first line of a job's error; of an exception (JSON text) its type and message."""
     try:
         raised = msgspec.json.decode(error, type=_Raised)
     except (msgspec.MsgspecError, UnicodeEncodeError):

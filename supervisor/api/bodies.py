@@ -64,7 +64,7 @@ def job_request(body: bytes, idempotency_key: bytes | None = None) -> JobRequest
     """What ``body`` asks for. Its ``id`` names the job; else ``idempotency_key`` does; else it gets a random one.
 
     Raises:
-        RequestError: 400, the body is not what the contract says.
+        RequestError: 400, the body is not as the API wants it.
     """
     try:
         return _checked(body, idempotency_key)

@@ -73,7 +73,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class _Said(msgspec.Struct):
-    """What may stand in an error object: OpenAI's fields, those of an exception (contract §2), or either one level down."""
+    """What may stand in an error object: OpenAI's fields, those of an exception, or either one level down."""
 
     object: Any = None
     error: Any = None

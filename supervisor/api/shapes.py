@@ -1,4 +1,4 @@
-"""The JSON of the contract made from jobs and snapshots: what `/status`, `/stream`, `/health` and the others answer.
+"""The JSON of the API, made from jobs and snapshots: what `/status`, `/stream`, `/health` and the others answer.
 
 Runs in the supervisor. Bodies are put together from bytes: an output, a chunk or a progress is never parsed here.
 """

@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def exit_code(error: SuperviseError) -> int:
-    """The exit code that the contract gives to ``error``."""
+    """The exit code for ``error``."""
     if isinstance(error, StartError):
         return 3
     return 2 if isinstance(error, (UsageError, StoreError)) else 1

@@ -26,7 +26,7 @@ as_json = click.option(
 
 
 class _Raised(msgspec.Struct):
-    """The error of a handler that raised (contract §2)."""
+    """The error of a handler that raised."""
 
     error_type: str
     error_message: str

@@ -154,7 +154,7 @@ class Job(Future[Any]):
 
 
 class _Raised(msgspec.Struct):
-    """The error of a handler that raised (contract §2)."""
+    """The error of a handler that raised."""
 
     error_type: str
     error_message: str

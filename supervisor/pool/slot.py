@@ -11,7 +11,7 @@ import msgspec
 
 
 class SlotState(str, enum.Enum):
-    """The slot states of the contract."""
+    """The states of a slot, as the API says them."""
 
     STARTING = "starting"
     IDLE = "idle"

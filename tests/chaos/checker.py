@@ -12,7 +12,7 @@ from tests.chaos.journal import NO_ANSWER, NOT_SENT, TERMINAL, Deed, Events, Exc
 from tests.chaos.kinds import KINDS, SECRET
 
 HOST_KILL_STARTS = 3
-"""Most starts that a job may have when supervisors and templates die under it (contract §5)."""
+"""Most starts that a job may have when supervisors and templates die under it."""
 
 WEBHOOK_TRIES = 3
 

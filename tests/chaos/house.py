@@ -25,7 +25,7 @@ START_S = 30.0
 """How long a start may take on a busy machine, from the command to the line that says where it listens."""
 
 GONE_S = 5.0
-"""How long a process may outlive the supervisor (contract §9)."""
+"""How long a process may outlive the supervisor."""
 
 _LOOK_S = 0.1
 

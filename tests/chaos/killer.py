@@ -16,7 +16,7 @@ from tests.chaos.journal import Journal
 from tests.fakes.nvml import LOST, FakeNvml
 
 APART_S = 2.0
-"""Least time from the death of a house's template to its supervisor's, or back: the contract leaves out the same instant."""
+"""Least time from the death of a house's template to its supervisor's, or back: what dies in the same instant is not covered."""
 
 
 class Killer:

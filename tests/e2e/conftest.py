@@ -34,7 +34,7 @@ DEADLINE_S = 20.0
 """How long anything that must happen may take on a busy machine."""
 
 GONE_S = 5.0
-"""How long a process may outlive the supervisor (contract §9)."""
+"""How long a process may outlive the supervisor."""
 
 POLL_S = 0.005
 
@@ -309,7 +309,7 @@ class Runs:
         return found
 
     def all_gone(self) -> None:
-        """Within the contract's time no process is left."""
+        """Within that time no process is left."""
         until = time.monotonic() + GONE_S
         pause = threading.Event()
         while left := self.processes():
