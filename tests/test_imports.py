@@ -24,7 +24,19 @@ PACKAGE = "supervisor"
 # A room is a file or a folder of the package. Level 1 is in every process; each later line is one level further up.
 BASE = {"errors", "job", "marks", "wire", "proc", "option", "sources", "settings"}
 CHILDREN = {"serverless", "template", "worker"}
-ENGINE = {"assembly", "commits", "deadlines", "embed", "engine", "housekeeping", "jobs", "logs", "orders", "overview", "reports"}
+ENGINE = {
+    "assembly",
+    "commits",
+    "deadlines",
+    "embed",
+    "engine",
+    "housekeeping",
+    "jobs",
+    "logs",
+    "orders",
+    "overview",
+    "reports",
+}
 ENGINE |= {"pages", "snapshot", "statistics", "streams", "turns", "waiters"}
 ENGINE |= {"cores", "descriptors", "temporary"}
 MACHINERY = {"gpu", "store", "scheduler", "pool"}
