@@ -16,7 +16,8 @@ from supervisor.template import mounts
 
 NOBODY = 65534
 SYSTEMS_PYTHON = "/usr/bin/python3"
-PYTHON = tuple(path for path in {sys.prefix, sys.base_prefix} if path.startswith("/tmp/"))
+ROOT = str(Path(__file__).parents[2])
+PYTHON = tuple(path for path in {ROOT, sys.prefix, sys.base_prefix} if path.startswith("/tmp/"))
 
 
 def oom_score_adj(pid: int) -> int:
