@@ -82,6 +82,7 @@ class Engine:
         self._loop = loop
         self._observers: list[Callable[[Happening], None]] = []
         self._failed_loads: dict[str, events.FirstLoad] = {}
+        self._arriving = 0
         self._closed = False
         self._hearing = True
 
@@ -154,11 +155,14 @@ class Engine:
         known = not request.generated and self.job(request.id) is not None
         self._check_open(room=not known)
         queue_only = self._orders.purging
-        return self._turns.ask(
-            lambda now: self._jobs.accept(request, self.pool, now, queue_only=self.draining or queue_only),
-            gather=not any(slot.room for slot in self.pool.takers),
-            patient=False,
-        )
+        self._arriving += 1
+
+        def accept(now: float) -> Job:
+            self._arriving -= 1
+            return self._jobs.accept(request, self.pool, now, queue_only=self.draining or queue_only)
+
+        full = not any(slot.room for slot in self.pool.takers)
+        return self._turns.ask(accept, gather=full, patient=False)
 
     def _check_open(self, *, room: bool) -> None:
         """Refuse when no job can be taken, or (``room``) none more; those that came since the last turn count."""
@@ -169,7 +173,7 @@ class Engine:
         if not limit or not room:
             return
         free = sum(slot.room for slot in self.pool.takers)
-        if len(self._jobs.backlog) + self._turns.waiting - free >= limit:
+        if len(self._jobs.backlog) + self._arriving - free >= limit:
             raise RequestError(429, f"the queue is full: {limit} jobs wait (--max-queue)", retry_after=1)
 
     def _check_disk(self) -> None:

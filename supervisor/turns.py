@@ -75,11 +75,6 @@ class Turns:
             self._gathering = self._loop.call_later(GATHER_S, self.wake)
         return future
 
-    @property
-    def waiting(self) -> int:
-        """How many wait for the next turn."""
-        return len(self._asked)
-
     def begin(self) -> None:
         """A turn begins."""
         self._scheduled = False

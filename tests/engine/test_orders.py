@@ -238,6 +238,17 @@ def _request(job_id):
     return JobRequest(job_id, b'{"n":1}')
 
 
+def test_what_else_is_asked_in_a_turn_takes_no_place_in_the_queue(make_house):
+    house = make_house(max_queue=1)
+    house.start()
+    run(house, "running")
+    house.engine.abandon("nobody")
+    house.engine.cancel("nobody")
+    assert house.submit("queued").status is JobStatus.IN_QUEUE
+    with pytest.raises(RequestError, match="--max-queue"):
+        house.submit("one too many")
+
+
 # --- pages -----------------------------------------------------------------------------------------------------------------
 
 
