@@ -262,6 +262,7 @@ class Client:
         """
         headers = {**self._headers, **({} if body is None else {"Content-Type": "application/json"}), **(headers or {})}
         connection = self.address.connect(self.timeout)
+        response: http.client.HTTPResponse | None = None
         try:
             with self._talking():
                 connection.request(method, self.address.prefix + path, body, headers)
@@ -271,6 +272,8 @@ class Client:
                 raise self._refused(path, response.status, refusal)
             yield response
         finally:
+            if response is not None:
+                response.close()  # the socket is its own by now: each answer ends its connection
             connection.close()
 
     def _ask(
