@@ -23,7 +23,7 @@ import msgspec
 
 from supervisor.errors import FrameTooLargeError, WireError
 
-VERSION = 1
+VERSION = 2
 """Raised by one whenever a message changes; a template of another version is refused at its first word."""
 
 
