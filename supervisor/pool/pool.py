@@ -278,6 +278,9 @@ class Pool:
             return  # too late
         if state is not SlotState.STARTING:
             raise WireError("a worker said twice that it is ready")
+        if link.pid is None:  # the template has forked it and not come to say so
+            link.pid = message.pid
+            self._step(link.slot, steps.Forked(message.pid), now)
         link.kind = message.kind
         if message.mark:
             link.expect_marks(message.mark)

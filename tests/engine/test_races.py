@@ -261,6 +261,21 @@ def test_a_reload_during_the_first_load_is_no_failure_of_it(make_house):
     house.until(lambda: house.engine.ready)
 
 
+def test_a_worker_that_is_ready_sooner_than_its_template_says_its_pid_has_one(make_house):
+    house = make_house()
+    report, late = house.starter.report, []
+    house.starter.report = lambda said: late.append(said) if isinstance(said, wire.Forked) else report(said)
+    house.start()
+    seen = [house.engine.snapshot().workers[0].pid]
+    (forked,) = late
+    report(forked)
+    house.settle()
+    seen.append(house.engine.snapshot().workers[0].pid)
+    assert seen == [house.worker().pid] * 2
+    house.submit()
+    assert house.worker().heard().job == "a"
+
+
 def test_a_worker_that_is_ready_too_late_opens_no_doors(make_house):
     house = make_house(start_timeout=60)
     house.start(ready=False)
