@@ -184,6 +184,8 @@ class Reader:
             events.append(self._gone("it ended", now))
         except BlockingIOError:
             pass  # everything that is there has been read
+        except ConnectionResetError:  # the end of one that left a request unread
+            events.append(self._gone("it ended", now))
         except (OSError, WireError) as error:
             events.append(self._gone(str(error), now))
         if any(isinstance(event, get_args(Answer)) for event in events):
@@ -228,12 +230,12 @@ class Reader:
                 if isinstance(event, ReaderGone):
                     return Listing(reason=f"the GPUs cannot be read: {event.reason}")
             now = time.monotonic()
-            if now >= until:
-                events = [self._gone(f"NVML did not answer within {timeout:g} s", now)]
-                continue
             if slow is not None and now >= slow_at:
                 slow()
                 slow = None
+            if now >= until:
+                events = [self._gone(f"NVML did not answer within {timeout:g} s", now)]
+                continue
             select.select([self._poll], [], [], min(until, until if slow is None else slow_at) - now)
             events = self.receive(time.monotonic())
 

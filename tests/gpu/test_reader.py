@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 
@@ -19,7 +20,7 @@ reader.start(time.monotonic())
 if sys.argv[1] == "0":
     reader.ask({}, time.monotonic())
 else:
-    reader.list_gpus(10)
+    reader.list_gpus(30)
 print(*reader.pids, flush=True)
 """
 
@@ -80,9 +81,10 @@ def test_pauses_grow_until_an_answer_comes(driver, monkeypatch):
     monkeypatch.setattr("supervisor.gpu.client._MAIN", "/nonexistent/reader.py")
     it = driver(simulate=1)
     pauses, reasons = [], []
+    now = time.monotonic()
     for _ in range(7):
-        (event,) = it.next_events() if it.reader.pids else it.reader.tick(it.reader.deadline())
-        now = time.monotonic()
+        assert select.select([it.reader], [], [], 30)[0]
+        (event,) = it.reader.receive(now)
         reasons.append(event.reason)
         pauses.append(round(it.reader.deadline() - now))
         it.reader.start(now)
@@ -104,6 +106,15 @@ def test_a_killed_reader_is_replaced_and_answers(driver):
     assert it.next_events() == [ReaderGone("it ended")]
     it.reader.tick(it.reader.deadline())
     assert it.sample().gpus
+
+
+def test_a_reader_that_dies_over_an_unread_request_has_ended(driver):
+    it = driver(simulate=1)
+    it.sample()
+    os.kill(pid_of(it.reader), signal.SIGSTOP)
+    it.reader.ask({}, time.monotonic())
+    os.kill(pid_of(it.reader), signal.SIGKILL)
+    assert it.next_events() == [ReaderGone("it ended")]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -139,6 +150,7 @@ def test_close_leaves_nothing(driver, gone):
     pid = pid_of(reader)
     reader.close()
     assert gone(pid)
+    reader.tick(time.monotonic())  # reaps one that took longer to die than `close` waits
     assert reader.pids == frozenset()
 
 
@@ -149,6 +161,8 @@ def test_list_gpus_gives_up_in_time_and_says_why(fake_nvml, driver):
     listing = it.reader.list_gpus(0.3, lambda: told.append("slow"), slow_after=0.1)
     assert listing == Listing(reason="the GPUs cannot be read: NVML did not answer within 0.3 s")
     assert told == ["slow"]
+    assert it.reader.list_gpus(0.0, lambda: told.append("slow, and over"), slow_after=0.0).reason is not None
+    assert told[1:] == ["slow, and over"]
     fake_nvml.switch("hang", False)
     it.reader.tick(it.reader.deadline())
     assert isinstance(it.sample(), Reading)
