@@ -49,6 +49,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
                 continue  # such as ::1 of localhost, where IPv6 is off
             for sock in sockets:
                 sock.close()
+            if error.errno == errno.EADDRINUSE and sockets and not port:
+                return listen(host, port)  # it was free on the first address only; the next may be on all
             raise UsageError(_why_not(host, port, error)) from error
     return sockets
 

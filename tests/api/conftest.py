@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import ipaddress
 import json
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +18,9 @@ import msgspec
 import pytest
 import uvloop
 
+from supervisor.api import server
 from supervisor.api.app import App
+from supervisor.api.connection import Connection
 from supervisor.api.server import Server, listen, listen_unix
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
@@ -27,7 +32,7 @@ from supervisor.streams import READ_CHUNKS, ChunkLease, Chunks
 
 T = TypeVar("T")
 
-DEADLINE_S = 10.0
+DEADLINE_S = 20.0
 CREATED_MS = 1_700_000_000_000
 
 
@@ -294,6 +299,59 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
+class Connections(set[Connection]):
+    """Those of a server, which calls ``on_change`` when one comes or goes."""
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_change = on_change
+
+    def add(self, connection: Connection) -> None:
+        super().add(connection)
+        self._on_change()
+
+    def discard(self, connection: Connection) -> None:
+        super().discard(connection)
+        self._on_change()
+
+
+class Clock:
+    """A connection's loop but for its time, which passes when a test says so."""
+
+    class Timer:
+        def __init__(self, when: float, callback: Callable[[], object]) -> None:
+            self.when = when
+            self.callback = callback
+            self.cancelled = False
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._timers: list[Clock.Timer] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio.get_running_loop(), name)
+
+    def time(self) -> float:
+        return self._now
+
+    def call_later(self, delay: float, callback: Callable[..., object], *given: Any) -> Timer:
+        self._timers.append(self.Timer(self._now + delay, lambda: callback(*given)))
+        return self._timers[-1]
+
+    def go_on(self, seconds: float) -> None:
+        """Let ``seconds`` pass; to be called in the loop."""
+        until = self._now + seconds
+        while due := [timer for timer in self._timers if timer.when <= until and not timer.cancelled]:
+            first = min(due, key=lambda timer: timer.when)
+            self._timers.remove(first)
+            self._now = max(self._now, first.when)
+            first.callback()
+        self._now = until
+
+
 class Site:
     """The real server over a fake engine, in a thread of its own."""
 
@@ -311,10 +369,11 @@ class Site:
         self.loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
         self.engine = FakeEngine(self.settings, auto=self._auto)
-        sockets = [listen_unix(self.unix)] if self.unix is not None else listen("127.0.0.1", 0)
+        sockets = [listen_unix(self.unix)] if self.unix is not None else listen(self.settings.host, 0)
         self.port = 0 if self.unix is not None else sockets[0].getsockname()[1]
         self.app = App(self.engine, self.logged.append, private=self.unix is not None)  # type: ignore[arg-type]  # a fake
         self.server = Server(self.app, sockets)
+        self.server._state.connections = Connections(self.engine.notify)
         await self.server.start()
         self._ready.set()
         await self._over.wait()
@@ -327,7 +386,7 @@ class Site:
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` in the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(DEADLINE_S)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(2 * DEADLINE_S)  # `until` says more
 
     def call(self, function: Callable[..., T], *args: Any, **keywords: Any) -> T:
         """Call ``function`` in the server's loop."""
@@ -338,12 +397,19 @@ class Site:
         return self.do(work())
 
     def until(self, condition: Callable[[], bool]) -> None:
+        """Until ``condition`` holds; it is looked at whenever something changes in the engine, or a connection comes or goes."""
         self.do(self.engine.until(condition))
+
+    def until_heard(self, count: int) -> None:
+        """Until ``count`` bytes of their newest requests have come from those who are connected."""
+        deadline = time.monotonic() + DEADLINE_S
+        while self.call(lambda: sum(each._request_bytes for each in self.server._state.connections)) < count:
+            assert time.monotonic() < deadline, "it never came"
 
     def connect(self) -> http.client.HTTPConnection:
         if self.unix is not None:
             return UnixConnection(self.unix)
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
+        return http.client.HTTPConnection(self.settings.host, self.port, timeout=DEADLINE_S)
 
     def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
         """One request on a connection of its own; ``body`` is bytes, or what becomes JSON."""
@@ -369,9 +435,19 @@ class Site:
             parts.append(part)
         return b"".join(parts)
 
+    @staticmethod
+    def read_up_to(sock: socket.socket, text: bytes) -> bytes:
+        """What the server sends until ``text`` was in it."""
+        came = b""
+        while text not in came:
+            part = sock.recv(65536)
+            assert part, f"{text!r} never came: {came!r}"
+            came += part
+        return came
+
     def raw(self, data: bytes = b"") -> socket.socket:
         """A bare connection on which ``data`` was sent."""
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE_S)
+        sock = socket.create_connection((self.settings.host, self.port), timeout=DEADLINE_S)
         sock.sendall(data)
         return sock
 
@@ -388,6 +464,26 @@ def make_site() -> Iterator[Callable[..., Site]]:
     yield make
     for site in sites:
         site.close()
+
+
+@pytest.fixture
+def own_host() -> str:
+    """A loopback address of this process alone: nobody else takes a port that a test has left."""
+    return str(ipaddress.IPv4Address(0x7F01_0000 + os.getpid()))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of the connections of all servers that are made from then on."""
+    made = Clock()
+
+    class Timed(Connection):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.loop: Any = made
+
+    monkeypatch.setattr(server, "Connection", Timed)
+    return made
 
 
 @pytest.fixture

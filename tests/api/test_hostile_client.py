@@ -13,7 +13,7 @@ from supervisor.api import connection, crowd, server
 from supervisor.job import JobStatus
 
 if TYPE_CHECKING:
-    from conftest import Site
+    from conftest import Clock, Site
 
 HOST = b"Host: localhost\r\n"
 POST = b"POST /runsync HTTP/1.1\r\n" + HOST
@@ -244,26 +244,27 @@ def sent_away(sock: socket.socket, drip: bytes) -> bool:
     "start", [b"GET /live", POST, POST + b"Content-Length: 1000000\r\n\r\n{", CHUNKED + b"1\r\n{\r\n"]
 )
 def test_a_client_that_drips_is_sent_away(site: Site, monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
-    monkeypatch.setattr(connection, "SILENCE_S", 0.1)
     site.ask("GET", "/livez")
+    monkeypatch.setattr(connection, "SILENCE_S", 0.1)
     drip = b"1\r\n \r\n" if start.startswith(CHUNKED) else b"x"
     with site.raw(start) as sock:
         sock.settimeout(0.02)
-        assert any(sent_away(sock, drip) for _ in range(250))
+        assert any(sent_away(sock, drip) for _ in range(1000))
     assert not site.engine.submitted
 
 
 def test_a_client_that_is_slow_but_comes_on_is_answered(
-    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+    clock: Clock, make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "SILENCE_S", 0.05)
-    monkeypatch.setattr(connection, "SLOWEST", 10)
+    monkeypatch.setattr(connection, "SLOWEST", 0.1)
     site = make_site(auto=True)
     body = b'{"input": "slow"}'
-    with site.raw(POST + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body)) as sock:
-        for byte in body:
-            assert site.ask("GET", "/livez").status == 200
-            sock.sendall(bytes([byte]))
+    head = POST + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
+    with site.raw(head) as sock:
+        for at in range(len(body)):
+            site.until_heard(len(head) + at)
+            site.call(clock.go_on, 0.9 * connection.SILENCE_S)
+            sock.sendall(body[at : at + 1])
         assert b'"output":"slow"' in site.read_to_end(sock)
 
 
@@ -295,8 +296,10 @@ def time_passes(site: Site, clients: list[socket.socket]) -> None:
 
 
 def test_who_is_idle_longest_goes_for_who_comes(small_site: Site, clients: list[socket.socket]) -> None:
-    for start in (b"", POST, b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n", POST + b"Content-Length: 9\r\n\r\n{"):
+    starts = (b"", POST, b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n", POST + b"Content-Length: 9\r\n\r\n{")
+    for count, start in enumerate(starts, 1):
         clients.append(small_site.raw(start))
+        small_site.until_heard(len(b"".join(starts[:count])))
         time_passes(small_site, clients)
     assert b" 200 OK" in clients[2].recv(65536)
     for gone in range(4):
@@ -320,7 +323,7 @@ def test_who_waits_for_an_answer_stays(small_site: Site, clients: list[socket.so
     assert answer.headers["retry-after"] == "5"
     small_site.call(small_site.engine.change, "a", status=JobStatus.COMPLETED)
     for sock in clients:
-        assert b'"status":"COMPLETED"' in sock.recv(65536)
+        small_site.read_up_to(sock, b'"status":"COMPLETED"')
 
 
 def test_those_who_go_already_make_room_once() -> None:

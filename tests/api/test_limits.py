@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from supervisor.api import app, connection
 from supervisor.job import JobStatus
 
 if TYPE_CHECKING:
-    from conftest import Site
+    from conftest import Clock, Site
 
 HEAD = b"POST /runsync HTTP/1.1\r\nHost: localhost\r\n"
 MIB = 2**20
+LONG_S = 40.0
 
 
 def _answer(data: bytes) -> tuple[bytes, bytes]:
@@ -23,18 +25,20 @@ def _answer(data: bytes) -> tuple[bytes, bytes]:
     return head.split(b"\r\n")[0], body
 
 
-def test_a_body_that_says_it_is_too_large(make_site: Callable[..., Site]) -> None:
+def test_a_body_that_says_it_is_too_large(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "LINGER_S", LONG_S)
     site = make_site(max_body="1MiB")
     with site.raw(HEAD + b"Content-Length: 1048577\r\n\r\n") as sock:
-        status, body = _answer(sock.recv(65536))
-        assert status.startswith(b"HTTP/1.1 413 ")
-        assert b"1048576 bytes" in body
+        assert site.read_up_to(sock, b' 1048576 bytes (--max-body)"}').startswith(b"HTTP/1.1 413 ")
         sock.sendall(b"x" * MIB)
         sock.shutdown(socket.SHUT_WR)
         assert site.read_to_end(sock) == b""
 
 
-def test_the_refusal_reaches_a_client_that_sends_all_first(make_site: Callable[..., Site]) -> None:
+def test_the_refusal_reaches_a_client_that_sends_all_first(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "LINGER_S", LONG_S)
     site = make_site(max_body="1MiB")
     answer = site.ask("POST", "/run", b"x" * (20 * MIB))
     assert (answer.status, answer.headers["connection"]) == (413, "close")
@@ -163,19 +167,23 @@ def test_a_client_that_falls_silent_is_sent_away(
 ) -> None:
     monkeypatch.setattr(connection, "SILENCE_S", 0.1)
     site = make_site()
-    with site.raw(start) as sock:
+    with site.raw(start) as sock, contextlib.suppress(ConnectionError):  # a reset, if it had not even begun in time
         assert b"200 OK" not in site.read_to_end(sock)
     assert not site.engine.submitted
 
 
-def test_who_waits_for_a_job_may_be_silent(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "SILENCE_S", 0.02)
+def test_who_waits_for_a_job_may_be_silent(clock: Clock, make_site: Callable[..., Site]) -> None:
     site = make_site()
     site.call(site.engine.change, "a", status=JobStatus.IN_PROGRESS)
     # The second request is pipelined and incomplete: it must not end the first one's wait.
-    waits = b"GET /status-sync/a?wait=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    waits = b"GET /status-sync/a?wait=300000 HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with site.raw(waits + HEAD + b"Content-Length: 12\r\n\r\n{") as sock:
-        assert b'"status":"IN_PROGRESS"' in site.read_to_end(sock)
+        site.until(lambda: site.engine.waiting > 1)
+        site.call(clock.go_on, 3 * connection.SILENCE_S)
+        site.call(site.engine.change, "a", status=JobStatus.COMPLETED)
+        site.read_up_to(sock, b'"status":"COMPLETED"')
+        site.call(clock.go_on, 3 * connection.SILENCE_S)
+        assert b"HTTP/1.1 " not in site.read_to_end(sock)
 
 
 def test_a_client_that_leaves_in_its_body_submits_nothing(site: Site) -> None:

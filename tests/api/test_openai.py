@@ -27,8 +27,9 @@ class Asked:
         self._site = site
         self._connection = site.connect()
         data = None if body is None else json.dumps(body)
+        others = site.engine.waiting
         self._connection.request("GET" if body is None else "POST", path, data, headers or {})
-        site.until(lambda: site.engine.waiting > 1)
+        site.until(lambda: site.engine.waiting > others + 1)
         self.job: str = site.engine.submitted[-1].id
 
     def chunks(self, *values: object) -> None:
