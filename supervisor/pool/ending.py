@@ -18,8 +18,9 @@ from supervisor.pool.steps import Action, EndTree, JobLost, Measure, SendSignal,
 ASK_S = 1.0
 """How long a worker that was asked to exit may take before SIGTERM: it only has to flush."""
 
-MEASURE_S = 0.05
-"""How long the end of a worker waits for a reading of the memory it holds: NVML answers in 1 to 5 ms, or is stuck."""
+MEASURE_S = 0.25
+"""How long the end of a worker waits for a reading of the memory it holds: NVML answers in 1 to 5 ms, on a busy machine in some
+time more, or is stuck."""
 
 STACK_S = 0.1
 """How long a worker that is stuck gets to write its stacks, before the signal that ends it."""
