@@ -132,7 +132,7 @@ def test_killed_half_way_it_does_only_what_is_missing(batch: Batches, gate: Path
     batch.write(*range(1, 10), {**held, "n": 10}, *range(11, 20), {**held, "n": 20}, *range(21, 101))
     run = batch.start(*FILES, "--workers", 2)
     out = batch.folder / "out.jsonl"
-    batch.until(lambda: out.exists() and out.read_bytes().count(b"\n") == 18)
+    batch.until(lambda: len(batch.calls()) == 20 and out.exists() and out.read_bytes().count(b"\n") == 18)
     run.kill()
     run.wait()
     with out.open("ab") as file:
@@ -157,7 +157,7 @@ def test_what_ended_and_was_not_written_is_not_run_again(batch: Batches, gate: P
     batch.write(1, 2, {"gate": str(gate)}, 4)
     run = batch.start(*FILES)
     out = batch.folder / "out.jsonl"
-    batch.until(lambda: out.exists() and out.read_bytes().count(b"\n") == 2)
+    batch.until(lambda: len(batch.calls()) == 3 and out.exists() and out.read_bytes().count(b"\n") == 2)
     run.kill()
     run.wait()
     first = out.read_bytes().splitlines(keepends=True)

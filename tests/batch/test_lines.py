@@ -205,7 +205,7 @@ def test_what_a_full_disk_refuses_is_written_when_there_is_room(
         sink = FileSink(fd, loop, lambda count: (counts.append(count), written.set()), trouble)
         sink.put(b"1\n")
         sink.put(b"2\n")
-        await asyncio.wait_for(written.wait(), 10)
+        await asyncio.wait_for(written.wait(), 30)
         assert (counts, troubles) == ([2], ["No space left on device", None])
 
     fd, room = os.open("/dev/full", os.O_WRONLY), os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)

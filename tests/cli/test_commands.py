@@ -83,7 +83,7 @@ def api(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
         monkeypatch.setenv("SUPERVISE_URL", f"http://127.0.0.1:{server.server_address[1]}")
         yield found
         server.shutdown()
-        thread.join(5)
+        thread.join(20)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 from supervisor.cli.lines import LIMIT, Lines
 
 AT = 1_700_000_000_123
+DEADLINE_S = 20.0
 
 
 class End:
@@ -73,7 +74,7 @@ def written(end: End, log_format: str, *said: tuple[object, ...]) -> str:
             lines.event(*parts)  # type: ignore[arg-type]  # the table below has them in order
         else:
             lines.log(*parts)  # type: ignore[arg-type]
-    assert lines.close(5)
+    assert lines.close(DEADLINE_S)
     return end.read_to_end().decode().replace("\r\n", "\n")
 
 
@@ -122,7 +123,7 @@ def test_json(pipe: End) -> None:
     lines = Lines(pipe, "json")
     lines.event(AT, "refreshed", "gpu0 refreshed", slot="gpu0", freed_mib=512)
     lines.log(AT, "gpu0", None, "tab\t newline\n\x1b[31m half\ud800")
-    assert lines.close(5)
+    assert lines.close(DEADLINE_S)
     first, second = map(json.loads, pipe.read_to_end().splitlines())
     assert first == {
         "ts": "2023-11-14T22:13:20.123Z",
@@ -148,10 +149,10 @@ def test_order_is_kept(pipe: End) -> None:
 def test_flush_waits_for_what_was_said(pipe: End) -> None:
     lines = Lines(pipe, "text")
     lines.event(*LISTENING)
-    assert lines.flush(5)
+    assert lines.flush(DEADLINE_S)
     assert select.select([pipe.reading], [], [], 0)[0]
     assert os.read(pipe.reading, 100) == b"listening on http://127.0.0.1:8000\n"
-    assert lines.close(5)
+    assert lines.close(DEADLINE_S)
 
 
 def test_a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed(pipe: End) -> None:
@@ -163,7 +164,7 @@ def test_a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed(
         lines.log(AT, "gpu0", None, line)
     lines.event(*LISTENING)
     assert not lines.flush(0.05)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < DEADLINE_S
 
     received = io.BytesIO()
 
@@ -173,10 +174,10 @@ def test_a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed(
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert lines.close(10)
+    assert lines.close(DEADLINE_S)
     os.close(pipe.writing)
     pipe.writing = -1
-    reader.join(10)
+    reader.join(DEADLINE_S)
     text = received.getvalue().decode()
     missing = re.search(r"^(\d+) lines are missing here", text, re.MULTILINE)
     assert missing is not None
@@ -190,7 +191,7 @@ def test_close_has_a_deadline(pipe: End) -> None:
         lines.log(AT, "gpu0", None, "x" * 1000)
     started = time.monotonic()
     assert not lines.close(0.1)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < DEADLINE_S
     os.close(pipe.reading)  # ends the writer that is stuck
     pipe.reading = -1
 
@@ -214,7 +215,7 @@ def test_a_terminal_that_another_program_made_non_blocking(pipe: End) -> None:
         lines.log(AT, "gpu0", None, text)
     received = b""
     while received.count(b"\n") < len(sent):
-        assert select.select([pipe.reading], [], [], 10)[0], "the writer stopped"
+        assert select.select([pipe.reading], [], [], DEADLINE_S)[0], "the writer stopped"
         received += os.read(pipe.reading, 1 << 16)
     assert received.decode().split("\n")[:-1] == [f"gpu0 │ {text}" for text in sent]
-    assert lines.close(5)
+    assert lines.close(DEADLINE_S)

@@ -101,7 +101,7 @@ def test_ctrl_c_before_it_serves(folder: Path) -> None:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:  # noqa: PLW1509 - one thread
         with open("supervise.toml", "wb"):  # opens once the program reads it, and it waits for more
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 130
+            assert process.wait(30) == 130
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
 

@@ -13,13 +13,15 @@ import pytest
 
 from supervisor.cli.notify import Service
 
+DEADLINE_S = 20.0
+
 
 @pytest.fixture(params=["file", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
     """Its socket, and the name of that for a service."""
     name = str(tmp_path / "notify") if request.param == "file" else f"@supervise-{tmp_path.name}-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(10)
+        sock.settimeout(DEADLINE_S)
         sock.bind(name.replace("@", "\0", 1) if request.param == "abstract" else name)
         yield sock, name
 
@@ -54,7 +56,7 @@ def test_loop_that_turns_feeds_the_watchdog(manager):
     async def hear() -> list[bytes]:
         loop = asyncio.get_running_loop()
         service.ready("serving", loop)
-        return [await asyncio.wait_for(loop.sock_recv(sock, 4096), 10) for _ in range(4)]
+        return [await asyncio.wait_for(loop.sock_recv(sock, 4096), DEADLINE_S) for _ in range(4)]
 
     assert asyncio.run(hear()) == [b"READY=1\nSTATUS=serving", *[b"WATCHDOG=1"] * 3]
 

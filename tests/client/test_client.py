@@ -72,7 +72,7 @@ def test_a_snapshot_comes_back_as_it_was(over: str, answers: Any, request: pytes
     client = Client(request.getfixturevalue(over))
     assert client.snapshot() == SNAPSHOT
     assert client.snapshot().running[0].progress == msgspec.Raw(b'{"percent":62}')
-    method, path, headers, _ = answers.heard.get(timeout=5)
+    method, path, headers, _ = answers.heard.get(timeout=20)
     assert (method, path) == ("GET", "/snapshot")
     assert headers["Host"].startswith("127.0.0.1:" if over == "tcp" else "localhost")
     assert "Authorization" not in headers
@@ -81,12 +81,12 @@ def test_a_snapshot_comes_back_as_it_was(over: str, answers: Any, request: pytes
 def test_what_it_asks(answers: Any, tcp: str) -> None:
     client = Client(f"{tcp}/v2/my_handler", api_key="a key")
     client.refresh("gpu0.1")
-    method, path, headers, body = answers.heard.get(timeout=5)
+    method, path, headers, body = answers.heard.get(timeout=20)
     assert (method, path, body) == ("POST", "/v2/my_handler/workers/gpu0.1/refresh", b"")
     assert headers["Authorization"] == "Bearer a key"
     answers.body = b'{"id": "a/b", "status": "CANCELLED"}'
     assert client.cancel("a/b") == JobState("a/b", JobStatus.CANCELLED)
-    assert answers.heard.get(timeout=5)[1] == "/v2/my_handler/cancel/a%2Fb"
+    assert answers.heard.get(timeout=20)[1] == "/v2/my_handler/cancel/a%2Fb"
     answers.body = msgspec.json.encode(Health(JobCounts(completed=1), WorkerCounts(idle=2)))
     assert client.health() == Health(JobCounts(completed=1), WorkerCounts(idle=2))
     answers.body = b'{"id": "x", "status": "IN_QUEUE"}'

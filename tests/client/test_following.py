@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -36,11 +37,11 @@ def job(status: str) -> bytes:
 class Scripted:
     """A server that gives each connection the next of its answers, and is gone after the last."""
 
-    def __init__(self, answers: Sequence[bytes]) -> None:
+    def __init__(self, host: str, answers: Sequence[bytes]) -> None:
         self.heard: list[str] = []
         self._answers = answers
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._listener = socket.create_server((host, 0))
+        self.url = f"http://{host}:{self._listener.getsockname()[1]}"
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
 
@@ -49,23 +50,49 @@ class Scripted:
             for text in self._answers:
                 connection, _ = self._listener.accept()
                 with connection, connection.makefile("rb") as reader:
-                    lines = iter(reader.readline, b"\r\n")
-                    self.heard.append("".join(line.decode() for line in lines))
+                    head = "".join(line.decode() for line in iter(reader.readline, b"\r\n"))
+                    length = re.search(r"^Content-Length: (\d+)", head, re.MULTILINE)
+                    reader.read(int(length[1]) if length else 0)  # who closes with something unread resets
+                    self.heard.append(head)
                     connection.sendall(text)
 
 
-@contextlib.contextmanager
-def scripted(*answers: bytes) -> Iterator[Scripted]:
-    server = Scripted(answers)
-    yield server
-    server.thread.join(5)
-    assert not server.thread.is_alive(), "not all was asked for"
+Script = Callable[..., contextlib.AbstractContextManager[Scripted]]
+
+
+@pytest.fixture
+def scripted(own_host: str) -> Script:
+    """``scripted(*answers)``: a server for a with-statement."""
+
+    @contextlib.contextmanager
+    def serve(*answers: bytes) -> Iterator[Scripted]:
+        server = Scripted(own_host, answers)
+        yield server
+        server.thread.join(20)
+        assert not server.thread.is_alive(), "not all was asked for"
+
+    return serve
+
+
+class Clock:
+    """Time that passes only for who sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 @pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRY_S", 0.001)
-    monkeypatch.setattr(module, "PATIENCE_S", 0.2)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The client's."""
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 # --- server-sent events -------------------------------------------------------------------------------------------------
@@ -88,7 +115,7 @@ def test_events_come_whole_however_they_are_cut(size: int) -> None:
 
 
 @pytest.mark.parametrize("framed", [lambda *parts: HEAD + b"".join(parts), chunked])
-def test_a_stream_that_breaks_is_resumed_behind_its_last_event(framed: object) -> None:
+def test_a_stream_that_breaks_is_resumed_behind_its_last_event(scripted: Script, framed: object) -> None:
     assert callable(framed)
     first = framed(b"retry: 1000\n\n", b'id: 0\ndata: {"output":1}\n\n', b'id: 1\ndata: {"out')
     second = framed(b'id: 1\ndata: {"output":2}\n\n', END)
@@ -100,13 +127,13 @@ def test_a_stream_that_breaks_is_resumed_behind_its_last_event(framed: object) -
     assert ["Last-Event-ID: 0\r\n" in heard for heard in server.heard] == [False, True, True]
 
 
-def test_a_log_is_followed_to_its_end() -> None:
+def test_a_log_is_followed_to_its_end(scripted: Script) -> None:
     with scripted(HEAD + b"id: 8\ndata: one\ndata: two\n\n", HEAD + END) as server:
         assert list(Client(server.url).follow_log("j")) == [b"one\ntwo\n"]
     assert server.heard[1].startswith("GET /logs/j?follow=1 ")
 
 
-def test_what_fails_at_once_is_said_at_once() -> None:
+def test_what_fails_at_once_is_said_at_once(scripted: Script, clock: Clock) -> None:
     with scripted(answer(b'{"error": "no job"}', "404 Not Found")) as server, pytest.raises(RefusedError) as raised:
         list(Client(server.url).chunks("j"))
     assert raised.value.status == 404
@@ -114,25 +141,27 @@ def test_what_fails_at_once_is_said_at_once() -> None:
         list(Client(server.url).chunks("j"))
     with scripted(HEAD) as server, pytest.raises(ClientError, match="broke off"):
         list(Client(server.url).chunks("j"))
+    assert clock.now == 0
 
 
-def test_a_job_that_was_forgotten_meanwhile() -> None:
+def test_a_job_that_was_forgotten_meanwhile(scripted: Script) -> None:
     with scripted(HEAD + b"retry: 1\n\n", answer(b"{}", "404 Not Found")) as server, pytest.raises(RefusedError):
         list(Client(server.url).chunks("j"))
 
 
-def test_a_supervisor_that_does_not_come_back() -> None:
+def test_a_supervisor_that_does_not_come_back(scripted: Script, clock: Clock) -> None:
     with scripted(HEAD + b'id: 0\ndata: {"output":1}\n\n') as server:
         chunks = Client(server.url).chunks("j")
         assert next(chunks) == b'{"output":1}'
         with pytest.raises(UnreachableError):
             next(chunks)
+    assert clock.now == module.PATIENCE_S
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_is_watched_to_its_end_over_a_break() -> None:
+def test_a_job_is_watched_to_its_end_over_a_break(scripted: Script) -> None:
     answers = [job("IN_QUEUE"), job("IN_PROGRESS"), b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", job("COMPLETED")]
     with scripted(*answers) as server:
         views = list(Client(server.url).watch("j", 2))
@@ -141,15 +170,16 @@ def test_a_job_is_watched_to_its_end_over_a_break() -> None:
     assert [heard.split()[1] for heard in server.heard] == ["/status/j", *["/status-sync/j?wait=2000"] * 3]
 
 
-def test_a_job_whose_supervisor_does_not_come_back() -> None:
+def test_a_job_whose_supervisor_does_not_come_back(scripted: Script, clock: Clock) -> None:
     with scripted(job("IN_QUEUE")) as server, pytest.raises(UnreachableError):
-        list(Client(server.url, timeout=0.1).watch("j", 0.1))
+        list(Client(server.url, timeout=20).watch("j", 1))
+    assert clock.now == 1 + 20 + module.PATIENCE_S
 
 
 # --- lists and orders -------------------------------------------------------------------------------------------------
 
 
-def test_jobs_come_by_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_come_by_pages(scripted: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PAGE", 2)
     item = b'{"id":"%d","status":"FAILED","delayTime":0,"executionTime":1,"workerId":"","error":"x","retries":0}'
     first = answer(b'{"requests":[%b,%b],"next":"1"}' % (item % 0, item % 1))
@@ -164,12 +194,12 @@ def test_jobs_come_by_pages(monkeypatch: pytest.MonkeyPatch) -> None:
         assert list(Client(server.url).jobs()) == []
 
 
-def test_a_list_of_something_else() -> None:
+def test_a_list_of_something_else(scripted: Script) -> None:
     with scripted(answer(b'{"requests":[{}],"next":null}')) as server, pytest.raises(ClientError, match="unexpected"):
         list(Client(server.url).jobs())
 
 
-def test_what_it_asks() -> None:
+def test_what_it_asks(scripted: Script) -> None:
     state = answer(b'{"id":"j","status":"IN_QUEUE"}')
     with scripted(state, state, answer(b'{"slot":"gpu0","status":"paused"}'), answer(b"one\ntwo")) as server:
         client = Client(server.url)

@@ -192,7 +192,7 @@ def _handler(supervisor: FakeSupervisor) -> type[http.server.BaseHTTPRequestHand
             pass
 
         def do_GET(self) -> None:
-            supervisor.answering.wait(10)
+            supervisor.answering.wait(50)
             if supervisor.refusal is not None:
                 self.answer(supervisor.refusal[0], {"error": supervisor.refusal[1]})
             elif self.path == "/snapshot":
@@ -227,6 +227,7 @@ _TAKE_TERMINAL = "import os, sys; os.open(os.ttyname(0), os.O_RDWR)\n"
 
 RUN_TOP = "from supervisor.cli.app import main; sys.exit(main(['top', *sys.argv[1:]]))"
 
+_PICTURE_END = re.compile(rb"(?<=\x1b\[\?2026l)")
 _CONTROL = re.compile(rb"\x1b\[(\?[0-9]+[hl]|[0-9;]*[A-Za-z])")
 
 
@@ -242,6 +243,7 @@ class Terminal:
         self.alternate = False
         self.cursor = True
         self.whole = True
+        self._unseen: list[bytes] = []
         self._rest = b""
         self._row = 1
         self.raw = b""
@@ -267,20 +269,24 @@ class Terminal:
     def resize(self, columns: int, lines: int) -> None:
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
-    def until(self, seen: Callable[[Terminal], bool], seconds: float = 10.0) -> None:
-        """Read until ``seen`` in a whole picture or the deadline."""
+    def until(self, seen: Callable[[Terminal], bool], seconds: float = 30.0) -> None:
+        """Read until ``seen`` in a whole picture or the deadline. Each picture is looked at, also if several came at once."""
         deadline = time.monotonic() + seconds
         while not (self.whole and seen(self)):
-            left = deadline - time.monotonic()
-            ready, _, _ = select.select([self._master], [], [], max(left, 0))
-            assert ready, f"not seen within {seconds} s; the screen shows:\n{self.text}"
-            self._feed(os.read(self._master, 65536))
+            if not self._unseen:
+                left = deadline - time.monotonic()
+                ready, _, _ = select.select([self._master], [], [], max(left, 0))
+                assert ready, f"not seen within {seconds} s; the screen shows:\n{self.text}"
+                self._unseen = _PICTURE_END.split(os.read(self._master, 65536))
+            self._feed(self._unseen.pop(0))
 
     def until_shows(self, text: str) -> None:
         self.until(lambda terminal: text in terminal.text)
 
-    def ends(self, seconds: float = 10.0) -> int:
+    def ends(self, seconds: float = 30.0) -> int:
         """The exit code, everything read."""
+        while self._unseen:
+            self._feed(self._unseen.pop(0))
         with selectors.DefaultSelector() as ready, open(os.pidfd_open(self.process.pid), "rb") as life:
             ready.register(life, selectors.EVENT_READ)
             ready.register(self._master, selectors.EVENT_READ)

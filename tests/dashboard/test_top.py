@@ -72,7 +72,7 @@ def test_arrows_select_and_r_refreshes(top: Top, supervisor: Any) -> None:
     terminal.press("\x1bOA")
     terminal.until_shows("▸ gpu0")
     terminal.press("r")
-    assert supervisor.refreshed.get(timeout=10) == "/workers/gpu0/refresh"
+    assert supervisor.refreshed.get(timeout=30) == "/workers/gpu0/refresh"
     terminal.until_shows("refresh of gpu0 asked for")
 
 
@@ -180,7 +180,7 @@ def run_top(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=50,
         env={**os.environ, **environment},
     )
 
@@ -247,4 +247,4 @@ def test_slots_of_the_newest_snapshot_are_what_keys_act_on(top: Top, supervisor:
     terminal = top()
     terminal.until_shows("gpu0+1")
     terminal.press("r")  # the only slot there is
-    assert supervisor.refreshed.get(timeout=10) == "/workers/gpu0%2B1/refresh"
+    assert supervisor.refreshed.get(timeout=30) == "/workers/gpu0%2B1/refresh"

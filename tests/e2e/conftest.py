@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,8 +31,11 @@ ROOT = Path(__file__).parents[2]
 CHILDREN = ROOT / "tests/children"
 MARK = "SUPERVISE_TEST_MARK"
 
-DEADLINE_S = 20.0
+DEADLINE_S = 30.0
 """How long anything that must happen may take on a busy machine."""
+
+WHOLE_RUN_S = 40.0
+"""How long a run of the program that ends by itself may take there; what stops a test that hangs comes later."""
 
 GONE_S = 5.0
 """How long a process may outlive the supervisor."""
@@ -282,7 +286,7 @@ class Runs:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=DEADLINE_S,
+            timeout=WHOLE_RUN_S,
         )
 
     @staticmethod
@@ -293,10 +297,11 @@ class Runs:
         return client
 
     def write(self, name: str, source: str) -> Path:
-        """Write a handler file."""
+        """Write a handler file, all at once: a worker may load it at any moment."""
         path = self.folder / name
-        path.write_text(source)
-        return path
+        half = path.with_name(f".half-{name}")
+        half.write_text(source)
+        return half.replace(path)
 
     def processes(self) -> dict[int, str]:
         """The command lines of all living processes that any run of this test has started."""
@@ -333,9 +338,22 @@ class Runs:
 
 
 @pytest.fixture
+def free_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that this test may listen on, and to which the system gives nobody else while the test runs.
+
+    It is bound, and nobody listens: who binds it by its number, with ``SO_REUSEADDR`` as servers do, gets it all the same.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+@pytest.fixture
 def supervise(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Starts the program, and sees to it that nothing is left of it when the test is over."""
-    runs = Runs(tmp_path, tmp_path_factory.getbasetemp() / "compiled")
+    base = tmp_path_factory.getbasetemp()
+    runs = Runs(tmp_path, (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")
     yield runs
     runs.close()
 

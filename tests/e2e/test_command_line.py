@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,12 +67,10 @@ def test_one_job_that_is_interrupted_does_not_wait_for_the_next_start(supervise:
     assert run.stop() == 0
 
 
-def test_without_standard_streams(supervise: Runs) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = supervise.command(supervise.write("says.py", SAYS), *CPU, "--port", port)
+def test_without_standard_streams(supervise: Runs, free_port: int) -> None:
+    command = supervise.command(supervise.write("says.py", SAYS), *CPU, "--port", free_port)
     run = supervise.start(["bash", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "bash", *command])
-    run.port = port
+    run.port = free_port
 
     def answers() -> bool:
         with contextlib.suppress(ConnectionRefusedError):

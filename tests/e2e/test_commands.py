@@ -166,9 +166,10 @@ def test_a_day_with_it(supervise: Runs, fake: FakeNvml, make_gate: Callable[[], 
     assert {line["slot"] for line in ask.json("workers")} == {"gpu0", "gpu1"}
 
 
-def test_a_log_is_followed_over_a_restart(supervise: Runs, make_gate: Callable[[], Gate]) -> None:
+def test_a_log_is_followed_over_a_restart(supervise: Runs, make_gate: Callable[[], Gate], free_port: int) -> None:
     handler, gate = supervise.write("work.py", HANDLER), make_gate()
-    run = supervise(handler, "--gpus", "none").ready()
+    options = (handler, "--gpus", "none", "--port", free_port)
+    run = supervise(*options).ready()
     ask = Commands(supervise, run)
     job = run.run({"gate": gate.path})
     gate.reached()
@@ -177,7 +178,7 @@ def test_a_log_is_followed_over_a_restart(supervise: Runs, make_gate: Callable[[
         run.kill()
         run.wait()
         gate.close()
-        supervise(handler, "--gpus", "none", "--port", run.port).listening()
+        supervise(*options).listening()
         gate.open()
         code, out, said = following.ends()
         assert (code, out.splitlines()[-1], said) == (0, "ends", "")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from conftest import Runs
 
 DESCRIPTORS, CLIENTS = 200, 400
+DEADLINE_S = 20.0
 
 STARTS = (b"", b"POST /ru", b"POST /run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
 
@@ -23,7 +24,7 @@ def test_a_crowd_of_clients_takes_no_descriptor_that_the_supervisor_needs(superv
     run = supervise.start(["sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh", *command]).ready("cpu0", "cpu1")
     with contextlib.ExitStack() as crowd:
         for number in range(CLIENTS):
-            sock = crowd.enter_context(socket.create_connection(("127.0.0.1", run.port), timeout=5))
+            sock = crowd.enter_context(socket.create_connection(("127.0.0.1", run.port), timeout=DEADLINE_S))
             with contextlib.suppress(ConnectionError):
                 sock.sendall(STARTS[number % len(STARTS)])
         assert run.runsync("served")["output"] == "served"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +30,6 @@ def handler(job):
         os.kill(os.getpid(), 9)
     return job["input"]
 """
-
-
-def refusing_port() -> int:
-    """A port at which nobody listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def answers(run: Supervise, jobs: list[str]) -> Iterator[tuple[str, bytes]]:
@@ -83,7 +75,7 @@ def seen_in_children(runs: Runs, own: int) -> Iterator[str]:
                 yield Path(f"/proc/{pid}/environ").read_text()
 
 
-def test_no_secret_is_told(supervise: Runs) -> None:
+def test_no_secret_is_told(supervise: Runs, free_port: int) -> None:
     keys = supervise.folder / "keys"
     keys.write_text(f"{FILE_KEY}\n")
     run = supervise(
@@ -94,7 +86,7 @@ def test_no_secret_is_told(supervise: Runs) -> None:
     )
     run.port = int(run.wait_for_line(r"listening on http://\S+:(\d+)")[1])
     run.headers["Authorization"] = f"Bearer {KEY}"
-    hook = f"http://{USER}:{PASSWORD}@127.0.0.1:{refusing_port()}/{TOKEN}?token={TOKEN}#{TOKEN}"
+    hook = f"http://{USER}:{PASSWORD}@127.0.0.1:{free_port}/{TOKEN}?token={TOKEN}#{TOKEN}"  # nobody listens there
     unusable = f"http://{USER}:{PASSWORD}@{'x' * 70}.invalid/{TOKEN}"
     given = [("fine", hook), ("raises", unusable), ("dies", hook)]
     options = {"s3Config": {"accessSecret": BUCKET}}

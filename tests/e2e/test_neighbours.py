@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -208,18 +207,16 @@ def test_what_the_user_has_set_stays(supervise: Runs) -> None:
     assert run.stop() == 0
 
 
-def test_port_that_a_sibling_has(supervise: Runs, make_gate: Callable[[], Gate]) -> None:
+def test_port_that_a_sibling_has(supervise: Runs, make_gate: Callable[[], Gate], free_port: int) -> None:
     handler = supervise.write("listens.py", LISTENS)
     run = supervise(handler, "--gpus", "none", "--workers", 2).ready("cpu0", "cpu1")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     gate = make_gate()
-    first = run.run({"port": port, "gate": gate.path})
+    first = run.run({"port": free_port, "gate": gate.path})
     gate.reached()
     has = run.started(first)
-    failed = run.runsync({"port": port, "gate": gate.path})
+    failed = run.runsync({"port": free_port, "gate": gate.path})
     assert "Address already in use" in json.loads(failed["error"])["error_message"]
-    run.wait_for_line(rf"the worker in slot {has} listens on port {port}: .*SUPERVISE_SLOT_INDEX")
+    run.wait_for_line(rf"the worker in slot {has} listens on port {free_port}: .*SUPERVISE_SLOT_INDEX")
     gate.open()
     assert run.stop() == 0
 

@@ -33,11 +33,13 @@ def test_the_quick_start_on_simulated_gpus(supervise: Runs) -> None:
     assert run.ask("GET", "/v2/another/health").status == 404
 
     # Progress is seen while it runs, and the result after it.
-    job = run.run({"steps": 2000, "seconds": 1})
+    job = run.run({"steps": 10_000, "seconds": 60})
     first = run.until(lambda: progress_of(run.status(job)))
     later = run.until(lambda: (now := progress_of(run.status(job))) and now["step"] > first["step"] and now)
-    assert first["of"] == later["of"] == 2000
-    assert run.ended(job)["output"]["steps"] == 2000
+    assert first["of"] == later["of"] == 10_000
+    assert run.post(f"/cancel/{job}")["status"] == "CANCELLED"
+    run.until(lambda: run.get("/health")["workers"]["idle"] == 2)
+    assert run.runsync({"steps": 2000, "seconds": 0})["output"]["steps"] == 2000
 
     # A refresh: the job's result says nothing of it, the slot says all.
     before = run.workers()
@@ -48,7 +50,7 @@ def test_the_quick_start_on_simulated_gpus(supervise: Runs) -> None:
     worker = run.until(lambda: (it := run.workers()[slot])["lastRefresh"] and it["state"] == "idle" and it)
     assert worker["pid"] != before[slot]["pid"]
     assert worker["generation"] == before[slot]["generation"] + 1
-    assert (worker["refreshes"], worker["restarts"]) == (1, 0)
+    assert (worker["refreshes"], worker["restarts"]) == (1, before[slot]["restarts"])
     refresh = worker["lastRefresh"]
     assert refresh["cause"] == "the handler"
     assert refresh["verified"] is True

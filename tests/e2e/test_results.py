@@ -130,6 +130,7 @@ def test_a_stream(supervise: Runs, make_gate: Callable[[], Gate], module: str, s
     gate = make_gate()
     job = run.run({"gate": gate.path})
     gate.reached()
+    assert run.get(f"/stream/{job}?wait=20000&after=1")["stream"] == CHUNKS[1:2]  # both are on the disk now
     assert run.get(f"/stream/{job}") == {"status": "IN_PROGRESS", "stream": CHUNKS[:2]}
     assert run.get(f"/stream/{job}?wait=0") == {"status": "IN_PROGRESS", "stream": []}
     gate.open()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 UNDER_LOAD = Path(__file__).parents[1] / "children/under_load.py"
 CPU = ("--gpus", "none")
+DEADLINE_S = 20.0
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -90,12 +93,14 @@ def test_a_client_that_waits_is_told_at_the_end(supervise: Runs, make_gate: Call
     gate = make_gate()
     job = run.run({"n": 1, "gate": gate.path})
     gate.reached()
-    with ThreadPoolExecutor() as pool:
-        waits = pool.submit(run.ask, "GET", f"/status-sync/{job}?wait=300000")
+    waits = http.client.HTTPConnection("127.0.0.1", run.port, timeout=DEADLINE_S)
+    with contextlib.closing(waits):
+        waits.request("GET", f"/status-sync/{job}?wait=300000")
+        run.get("/health")  # the server has read what came before this
         assert run.stop() == 0
-        answer = waits.result()
-    assert answer.status == 200
-    assert answer.json["status"] in ("IN_PROGRESS", "IN_QUEUE")
+        answer = waits.getresponse()
+        assert answer.status == 200
+        assert json.loads(answer.read())["status"] in ("IN_PROGRESS", "IN_QUEUE")
 
 
 def test_a_reload(supervise: Runs, make_gate: Callable[[], Gate]) -> None:

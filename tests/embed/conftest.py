@@ -88,7 +88,9 @@ def stream_sv(make):
 @pytest.fixture
 def held(tmp_path):
     """An input whose job runs until ``held.release()``, and how to wait until it runs."""
-    return Held(tmp_path / "go")
+    held = Held(tmp_path / "go")
+    yield held
+    held.release()  # a supervisor that drains waits for the job
 
 
 class Held:

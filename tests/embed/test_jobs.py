@@ -122,7 +122,7 @@ def test_callbacks(sv, held, caplog):
     assert sv.submit(1).result(timeout=SOON) == 1
 
 
-def test_a_callback_may_submit_and_cancel_but_not_wait(sv):
+def test_a_callback_may_submit_and_cancel_but_not_wait(sv, held):
     errors, more, done = [], [], threading.Event()
 
     def callback(_):
@@ -135,20 +135,22 @@ def test_a_callback_may_submit_and_cancel_but_not_wait(sv):
         assert len(sv.workers()) == 1
         done.set()
 
-    sv.submit(1).add_done_callback(callback)
+    sv.submit(held.input).add_done_callback(callback)
+    held.release()  # not before: of a job that has ended it would be called here
     assert done.wait(SOON)
     assert len(errors) == 2
     with pytest.raises(JobCancelled):
         more[0].result(timeout=SOON)
 
 
-def test_a_callback_that_exits_ends_nothing(sv, caplog):
+def test_a_callback_that_exits_ends_nothing(sv, held):
     def callback(_):
         raise SystemExit(3)
 
-    job = sv.submit(1)
+    job = sv.submit(held.input)
     job.add_done_callback(callback)
-    assert job.result(timeout=SOON) == 1
+    held.release()
+    assert job.result(timeout=SOON) == held.input
     assert sv.submit(2).result(timeout=SOON) == 2
 
 

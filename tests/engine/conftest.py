@@ -21,7 +21,7 @@ from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
 from supervisor.turns import Clock
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 GPU = Gpu(0, "GPU-0", "played")
 
 

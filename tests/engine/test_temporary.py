@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,16 @@ def test_locked_folder_stays(parent):
 
 
 def test_folder_stays_while_a_process_of_its_run_lives(parent):
-    folder = left(parent, "supervise-bbbbbbbbbbbb")
+    run_id = uuid.uuid4().hex  # of no other run of this test at the same time
+    folder = left(parent, f"supervise-{run_id[:12]}")
     with subprocess.Popen(
-        [sys.executable, "-c", "input()"],
+        [sys.executable, "-c", "print(flush=True); input()"],
         stdin=subprocess.PIPE,
-        env={**os.environ, "SUPERVISE_RUN_ID": "b" * 32},
+        stdout=subprocess.PIPE,
+        env={**os.environ, "SUPERVISE_RUN_ID": run_id},
     ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"  # before that the kernel may not show its environment yet
         temporary.remove_leftovers(parent)
         assert folder.exists()
         process.kill()

@@ -30,7 +30,7 @@ print(json.dumps(load_model().encode(texts, normalize_embeddings=True, show_prog
 
 def wait_until_gone(folder):
     """A folder is removed a moment after its worker's end."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while folder.exists():
         assert time.monotonic() < deadline, f"{folder} is still there"
         time.sleep(0.01)

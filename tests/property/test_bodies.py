@@ -14,6 +14,7 @@ from supervisor.errors import RequestError
 from supervisor.job import JobRequest
 
 SOON_S = 5.0
+"""Of the processor's time: the machine may be busy with others."""
 
 TEXTS = st.text(max_size=20)
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -123,14 +124,14 @@ def test_any_bytes_are_a_job_or_a_refusal(examples):
     @examples(80)
     @given(BYTES, st.none() | st.binary(max_size=300))
     def run(body, key):
-        began = time.monotonic()
+        began = time.thread_time()
         try:
             check(job_request(body, key))
         except RequestError as error:
             assert error.status == 400  # noqa: PT017 - both ways out are right
             assert 0 < len(str(error)) < 500  # noqa: PT017
             str(error).encode()
-        assert time.monotonic() - began < SOON_S
+        assert time.thread_time() - began < SOON_S
 
     run()
 
@@ -167,11 +168,11 @@ def test_any_json_value_is_carried_as_it_was_written(examples):
     "text", ["[" * 200_000, '{"a":' * 200_000, '"' + "\\ud800" * 50_000, "9" * 300_000, "\ufeff" * 50_000]
 )
 def test_what_is_long_and_wrong_is_refused_soon(text):
-    began = time.monotonic()
+    began = time.thread_time()
     for body in (text, f'{{"input":{text}', f'{{"input":1,"policy":{{"ttl":{text}}}}}', f'{{"input":1,"id":{text}}}'):
         with pytest.raises(RequestError):
             job_request(body.encode())
-    assert time.monotonic() - began < SOON_S
+    assert time.thread_time() - began < SOON_S
 
 
 # --- the raw connection ----------------------------------------------------------------------------------------------------

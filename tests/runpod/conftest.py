@@ -28,7 +28,7 @@ from supervisor import wire
 from supervisor.worker.runpod import STANDIN
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 20.0
+DEADLINE = 50.0
 
 ENTER = """
 import os, sys, time
@@ -51,7 +51,7 @@ def real_package() -> str | None:
 
 
 NURSERY = """
-import json, os, signal, socket, sys, time, traceback
+import json, os, socket, sys, time, traceback
 sys.path.insert(1, {root!r})
 from supervisor import wire
 from supervisor.worker import main
@@ -62,14 +62,19 @@ try:
 except ImportError:
     pass
 sock = socket.socket(fileno={fd})
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+def reap():
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
 while True:
     asked, (conn, log), *_ = socket.recv_fds(sock, 1 << 16, 2)
     asked = json.loads(asked)
+    reap()
     pid = os.fork()
     if pid == 0:
         try:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             sock.close()
             os.dup2(log, 1), os.dup2(log, 2), os.close(log)
             os.chdir(asked["folder"])
@@ -82,7 +87,9 @@ while True:
         finally:
             os._exit(99)
     os.close(conn), os.close(log)
-    sock.send(str(pid).encode())
+    pidfd = os.pidfd_open(pid)  # before it is reaped, however soon it ends
+    socket.send_fds(sock, [b"forked"], [pidfd])
+    os.close(pidfd)
 """
 
 
@@ -99,7 +106,7 @@ class Connected:
         assert self._conn.poll(DEADLINE), f"nothing came; the worker wrote: {self.log()}"
         try:
             return self._codec.decode(self._conn.recv_bytes())
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             raise AssertionError(f"the worker ended; it wrote: {self.log()}") from None
 
     def ready(self) -> wire.Ready:
@@ -171,8 +178,8 @@ class Nursery:
         with theirs, log.open("wb") as file:
             socket.send_fds(self._sock, [json.dumps(asked).encode()], [theirs.fileno(), file.fileno()])
             self._sock.settimeout(DEADLINE)
-            pid = int(self._sock.recv(32))
-        return Forked(conn, log, pid)
+            _, (pidfd,), *_ = socket.recv_fds(self._sock, 32, 1)
+        return Forked(conn, log, pidfd)
 
     def close(self) -> None:
         """End it."""
@@ -184,9 +191,9 @@ class Nursery:
 class Forked(Connected):
     """A worker that a nursery forked."""
 
-    def __init__(self, conn: Connection, log: Path, pid: int) -> None:
+    def __init__(self, conn: Connection, log: Path, pidfd: int) -> None:
         super().__init__(conn, log)
-        self._pidfd = os.pidfd_open(pid)
+        self._pidfd = pidfd
 
     def close(self) -> None:
         """End it."""

@@ -207,7 +207,7 @@ def bucket() -> Iterator[str]:
 
 def fetched(url: str) -> tuple[bytes, str]:
     """What a URL gives, and its type; by no proxy."""
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as response:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=40) as response:
         return response.read(), response.headers["Content-Type"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def output(done: wire.Done) -> Any:
 def test_my_handler(start_worker) -> None:
     worker = start_worker(HANDLERS / "my_handler.py")
     assert worker.ready().kind == "function"
+    began = time.monotonic()
     done, before = worker.job({"prompt": "a lighthouse", "steps": 4, "seconds": 0.2, "memory_mib": 3, "refresh": True})
     result = output(done)
     assert {key: result[key] for key in ("prompt", "steps", "worker", "gpus")} == {
@@ -66,7 +68,7 @@ def test_my_handler(start_worker) -> None:
         "worker": "gpu0-3",
         "gpus": "0",
     }
-    assert 0.2 <= result["seconds"] < 2
+    assert 0.2 <= result["seconds"] <= round(time.monotonic() - began, 3)
     assert done.refresh
     assert progress(before)[-1] == {"step": 4, "of": 4, "percent": 100}
     assert "gpu0-3 works on 'a lighthouse': 4 steps in 0.2 s" in worker.log()
@@ -75,8 +77,9 @@ def test_my_handler(start_worker) -> None:
 def test_my_handler_needs_nothing(start_worker) -> None:
     worker = start_worker(HANDLERS / "my_handler.py")
     worker.ready()
+    began = time.monotonic()
     done, before = worker.job({})
-    assert 2 <= output(done)["seconds"] < 4
+    assert 2 <= output(done)["seconds"] <= round(time.monotonic() - began, 3)
     assert not done.refresh
     assert progress(before)[-1]["of"] == 20
 

@@ -89,8 +89,8 @@ def handler(job):
         queue = context.Queue()
         process = context.Process(target=child, args=(queue,))
         process.start()
-        found[method] = queue.get(timeout=15)
-        process.join(15)
+        found[method] = queue.get(timeout=40)
+        process.join(40)
         assert process.exitcode == 0, process.exitcode
     code = "import runpod, json; print(json.dumps([runpod.__file__, runpod.serverless.start.__module__]))"
     found["subprocess"] = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor import option
@@ -136,12 +136,14 @@ def test_a_refused_key_is_not_in_the_message(written: object) -> None:
     assert "sécret" not in str(refusal.value)
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=0, max_value=10**7))
 def test_a_duration_shown_is_read_back(milliseconds: int) -> None:
     seconds = milliseconds / 1000
     assert option.DURATION.parse(option.DURATION.show(seconds)) == pytest.approx(seconds, rel=1e-4)
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=1, max_value=2**50))
 def test_a_size_shown_is_read_back(size: int) -> None:
     assert option.SIZE.parse(option.SIZE.show(size)) == size

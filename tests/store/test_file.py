@@ -97,8 +97,10 @@ def test_a_second_opener_fails_at_once_and_learns_who_has_it(file):
         assert process.stdout.readline() == b"1\n"
         with pytest.raises(LockedError, match=re.escape(str(file))) as failure:
             Store.open(file)
+        shown = [line.split()[-4:-2] for line in Path("/proc/locks").read_text().splitlines()]
     assert isinstance(failure.value, UsageError)
-    if process.pid in {int(line.split()[4]) for line in Path("/proc/locks").read_text().splitlines()}:
+    status = file.stat()
+    if [str(process.pid), f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"] in shown:
         assert f"(process {process.pid})" in str(failure.value)
     Store.open(file).close()  # the lock went with its process
 

@@ -17,7 +17,7 @@ from supervisor.pool.process import Gone, Pipes, Template, make_pipes
 
 CHILDREN = Path(__file__).resolve().parent.parent / "children"
 ROOT = CHILDREN.parent.parent
-DEADLINE = 10.0
+DEADLINE = 30.0
 NO_LIMITS = wire.Limits()
 
 R = TypeVar("R")

@@ -122,7 +122,7 @@ def test_private_tmp(make_house, tmp_path):
         died, swept = house.ends(worker)
         assert (died.status, swept.killed) == (0, 0)
     house.template.quit()
-    assert house.template.wait(10) == 0
+    assert house.template.wait(30) == 0
     assert not house.tmp_root.exists()
     assert (kept / "file").exists()
     for place in mounts.HIDDEN:
@@ -134,7 +134,7 @@ def test_worker_with_a_private_tmp_dies_with_the_template(make_house, watch):
     house = make_house(limits=wire.Limits(private_tmp=True, kept=PYTHON))
     worker = watch(house.fork("reports_its_share").hears()["pid"])
     house.template.kill()
-    assert worker.ended(10)
+    assert worker.ended(within=30)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can try it as another user")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     MakeOffice = Callable[..., Office]
     MakeReceiver = Callable[..., Receiver]
 
-DEADLINE = 5.0
+DEADLINE = 20.0
 
 
 def test_acknowledged(make_office: MakeOffice, make_receiver: MakeReceiver, does: Does) -> None:
@@ -171,7 +171,7 @@ def test_an_answer_without_an_end_acknowledges_and_is_not_read(
     make_office: MakeOffice, make_receiver: MakeReceiver, does: Does, length: str
 ) -> None:
     receiver = make_receiver(does.flood(f"HTTP/1.1 200 OK\r\n{length}\r\n\r\n".encode() + b"10000\r\n"))
-    office = make_office(webhook_timeout=5)
+    office = make_office()
     office.deliver(receiver.name)
     assert (office.webhooks.delivered, len(receiver.posts)) == (1, 1)
     office.close()
@@ -181,7 +181,7 @@ def test_an_answer_without_an_end_acknowledges_and_is_not_read(
 
 def test_an_answer_that_drips_acknowledges(make_office: MakeOffice, make_receiver: MakeReceiver, does: Does) -> None:
     receiver = make_receiver(does.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"))
-    office = make_office(webhook_timeout=0.5)
+    office = make_office()
     office.deliver(receiver.name)
     assert (office.webhooks.delivered, len(receiver.posts)) == (1, 1)
 
@@ -200,6 +200,8 @@ def test_a_receiver_that_hangs_delays_no_other(
     for number in range(50):
         office.add(answers.name, f"answers_{number}")
     office.until(lambda: office.webhooks.delivered == 50)
+    for _ in range(deliveries.TRIES_PER_STRANGER):
+        office.next(hangs)
     assert hangs.connections == deliveries.TRIES_PER_STRANGER
     assert office.webhooks.pending == 50
     assert {posted.headers["webhook-id"] for posted in answers.posts} == {f"answers_{n}" for n in range(50)}
@@ -239,13 +241,15 @@ def test_bodies_are_read_when_there_is_room(
     make_office: MakeOffice, make_receiver: MakeReceiver, does: Does, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(deliveries, "BODY_BYTES", 1000)
-    hangs, answers = make_receiver(does.hang, does.answer(200)), make_receiver(does.answer(200))
-    office = make_office(webhook_timeout=0.2)
-    office.add(hangs.name, "large", b"x" * 5000)
+    go_on = threading.Event()
+    fails, answers = make_receiver(lambda *_: go_on.wait(DEADLINE), does.answer(200)), make_receiver(does.answer(200))
+    office = make_office()
+    office.add(fails.name, "large", b"x" * 5000)
     office.add(answers.name, "small", due_ms=1)
     office.webhooks.start()
-    office.next(hangs)
+    office.next(fails)
     assert answers.connections == 0
+    go_on.set()
     office.until(lambda: office.webhooks.delivered == 2)
 
 
@@ -315,8 +319,9 @@ def test_what_is_under_way_at_the_end_is_posted_again(
 
 
 def test_what_is_answered_soon_is_waited_for_at_the_end(
-    make_office: MakeOffice, make_receiver: MakeReceiver, does: Does
+    make_office: MakeOffice, make_receiver: MakeReceiver, does: Does, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(deliveries, "CLOSE_S", DEADLINE)
     go_on = threading.Event()
 
     def late(receiver: Receiver, sock: socket.socket) -> None:

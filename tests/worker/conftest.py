@@ -19,7 +19,7 @@ import pytest
 from supervisor import wire
 from supervisor.worker import main
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 
 class Child:

@@ -13,7 +13,7 @@ import pytest
 from supervisor import wire
 from supervisor.pool.link import Link
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 START = """
 import asyncio, contextvars, logging, os, subprocess, sys, threading

@@ -7,7 +7,7 @@ import select
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.errors import WireError
@@ -38,6 +38,7 @@ def merged(pieces: list[tuple[str | None, bytes]]) -> list[tuple[str | None, byt
     return found
 
 
+@settings(deadline=None)
 @given(WRITES, st.lists(st.integers(1, 5_000), max_size=10))
 def test_what_is_read_is_what_was_written(writes: list[tuple[str | None, bytes]], cuts: list[int]) -> None:
     data = b"".join(framed(job, text) for job, text in writes)

@@ -75,8 +75,9 @@ STUCK = {
 @pytest.mark.parametrize("where", STUCK)
 def test_a_stuck_worker_shows_the_stacks_of_all_its_threads(serve, where, marker):
     child = serve(
-        C + "import os, threading, time\ndef elsewhere(): threading.Event().wait()\n"
-        "threading.Thread(target=elsewhere, daemon=True).start()\n"
+        C + "import os, threading, time\nthere = threading.Event()\n"
+        "def elsewhere(): there.set(); threading.Event().wait()\n"
+        "threading.Thread(target=elsewhere, daemon=True).start(); there.wait()\n"
         f"{marker}def handler(job):\n    print('began'); {STUCK[where]}\n"
     )
     child.run()
@@ -84,7 +85,7 @@ def test_a_stuck_worker_shows_the_stacks_of_all_its_threads(serve, where, marker
     os.kill(child.pid, STACK_SIGNAL)
     written = child.until_written("in enter")  # far below the handler
     assert "in elsewhere" in written
-    assert "line 7 in handler" in written
+    assert "line 8 in handler" in written
 
 
 def test_a_worker_that_showed_its_stacks_goes_on(serve, tmp_path):
