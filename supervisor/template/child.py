@@ -16,17 +16,36 @@ from typing import Any, NoReturn, Union
 
 import msgspec
 
+from supervisor import wire
 from supervisor.proc import set_death_signal, set_subreaper
 from supervisor.template import mounts
 from supervisor.template.fresh import Pool, reseed, widen
 from supervisor.template.limits import pin, raise_oom_score
 from supervisor.worker.main import WorkerStart
 
-Entry = Callable[[WorkerStart], NoReturn]
+Entry = Callable[[], Callable[[WorkerStart], NoReturn]]
+"""Does what needs no order, and returns how the worker goes on when it has one."""
+
 Disposition = Union[Callable[[int, Union[FrameType, None]], Any], signal.Handlers]
 
 EXIT_BROKEN = 70
 """Exit code of a worker whose entry raised: a fault of this program (EX_SOFTWARE of sysexits.h)."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """Which worker to be. ``env`` is set before any user code; None removes a variable. ``folder`` is its ``TMPDIR``; ``since``
+    when it was asked for (``time.monotonic``, seconds).
+    """
+
+    slot: str
+    generation: int
+    env: dict[str, str | None]
+    folder: str
+    since: float
+
+
+Orders = Callable[[], tuple[Order, int, int]]
+"""Gives the order, and two descriptors: the worker's pipe, and its log's."""
 
 
 class Inherited(msgspec.Struct, frozen=True):
@@ -66,39 +85,50 @@ def _fork_quietly() -> int:
     return os.fork()
 
 
-def become_worker(
-    entry: Entry, start: WorkerStart, env: Mapping[str, str | None], folder: str, log: int, inherited: Inherited
-) -> NoReturn:
-    """Cut all ties to the template and enter the worker, whose output goes to ``log`` and whose temporary files go to ``folder``;
-    ends the process, whatever happens.
+def become_worker(entry: Entry, setup: wire.Setup, orders: Orders, inherited: Inherited) -> NoReturn:
+    """Cut all ties to the template, learn from ``orders`` which worker to be, and enter it, whose output goes to its log and
+    whose temporary files go to its folder; ends the process, whatever happens.
     """
     try:
-        # The kernel's promise first: from here on the template's end is this process's end.
-        set_death_signal(signal.SIGKILL)
-        if os.getppid() != inherited.template:
-            os._exit(EXIT_BROKEN)
-        os.setsid()
-        set_subreaper()
-        _take_descriptors(inherited, log)
-        _restore_signals(inherited.dispositions)
-        _apply({**env, **_take_share(start, folder, inherited.template)})
-        reseed()
+        _leave_template(inherited)
+        enter = entry()
+        order, connection, log = orders()
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        _apply({**order.env, **_take_share(order, setup.limits, inherited.template)})
         widen(inherited.pools)
-        entry(start)
+        enter(WorkerStart(order.slot, order.generation, connection, setup, order.since))
     except BaseException:  # noqa: BLE001 - nothing may return into the template's loop
         os.write(2, traceback.format_exc().encode(errors="replace"))
     finally:
         os._exit(EXIT_BROKEN)
 
 
-def _take_share(start: WorkerStart, folder: str, template: int) -> dict[str, str]:
+def _leave_template(inherited: Inherited) -> None:
+    """What is the same for every worker."""
+    # The kernel's promise first: from here on the template's end is this process's end.
+    set_death_signal(signal.SIGKILL)
+    if os.getppid() != inherited.template:
+        os._exit(EXIT_BROKEN)
+    os.setsid()
+    set_subreaper()
+    # The object must not close its number later: by then that may be a file of the handler.
+    inherited.sock.detach()
+    for descriptor in inherited.descriptors:
+        os.close(descriptor)
+    _restore_signals(inherited.dispositions)
+    raise_oom_score(inherited.template)
+    reseed()
+
+
+def _take_share(order: Order, limits: wire.Limits, template: int) -> dict[str, str]:
     """Take what the worker may have of the machine; returns what its environment says of that."""
-    limits = start.setup.limits
-    raise_oom_score(template)
-    if cpus := limits.cpus.get(start.slot):
+    folder = order.folder
+    if cpus := limits.cpus.get(order.slot):
         pin(cpus)
     if limits.private_tmp:
-        folder = mounts.enter(folder, limits.kept, f"{start.slot}-{start.generation}")
+        folder = mounts.enter(folder, limits.kept, f"{order.slot}-{order.generation}")
         set_death_signal(signal.SIGKILL)  # a change of the user namespace may have taken it back
         if os.getppid() != template:
             os._exit(EXIT_BROKEN)
@@ -129,16 +159,6 @@ def _restore_signals(dispositions: Mapping[int, Disposition]) -> None:
     for signum, disposition in dispositions.items():
         signal.signal(signum, disposition)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-
-def _take_descriptors(inherited: Inherited, log: int) -> None:
-    # The object must not close its number later: by then that may be a file of the handler.
-    inherited.sock.detach()
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    for descriptor in inherited.descriptors:
-        os.close(descriptor)
 
 
 def open_descriptors() -> list[int]:

@@ -45,7 +45,7 @@ from supervisor.template.fresh import find_pools
 from supervisor.template.limits import raise_oom_score
 from supervisor.template.preload import Preloaded, SpoiltError, freeze, import_shared, preload
 from supervisor.template.reap import Reaper
-from supervisor.worker.main import WorkerStart
+from supervisor.template.standby import Standby
 
 _MESSAGE_BYTES = 256 * 1024
 _MESSAGES_A_TURN = 16
@@ -105,6 +105,7 @@ class Template:
             while not self._finished:
                 self._turn()
         finally:
+            self._standby.close()
             guard.end_everything(self._wakeup)
             guard.let_go(self._locks, setup.tmp_root)
 
@@ -154,6 +155,7 @@ class Template:
         self._reaper = Reaper()
         self._folders = Folders(setup.tmp_root, self._reaper)
         self._crowd = Crowd(setup.limits.processes, self._reaper)
+        self._standby = Standby(self._fork_worker, self._reaper)
         for descriptor in (self._sock.fileno(), self._wakeup, guard.open_supervisor()):
             if descriptor is not None:
                 self._poll.register(descriptor, select.POLLIN)
@@ -185,9 +187,10 @@ class Template:
                 self._folders.discard(event.slot, event.generation)
         self._folders.clean()
         self._crowd.turn()
+        self._standby.turn()
 
     def _patience_ms(self) -> int | None:
-        looks = (self._reaper.next_look, self._folders.next_look, self._crowd.next_look)
+        looks = (self._reaper.next_look, self._folders.next_look, self._crowd.next_look, self._standby.next_look)
         deadlines = [at for at in looks if at is not None]
         return max(0, int((min(deadlines) - time.monotonic()) * 1000) + 1) if deadlines else None
 
@@ -217,27 +220,30 @@ class Template:
 
     def _fork(self, message: wire.Fork, descriptors: list[int]) -> None:
         slot, generation = message.slot, message.generation
-        forked_at = time.monotonic()
+        since = time.monotonic()
         try:
             if len(descriptors) != len(("connection", "log")):
                 raise OSError(errno.EBADF, f"{len(descriptors)} descriptors came along and not 2")
-            folder = self._folders.make(slot, generation)
+            order = child.Order(slot, generation, message.env, self._folders.make(slot, generation), since)
             try:
-                pid = child.fork(self._inherited.dispositions)
+                connection, log = descriptors
+                pid = self._standby.take(order, descriptors) or self._fork_worker(lambda: (order, connection, log))
             except OSError:
                 self._folders.discard(slot, generation)
                 raise
         except OSError as error:
             self._send(wire.ForkFailed(slot, generation, str(error)))
         else:
-            if pid == 0:
-                connection, log = descriptors
-                start = WorkerStart(slot, generation, connection, self._setup, forked_at)
-                child.become_worker(self._entry, start, message.env, folder, log, self._inherited)
             self._reaper.add_worker(slot, generation, pid)
             self._send(wire.Forked(slot, generation, pid))
         for descriptor in descriptors:
             os.close(descriptor)
+
+    def _fork_worker(self, orders: child.Orders) -> int:
+        pid = child.fork(self._inherited.dispositions)
+        if pid == 0:
+            child.become_worker(self._entry, self._setup, orders, self._inherited)
+        return pid
 
     def _receive(self) -> tuple[wire.ToTemplate, list[int]] | None:
         """The next message and its descriptors; None when the supervisor is gone.
@@ -316,10 +322,10 @@ def _remember(arguments: Sequence[str]) -> Memory | None:
 
 
 def worker_entry() -> child.Entry:
-    """Where a worker begins."""
-    from supervisor.worker.main import enter  # noqa: PLC0415 - a template with an entry of its own does not need this one
+    """How a worker begins."""
+    from supervisor.worker.main import prepare  # noqa: PLC0415 - a template with an entry of its own does not need this one
 
-    return enter
+    return prepare
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ class Reaper:
         return self._next_look
 
     def add_worker(self, slot: str, generation: int, pid: int) -> None:
-        """``pid`` was forked as that worker."""
+        """``pid``, which may have been spared until now, is that worker."""
+        self._spared.discard(pid)
         self._workers[pid] = (slot, generation)
         self._pids[slot, generation] = pid
 

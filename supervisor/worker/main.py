@@ -7,6 +7,7 @@ the supervisor's pipe; a plain function is called from within it and keeps it wa
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import os
 import threading
@@ -44,13 +45,22 @@ class WorkerStart(msgspec.Struct, frozen=True):
     forked_at: float
 
 
-def enter(start: WorkerStart) -> NoReturn:
-    """Be the worker that ``start`` describes.
+def prepare() -> Callable[[WorkerStart], NoReturn]:
+    """Do what every worker does, whichever it will be; returns how it goes on when that is known.
 
-    Called in the forked child, its main thread, with descriptors 0, 1 and 2 in place, default signal dispositions and the
-    environment set.
+    Called in the forked child, its main thread, with default signal dispositions. Then descriptors 1 and 2 and the environment
+    are set, and the worker goes on.
     """
-    worker = Worker(start, output.rebuild())
+    streams = output.rebuild()
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    # The memory that it writes to is shared with the template until now: copying it takes longer than running.
+    loop.run_until_complete(asyncio.sleep(0))
+    return functools.partial(_enter, streams, loop)
+
+
+def _enter(streams: output.Streams, loop: asyncio.AbstractEventLoop, start: WorkerStart) -> NoReturn:
+    worker = Worker(start, streams, loop)
     serverless.attach(worker)
     worker.load()
 
@@ -58,20 +68,20 @@ def enter(start: WorkerStart) -> NoReturn:
 class Worker:
     """This process, as ``serverless`` sees it."""
 
-    def __init__(self, start: WorkerStart, streams: output.Streams) -> None:
-        """Take over the pipe and make the event loop; ``streams`` are those of ``output.rebuild``."""
+    def __init__(self, start: WorkerStart, streams: output.Streams, loop: asyncio.AbstractEventLoop) -> None:
+        """Take over the pipe; ``streams`` are those of ``output.rebuild``, and lead to the log by now."""
         self.pid = os.getpid()
         self._start = start
         self._streams = streams
+        self._log = output.file_behind(streams.out)
         self._channel = Channel(start.conn_fd)
-        self._loop = asyncio.new_event_loop()
+        self._loop = loop
         self._checks: list[Callable[[], object]] = []
         self._kept: object = None
         self._serving = False
 
     def load(self) -> NoReturn:
         """Run the handler's code and serve what it gives."""
-        asyncio.set_event_loop(self._loop)
         runpod.install()
         loaded = load(self._start.setup.handler)
         if isinstance(loaded, wire.LoadFailed):
@@ -126,7 +136,7 @@ class Worker:
         worker_id = f"{self._start.slot}-{self._start.generation}"
         runner = Runner(config, self._channel, worker_id, self._start.setup.max_result)
         took_ms = (time.monotonic() - self._start.forked_at) * 1000
-        mark = output.mark_prints(self._streams) if config.concurrency_modifier is not None else ""
+        mark = output.mark_prints(self._streams, self._log) if config.concurrency_modifier is not None else ""
         self._channel.send(wire.Ready(self.pid, runner.kind, runner.capacity, config.refresh_worker, took_ms, mark))
         loop.add_reader(self._channel.fileno(), self._read, runner)
         try:

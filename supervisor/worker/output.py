@@ -28,11 +28,10 @@ _LINE_BUFFERED = 1  # _IOLBF of glibc and musl
 
 
 class Streams(NamedTuple):
-    """What is below Python's ``stdout`` and ``stderr``, and the log pipe into which both write, by device and inode."""
+    """What is below Python's ``stdout`` and ``stderr``."""
 
     out: io.FileIO
     err: io.FileIO
-    pipe: tuple[int, int]
 
 
 def rebuild() -> Streams:
@@ -49,18 +48,19 @@ def rebuild() -> Streams:
     _LIBC.setvbuf(_C_STDOUT, None, _LINE_BUFFERED, ctypes.c_size_t(0))
     faulthandler.enable(2)
     faulthandler.register(STACK_SIGNAL, 2, all_threads=True, chain=False)
-    return Streams(out, err, _file_behind(out))
+    return Streams(out, err)
 
 
-def mark_prints(streams: Streams) -> str:
-    """Have each write to ``streams`` name its job from now on; returns the mark by which the supervisor knows that.
+def mark_prints(streams: Streams, pipe: tuple[int, int]) -> str:
+    """Have each write to ``streams`` that goes to ``pipe`` (``file_behind``) name its job from now on; returns the mark by which
+    the supervisor knows that.
 
     It is the objects themselves that change, since logging handlers and others hold them. A worker with one job at a time
     pays nothing for this.
     """
     mark = new_mark()
     for raw in (streams.out, streams.err):
-        write = functools.partial(_write_marked, raw, streams.pipe, Marker(mark))
+        write = functools.partial(_write_marked, raw, pipe, Marker(mark))
         raw.write = write  # type: ignore[method-assign] # TextIOWrapper looks it up in the object at each write
     return mark
 
@@ -75,6 +75,12 @@ def flush() -> None:
         with contextlib.suppress(Exception):
             stream.flush()
     _LIBC.fflush(_C_STDOUT)
+
+
+def file_behind(raw: io.FileIO) -> tuple[int, int]:
+    """Which file or pipe its descriptor leads to, by device and inode."""
+    status = os.fstat(raw.fileno())
+    return status.st_dev, status.st_ino
 
 
 def leave(code: int) -> NoReturn:
@@ -109,7 +115,7 @@ def _write_marked(raw: io.FileIO, pipe: tuple[int, int], marker: Marker, data: b
     """``FileIO.write``: how many bytes were taken, None if a pipe that does not wait took none."""
     job = JOB.get()
     # The handler may have put a file of its own in the pipe's place, which is to get what it prints and nothing else.
-    if job is None or _file_behind(raw) != pipe:
+    if job is None or file_behind(raw) != pipe:
         return io.FileIO.write(raw, data)
     written = 0
     for frame, size in marker.frames(job, data):
@@ -117,8 +123,3 @@ def _write_marked(raw: io.FileIO, pipe: tuple[int, int], marker: Marker, data: b
             return written or None
         written += size
     return written
-
-
-def _file_behind(raw: io.FileIO) -> tuple[int, int]:
-    status = os.fstat(raw.fileno())
-    return status.st_dev, status.st_ino

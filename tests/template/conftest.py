@@ -14,6 +14,7 @@ import pytest
 
 from supervisor import wire
 from supervisor.pool.process import Gone, Pipes, Template, make_pipes
+from supervisor.proc import children_of
 
 CHILDREN = Path(__file__).resolve().parent.parent / "children"
 ROOT = CHILDREN.parent.parent
@@ -64,6 +65,7 @@ class House:
         self.tmp_root = tmp_path / "run"
         self.reports: list[wire.FromTemplate | Gone] = []
         self.workers: list[Worker] = []
+        self.ahead: list[int] = []
         handler = wire.HandlerSpec("file", "unused.py")
         self.setup = wire.Setup(
             wire.VERSION, "run-1", handler, preload, str(self.tmp_root), preload_timeout, limits=limits
@@ -84,6 +86,15 @@ class House:
         worker = Worker(slot, generation, pipes)
         self.workers.append(worker)
         return worker
+
+    def fork_ahead(self) -> None:
+        """Have the template fork the worker that it holds ready: ``ahead``."""
+        self.ends(self.fork("exits_at_once", "first"))
+        self.expect(wire.Forked)
+        deadline = time.monotonic() + DEADLINE
+        while not self.ahead:
+            assert time.monotonic() < deadline, "no worker is forked ahead"
+            self.ahead = children_of(self.template.pid)
 
     def expect(self, kind: type[R], accept: Callable[[R], bool] = lambda _: True) -> R:
         """The next report of that kind; those passed over stay for later."""

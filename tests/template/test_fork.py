@@ -9,15 +9,35 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from supervisor import wire
 from supervisor.pool.process import Template
+from supervisor.proc import children_of
+
+if TYPE_CHECKING:
+    from conftest import House
 
 DEADLINE = 30.0
+
+
+@pytest.fixture(params=["when it is asked for", "ahead"])
+def make_house(make_house: Callable[..., House], request: pytest.FixtureRequest) -> Callable[..., House]:
+    """A worker is the same whether it is forked now or was forked before."""
+    if request.param != "ahead":
+        return make_house
+
+    def make(**options: Any) -> House:
+        house = make_house(**options)
+        house.fork_ahead()
+        return house
+
+    return make
 
 
 def test_template_says_what_it_is(house):
@@ -35,6 +55,7 @@ def test_worker_is_a_process_of_its_own(house):
     assert facts["parent"] == house.template.pid
     assert facts["generation"] == 7
     assert facts["blocked"] == []
+    assert not house.ahead or house.ahead == [facts["pid"]]
 
 
 def test_worker_has_its_descriptors_and_no_others(make_house, tmp_path):
@@ -216,7 +237,7 @@ class TestPreload:
     def test_helper_that_an_import_started_ends_with_its_trial(self, make_house, modules):
         house = make_house(preload=("starts_a_helper",), PYTHONPATH=str(modules))
         assert house.ready.skipped == (("starts_a_helper", "it leaves a process running"),)
-        assert not Path(f"/proc/{house.template.pid}/task/{house.template.pid}/children").read_text()
+        assert children_of(house.template.pid) == house.ahead
 
 
 def test_package_is_found_and_its_folder_hides_nothing(tmp_path):

@@ -84,7 +84,9 @@ def test_locks_are_held_until_the_last_is_gone(supervisor):
 def test_kill_9_of_the_template_ends_the_workers_and_the_supervisor_sweeps_the_rest(supervisor):
     supervisor.process.stdin.write("kill_template\n")
     supervisor.process.stdin.flush()
-    assert supervisor.hears() == {"status": -signal.SIGKILL, "swept": 4, "left": []}
+    heard = supervisor.hears()
+    assert heard.pop("swept") in (4, 5)  # one worker may be forked ahead
+    assert heard == {"status": -signal.SIGKILL, "left": []}
     assert all(process.ended() for process in supervisor.started.values())
     assert not supervisor.bystander.ended()
 

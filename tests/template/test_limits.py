@@ -67,7 +67,7 @@ def test_tree_over_the_limit_is_ended_and_others_are_not(make_house, kind):
     died, swept = house.ends(bomb)
     assert died.cause == "had more than 50 processes (--max-processes)"
     assert died.status < 0
-    (left,) = children_of(house.template.pid)
+    left = house.expect(wire.Forked, lambda report: report.slot == "cpu1").pid
     assert len(tree(picture(), {left})) == 40
     house.template.end_tree("cpu1", 1)
     died, swept = house.ends(modest)
@@ -100,7 +100,7 @@ def test_what_a_dead_worker_left_is_limited_too(make_house):
     bomb = house.fork("forks_to_a_number", NUMBER="150", SESSIONS="1")
     house.template.end_tree("cpu0", 1)
     house.ends(bomb)
-    assert children_of(house.template.pid) == []
+    assert len(children_of(house.template.pid)) <= 1  # the worker forked ahead
 
 
 @pytest.mark.usefixtures("private")

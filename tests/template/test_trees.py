@@ -64,7 +64,7 @@ def test_runners_that_keep_forking_are_caught_while_others_are_served(house):
     assert swept.killed >= 1
     tasks = f"/proc/{house.template.pid}/task/{house.template.pid}/children"
     with open(tasks) as file:
-        assert len(file.read().split()) == 1
+        assert 1 <= len(file.read().split()) <= 2  # one may be forked ahead
 
 
 def test_reports_wait_for_a_supervisor_that_does_not_read(house):

@@ -131,7 +131,7 @@ def _become_worker(
         os.close(null)
         os.chdir(folder)
         setup = wire.Setup(wire.VERSION, "run", spec, (), str(folder), max_result=max_result)
-        main.enter(main.WorkerStart("gpu0", 3, conn.fileno(), setup, time.monotonic()))
+        main.prepare()(main.WorkerStart("gpu0", 3, conn.fileno(), setup, time.monotonic()))
     except BaseException:  # noqa: BLE001 - nothing may return into the test's copy
         traceback.print_exc()
     finally:

@@ -83,7 +83,7 @@ def test_a_stuck_worker_shows_the_stacks_of_all_its_threads(serve, where, marker
     child.run()
     child.until_written("began\n")
     os.kill(child.pid, STACK_SIGNAL)
-    written = child.until_written("in enter")  # far below the handler
+    written = child.until_written("in _enter")  # far below the handler
     assert "in elsewhere" in written
     assert "line 8 in handler" in written
 

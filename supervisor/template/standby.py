@@ -1,0 +1,97 @@
+"""One worker forked ahead, which waits for its order: after large imports a fork takes milliseconds; in the template process.
+
+It has run none of the handler's code, and belongs to no slot: the first that asks for a worker gets it, and then the next one is
+forked. Who asks while there is none gets a fork of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from supervisor.proc import kill
+from supervisor.template.child import Order, Orders
+from supervisor.template.reap import Reaper
+
+_AFTER = 0.01
+"""Seconds from a worker's start to the fork of the next: they should not take each other's time."""
+
+_AGAIN = 1.0
+"""Seconds after which a fork that the system refused is tried again."""
+
+_ORDER_BYTES = 256 * 1024
+
+_DECODER = msgspec.msgpack.Decoder(Order)  # made in the template: it takes long
+
+
+class Standby:
+    """Has one waiting, if it can."""
+
+    def __init__(self, fork: Callable[[Orders], int], reaper: Reaper) -> None:
+        """``fork`` forks a worker that gets its order so and returns its pid; ``reaper`` is told what is no orphan."""
+        self._fork = fork
+        self._reaper = reaper
+        self._pid = 0
+        self._sock: socket.socket | None = None
+        self._due: float | None = None
+
+    @property
+    def next_look(self) -> float | None:
+        """When ``turn`` must be called (monotonic seconds); None while one waits, or no worker was ever asked for."""
+        return self._due
+
+    def turn(self) -> None:
+        """Fork one if it is time."""
+        if self._due is None or time.monotonic() < self._due:
+            return
+        self._due = None
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            self._due = time.monotonic() + _AGAIN
+            return
+        with theirs:
+            try:
+                self._pid = self._fork(lambda: _wait_for_order(theirs, ours))
+            except OSError:
+                ours.close()
+                self._due = time.monotonic() + _AGAIN
+                return
+        self._reaper.spare(self._pid)
+        ours.setblocking(False)
+        self._sock = ours
+
+    def take(self, order: Order, descriptors: Sequence[int]) -> int | None:
+        """Give ``order``, with copies of the ``descriptors``, to the one that waits; its pid, or None if there is none."""
+        self._due = time.monotonic() + _AFTER
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return None
+        with sock:
+            try:
+                socket.send_fds(sock, [msgspec.msgpack.encode(order)], descriptors)
+            except OSError:  # it is dead, or the order too long for the socket
+                if self._reaper.spares(self._pid):
+                    kill(self._pid)
+                return None
+        return self._pid
+
+    def close(self) -> None:
+        """Let the one that waits end."""
+        self._due = None
+        if self._sock is not None:
+            self._sock.close()
+
+
+def _wait_for_order(sock: socket.socket, other: socket.socket) -> tuple[Order, int, int]:
+    other.close()
+    with sock:
+        data, descriptors, _, _ = socket.recv_fds(sock, _ORDER_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        os._exit(0)  # there will be none
+    connection, log = descriptors
+    return _DECODER.decode(data), connection, log
