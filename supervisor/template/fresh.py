@@ -24,6 +24,10 @@ _NUMEXPR = ("NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS")
 POOL_VARIABLES = tuple(dict.fromkeys((*_OPENBLAS, *_OPENMP, *_MKL, *_BLIS, *_NUMEXPR)))
 """The variables that libraries of numbers take their number of threads from, once, when they are loaded."""
 
+SPIN = {"OPENBLAS_THREAD_TIMEOUT": "20"}
+"""How long a thread of OpenBLAS looks for work before it sleeps, as a power of two of processor cycles: half a millisecond. By
+default each new thread spins for 0.1 s, and every worker that is forked makes its threads anew."""
+
 # By what the library's file is called: its function, as it is built with or without a prefix and a suffix, and its variables.
 # The names are those that threadpoolctl knows.
 _LIBRARIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (

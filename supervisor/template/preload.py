@@ -19,8 +19,8 @@ import msgspec
 
 from supervisor import wire
 from supervisor.errors import SuperviseError
-from supervisor.template import judge, source
-from supervisor.template.fresh import POOL_VARIABLES
+from supervisor.template import judge, pages, source
+from supervisor.template.fresh import POOL_VARIABLES, SPIN
 from supervisor.template.places import folder_of
 from supervisor.template.source import Import
 from supervisor.template.trial import Trial, perform, reason_of
@@ -64,9 +64,12 @@ def import_shared() -> None:
 
 
 def freeze() -> None:
-    """Hide all that exists from the garbage collector, so that it does not write to pages shared with the workers."""
+    """Hide all that exists from the garbage collector, so that it does not write to pages shared with the workers, and make these
+    large.
+    """
     gc.collect()
     gc.freeze()
+    pages.collapse()
 
 
 def _wanted(setup: wire.Setup) -> tuple[list[Import], tuple[tuple[str, str], ...]]:
@@ -116,9 +119,10 @@ def _import_for_good(entry: Import) -> None:
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Let native thread pools that are made meanwhile have one thread: other threads do not survive a fork."""
-    before = {name: os.environ.get(name) for name in POOL_VARIABLES}
-    os.environ.update(dict.fromkeys(POOL_VARIABLES, "1"))
+    """Let native thread pools that are made meanwhile have one thread: other threads do not survive a fork. The threads that
+    workers make later do not spin, unless the user says how long they shall."""
+    before = {name: os.environ.get(name) for name in (*POOL_VARIABLES, *SPIN)}
+    os.environ.update({**SPIN, **os.environ, **dict.fromkeys(POOL_VARIABLES, "1")})
     try:
         yield
     finally:

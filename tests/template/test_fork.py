@@ -192,11 +192,13 @@ class TestPreload:
         folder.mkdir()
         for name, text in {
             "good": "import os; pools = os.environ['OMP_NUM_THREADS']; held = open(__file__)",
+            "spins": "import os; spin = os.environ['OPENBLAS_THREAD_TIMEOUT']",
             "raising": "raise ValueError('not today')",
             "exiting": "import sys; sys.exit(3)",
             "never_done": "import threading; threading.Event().wait()",
             "takes_signals": "import signal\nfor s in (15, 17): signal.signal(s, lambda *a: None)",
             "starts_a_helper": "import subprocess; helper = subprocess.Popen(['sleep', '600'])",
+            "looks_at_spin": "import os, spins; print(spins.spin, os.environ.get('OPENBLAS_THREAD_TIMEOUT'), flush=True)",
             "looks_at_pools": "import good, os; print(good.pools, os.environ['OMP_NUM_THREADS'], flush=True)",
         }.items():
             (folder / f"{name}.py").write_text(text)
@@ -227,6 +229,14 @@ class TestPreload:
         asking = house.fork("ends_as_told", generation=2, CHILD=str(modules / "looks_at_pools.py"))
         house.ends(asking)
         assert asking.output().split() == ["1", "6"]
+
+    @pytest.mark.parametrize(("given", "seen"), [(None, "20 None"), ("26", "26 26")])
+    def test_threads_of_pools_do_not_spin_for_long_unless_they_are_told_to(self, make_house, modules, given, seen):
+        told = {} if given is None else {"OPENBLAS_THREAD_TIMEOUT": given}
+        house = make_house(preload=("spins",), PYTHONPATH=str(modules), **told)
+        asking = house.fork("ends_as_told", CHILD=str(modules / "looks_at_spin.py"))
+        house.ends(asking)
+        assert asking.output().strip() == seen
 
     def test_handlers_that_an_import_set_are_undone(self, make_house, modules):
         house = make_house(preload=("takes_signals",), PYTHONPATH=str(modules))
