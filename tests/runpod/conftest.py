@@ -37,7 +37,7 @@ sys.path.insert(1, {root!r})  # also where it is installed, the checkout is what
 from supervisor import wire
 from supervisor.worker import main
 handler = wire.HandlerSpec("file", {handler!r})
-main.enter(main.WorkerStart("gpu0", 3, {fd}, wire.Setup(wire.VERSION, "run", handler, (), {folder!r}), time.monotonic()))
+main.prepare()(main.WorkerStart("gpu0", 3, {fd}, wire.Setup(wire.VERSION, "run", handler, (), {folder!r}), time.monotonic()))
 """
 
 
@@ -81,7 +81,7 @@ while True:
             os.environ.update(asked["env"])
             handler = wire.HandlerSpec("file", asked["handler"], None, tuple(asked["argv"]))
             setup = wire.Setup(wire.VERSION, "run", handler, (), asked["folder"])
-            main.enter(main.WorkerStart("gpu0", 3, conn, setup, time.monotonic()))
+            main.prepare()(main.WorkerStart("gpu0", 3, conn, setup, time.monotonic()))
         except BaseException:
             traceback.print_exc()
         finally:
