@@ -33,6 +33,7 @@ from supervisor.settings import Settings
 from supervisor.store.opening import TEMPORARY
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
+from supervisor.watch import SourceFiles, Watch
 
 LIST_GPUS_S = 30.0
 """How long the list of GPUs may take: without a persistence daemon the driver needs seconds for each to wake up."""
@@ -130,7 +131,20 @@ class Assembly:
         """Start the workers and take up the store's jobs."""
         if self._memory is not None and self._reader is not None:
             self._first_reading(self._memory, self._reader)
+        if self._settings.reload:
+            self._watch_sources()
         self.engine.start()
+
+    def _watch_sources(self) -> None:
+        engine = self.engine
+
+        def changed(names: str) -> None:
+            if not engine.draining:
+                engine.reload(f"{names} changed")
+
+        watch = Watch(SourceFiles(self._settings.spec), self._loop, lambda text: engine.say("note", text), changed)
+        watch.start()
+        self._undo.callback(watch.close)
 
     def spare(self, children: Callable[[], Sequence[int]]) -> None:
         """Let a sweep of orphans spare the processes that ``children`` names: they are this program's own."""

@@ -22,7 +22,6 @@ from supervisor.pages import Page, page
 from supervisor.pool import events
 from supervisor.pool.machine import IllegalStepError
 from supervisor.pool.pool import Pool
-from supervisor.pool.slot import SlotState
 from supervisor.reports import Reports
 from supervisor.settings import Settings
 from supervisor.snapshot import Snapshot
@@ -35,9 +34,6 @@ from supervisor.waiters import Waiters
 
 STOP_S = 2.0
 """How much longer than ``--grace`` the end of all workers may take before the supervisor goes on without them."""
-
-RELOADABLE = frozenset({SlotState.STARTING, SlotState.IDLE, SlotState.BUSY, SlotState.BACKOFF, SlotState.BROKEN})
-"""The states in which a worker has read the handler, or tried to; all others lead to one that has not."""
 
 Happening = Union[events.PoolEvent, Job]
 """What observers hear of: what the pool says to people, and each job that ended."""
@@ -287,11 +283,10 @@ class Engine:
             raise RequestError(409, f"slot {slot} is {state}: {refusal}") from error
         self.wake()
 
-    def reload(self) -> None:
-        """Replace every worker, so that each loads the handler anew."""
-        for name, slot in self.pool.slots.items():
-            if slot.state in RELOADABLE:
-                self.pool.refresh(name, "a reload", self._clock.monotonic())
+    def reload(self, why: str) -> None:
+        """Replace every worker after the jobs that it runs, so that each loads the handler anew; ``why`` is for people."""
+        self.say("reload", f"{why}: reloading")
+        self.pool.reload(self._clock.monotonic())
         self.wake()
 
     def snapshot(self) -> Snapshot:
@@ -421,8 +416,12 @@ class Engine:
             self.on_webhook()
 
     def warn(self, text: str) -> None:
-        """Tell a person ``text``."""
-        self._tell(events.Notice("warning", text))
+        """Tell a person of ``text``, which is not as it should be."""
+        self.say("warning", text)
+
+    def say(self, kind: str, text: str) -> None:
+        """Tell a person ``text``; ``kind`` as in ``Notice``."""
+        self._tell(events.Notice(kind, text))
 
     def _tell(self, event: events.PoolEvent) -> None:
         self.overview.happened(event, self._clock.wall_ms())

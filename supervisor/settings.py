@@ -62,6 +62,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     preload_timeout: Annotated[
         float, Option(_HANDLER, option.duration(0.1), "How long a preloaded import may take.")
     ] = 60.0
+    reload: Annotated[
+        bool,
+        Option(
+            _HANDLER, option.FLAG, "Load the handler anew when its file, or a Python file below its folder, changes."
+        ),
+    ] = False
 
     gpus: Annotated[
         str, Option(_GPUS, option.GPUS, "auto: every free GPU; all; none; or a list of indices, UUIDs or MIG UUIDs.")
@@ -381,6 +387,9 @@ def _check_together(settings: Settings, where: Mapping[str, str]) -> None:
         raise UsageError(f"{where['no_auth']} and {keys} contradict each other; leave one out")
     if settings.input is not None and settings.test_input is not None:
         raise UsageError(f"{where['input']} and {where['test_input']} contradict each other; leave one out")
+    if settings.reload and (settings.input is not None or settings.test_input is not None):
+        once = where["input" if settings.input is not None else "test_input"]
+        raise UsageError(f"{where['reload']} is for a handler that is served, and {once} runs it once; leave one out")
     if settings.output is not None and settings.input is None:
         raise UsageError(f"{where['output']} is for the results of a batch; name its lines with --input")
     if not (settings.on_loopback or settings.api_key or settings.no_auth or settings.input is not None):

@@ -184,7 +184,8 @@ class _Run:
             sink = kind(fd, self._loop, self._batch.sink_wrote, self._output_trouble)
             self._batch.write_to(sink)
             stack.callback(sink.close)
-            self._ending.watch(lambda text: self._news.event("error", text), self._assembly.engine.reload)
+            engine = self._assembly.engine
+            self._ending.watch(lambda text: self._news.event("error", text), lambda: engine.reload("SIGHUP"))
             for note in self._assembly.notes:
                 self._news.event("note", note)
             self._webhooks = Webhooks(self._assembly.engine, self._loop)

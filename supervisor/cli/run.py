@@ -211,7 +211,7 @@ class _Serving:
 
     def _reload(self) -> None:
         self._service.reloading()
-        self._assembly.engine.reload()
+        self._assembly.engine.reload("SIGHUP")
         self._service.tell("READY=1")
 
 

@@ -34,6 +34,7 @@ from supervisor.pool.steps import (
     ForkWorker,
     GpuBack,
     GpuLost,
+    HandlerChanged,
     JobDone,
     Measure,
     Measured,
@@ -103,6 +104,7 @@ class Machine:
             JobDone: self._job_done,
             CancelJob: self._cancel,
             RefreshAsked: self._refresh_asked,
+            HandlerChanged: self._handler_changed,
             PauseAsked: self._pause_asked,
             ResumeAsked: self._resume_asked,
             Misbehaved: self._misbehaved,
@@ -275,10 +277,18 @@ class Machine:
             return self._released(slot, Released(verified=False), now)
         if slot.state in _WAITING:
             return self._start(slot, Start(), now)
+        if slot.pausing and slot.put_off is None:
+            return changed(slot, put_off=event.cause, since=now), []
         if slot.refresh_cause is not None:
             return slot, []
         slot = changed(slot, refresh_cause=event.cause, since=now)
         return self._begin_refresh(slot, now) if slot.state is SlotState.IDLE else (slot, [])
+
+    def _handler_changed(self, slot: Slot, event: HandlerChanged, now: float) -> Step:
+        # Also one that ends: it must not back off because of a handler that may be mended.
+        slot = changed(slot, failures=0)
+        has_read = slot.state in (*_ALIVE, SlotState.BACKOFF, SlotState.BROKEN)
+        return self._refresh_asked(slot, RefreshAsked("a reload"), now) if has_read else (slot, [])
 
     def _pause_asked(self, slot: Slot, event: PauseAsked, now: float) -> Step:
         if slot.state is SlotState.PARKED:

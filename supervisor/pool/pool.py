@@ -118,6 +118,12 @@ class Pool:
         """
         self._step(name, steps.RefreshAsked(cause), now)
 
+    def reload(self, now: float) -> None:
+        """Replace every worker that has read the handler, or is at it; try again at once where one could not."""
+        self._telling.reloading()
+        for name in self.slots:
+            self._step(name, steps.HandlerChanged(), now)
+
     def pause(self, name: str, cause: str, now: float) -> None:
         """Take slot ``name`` out of service, after the jobs that its worker runs. Raises as ``refresh`` does."""
         self._step(name, steps.PauseAsked(f"paused by {cause}"), now)

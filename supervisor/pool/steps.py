@@ -73,6 +73,10 @@ class RefreshAsked(msgspec.Struct, frozen=True):
     cause: str
 
 
+class HandlerChanged(msgspec.Struct, frozen=True):
+    """What a worker has read of the handler is out of date, and why one could not load it may be."""
+
+
 class PauseAsked(msgspec.Struct, frozen=True):
     """Take the slot out of service, now or after the jobs its worker runs, until it is resumed."""
 
@@ -165,6 +169,7 @@ Event = Union[
     JobDone,
     CancelJob,
     RefreshAsked,
+    HandlerChanged,
     PauseAsked,
     ResumeAsked,
     Misbehaved,

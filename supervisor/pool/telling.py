@@ -20,6 +20,7 @@ class Telling:
         """Each of ``slots`` has a first load to tell of, until a worker is ready in one."""
         self._events: list[events.PoolEvent] = []
         self._first_load = set(slots)
+        self._shown: str | None = None
 
     def take(self) -> list[events.PoolEvent]:
         """What there is, once."""
@@ -57,15 +58,24 @@ class Telling:
 
     def loaded(self, name: str) -> None:
         """A worker is ready in slot ``name``: if it is the first of all, the doors open."""
+        self._shown = None
         if self._first_load:
             self._first_load.clear()
             self._events.append(events.FirstLoad(name, ok=True))
 
     def not_loaded(self, name: str, how: str, failed: wire.LoadFailed | None = None) -> None:
-        """The first worker of this slot will not come into service; told once, and not once one was ready anywhere."""
+        """A worker will not come into service. The first of a slot is told of as such, unless one was ready anywhere; of a later
+        one the traceback is shown, once for all slots and tries."""
         if name in self._first_load:
             self._first_load.discard(name)
             self._events.append(events.FirstLoad(name, ok=False, failed=failed, how=how))
+        elif failed is not None and failed.traceback and failed.traceback != self._shown:
+            self._shown = failed.traceback
+            self._events.append(events.Printed(name, None, failed.traceback.rstrip().splitlines()))
+
+    def reloading(self) -> None:
+        """What could not be loaded is tried anew: the same traceback is news again."""
+        self._shown = None
 
     # --- workers --------------------------------------------------------------------------------------------------------
 

@@ -148,3 +148,49 @@ def test_signals_before_a_worker_is_ready(supervise: Runs, make_gate: Callable[[
     gate.open()
     assert run.ended(job)["output"] == "new"
     assert run.stop() == 0
+
+
+# --- --reload -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_changes_is_loaded(supervise: Runs, make_gate: Callable[[], Gate]) -> None:
+    handler = supervise.write("handler.py", "def handler(job):\n    open(job['input']).read()\n    return 'old'\n")
+    run = supervise(handler, *CPU, "--workers", 2, "--reload").ready("cpu0", "cpu1")
+    run.wait_for_line("^watching 1 Python file in ")
+    gate = make_gate()
+    running = run.run(gate.path)
+    gate.reached()
+    supervise.write("handler.py", "import helper\n\n\ndef handler(job):\n    return helper.ANSWER\n")
+    run.wait_for_line(r"^handler\.py changed: reloading$")
+    run.wait_for_line("No module named 'helper'")
+    waiting = run.run(1)
+    supervise.write("helper.py", "ANSWER = 'new'\n")
+    run.wait_for_line(r"^helper\.py changed: reloading$")
+    assert run.ended(waiting)["output"] == "new"
+    assert run.status(running)["status"] == "IN_PROGRESS"
+    gate.open()
+    assert run.ended(running)["output"] == "old"
+    run.until(lambda: [worker["state"] for worker in run.workers().values()] == ["idle", "idle"])
+    assert [run.runsync(1)["output"] for _ in range(3)] == ["new"] * 3
+    assert sum(worker["restarts"] for worker in run.workers().values()) == 0
+    assert run.stop() == 0
+
+
+def test_a_slip_and_its_mending(supervise: Runs) -> None:
+    handler = supervise.write("handler.py", "handler = repr\n")
+    run = supervise(handler, *CPU, "--workers", 2, "--reload").ready("cpu0", "cpu1")
+    run.wait_for_line("^watching 1 Python file in ")
+    supervise.write("handler.py", "def handler(job)\n    return 'slip'\n")
+    run.wait_for_line(r"^handler\.py changed: reloading$")
+    for slot in ("cpu0", "cpu1"):
+        run.wait_for_line(f"^{slot}: could not load the handler: .*SyntaxError.*; next try in 0.5 s$")
+    traceback = [line for line in run.stderr.lines if line.endswith("     def handler(job)")]
+    assert len(traceback) == 1, f"once for both\n{run}"
+    waiting = run.run(1)
+    assert run.ask("GET", "/livez").status == 200
+    start = len(run.stderr.lines)
+    supervise.write("handler.py", "def handler(job):\n    return 'mended'\n")
+    run.wait_for_line(r"^handler\.py changed: reloading$", start)
+    assert run.ended(waiting)["output"] == "mended"
+    assert sum(worker["restarts"] for worker in run.workers().values()) == 0
+    assert run.stop() == 0

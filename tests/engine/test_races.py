@@ -220,7 +220,7 @@ def test_a_worker_that_is_to_end_before_it_was_forked_is_gone_at_once(house):
     house.worker().dies(1)
     house.until(lambda: house.pool.slots["cpu0"].state.value == "backoff")
     house.engine.draining = True
-    house.engine.reload()
+    house.engine.reload("SIGHUP")
     house.wait(house.engine.drain(5.0, asyncio.Event()))
     assert house.pool.parked
     assert house.worker().generation == 1
@@ -252,7 +252,7 @@ def test_the_first_load_fails_in_one_slot_which_then_serves_alone(make_house):
 def test_a_reload_during_the_first_load_is_no_failure_of_it(make_house):
     house = make_house()
     house.start(ready=False)
-    house.engine.reload()
+    house.engine.reload("SIGHUP")
     house.until(lambda: house.worker().signals == [signal.SIGTERM])
     house.worker().dies(-signal.SIGTERM)
     house.until(lambda: house.worker().generation == 2)

@@ -21,6 +21,7 @@ EVENTS = {
     "job_done": steps.JobDone("job"),
     "cancel": steps.CancelJob("job", gently=False),
     "refresh": steps.RefreshAsked("hand"),
+    "changed": steps.HandlerChanged(),
     "pause": steps.PauseAsked("paused by hand"),
     "resume": steps.ResumeAsked(),
     "misbehaved": steps.Misbehaved("wrote nonsense"),
@@ -141,6 +142,12 @@ for _state, _row in TABLE.items():
         S.IDLE: S.ENDING,
         S.BACKOFF: S.PARKED,
         S.BROKEN: S.PARKED,
+    }.get(_state, _state)
+    _row["changed"] = {
+        S.STARTING: S.ENDING,
+        S.IDLE: S.ENDING,
+        S.BACKOFF: S.STARTING,
+        S.BROKEN: S.STARTING,
     }.get(_state, _state)
 
 
@@ -276,6 +283,23 @@ def test_a_worker_that_still_loads_is_replaced_by_a_refresh_at_once():
     assert (after.state, actions) == (S.ENDING, [steps.SendSignal(signal.SIGTERM)])
     after, actions = play(MACHINE, after, steps.Died("was killed by SIGTERM"), steps.Swept(), steps.Released())
     assert (after.state, after.restarts, after.failures, actions[-1]) == (S.STARTING, 0, 0, steps.ForkWorker(4))
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_a_slot_does_not_back_off_from_a_handler_that_has_changed(moment):
+    """Whenever that is on the way from the death to the next start."""
+    way = [steps.Died("could not load the handler: a slip"), steps.Swept(), steps.Released()]
+    events = [*way[:moment], steps.HandlerChanged(), *way[moment:]]
+    after, actions = play(MACHINE, slot(S.STARTING, failures=4), *events)
+    assert (after.state, after.failures, after.restarts, actions[-1]) == (S.STARTING, 0, 0, steps.ForkWorker(4))
+
+
+def test_a_handler_that_changes_while_its_slot_is_being_paused_is_loaded_when_it_is_resumed():
+    events = [steps.PauseAsked("paused by hand"), steps.HandlerChanged(), steps.ResumeAsked()]
+    after, actions = play(MACHINE, slot(S.BUSY), *events)
+    assert (after.refresh_cause, after.room, actions) == ("a reload", 0, [])
+    after, actions = play(MACHINE, after, steps.JobDone("job"))
+    assert (after.state, after.next, actions) == (S.ENDING, Next.REFRESH, [steps.TellExit()])
 
 
 def test_stopped_at_once_between_the_death_and_the_sweep():

@@ -147,9 +147,9 @@ class Life(RuleBasedStateMachine):
     @rule(slot=SLOTS, order=st.sampled_from(("refresh", "pause", "resume", "resume", "reload")), then=THEN)
     def orders_by_hand(self, slot, order, then):
         refused = None
-        whom = () if order == "reload" else (f"slot{slot % self.house.slots}",)
+        whom = "SIGHUP" if order == "reload" else f"slot{slot % self.house.slots}"
         try:
-            getattr(self.house.engine, order)(*whom)
+            getattr(self.house.engine, order)(whom)
         except RequestError as error:
             refused = error.status
         assert refused in (None, 409)

@@ -227,7 +227,16 @@ class SlotLife(RuleBasedStateMachine):
 
     # --- hand and clock
 
-    @rule(event=st.sampled_from((steps.RefreshAsked("hand"), steps.PauseAsked("paused by hand"), steps.ResumeAsked())))
+    @rule(
+        event=st.sampled_from(
+            (
+                steps.RefreshAsked("hand"),
+                steps.HandlerChanged(),
+                steps.PauseAsked("paused by hand"),
+                steps.ResumeAsked(),
+            )
+        )
+    )
     def somebody_asks(self, event):
         if self.slot.state is S.HELD and isinstance(event, steps.RefreshAsked):
             self.memory_free = True  # overridden

@@ -24,6 +24,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "endpoint_id": ("other", "other"),
     "preload": ("torch,numpy", ("torch", "numpy")),
     "preload_timeout": ("2m", 120.0),
+    "reload": ("yes", True),
     "gpus": ("none", "none"),
     "pin_by": ("uuid", "uuid"),
     "share_gpus": ("yes", True),
@@ -331,6 +332,16 @@ def test_unknown_keywords(folder: Path) -> None:
             "--workers counts workers on the CPU, and SUPERVISE_SIMULATE_GPUS asks",
         ),
         ({"store": "."}, {}, "is a folder; name a file in it"),
+        (
+            {"reload": True, "test_input": "1"},
+            {},
+            "--reload is for a handler that is served, and --test-input runs it once",
+        ),
+        (
+            {"input": "-"},
+            {"SUPERVISE_RELOAD": "1"},
+            "SUPERVISE_RELOAD is for a handler that is served, and --input runs",
+        ),
     ],
 )
 def test_options_that_contradict_each_other(

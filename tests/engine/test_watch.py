@@ -1,0 +1,329 @@
+"""Real files that change in every way that editors have, and what is told of it; time is given in."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from supervisor import watch
+from supervisor.watch import LOOK_S, QUIET_S, SETTLE_S, STEP, SourceFiles, Watch, described, listed
+from supervisor.wire import HandlerSpec
+
+DEADLINE_S = 30.0
+
+COARSE_CLOCK = 5
+"""``CLOCK_REALTIME_COARSE`` of clock_gettime(2): by this one file systems say when a file was changed."""
+
+
+class Project:
+    """A folder with a handler, looked at as the thread does, by a clock of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.handler = folder / "handler.py"
+        self.now = 1000.0
+        self.files: SourceFiles
+
+    def write(self, name: str, text: str = "") -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def begin(self) -> Project:
+        self.handler.touch()
+        self.files = SourceFiles(HandlerSpec("file", str(self.handler)))
+        assert self.look() == []
+        return self
+
+    def look(self) -> list[str]:
+        changed = self.files.look(self.now)
+        self.now += self.files.pause
+        return [self.files.name(path) for path in changed]
+
+    def told(self, looks: int = 10) -> list[list[str]]:
+        """What is told in the next looks, each sorted."""
+        told = [sorted(changed) for changed in (self.look() for _ in range(looks)) if changed]
+        # These looks took no time. What changes next must have another time of change, as it has half a second later.
+        now = time.clock_gettime_ns(COARSE_CLOCK)
+        while time.clock_gettime_ns(COARSE_CLOCK) == now:
+            pass
+        return told
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def replace(path: Path) -> None:
+    half = path.with_suffix(".tmp")
+    half.write_text("new")
+    half.replace(path)
+
+
+def replace_like_vim(path: Path) -> None:
+    backup = path.with_name(f"{path.name}~")
+    path.rename(backup)
+    path.write_text("new")
+    backup.unlink()
+
+
+def same_size_and_time(path: Path) -> None:
+    before = path.stat()
+    half = path.with_suffix(".tmp")
+    half.write_bytes(path.read_bytes())
+    os.utime(half, ns=(before.st_atime_ns, before.st_mtime_ns))
+    half.replace(path)
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "written": lambda path: path.write_text(f"{path.read_text()} and more"),
+    "replaced": replace,
+    "as vim does": replace_like_vim,
+    "touched": lambda path: os.utime(path, (1, 1)),
+    "another file of the same size and time": same_size_and_time,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("name", ["handler.py", "helper.py", "package/inner/module.py"])
+def test_a_file_changes(project: Project, change: Callable[[Path], object], name: str) -> None:
+    path = project.write(name, "old")
+    project.begin()
+    assert project.told() == []
+    change(path)
+    assert project.told() == [[name]]
+    change(path) if change is not CHANGES["touched"] else os.utime(path, (2, 2))
+    assert project.told() == [[name]]
+
+
+def test_files_come_and_go(project: Project) -> None:
+    project.begin()
+    project.write("new.py")
+    project.write("package/module.py")
+    assert project.told() == [["new.py", "package/module.py"]]
+    project.write("package/second.py")
+    assert project.told() == [["package/second.py"]]
+    (project.folder / "new.py").rename(project.folder / "renamed.py")
+    assert project.told() == [["new.py", "renamed.py"]]
+    (project.folder / "package/module.py").unlink()
+    assert project.told() == [["package/module.py"]]
+    (project.folder / "package").rename(project.folder / "other")
+    assert project.told() == [["other/second.py", "package/second.py"]]
+    project.write("package/second.py")
+    (project.folder / "other/second.py").unlink()
+    assert project.told() == [["other/second.py", "package/second.py"]]
+
+
+def test_what_was_made_in_the_tick_of_a_listing_is_found(project: Project) -> None:
+    """The folder's time of change is the same before and after."""
+    project.begin()
+    project.write("first.py")
+    made = project.folder.stat()
+    project.look()
+    project.write("second.py")
+    os.utime(project.folder, ns=(made.st_atime_ns, made.st_mtime_ns))
+    assert project.told() == [["first.py", "second.py"]]
+
+
+def test_several_steps_are_one_change(project: Project) -> None:
+    project.begin()
+    for number in range(20):
+        project.handler.write_text(f"{'x' * number}")
+        project.write(f"part{number % 3}.py", "y" * number)
+        assert project.look() == []
+        assert project.files.pause == SETTLE_S < QUIET_S
+    assert project.told() == [["handler.py", "part0.py", "part1.py", "part2.py"]]
+    assert project.files.pause == LOOK_S
+
+
+def test_a_handler_that_is_gone_is_told_of_when_it_is_back(project: Project) -> None:
+    project.begin()
+    project.handler.unlink()
+    assert project.told() == []
+    project.write("handler.py", "new")
+    assert project.told() == [["handler.py"]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("data.json", "handler.pyc", ".hidden.py", ".#handler.py", ".git/hook.py", "__pycache__/module.py"),
+        *("node_modules/tool.py", "lib/site-packages/package.py", "environment/module.py", "package/notes.txt"),
+    ],
+)
+def test_what_no_worker_imports_is_left_alone(project: Project, name: str) -> None:
+    project.write("environment/pyvenv.cfg")
+    project.write("package/module.py")
+    path = project.write(name, "old")
+    project.begin()
+    path.write_text("new!")
+    project.write(str(Path(name).with_suffix(".new" + Path(name).suffix)))
+    path.unlink()
+    assert project.told() == []
+
+
+def test_a_handler_below_a_hidden_folder_is_watched(tmp_path: Path) -> None:
+    project = Project(tmp_path / ".local/site-packages")
+    helper = project.write("helper.py")
+    project.begin()
+    helper.write_text("new")
+    assert project.told() == [["helper.py"]]
+
+
+def test_links(project: Project, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A handler that is a link, as Kubernetes mounts one; a folder that leads back to itself; one that leads nowhere."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for version in ("one", "two"):
+        (elsewhere / version).mkdir()
+        (elsewhere / version / "handler.py").write_text("same")
+    (elsewhere / "present").symlink_to("one")
+    project.handler.symlink_to(elsewhere / "present/handler.py")
+    project.begin()
+    (elsewhere / "one/round").symlink_to(elsewhere / "one")
+    (elsewhere / "one/nowhere.py").symlink_to("missing")
+    (elsewhere / "one/lost").symlink_to("missing")
+    assert project.told() == []
+    (elsewhere / "half").symlink_to("two")
+    (elsewhere / "half").replace(elsewhere / "present")
+    assert project.told() == [[str(project.handler)]]
+
+
+def test_thousands_of_files(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are found by and by, the handler's file and those that changed before at once; a look takes only some."""
+    for number in range(3 * STEP):
+        project.write(f"package{number % 7}/module{number}.py")
+    project.begin()
+    assert len(project.files) == 3 * STEP + 1
+    project.handler.write_text("new")
+    assert project.told(looks=5) == [["handler.py"]]
+    last = project.write("package6/module6.py", "new")
+    assert project.told(looks=12) == [["package6/module6.py"]]
+    last.write_text("newer")
+    assert project.told(looks=5) == [["package6/module6.py"]]
+    looks: list[str] = []
+    stat = os.stat
+    with monkeypatch.context() as patch:
+        patch.setattr(watch.os, "stat", lambda path: looks.append(path) or stat(path))
+        project.look()
+    assert STEP // 2 <= len(looks) <= STEP + 3
+    for number in range(0, 3 * STEP, 2):
+        (project.folder / f"package{number % 7}/module{number}.py").unlink()
+    assert sum(map(len, project.told(looks=30))) == 1.5 * STEP
+    assert project.files.complete
+
+
+def test_more_than_are_watched(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "MOST", 8)
+    near = project.write("near.py")
+    far = [project.write(f"a/b/c/far{number}.py") for number in range(9)]
+    project.begin()
+    assert not project.files.complete
+    assert "there is more than the 8 files and folders" in described(project.files)
+    near.write_text("new")
+    assert project.told() == [["near.py"]]
+    for path in far:
+        path.write_text("new")
+    assert project.told() == [["a/b/c/far0.py", "a/b/c/far1.py"]]
+
+
+def test_a_folder_that_may_not_be_read_now_is_as_it_was(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.write("package/module.py")
+    project.begin()
+
+    def refuse(path: str) -> object:
+        raise PermissionError(13, "Permission denied", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch.os, "scandir", refuse)
+        project.write("package/new.py")
+        assert project.told() == []
+        patch.setattr(watch.os, "stat", refuse)
+        assert project.told() == []
+    assert project.told() == [["package/new.py"]]
+
+
+# --- which files and folders ----------------------------------------------------------------------------------------------
+
+
+def test_the_sources_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is imported from the current folder, and the module where it is, installed for editing perhaps."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here / "local", there / "away"):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+    (there / "single.py").touch()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(there)])
+    assert watch.places_of(HandlerSpec("module", "local.handler")) == ([], [str(here), str(here / "local")])
+    assert watch.places_of(HandlerSpec("function", "away.handler", "run")) == ([], [str(here), str(there / "away")])
+    assert watch.places_of(HandlerSpec("module", "single")) == ([str(there / "single.py")], [str(here)])
+    assert watch.places_of(HandlerSpec("module", "missing.handler")) == ([], [str(here)])
+    assert watch.places_of(HandlerSpec("module", "sys")) == ([], [str(here)])
+
+    files = SourceFiles(HandlerSpec("function", "away.handler", "run"))
+    files.look(0.0)
+    (there / "away/handler.py").touch()
+    changed = [changed for now in range(1, 4) if (changed := files.look(now))]
+    assert [[files.name(path) for path in paths] for paths in changed] == [[str(there / "away/handler.py")]]
+
+
+def test_below_the_root_only_folders_with_sources_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's handler may be `/handler.py`, and `/proc` and `/usr` beside it."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/module.py").touch()
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    (tmp_path / "usr/lib/module.py").touch()
+    monkeypatch.setattr(watch.os, "sep", str(tmp_path))
+    project = Project(tmp_path).begin()
+    assert len(project.files) == 2
+
+
+# --- the thread -----------------------------------------------------------------------------------------------------------
+
+
+class Loop:
+    """Calls at once what is handed over."""
+
+    def call_soon_threadsafe(self, call: Callable[[str], None], text: str) -> None:
+        call(text)
+
+
+def test_the_thread(project: Project) -> None:
+    said: list[str] = []
+    begun, changed = threading.Event(), threading.Event()
+
+    def tell(event: threading.Event) -> Callable[[str], None]:
+        return lambda text: (said.append(text), event.set())[0]
+
+    project.handler.touch()
+    thread = Watch(SourceFiles(HandlerSpec("file", str(project.handler))), Loop(), tell(begun), tell(changed))
+    thread.start()
+    try:
+        assert begun.wait(DEADLINE_S)
+        replace(project.handler)
+        assert changed.wait(DEADLINE_S)
+    finally:
+        thread.close()
+    assert said == [f"watching 1 Python file in {project.folder}", "handler.py"]
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [(["a.py"], "a.py"), (["a.py", "b.py", "c.py"], "a.py, b.py, c.py"), (list("abcde"), "a, b, c and 2 more")],
+)
+def test_many_changes_are_told_shortly(names: list[str], text: str) -> None:
+    assert listed(names) == text
+
+
+def test_a_name_that_is_no_text(project: Project) -> None:
+    project.begin()
+    Path(os.fsdecode(os.fsencode(project.folder) + b"/\xff.py")).touch()
+    assert project.told() == [["\\xff.py"]]
