@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import itertools
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -77,7 +79,7 @@ class SourceFiles:
         self._folders: dict[str, Folder] = {}
         self._hot = dict.fromkeys(files)
         self._known = False
-        self._walk: Iterator[None] = iter(())
+        self._walk = self._round()
         self._found: list[str] = []
         self._changed: dict[str, None] = {}
         self._changed_at = 0.0
@@ -95,27 +97,29 @@ class SourceFiles:
         """Look at the next files; the first look takes all. Returns those that have changed, once that is over."""
         for path in tuple(self._hot):
             self._check(path)
-        if not self._known:
-            deque(self._round(), maxlen=0)
+        most = STEP if self._known else sys.maxsize
+        if sum(1 for _ in itertools.islice(self._walk, most)) < most:
+            self._walk = self._round()
             self._known = True
-        else:
-            for _ in range(STEP):
-                if next(self._walk, self) is self:  # this round is over
-                    self._walk = self._round()
-                    break
         if self._found:
             self._note_changes(now)
         if not self._changed or now - self._changed_at < QUIET_S:
             return ()
         if self._handler is not None and self._handler not in self._marks:
             return ()  # it is about to be replaced
-        changed, self._changed = tuple(self._changed), {}
-        return changed
+        changed, self._changed = self._changed, {}
+        return tuple(path for path in changed if not self._is_handler_by_another_name(path))
 
     def name(self, path: str) -> str:
         """``path`` for people."""
+        if path == self._handler:
+            return readable(Path(path).name)
         shown = os.path.relpath(path, self.folder)
         return readable(path if shown.startswith(os.pardir) else shown)
+
+    def _is_handler_by_another_name(self, path: str) -> bool:
+        """Its folder may have been named by a link, and is walked as what that leads to."""
+        return self._handler not in (None, path) and self._marks.get(path) == self._marks[self._handler]
 
     def _note_changes(self, now: float) -> None:
         self._changed |= dict.fromkeys(self._found)

@@ -193,7 +193,16 @@ def test_links(project: Project, tmp_path_factory: pytest.TempPathFactory) -> No
     assert project.told() == []
     (elsewhere / "half").symlink_to("two")
     (elsewhere / "half").replace(elsewhere / "present")
-    assert project.told() == [[str(project.handler)]]
+    assert project.told() == [["handler.py"]]
+
+
+def test_a_handler_that_is_named_by_way_of_a_link_is_told_of_once(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    project = Project(tmp_path / "link").begin()
+    project.write("handler.py", "new")
+    project.write("helper.py", "new")
+    assert project.told() == [["handler.py", "helper.py"]]
 
 
 def test_thousands_of_files(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,8 +221,10 @@ def test_thousands_of_files(project: Project, monkeypatch: pytest.MonkeyPatch) -
     stat = os.stat
     with monkeypatch.context() as patch:
         patch.setattr(watch.os, "stat", lambda path: looks.append(path) or stat(path))
-        project.look()
-    assert STEP // 2 <= len(looks) <= STEP + 3
+        for number in range(1, 9):
+            project.look()
+            assert len(looks) <= number * (STEP + len({"handler.py", "package6/module6.py"}))
+    assert len(set(looks)) > 3 * STEP
     for number in range(0, 3 * STEP, 2):
         (project.folder / f"package{number % 7}/module{number}.py").unlink()
     assert sum(map(len, project.told(looks=30))) == 1.5 * STEP
