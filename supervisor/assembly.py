@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from supervisor import cores, descriptors, temporary, wire
+from supervisor import cores, descriptors, scaling, temporary, wire
 from supervisor.api.shapes import status_body
 from supervisor.engine import Engine
 from supervisor.errors import HandlerError, StartError, SuperviseError
@@ -94,6 +94,7 @@ class Assembly:
         self._reader = self._make_reader()
         gpus, gpu_locks = self._take_gpus(holder)
         self._plans = pinning.plan_slots(gpus, settings.workers, settings.gpus_per_worker, settings.workers_per_gpu)
+        scaling.bounds(settings, len(self._plans))
         descriptors.check_limit(len(self._plans))
         limits = self._limits()
         self.tmp_root, folder_lock = temporary.make_run_folder(self.run_id)

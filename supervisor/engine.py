@@ -23,6 +23,7 @@ from supervisor.pool import events
 from supervisor.pool.machine import IllegalStepError
 from supervisor.pool.pool import Pool
 from supervisor.reports import Reports
+from supervisor.scaling import Scaling
 from supervisor.settings import Settings
 from supervisor.snapshot import Snapshot
 from supervisor.store.secrets import SecretFiles
@@ -87,6 +88,7 @@ class Engine:
     def attach(self, pool: Pool) -> None:
         """Use ``pool``, which wakes this engine."""
         self._pool = pool
+        self._scaling = Scaling(self.settings, len(pool.slots))
 
     def start(self) -> None:
         """Take up what the store holds and start the workers."""
@@ -94,6 +96,7 @@ class Engine:
         counts = self._store.counts()
         self.overview.statistics.begin(counts.jobs, counts.retried, now)
         self._jobs.recover()
+        self._scaling.begin(self.pool, now)
         self.pool.start(now)
         self.wake()
 
@@ -337,6 +340,8 @@ class Engine:
             self.wake()
         self._jobs.committed()
         now = self._clock.monotonic()
+        if not self.draining and not self._orders.purging:
+            self._scaling.act(self.pool, self._jobs.waits, now)
         self._apply(self.pool.perform(now), now)
         wakes, self._jobs.wakes = self._jobs.wakes, []
         for wake in wakes:
@@ -344,7 +349,8 @@ class Engine:
         if self._jobs.batch or self._orders.purging:
             self.wake()
         self._housekeeping.tidy(now)
-        times = (self.pool.deadline(), self._orders.deadline(now), self._housekeeping.next)
+        scaling = None if self.draining else self._scaling.deadline
+        times = (self.pool.deadline(), self._orders.deadline(now), scaling, self._housekeeping.next)
         self._turns.end(now, min(at for at in times if at is not None))
 
     def _refused(self, error: StoreError) -> None:
@@ -402,7 +408,8 @@ class Engine:
             self.first_load.set_result(event)
             return
         self._failed_loads[event.slot] = event
-        if len(self._failed_loads) == len(self.pool.slots):
+        started = {name for name, slot in self.pool.slots.items() if slot.generation and not slot.pausing}
+        if self._failed_loads.keys() >= started:
             died = [load for load in self._failed_loads.values() if load.failed is None]
             self.first_load.set_result(died[0] if died else event)
 

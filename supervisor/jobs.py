@@ -6,6 +6,7 @@ that transaction is on disk); the engine commits the one and then does the other
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -240,6 +241,13 @@ class Jobs:
                 return
             job, extras = found
             self._give(job, name, extras, pool, now)
+
+    def waits(self, count: int) -> list[float]:
+        """How many seconds each of the ``count`` jobs has waited that have waited longest; asked between turns."""
+        now = self._wall_ms()
+        waits = [(now - job.created_ms) / 1000 for job in self.backlog.oldest(count)]
+        # One that comes from the future waits since the clock was set back, and nobody knows how long it did before.
+        return sorted((wait if wait >= 0 else math.inf for wait in waits), reverse=True)[:count]
 
     def _next(self) -> tuple[Job, bytes | None] | None:
         """The oldest queued job, whole, with its extras; one whose ``s3Config`` cannot be read has failed."""

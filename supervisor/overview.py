@@ -123,6 +123,7 @@ class Overview:
             gpu_memory_mib=_memory_of(slot.name, place.gpus, samples),
             last_refresh=self._refreshed.get(slot.name),
             reason=slot.cause,
+            spare=slot.spare,
         )
 
 

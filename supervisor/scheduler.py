@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Callable, Container, Iterable, Sized
 from typing import Protocol
 
@@ -88,14 +89,24 @@ class Lane:
         self.put_back(job)
         return None
 
-    def _pop(self, leaving: Container[str]) -> Job | None:
-        while not self._window and self.count > len(self._returned):
+    def oldest(self, count: int) -> list[Job]:
+        """The first ``count`` jobs, which stay; between turns, when what has left the queue is not in the store's either."""
+        self._load_window((), count)
+        first = [*itertools.islice(self._window.values(), count), *self._returned[:count]]
+        return sorted(first, key=lambda job: job.seq)[:count]
+
+    def _load_window(self, leaving: Container[str], least: int) -> None:
+        """Have at least ``least`` jobs in memory, as far as there are so many."""
+        while len(self._window) < least and self.count > len(self._window) + len(self._returned):
             jobs = self._load(self._low, self._last_seq, WINDOW)
             if not jobs:
                 break
             self._last_seq = jobs[-1].seq
             back = {job.id for job in self._returned}  # the store may list those, too
-            self._window = {job.id: job for job in jobs if job.id not in leaving and job.id not in back}
+            self._window.update((job.id, job) for job in jobs if job.id not in leaving and job.id not in back)
+
+    def _pop(self, leaving: Container[str]) -> Job | None:
+        self._load_window(leaving, 1)
         if self._returned and (not self._window or self._returned[0].seq < next(iter(self._window.values())).seq):
             self.count -= 1
             return self._returned.pop(0)
@@ -137,6 +148,10 @@ class Backlog:
     def pop(self, leaving: Container[str] = (), below: int | None = None) -> Job | None:
         """Take the next job; with ``below``, only one with a lower number."""
         return self._lanes[0].pop(leaving, below) or self._lanes[1].pop(leaving, below)
+
+    def oldest(self, count: int) -> list[Job]:
+        """The next ``count`` jobs of each lane, which stay; between turns."""
+        return [job for lane in self._lanes for job in lane.oldest(count)]
 
     def get(self, job_id: str) -> Job | None:
         """A queued job, if it is in memory."""

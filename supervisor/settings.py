@@ -93,6 +93,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = Path("/tmp/supervise-locks")
 
     workers: Annotated[int, Option(_WORKERS, option.whole(1, 1024), "Workers on the CPU, where no GPU is used.")] = 1
+    min_workers: Annotated[
+        int | None,
+        Option(_WORKERS, option.whole(0, 1024), "Workers that run also when no job waits; 0: none.", shown="all slots"),
+    ] = None
+    max_workers: Annotated[
+        int | None, Option(_WORKERS, option.whole(1, 1024), "Workers that run at most.", shown="all slots")
+    ] = None
+    idle_timeout: Annotated[
+        float,
+        Option(
+            _WORKERS, option.DURATION, "Stop a worker that had no job for so long, while more than --min-workers run."
+        ),
+    ] = 60.0
+    scale_after: Annotated[
+        float, Option(_WORKERS, option.DURATION, "Start one more for each job that has waited so long.")
+    ] = 4.0
     start_timeout: Annotated[
         float,
         Option(_WORKERS, option.DURATION, "How long a worker may take to load the handler; 0: any time.", shown="0"),

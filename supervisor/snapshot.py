@@ -26,7 +26,10 @@ class RefreshView(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class WorkerView(msgspec.Struct, frozen=True, rename="camel"):
-    """One slot and the worker in it, as ``/workers`` shows it. ``running`` holds job ids, ``gpus`` indices (MIG: UUIDs)."""
+    """One slot and the worker in it, as ``/workers`` shows it. ``running`` holds job ids, ``gpus`` indices (MIG: UUIDs).
+
+    ``spare``: a ``parked`` one starts when jobs wait; one that was paused does not.
+    """
 
     id: str
     slot: str
@@ -41,6 +44,7 @@ class WorkerView(msgspec.Struct, frozen=True, rename="camel"):
     gpu_memory_mib: int | None = msgspec.field(default=None, name="gpuMemoryMiB")
     last_refresh: RefreshView | None = None
     reason: str | None = None
+    spare: bool = False
 
 
 class GpuProcessView(msgspec.Struct, frozen=True, rename="camel"):

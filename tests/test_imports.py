@@ -38,7 +38,7 @@ ENGINE = {
     "reports",
 }
 ENGINE |= {"pages", "snapshot", "statistics", "streams", "turns", "waiters"}
-ENGINE |= {"cores", "descriptors", "temporary", "watch"}
+ENGINE |= {"cores", "descriptors", "scaling", "temporary", "watch"}
 MACHINERY = {"gpu", "store", "scheduler", "pool"}
 SERVICES = {"api", "webhooks", "batch"}
 SCREENS = {"address", "client", "dashboard", "sse"}

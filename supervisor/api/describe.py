@@ -236,13 +236,15 @@ OPERATIONS: dict[str, Operation] = {
     "/health": Operation(
         "health",
         Tag.MACHINE,
-        "The counts of RunPod's endpoints. `failed` counts jobs that timed out too; `retried` those that went back to the queue.",
+        "The counts of RunPod's endpoints. `failed` counts jobs that timed out too; `retried` those that went back to the queue. "
+        "`idle` counts spare slots too, `ready` does not.",
         Answer("Counts.", {JSON: Health}),
     ),
     "/workers": Operation(
         "workers",
         Tag.MACHINE,
-        "A slot is the place on the GPUs that one worker after another occupies; `generation` counts them.",
+        "A slot is the place on the GPUs that one worker after another occupies; `generation` counts them. One that is `parked` "
+        "and `spare` starts when jobs wait; any other that is `parked` was paused.",
         Answer("The slots.", {JSON: list[WorkerView]}, links=dict.fromkeys(_OF_A_SLOT, "/0/slot")),
     ),
     "/workers/{slot}/refresh": Operation(
@@ -265,7 +267,7 @@ OPERATIONS: dict[str, Operation] = {
     "/workers/{slot}/resume": Operation(
         "resumeSlot",
         Tag.MACHINE,
-        "Starts a worker in it.",
+        "Starts a worker in it; while `--max-workers` are in service, it becomes `spare`.",
         _ORDER,
         refusals=(404, 409),
         params={"slot": "gpu0"},

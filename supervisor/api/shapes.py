@@ -18,6 +18,7 @@ _STATUS = {status: status.value.encode() for status in JobStatus}
 
 #: What a slot's state counts as in the ``workers`` of `/health`, in RunPod's words: ``idle`` and ``running`` workers are
 #: ``ready``, ``initializing`` ones will soon be, ``throttled`` ones wait, ``unhealthy`` ones need something to be put right.
+#: A spare slot is ``idle`` but not ``ready``, as RunPod's workers are that are scaled down (docs.runpod.io, worker states).
 COUNTED_AS: dict[str, tuple[str, ...]] = {
     "idle": ("idle", "ready"),
     "busy": ("running", "ready"),
@@ -48,7 +49,8 @@ def count_workers(workers: Iterable[WorkerView]) -> WorkerCounts:
     """The six counts of RunPod; a state that ``COUNTED_AS`` does not know is ``unhealthy``."""
     counts = dict.fromkeys(WorkerCounts.__struct_fields__, 0)
     for worker in workers:
-        for name in COUNTED_AS.get(worker.state, ("unhealthy",)):
+        spare = worker.spare and worker.state == "parked"
+        for name in ("idle",) if spare else COUNTED_AS.get(worker.state, ("unhealthy",)):
             counts[name] += 1
     return WorkerCounts(**counts)
 

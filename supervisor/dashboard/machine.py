@@ -258,7 +258,7 @@ def _details(snapshot: Snapshot, selected: str | None) -> list[Text]:
         words = f"pid {view.pid or '-'} · {view.jobs:,} jobs · {view.refreshes:,} refreshes · {view.restarts:,} restarts{held}"
         lines.append(Text.assemble((f"▸ {view.id}", "bold"), f" · {words}"))
         if view.reason is not None:
-            return [*lines, Text(f"  {harmless(view.reason)}", "yellow")]
+            return [*lines, Text(f"  {harmless(view.reason)}", "dim" if view.state == "parked" else "yellow")]
     done = view.last_refresh
     if done is None:
         return [*lines, Text("  not refreshed yet", "dim")]

@@ -112,6 +112,7 @@ class Ending:
             restarts += 1
         said = slot.cause if expected and slot.blame and slot.cause else how
         lost = lost_jobs(slot, said, charged=slot.blame or not expected)
+        free_since = now if slot.running else slot.free_since
         slot = changed(
             slot,
             state=SlotState.ENDING,
@@ -125,6 +126,7 @@ class Ending:
             next=slot.next if expected else Next.PAUSE if slot.pausing else Next.RESTART,
             cause=slot.cause if expected else how,
             since=slot.since if expected else now,
+            free_since=free_since,
         )
         return slot, lost
 

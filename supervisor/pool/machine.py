@@ -144,6 +144,7 @@ class Machine:
             blame=False,
             stack_shown=False,
             pausing=False,
+            spare=False,
             put_off=None,
             deadline=now + timeout if timeout else None,
         )
@@ -182,6 +183,7 @@ class Machine:
             deadline=None,
             cause=None,
             next=Next.RESTART,
+            free_since=now if slot.free_since is None else slot.free_since,
         )
         slot, more = self._rest(slot, now)
         return slot, actions + more
@@ -212,6 +214,7 @@ class Machine:
             cancelling=cancelling,
             jobs=slot.jobs + 1,
             jobs_in_worker=slot.jobs_in_worker + 1,
+            free_since=now,
         )
         if slot.state is SlotState.ENDING:
             return slot, []
@@ -291,11 +294,11 @@ class Machine:
         return self._refresh_asked(slot, RefreshAsked("a reload"), now) if has_read else (slot, [])
 
     def _pause_asked(self, slot: Slot, event: PauseAsked, now: float) -> Step:
-        if slot.state is SlotState.PARKED:
+        if slot.pausing if event.spare else slot.state is SlotState.PARKED and not slot.spare:
             raise _illegal(slot, event)
         put_off = slot.put_off if slot.pausing else slot.refresh_cause
-        slot = changed(slot, pausing=True, put_off=put_off, refresh_cause=event.cause)
-        if slot.state in (SlotState.BACKOFF, SlotState.BROKEN):
+        slot = changed(slot, pausing=True, spare=event.spare, put_off=put_off, refresh_cause=event.cause)
+        if slot.state in (SlotState.BACKOFF, SlotState.BROKEN, SlotState.PARKED):
             return changed(slot, state=SlotState.PARKED, deadline=None, cause=event.cause), []
         if slot.state in (SlotState.STARTING, SlotState.IDLE):
             step = EndStep.MEASURE if slot.state is SlotState.IDLE else EndStep.TERM
@@ -305,9 +308,10 @@ class Machine:
     def _resume_asked(self, slot: Slot, event: ResumeAsked, now: float) -> Step:
         if not slot.pausing:
             raise _illegal(slot, event)
+        slot = changed(slot, free_since=None)
         if slot.state is not SlotState.PARKED:
-            return changed(slot, pausing=False, put_off=None, refresh_cause=slot.put_off), []
-        return self._start(slot, Start(), now)
+            return changed(slot, pausing=False, spare=False, put_off=None, refresh_cause=slot.put_off), []
+        return self._start(changed(slot, cause=None), Start(), now)
 
     def _misbehaved(self, slot: Slot, event: Misbehaved, now: float) -> Step:
         if slot.state is SlotState.ENDING and slot.end_step >= EndStep.KILL:
@@ -345,6 +349,8 @@ class Machine:
         if slot.next is Next.REFRESH:
             # Memory that stayed in use for a while became the slot's cause; the report is to name what asked for the refresh.
             slot = changed(slot, refreshes=slot.refreshes + 1, cause=slot.refresh_cause or slot.cause)
+        elif slot.next is Next.PAUSE:  # resumed meanwhile
+            slot = changed(slot, cause=None)
         elif slot.failures:
             return self._back_off(slot, now)
         return self._start(changed(slot, state=SlotState.PARKED), Start(), now)
@@ -373,6 +379,7 @@ class Machine:
             cancelling=(),
             restarts=restarts,
             since=now,
+            free_since=now if slot.running else slot.free_since,
         )
         slot, actions = self._swept(slot, Swept(), now)
         return slot, [*lost, *actions]

@@ -18,7 +18,7 @@ from supervisor.pool.links import Links
 from supervisor.pool.machine import Machine, Rules
 from supervisor.pool.process import describe_exit
 from supervisor.pool.seams import Loop, Memory, Place, Starter
-from supervisor.pool.slot import Next, Slot, SlotState
+from supervisor.pool.slot import OUT_OF_SERVICE, Next, Slot, SlotState
 from supervisor.pool.telling import Telling
 from supervisor.proc import STACK_SIGNAL
 
@@ -66,11 +66,12 @@ class Pool:
     # --- what the engine asks for ---------------------------------------------------------------------------------------
 
     def start(self, now: float) -> None:
-        """Start the template and a worker in every slot."""
+        """Start the template, and a worker in every slot that is not to be spare."""
         self._template.start(now)
         self.listen(True)
-        for name in self.slots:
-            self._step(name, steps.Start(), now)
+        for name, slot in self.slots.items():
+            if not slot.pausing:
+                self._step(name, steps.Start(), now)
 
     def assign(self, name: str, run: wire.Run, now: float) -> None:
         """Give a job to the worker in slot ``name``, which has room; it is sent by ``perform``."""
@@ -127,6 +128,14 @@ class Pool:
     def pause(self, name: str, cause: str, now: float) -> None:
         """Take slot ``name`` out of service, after the jobs that its worker runs. Raises as ``refresh`` does."""
         self._step(name, steps.PauseAsked(f"paused by {cause}"), now)
+
+    def spare(self, name: str, why: str, now: float) -> None:
+        """Take slot ``name``, which nobody has paused, out of service until jobs need it; ``why`` is for people.
+
+        Raises:
+            IllegalStepError: it is paused.
+        """
+        self._step(name, steps.PauseAsked(why, spare=True), now)
 
     def resume(self, name: str, cause: str, now: float) -> None:  # noqa: ARG002 - as its siblings
         """Put the paused slot ``name`` back into service. Raises as ``refresh`` does."""
@@ -232,6 +241,8 @@ class Pool:
                 self._actions.append((name, action))
         if after.state is not before.state:
             self._telling.came_to(after)
+            if after.state in OUT_OF_SERVICE:
+                self._wake()  # another may be wanted in its place
         self._indices_shifted = self._indices_shifted or isinstance(event, steps.GpuLost)
         if self._memory is not None and before.state in _RELEASE and after.state not in _RELEASE:
             self._memory.forget(name)  # what it learns now would come too late
@@ -341,7 +352,7 @@ class Pool:
         if before.state is SlotState.ENDING and before.next is not Next.PARK and before.cause:
             how = before.cause
         if (
-            before.next is not Next.REFRESH or before.state is not SlotState.ENDING
+            before.next not in (Next.REFRESH, Next.PAUSE) or before.state is not SlotState.ENDING
         ):  # its end was no answer to how it loads
             self._telling.not_loaded(link.slot, how, link.load_failed)
         self._step(link.slot, steps.Died(how), now)

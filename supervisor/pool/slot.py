@@ -25,6 +25,10 @@ class SlotState(str, enum.Enum):
     PARKED = "parked"
 
 
+OUT_OF_SERVICE = frozenset({SlotState.BROKEN, SlotState.HELD, SlotState.LOST, SlotState.PARKED})
+"""The states in which a slot has no worker, nor soon will have one by itself."""
+
+
 class EndStep(enum.IntEnum):
     """How far the end of a worker has come."""
 
@@ -51,10 +55,12 @@ class Slot(msgspec.Struct, frozen=True):
 
     ``failures`` counts workers in a row that died before they were given a job. ``cause`` says why the worker ends or the slot
     is out of service; ``blame`` that a job which still runs when the worker is ended may be the reason; ``stack_shown``
-    that its stacks were asked for; ``pausing`` that the slot is to be out of service until it is resumed;
-    ``put_off`` is why this worker is to be refreshed should it be resumed before it has ended.
+    that its stacks were asked for; ``pausing`` that the slot is to be out of service until it is resumed, ``spare`` that scaling
+    does that when jobs wait; ``put_off`` is why this worker is to be refreshed should it be resumed before it has ended.
     ``since``, ``gone_at`` and ``released_at`` are the moments of a refresh: asked for, tree gone, memory free. ``idle_since`` is
-    when the worker's last job ended, or it became ready; ``told_above``: a worker without any job was said to hold too much.
+    when the worker's last job ended, or it became ready; ``free_since`` is the same of the slot: a refresh or a restart does not
+    change it, and it is None until a worker was ready after a resume. ``told_above``: a worker without any job was said to hold
+    too much.
     """
 
     name: str
@@ -74,11 +80,13 @@ class Slot(msgspec.Struct, frozen=True):
     blame: bool = False
     stack_shown: bool = False
     pausing: bool = False
+    spare: bool = False
     put_off: str | None = None
     since: float = 0.0
     gone_at: float = 0.0
     released_at: float = 0.0
     idle_since: float = 0.0
+    free_since: float | None = None
     told_above: bool = False
     freed_mib: int | None = None
     verified: bool = True

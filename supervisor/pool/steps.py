@@ -78,9 +78,11 @@ class HandlerChanged(msgspec.Struct, frozen=True):
 
 
 class PauseAsked(msgspec.Struct, frozen=True):
-    """Take the slot out of service, now or after the jobs its worker runs, until it is resumed."""
+    """Take the slot out of service, now or after the jobs its worker runs, until it is resumed. ``spare``: by scaling, which
+    leaves alone what a person has paused."""
 
     cause: str
+    spare: bool = False
 
 
 class ResumeAsked(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from supervisor.api import shapes
@@ -115,6 +116,12 @@ def _worker(state: str) -> WorkerView:
 @pytest.mark.parametrize(("state", "counts"), COUNTS.items())
 def test_every_slot_state_counts_as_something(state: str, counts: dict[str, int]) -> None:
     assert shapes.count_workers([_worker(state)]) == WorkerCounts(**counts)
+
+
+@pytest.mark.parametrize(("state", "counts"), [("parked", {"idle": 1}), ("held", {"unhealthy": 1})])
+def test_a_spare_slot_is_idle_as_far_as_nothing_is_wrong(state: str, counts: dict[str, int]) -> None:
+    worker = msgspec.structs.replace(_worker(state), spare=True)
+    assert shapes.count_workers([worker]) == WorkerCounts(**counts)
 
 
 def test_counts_add_up() -> None:

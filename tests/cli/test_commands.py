@@ -29,7 +29,7 @@ FAILED = {**FAILED, "error": ERROR, "retries": 1}
 QUEUED = {"id": "c", "status": "IN_QUEUE", "delayTime": 7, "retries": 0}
 WORKER = {"id": "gpu0-1", "slot": "gpu0", "gpus": [0], "state": "held", "pid": 41, "generation": 1, "jobs": 2}
 WORKER = {**WORKER, "refreshes": 0, "restarts": 0, "running": ["a"], "gpuMemoryMiB": 812, "lastRefresh": None}
-WORKER["reason"] = "9 MiB are held by pid 7"
+WORKER |= {"reason": "9 MiB are held by pid 7", "spare": False}
 STREAM = (
     'id: 0\ndata: {"output":"a \\u001b[1mcat"}\n\nid: 1\ndata: {"output":{"n":1}}\n\nid: 2\ndata: {"output":" sat"}\n\n'
 )

@@ -166,6 +166,7 @@ def test_simulated_gpus_are_labelled(snapshot: Make) -> None:
         ("broken", "died 5 times in a row before its first job"),
         ("backoff", "exit code 1; next start in 4 s"),
         ("lost", "GPU 0 has fallen off the bus"),
+        ("parked", "idle for 60 s; starts when jobs wait"),
         ("later", "something new"),
     ],
 )

@@ -101,3 +101,21 @@ def test_remove_from_the_window():
     backlog.lane(False).push(job(2))
     backlog.lane(False).remove(job(1))
     assert (len(backlog), backlog.pop().seq) == (1, 2)
+
+
+def test_the_oldest_are_known_without_being_taken():
+    store = Store()
+    store.jobs = {seq: job(seq) for seq in range(1, 2 * WINDOW + 1)}
+    backlog = Backlog(store.load)
+    lane = backlog.lane(False)
+    lane.expect(len(store.jobs))
+    backlog.lane(True).push(job(9_999, low=True))
+    taken = [lane.pop(()) for _ in range(WINDOW - 1)]
+    for each in taken[1:]:
+        del store.jobs[each.seq]
+    lane.put_back(taken[0])
+    assert [each.seq for each in backlog.oldest(3)] == [1, WINDOW, WINDOW + 1, 9_999]
+    assert [each.seq for each in backlog.oldest(3)] == [1, WINDOW, WINDOW + 1, 9_999]
+    assert len(backlog) == WINDOW + 3
+    assert [backlog.pop().seq for _ in range(WINDOW + 3)] == [1, *range(WINDOW, 2 * WINDOW + 1), 9_999]
+    assert backlog.pop() is None

@@ -15,7 +15,8 @@ from supervisor.errors import RequestError
 from supervisor.job import JobRequest, JobStatus
 from supervisor.jobs import HOST_KILL_STARTS
 from supervisor.pool import steps
-from supervisor.pool.slot import SlotState
+from supervisor.pool.slot import OUT_OF_SERVICE, SlotState
+from supervisor.scaling import bounds
 
 URL = "http://receiver.test"
 IDS = st.sampled_from("abcdefgh")
@@ -67,6 +68,10 @@ class Life(RuleBasedStateMachine):
                 "refresh_after_jobs": st.sampled_from((0, 0, 2)),
                 "start_timeout": st.sampled_from((0, 20)),
                 "max_queue": st.sampled_from((0, 0, 3)),
+                "min_workers": st.sampled_from((None, None, 0, 1)),
+                "max_workers": st.sampled_from((None, None, 1)),
+                "idle_timeout": st.sampled_from((0, 5, 60)),
+                "scale_after": st.sampled_from((0, 4)),
             }
         ),
     )
@@ -446,6 +451,7 @@ class Life(RuleBasedStateMachine):
                 name for name in slots if name != running.slot and job_id not in house.pool.slots[name].cancelling
             ]
         assert not (backlog and any(slot.room for slot in house.pool.slots.values())), "a job and a worker wait"
+        self.check_scaling(bool(backlog))
         counts, stored = house.engine.snapshot().jobs, house.store.counts()
         ended = Counter({status: len(ids) for status, ids in at.items()})
         assert dict(stored.jobs) == {status: ended[status] for status in JobStatus}
@@ -459,6 +465,18 @@ class Life(RuleBasedStateMachine):
         live = {job.id for job in jobs if job.has_s3_config and not job.status.terminal}
         assert house.secret_files() == {hashlib.sha256(job_id.encode()).hexdigest() for job_id in live}
         self.check_order({job.id: job for job in jobs})
+
+    def check_scaling(self, jobs_wait):
+        slots = self.house.pool.slots.values()
+        least, most = bounds(self.house.settings, len(slots))
+        in_service = [slot for slot in slots if slot.state not in OUT_OF_SERVICE]
+        staying = [slot for slot in in_service if not slot.pausing]
+        spare = [slot for slot in slots if slot.spare and slot.state is SlotState.PARKED]
+        assert all(slot.pausing for slot in slots if slot.spare)
+        assert len(staying) <= most or all(slot.running for slot in staying), "more than --max-workers"
+        if spare and len(in_service) < most:
+            assert len(staying) >= least, "fewer than --min-workers"
+            assert staying or not jobs_wait, "a job waits, and no worker starts"
 
     def check_order(self, jobs):
         """Of those that waited at the last look, none was started before an older one of its lane, or of the lane before."""
@@ -559,13 +577,14 @@ class Life(RuleBasedStateMachine):
             self.check()
             jobs = [house.store.get(job_id) for job_id in self.records]
             if all(job.status.terminal for job in jobs) and all(
-                slot.state is SlotState.IDLE for slot in house.pool.slots.values()
+                slot.state is SlotState.IDLE or (slot.spare and slot.state is SlotState.PARKED)
+                for slot in house.pool.slots.values()
             ):
                 break
             for worker in house.workers:
                 self.behave(worker)
             for name, slot in house.pool.slots.items():
-                if slot.pausing:
+                if slot.pausing and not slot.spare:
                     house.engine.resume(name)
                 if slot.state is SlotState.LOST:
                     house.memory.learn(name, steps.GpuBack())

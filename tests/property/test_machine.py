@@ -233,6 +233,7 @@ class SlotLife(RuleBasedStateMachine):
                 steps.RefreshAsked("hand"),
                 steps.HandlerChanged(),
                 steps.PauseAsked("paused by hand"),
+                steps.PauseAsked("idle for 60 s", spare=True),
                 steps.ResumeAsked(),
             )
         )
@@ -263,6 +264,7 @@ class SlotLife(RuleBasedStateMachine):
         assert {job for job, ends in self.ends.items() if not ends} == set(slot.running) - self.cancelled
         assert not self.wants_refresh or slot.room == 0, "a worker that is to be replaced takes jobs"
         assert not slot.pausing or slot.room == 0, "a paused worker takes jobs"
+        assert not slot.spare or slot.pausing
 
     @invariant()
     def something_will_wake_it(self):
