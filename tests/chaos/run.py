@@ -58,6 +58,7 @@ DRAWN = (
     Drawn(("--refresh-after-jobs", "3")),
     Drawn(("--on-restart", "fail")),
     Drawn(("--durability", "full", "--refresh-worker")),
+    Drawn(("--min-workers", "0", "--max-workers", "2", "--idle-timeout", "0.3", "--scale-after", "0.2")),
 )
 """The seed chooses one of these."""
 
