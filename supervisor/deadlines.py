@@ -36,9 +36,14 @@ class Deadlines:
         if job.timeout_ms is not None:
             self._starts[job.id] = (now + job.timeout_ms / 1000, job.timeout_ms)
 
-    def left(self, job_id: str) -> None:
-        """A job is no longer in a worker."""
-        self._starts.pop(job_id, None)
+    def left(self, job_id: str) -> tuple[float, int] | None:
+        """A job is no longer in a worker; what ``back`` needs."""
+        return self._starts.pop(job_id, None)
+
+    def back(self, job_id: str, start: tuple[float, int] | None) -> None:
+        """A job has not left its worker after all, and no time was gained by that."""
+        if start is not None:
+            self._starts[job_id] = start
 
     def due(self, now: float, wall_ms: int) -> Iterator[tuple[str, str]]:
         """The ids of jobs that are out of time, and why."""

@@ -196,13 +196,17 @@ class Engine:
         return await self._ends.wait(job_id, timeout) or self.job(job_id)
 
     def cancel(self, job_id: str) -> asyncio.Future[Job | None]:
-        """Cancel a job; the future gives it as it is then (an ended one keeps its state), ``None`` when unknown."""
+        """Cancel a job; the future gives it as it is then (an ended one keeps its state), ``None`` when unknown.
+
+        Raises:
+            RequestError: 503, also by the future, when the disk refuses; then the job goes on as if this had not been asked for.
+        """
         self._check_disk()
-        return self._turns.ask(lambda now: self._orders.cancel(job_id, self.pool, now), patient=False)
+        return self._turns.ask(lambda _now: self._orders.cancel(job_id, self.pool), patient=False)
 
     def abandon(self, job_id: str) -> None:
         """Nobody will ask for this job any more: cancel it, unless that would cost the worker and what it has loaded."""
-        self._turns.ask(lambda now: self._orders.abandon(job_id, self.pool, now))
+        self._turns.ask(lambda _now: self._orders.abandon(job_id, self.pool))
 
     def retry(self, job_id: str) -> asyncio.Future[Job | None]:
         """Queue a job that failed or timed out once more; the future gives it as it is then, ``None`` when unknown.
@@ -214,15 +218,14 @@ class Engine:
         return self._turns.ask(lambda _now: self._orders.retry(job_id), patient=False)
 
     def purge(self) -> asyncio.Future[int]:
-        """Cancel every job that is queued now; the future gives how many, once that is on disk."""
+        """Cancel every job that is queued now; the future gives how many, once that is on disk.
+
+        Raises:
+            RequestError: 503, also by the future, when the disk refuses.
+        """
         self._check_disk()
         removed: asyncio.Future[int] = self._loop.create_future()
-
-        def done(count: int) -> None:
-            if not removed.done():
-                removed.set_result(count)
-
-        self._turns.ask(lambda _now: self._orders.purge(done))
+        self._turns.ask(lambda _now: self._orders.purge(removed))
         return removed
 
     def requests(self, status: JobStatus | None, limit: int, after: str | None) -> Page:
@@ -354,9 +357,11 @@ class Engine:
         self._turns.end(now, min(at for at in times if at is not None))
 
     def _refused(self, error: StoreError) -> None:
-        """The disk did not take this turn: who has just come is sent away, and what has happened is written later."""
+        """The disk did not take this turn: what clients asked for is refused, and what has happened is written later."""
+        refusal = RequestError(503, f"the job store cannot be written: {error}", retry_after=5)
         self._jobs.withdraw(self.pool, self._clock.monotonic())
-        self._turns.refuse(RequestError(503, f"the job store cannot be written: {error}", retry_after=5))
+        self._orders.refuse(refusal)
+        self._turns.refuse(refusal)
 
     def _stalled(self, error: StoreError | None) -> None:
         """The disk refuses: nothing of this turn is told to anybody, and nothing more is heard, until it is on disk."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -17,7 +17,7 @@ from supervisor import wire
 from supervisor.deadlines import Deadlines
 from supervisor.errors import RequestError, StoreError
 from supervisor.job import Job, JobRequest, JobStatus, Outcome
-from supervisor.logs import JobLogs
+from supervisor.logs import JobLogs, OpenLog
 from supervisor.overview import Overview
 from supervisor.pool.pool import Pool
 from supervisor.scheduler import Backlog, plan
@@ -43,7 +43,7 @@ HOST_KILL_STARTS = 3
 class Active:
     """A job in a worker: what is known of it beyond the store."""
 
-    __slots__ = ("job", "progress", "slot", "streamed_bytes")
+    __slots__ = ("deadline", "job", "log", "progress", "slot", "streamed_bytes")
 
     def __init__(self, job: Job, slot: str) -> None:
         """``job`` runs in ``slot``."""
@@ -51,6 +51,9 @@ class Active:
         self.slot = slot
         self.progress: bytes | None = None
         self.streamed_bytes = 0
+        # What it left behind when it was taken out of its worker.
+        self.deadline: tuple[float, int] | None = None
+        self.log: OpenLog | None = None
 
 
 class Observer(Protocol):
@@ -88,6 +91,8 @@ class Jobs:
         """Tell ``observer`` what becomes of them."""
         self.batch: list[Write] = []
         self.wakes: list[Callable[[], object]] = []
+        self.refusable: list[Callable[[Pool, float], None]] = []
+        """What takes back each thing that clients asked for in this turn, in their order."""
         self.active: dict[str, Active] = {}
         self.backlog = Backlog(store.queued)
         self._settings = settings
@@ -99,7 +104,6 @@ class Jobs:
         self._observer = observer
         self.deadlines = Deadlines(store)
         self.decided: dict[str, Job] = {}
-        self._arrived: list[_Arrival] = []
         self._unwanted: dict[str, int] = {}
         self._forgotten: dict[str, int] = {}
         self.next_seq = store.next_seq
@@ -120,7 +124,7 @@ class Jobs:
         self.batch = []
         self.decided.clear()
         self._forgotten = {}
-        self._arrived.clear()
+        self.refusable.clear()
         self.deadlines.settled()
 
     def forget(self, job: Job) -> None:
@@ -210,28 +214,31 @@ class Jobs:
 
     def arrived(self, job: Job, before: Job | None) -> None:
         """``job`` comes to the queue, by what is written from here on; ``before``: it had ended so, and is to run again."""
-        self._arrived.append(_Arrival(job.id, before, len(self.batch)))
+        first = len(self.batch)
+        self.refusable.append(lambda pool, now: self._send_away(job.id, before, first, pool, now))
 
     def withdraw(self, pool: Pool, now: float) -> None:
-        """Take back the jobs that came in this turn, which the disk did not take; nobody was told of them."""
-        for job_id, before, first in reversed(self._arrived):
-            job = self.get(job_id)
-            if job is None or job.status.terminal:
-                continue  # cancelled in the same turn: that it was may be written
-            active = self.active.pop(job.id, None)
-            if active is not None:
-                self.deadlines.left(job.id)
-                pool.withdraw(active.slot, job.id, now)
-            else:
-                self.backlog.lane(job.low_priority).remove(job)
-            self.decided.pop(job.id, None)
-            self.batch[first:] = [write for write in self.batch[first:] if getattr(write, "seq", None) != job.seq]
-            if before is not None:
-                self.decided[job.id] = before
-                self._overview.statistics.not_retried(before.status)
-            elif job.has_s3_config:
-                self._drop_secret(job)
-        self._arrived.clear()
+        """Take back what clients asked for in this turn, which the disk did not take; nobody was told of it."""
+        while self.refusable:
+            self.refusable.pop()(pool, now)
+
+    def _send_away(self, job_id: str, before: Job | None, first: int, pool: Pool, now: float) -> None:
+        job = self.get(job_id)
+        if job is None or job.status.terminal:
+            return  # given up in the same turn: that it was may be written
+        active = self.active.pop(job.id, None)
+        if active is not None:
+            self.deadlines.left(job.id)
+            pool.withdraw(active.slot, job.id, now)
+        else:
+            self.backlog.lane(job.low_priority).remove(job)
+        self.decided.pop(job.id, None)
+        self.batch[first:] = [write for write in self.batch[first:] if getattr(write, "seq", None) != job.seq]
+        if before is not None:
+            self.decided[job.id] = before
+            self._overview.statistics.not_retried(before.status)
+        elif job.has_s3_config:
+            self._drop_secret(job)
 
     def assign(self, pool: Pool, now: float) -> None:
         """Give the oldest queued jobs to the slots that have room."""
@@ -327,11 +334,18 @@ class Jobs:
             return None
         del self.active[job_id]
         if active.job.timeout_ms is not None:
-            self.deadlines.left(job_id)
-        printed = self._logs.left(active.job)
+            active.deadline = self.deadlines.left(job_id)
+        active.log = self._logs.left(active.job)
+        printed = self._logs.rest(active.job, active.log) if active.log is not None else None
         if printed is not None:
             self.batch.append(printed)
         return active
+
+    def stay(self, active: Active) -> None:
+        """``active``, which has left its worker in this turn, has not."""
+        self.active[active.job.id] = active
+        self.deadlines.back(active.job.id, active.deadline)
+        self._logs.back(active.job, active.log)
 
     def put_back_all(self) -> None:
         """Take every running job from its worker, uncharged: the supervisor stops."""
@@ -386,14 +400,6 @@ class Jobs:
     def _is_still(self, job: Job) -> bool:
         now = self.get(job.id)
         return now is not None and (now.seq, now.retries) == (job.seq, job.retries)
-
-
-class _Arrival(NamedTuple):
-    """A job that came in this turn: as it was before, if it had ended, and how many writes of the turn stand before its own."""
-
-    job: str
-    before: Job | None
-    first: int
 
 
 class _Extras(msgspec.Struct):

@@ -33,12 +33,13 @@ class LogText(msgspec.Struct, frozen=True):
         return self.start + len(self.text)
 
 
-class _Log:
+class OpenLog:
     """What of a running job's output is not in the store: ``text``, which begins at byte ``at``."""
 
     __slots__ = ("at", "dropped", "text")
 
     def __init__(self, at: int) -> None:
+        """Nothing yet."""
         self.at = at
         self.text = bytearray()
         self.dropped = 0
@@ -55,7 +56,7 @@ class JobLogs:
         self._store = store
         self._limit = limit
         self._find = find
-        self._open: dict[str, _Log] = {}
+        self._open: dict[str, OpenLog] = {}
 
     # --- in a turn ------------------------------------------------------------------------------------------------------
 
@@ -63,7 +64,7 @@ class JobLogs:
         """A running job printed ``lines``; what is to be written now, if anything."""
         log = self._open.get(job.id)
         if log is None:
-            log = self._open[job.id] = _Log(self._store.log_end(job.seq))
+            log = self._open[job.id] = OpenLog(self._store.log_end(job.seq))
         whole = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
         if not log.dropped and log.at + len(log.text) + len(whole) <= self._limit:
             log.text += whole
@@ -71,7 +72,7 @@ class JobLogs:
             self._fill(log, whole)
         return self._take(job, log) if len(log.text) >= PIECE else None
 
-    def _fill(self, log: _Log, whole: bytes) -> None:
+    def _fill(self, log: OpenLog, whole: bytes) -> None:
         """Keep the first lines of ``whole``, as many as ``--max-log`` allows."""
         for text in io.BytesIO(whole):
             if log.dropped or log.at + len(log.text) + len(text) > self._limit:
@@ -79,16 +80,23 @@ class JobLogs:
             else:
                 log.text += text
 
-    def left(self, job: Job) -> AddLog | None:
-        """``job`` has left its worker: the rest of what it printed there, if anything."""
-        log = self._open.pop(job.id, None)
-        if log is None:
-            return None
-        if log.dropped:
-            log.text += f"[{log.dropped} more bytes were printed; --max-log keeps {self._limit}]\n".encode()
-        return self._take(job, log) if log.text else None
+    def left(self, job: Job) -> OpenLog | None:
+        """``job`` has left its worker: what it printed there and ``rest`` has not written yet, if anything."""
+        return self._open.pop(job.id, None)
 
-    def _take(self, job: Job, log: _Log) -> AddLog:
+    def back(self, job: Job, log: OpenLog | None) -> None:
+        """``job`` has not left its worker after all."""
+        if log is not None:
+            self._open[job.id] = log
+
+    def rest(self, job: Job, log: OpenLog) -> AddLog | None:
+        """What is to be written of ``log``, which stays as it is; ``None``: nothing."""
+        text = bytes(log.text)
+        if log.dropped:
+            text += f"[{log.dropped} more bytes were printed; --max-log keeps {self._limit}]\n".encode()
+        return AddLog(job.seq, log.at, text) if text else None
+
+    def _take(self, job: Job, log: OpenLog) -> AddLog:
         piece = AddLog(job.seq, log.at, bytes(log.text))
         log.at += len(piece.text)
         log.text.clear()

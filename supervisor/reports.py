@@ -78,7 +78,7 @@ class Reports:
         if too_much is not None:
             self._jobs.leave(job.id)
             self._jobs.end(job, too_much)
-            pool.cancel(event.slot, job.id, now)
+            pool.cancel(event.slot, job.id)
         else:
             self._jobs.batch.append(AddChunk(job.seq, job.attempts, event.index, event.value))
             active.job = job.replace(chunks=job.chunks + 1)

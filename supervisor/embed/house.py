@@ -295,7 +295,7 @@ class House:
         for job in given_up:
             known = self._engine.job(job.id)
             if known is None or known.status is JobStatus.IN_QUEUE:
-                self._engine.cancel(job.id)
+                self._engine.abandon(job.id)
 
     async def take_chunks(self, job: Job) -> list[bytes]:
         """The next chunks of a job, empty at its end; waits for them."""

@@ -60,6 +60,7 @@ class Pool:
         self._waiting_forks: list[str] = []
         self._actions: list[tuple[str, steps.Action]] = []
         self._runs: list[tuple[Link, wire.Run]] = []
+        self._cancels: dict[tuple[str, str], steps.CancelJob] = {}
         self._telling = Telling(self.slots)
         self._indices_shifted = False
 
@@ -84,18 +85,20 @@ class Pool:
     @property
     def takers(self) -> Collection[Slot]:
         """The slots that may be given jobs, as far as each has room."""
-        clogged = self._links.clogged
         slots = self.slots.values()
-        return [slot for slot in slots if slot.name not in clogged] if clogged else slots
+        closed = self._links.clogged
+        if self._cancels:  # a worker that is about to be told takes no job
+            closed = {*closed, *(name for name, _ in self._cancels)}
+        return [slot for slot in slots if slot.name not in closed] if closed else slots
 
     def withdraw(self, name: str, job: str, now: float) -> None:
         """Take back a job that was assigned since the last ``perform``."""
         self._runs = [(link, run) for link, run in self._runs if run.job != job]
         self._step(name, steps.Withdraw(job), now)
 
-    def cancel(self, name: str, job: str, now: float, *, out_of_time: bool = False) -> None:
+    def cancel(self, name: str, job: str, *, out_of_time: bool = False) -> None:
         """Stop a job if it runs still: coroutines are told, anything else loses its worker, and so does one that is
-        ``out_of_time``, unless others run beside it."""
+        ``out_of_time``, unless others run beside it. It is done by ``perform``, and the slot is as before until then."""
         running = self.slots[name].running
         if job not in running:
             return
@@ -105,7 +108,11 @@ class Pool:
             step = steps.CancelJob(job, gently and len(running) > 1, stuck=True, cause=cause)
         else:
             step = steps.CancelJob(job, gently)
-        self._step(name, step, now)
+        self._cancels.setdefault((name, job), step)
+
+    def leave_running(self, name: str, job: str) -> None:
+        """Do not stop a job that ``cancel`` named since the last ``perform``."""
+        self._cancels.pop((name, job), None)
 
     def cancels_gently(self, name: str) -> bool:
         """Whether a job in slot ``name`` can be stopped without its worker."""
@@ -205,6 +212,10 @@ class Pool:
         for link, run in self._runs:
             self._links.send(link, run)
         self._runs.clear()
+        cancels, self._cancels = self._cancels, {}
+        for (name, job), step in cancels.items():
+            if job in self.slots[name].running:
+                self._step(name, step, now)
         while self._actions:
             name, action = self._actions.pop(0)
             self._perform(name, action, now)

@@ -201,6 +201,167 @@ def test_a_retry_that_the_full_disk_does_not_take_is_refused_and_never_happens(h
     assert (counts.failed, counts.retried, counts.in_queue) == (1, 0, 0)
 
 
+# --- a disk that refuses ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fill_the_disk(house):
+    """``free = fill_the_disk()``: it refuses from then on, until ``free()``."""
+
+    def fill():
+        commit, house.store.commit = house.store.commit, lambda batch, done: done(StoreError("the disk is full"))
+
+        def free():
+            house.store.commit = commit
+            house.until(lambda: house.engine.ready)
+
+        return free
+
+    return fill
+
+
+def refused(house, answer, words="the disk is full"):
+    with pytest.raises(RequestError, match=words) as caught:
+        house.wait(answer)
+    assert caught.value.status == 503
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_running_job_whose_cancel_the_full_disk_does_not_take_runs_on(house, fill_the_disk, beside):
+    """``beside``: something that has happened is in the same turn, and is not taken back."""
+    run(house, timeout_ms=5_000, extras=b'{"webhook":"http://localhost/"}')
+    house.worker().prints("before\n")
+    house.until(lambda: house.engine.logs.read("a").text)
+    before, free = house.engine.job("a"), fill_the_disk()
+    if beside:
+        house.worker().say(wire.Chunk("a", 0, b'"x"'))
+    refused(house, house.engine.cancel("a"))
+    assert house.engine.job("a") == before
+    assert house.engine.logs.read("a").text == b"before\n"
+    free()
+    house.settle()
+    assert house.engine.job("a") == before.replace(chunks=int(beside))
+    assert house.worker().signals == []
+    house.worker().prints("after\n")
+    house.worker().say(done())
+    assert house.ended().status is JobStatus.COMPLETED
+    assert house.engine.logs.read("a").text == b"before\nafter\n"
+    assert house.store.outbox.count() == 1
+    assert house.pool.slots["cpu0"].restarts == 0
+
+
+def test_a_running_coroutine_whose_cancel_was_refused_is_not_told(make_house):
+    house = make_house()
+    house.start(kind="coroutine", capacity=2)
+    run(house)
+    commit, house.store.commit = house.store.commit, lambda batch, done: done(StoreError("the disk is full"))
+    refused(house, house.engine.cancel("a"))
+    house.store.commit = commit
+    house.until(lambda: house.engine.ready)
+    run(house, "b")  # which a worker with a job to cancel would not be given
+    house.clock.now += 60  # far more than its grace
+    house.settle()
+    assert house.worker().signals == []
+    house.worker().say(done("a"), done("b"))
+    assert house.ended("a").status is house.ended("b").status is JobStatus.COMPLETED
+
+
+def test_a_refused_cancel_gains_a_job_no_time(house, fill_the_disk):
+    run(house, timeout_ms=5_000)
+    free = fill_the_disk()
+    house.clock.now += 4
+    refused(house, house.engine.cancel("a"))
+    free()
+    house.clock.now += 1.1
+    assert house.ended().status is JobStatus.TIMED_OUT
+
+
+def test_what_a_talkative_job_printed_is_cut_once_however_often_a_cancel_is_refused(make_house):
+    house = make_house(max_log=10)
+    house.start()
+    run(house)
+    house.worker().prints("123456\n" * 2)
+    house.until(lambda: house.engine.logs.read("a").text)
+    commit, house.store.commit = house.store.commit, lambda batch, done: done(StoreError("the disk is full"))
+    refused(house, house.engine.cancel("a"))
+    house.store.commit = commit
+    house.until(lambda: house.engine.ready)
+    house.worker().prints("123456\n")
+    house.worker().say(done())
+    house.ended()
+    assert house.engine.logs.read("a").text == b"123456\n[14 more bytes were printed; --max-log keeps 10]\n"
+
+
+@pytest.mark.parametrize("order", ["cancel", "purge"])
+@pytest.mark.parametrize("large", [False, True])
+def test_queued_jobs_that_the_full_disk_does_not_let_go_wait_on_in_their_order(house, fill_the_disk, order, large):
+    run(house, "running")
+    value = b'"%b"' % (b"x" * 5000 if large else b"x")
+    for name in "abc":
+        house.submit(name, value)
+    free = fill_the_disk()
+    refused(house, house.engine.cancel("b") if order == "cancel" else house.engine.purge())
+    assert statuses(house, *"abc") == ["IN_QUEUE"] * 3
+    free()
+    house.worker().say(done("running"))
+    for name in "abc":
+        heard = house.worker().heard()
+        assert (heard.job, heard.input) == (name, value)
+        house.worker().say(done(name))
+        house.ended(name)
+    assert house.engine.snapshot().jobs.in_queue == 0
+
+
+def test_a_purge_that_the_disk_stops_says_how_far_it_came(house):
+    run(house, "running")
+    for number in range(PURGE_PIECE + 5):
+        house.engine.submit(_request(f"job-{number}"))
+    house.submit("last")
+    commit = house.store.commit
+
+    def full_from_the_second_on(batch, done):
+        house.store.commit = lambda batch, done: done(StoreError("the disk is full"))
+        commit(batch, done)
+
+    house.store.commit = full_from_the_second_on
+    refused(house, house.engine.purge(), f"disk is full; {PURGE_PIECE} of the queued jobs were cancelled before")
+    house.store.commit = commit
+    house.until(lambda: house.engine.ready)
+    assert house.engine.snapshot().jobs.in_queue == 6
+    assert statuses(house, "job-0", f"job-{PURGE_PIECE}", "last") == ["CANCELLED", "IN_QUEUE", "IN_QUEUE"]
+    assert house.wait(house.engine.purge()) == 6
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_all_that_was_asked_for_in_one_turn_is_refused_together(house, fill_the_disk, idle):
+    if not idle:
+        run(house, "other")
+    free = fill_the_disk()
+    asked = [house.engine.submit(_request("a")), house.engine.cancel("a"), house.engine.submit(_request("b"))]
+    asked += [house.engine.purge(), house.engine.cancel("b")]
+    for answer in asked:
+        refused(house, answer)
+    free()
+    assert [house.store.get(name) for name in "ab"] == [None, None]
+    if not idle:
+        house.worker().say(done("other"))
+        house.ended("other")
+    run(house, "a")
+    assert house.worker().hears_nothing()
+    assert house.worker().signals == []
+
+
+def test_what_the_clock_demands_is_done_once_there_is_room(house, fill_the_disk):
+    run(house, timeout_ms=5_000)
+    free = fill_the_disk()
+    house.clock.now += 6
+    house.settle()
+    assert house.worker().signals == []  # nobody was told that it is out of time
+    free()
+    assert house.ended().status is JobStatus.TIMED_OUT
+    house.until(lambda: house.worker().signals)
+
+
 def test_an_unknown_job_cannot_be_run_again(house):
     assert house.wait(house.engine.retry("nobody")) is None
 

@@ -52,6 +52,8 @@ class Life(RuleBasedStateMachine):
         self.takes = []
         self.unsure = set()
         self.unsure_retries = set()
+        self.cancelled = set()
+        self.purged = False
         self.queued = []
         self.seen = {}
         self.numbers = itertools.count()
@@ -499,6 +501,7 @@ class Life(RuleBasedStateMachine):
 
     def look_at_answers(self, *, killed=False):
         asked, self.asked = self.asked, []
+        refused = []
         for what, job_id, answer in asked:
             if not answer.done():
                 self.look_at_no_answer(what, job_id, killed=killed)
@@ -508,9 +511,11 @@ class Life(RuleBasedStateMachine):
                 assert isinstance(answer.exception(), RequestError)
                 assert answer.exception().status in (503, 409)
                 if answer.exception().status == 503:
-                    self.look_at_no_answer(what, job_id, killed=True)
+                    refused.append((what, job_id, str(answer.exception())))
             else:
                 self.look_at_answer(what, job_id, answer.result())
+        for refusal in refused:
+            self.look_at_refusal(*refusal)
         takes, self.takes = self.takes, []
         for job_id, task, arrives in takes:
             if task.done():
@@ -528,6 +533,20 @@ class Life(RuleBasedStateMachine):
             self.unsure.add(job_id)
         elif what == "retry" and killed:
             self.unsure_retries.add(job_id)
+        elif what == "cancel" and killed:
+            self.cancelled.add(job_id)
+        elif what == "purge":
+            self.purged = True
+
+    def look_at_refusal(self, what, job_id, text):
+        """What was refused did not happen."""
+        if what == "purge" and "were cancelled before" in text:
+            self.purged = True
+        job = self.house.engine.job(job_id) if what == "cancel" else None
+        if job is not None and not self.purged and job_id not in {*self.cancelled, *(asked[1] for asked in self.asked)}:
+            assert job.status is not JobStatus.CANCELLED, "refused, and done"
+        if what in ("submit", "retry"):
+            self.look_at_no_answer(what, job_id, killed=True)
 
     def look_at_answer(self, what, job_id, answer):
         if what == "submit":
@@ -539,6 +558,9 @@ class Life(RuleBasedStateMachine):
             self.accepted_again(self.records[job_id])
         elif what == "cancel" and answer is not None:
             assert answer.status.terminal
+            self.cancelled.add(job_id)
+        elif what == "purge":
+            self.purged = True
 
     @staticmethod
     def accepted_again(record):
