@@ -183,6 +183,10 @@ class Engine:
         """The job as it is on disk; ``None`` when unknown or forgotten."""
         return self._store.get(job_id) if self._commits.pending else self._jobs.get(job_id)
 
+    def facts(self, job_id: str) -> Job | None:
+        """As ``job``, but its ``input`` and ``output`` may be missing."""
+        return self._store.facts(job_id) if self._commits.pending else self._jobs.get(job_id, whole=False)
+
     def progress(self, job_id: str) -> bytes | None:
         """The newest progress (JSON) of a running job."""
         active = self._jobs.active.get(job_id)
@@ -246,9 +250,10 @@ class Engine:
         """How many jobs are in workers."""
         return len(self._jobs.active)
 
-    def chunks(self, job: Job, start: int, limit: int) -> list[bytes]:
-        """At most ``limit`` of the job's chunks (JSON), from index ``start`` on; -1: all."""
-        return self._jobs.chunks(job, start, limit)
+    def chunks(self, job: Job, start: int, limit: int, enough: int) -> list[bytes]:
+        """At most ``limit`` of the job's chunks (JSON) from index ``start`` on, and none behind that with which they have
+        ``enough`` bytes; none when it was put back or forgotten since ``job`` was seen."""
+        return [value for _, value in self._store.chunks(job.seq, start, limit, enough=enough, retries=job.retries)]
 
     def set_taken(self, job: Job, taken: int) -> asyncio.Future[bool]:
         """Write that the first ``taken`` chunks were handed out; done once it is on disk: whether the job still has them."""

@@ -110,14 +110,16 @@ class Jobs:
 
     # --- reading --------------------------------------------------------------------------------------------------------
 
-    def get(self, job_id: str) -> Job | None:
-        """The job as it is on disk (or, within a turn, about to be); ``None`` when unknown or forgotten."""
+    def get(self, job_id: str, *, whole: bool = True) -> Job | None:
+        """The job as it is on disk (or, within a turn, about to be); ``None`` when unknown or forgotten. Unless it must be
+        ``whole``, its ``input`` and ``output`` are not read."""
         if job_id in self._unwanted or job_id in self._forgotten:
             return self.decided.get(job_id)
         active = self.active.get(job_id)
         if active is not None:
             return active.job
-        return self.decided.get(job_id) or self.backlog.get(job_id) or self._store.get(job_id)
+        known = self.decided.get(job_id) or self.backlog.get(job_id)
+        return known or (self._store.get(job_id) if whole else self._store.facts(job_id))
 
     def committed(self) -> None:
         """The batch is on disk: begin another."""
@@ -372,10 +374,6 @@ class Jobs:
         return queued_again(job, attempts=job.attempts if charged else job.attempts - 1)
 
     # --- streams --------------------------------------------------------------------------------------------------------
-
-    def chunks(self, job: Job, start: int, limit: int) -> list[bytes]:
-        """At most ``limit`` of the job's chunks (JSON), from index ``start`` on; -1: all."""
-        return [value for _, value in self._store.chunks(job.seq, start, limit)]
 
     def set_taken(self, job: Job, taken: int) -> bool:
         """Write that the first ``taken`` chunks were handed out; false when the job is gone or was put back since."""

@@ -117,24 +117,28 @@ class App:
             await call.discard(LINGER_S, LINGER_BYTES)
             await send({"type": "http.response.body", "body": b""})
         elif reply.parts is not None:
-            await self._send_parts(call, reply.parts, send, endless=reply.content_type == events.CONTENT_TYPE)
+            await self._send_parts(call, reply.parts, reply, send)
         elif reply.sent is None:
             await send({"type": "http.response.body", "body": reply.body})
         else:
             await _send_watched(call, reply.body, reply.sent, send)
 
-    async def _send_parts(self, call: Call, parts: AsyncGenerator[bytes, None], send: Send, *, endless: bool) -> None:
+    async def _send_parts(self, call: Call, parts: AsyncGenerator[bytes, None], reply: Reply, send: Send) -> None:
         """Send ``parts`` as they come. Without a last word uvicorn cuts the connection, so that nobody takes them for the whole;
-        ``endless`` ones may be cut short anywhere."""
+        events may be cut short anywhere."""
+        whole, endless = False, reply.content_type == events.CONTENT_TYPE
         try:
-            whole = await call.while_connected(_send_each(parts, send))
+            if await call.while_connected(_send_each(parts, send)):
+                whole = reply.sent is None or await _is_passed_on(call, send)
         except (ClientGone, RequestError):  # too late to say it
-            whole = False
+            pass
         except Exception:  # noqa: BLE001 - as in _reply
             self._log(f"{call.method} {call.param}: the answer broke off\n{traceback.format_exc()}")
-            whole = endless = False
+            endless = False
         finally:
             await parts.aclose()
+            if reply.sent is not None:
+                reply.sent(whole)
         if (whole or endless) and not call.has_left():
             await send({"type": "http.response.body", "body": b""})
 
@@ -146,20 +150,25 @@ async def _send_each(parts: AsyncGenerator[bytes, None], send: Send) -> None:
 
 
 async def _send_watched(call: Call, body: bytes, sent: Callable[[bool], None], send: Send) -> None:
-    """Send ``body``, and say whether the client was there for it: as far as a server can know without the client's own word."""
+    """Send ``body``, and say whether the client was there for it."""
     taken = False
     try:
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        # An empty part waits until the transport has passed on nearly all of the one before it, or has failed to. A failure is
-        # told to the protocol in the next turn of the loop, and heard of by who waits for it in the one after that.
-        await send({"type": "http.response.body", "body": b"", "more_body": True})
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        taken = not call.has_left()
+        taken = await _is_passed_on(call, send)
         if taken:
             await send({"type": "http.response.body", "body": b""})
     finally:
         sent(taken)
+
+
+async def _is_passed_on(call: Call, send: Send) -> bool:
+    """Whether the client was there for what was sent: as far as a server can know without the client's own word."""
+    # An empty part waits until the transport has passed on nearly all of the one before it, or has failed to. A failure is told
+    # to the protocol in the next turn of the loop, and heard of by who waits for it in the one after that.
+    await send({"type": "http.response.body", "body": b"", "more_body": True})
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return not call.has_left()
 
 
 def _refusal(error: RequestError, path: str) -> Reply:

@@ -59,14 +59,16 @@ async def of_chunks(engine: Engine, job_id: str, start: int) -> AsyncGenerator[b
     """The job's chunks from index ``start`` on, each under its index, and its end."""
     yield RETRY
     while (chunks := await engine.streams.read(job_id, start, PING_S)) is not None:
-        for part in packed(event(b'{"output":%b}' % chunk, id=at) for at, chunk in enumerate(chunks.values, start)):
-            yield part
-        start = chunks.end
+        if not chunks.values and not chunks.job.status.terminal:
+            yield PING
+        while chunks.values:
+            for part in packed(event(b'{"output":%b}' % chunk, id=at) for at, chunk in enumerate(chunks.values, start)):
+                yield part
+            start = chunks.end
+            chunks = engine.streams.following(chunks)
         if chunks.job.status.terminal and start >= chunks.job.chunks:
             yield _end(chunks.job)
             return
-        if not chunks.values:
-            yield PING
 
 
 async def of_log(engine: Engine, job_id: str, start: int) -> AsyncGenerator[bytes, None]:

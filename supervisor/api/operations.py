@@ -72,34 +72,32 @@ async def _untaken_chunks(call: Call, wait_s: float) -> Reply:
     lease = await call.wait_while_connected(call.engine.streams.take(call.param, wait_s), _put_back)
     if lease is None:
         return Reply(shapes.stream_body(_known(call, call.engine.job(call.param)), ()))
-    return Reply(shapes.stream_body(lease.job, lease.chunks), sent=_settle(lease))
+    return _stream(call, lease.chunks, sent=_settle(lease))
 
 
 async def _chunks_from(call: Call, start: int, wait_s: float) -> Reply:
     chunks = await call.wait(call.engine.streams.read(call.param, start, wait_s))
     if chunks is None:
         return Reply(shapes.stream_body(_known(call, call.engine.job(call.param)), ()))
+    return _stream(call, chunks)
+
+
+def _stream(call: Call, chunks: Chunks, sent: Callable[[bool], None] | None = None) -> Reply:
+    """The answer that begins with ``chunks`` and has those that follow, up to the newest of that moment."""
     if chunks.end >= chunks.job.chunks:
-        return Reply(shapes.stream_body(chunks.job, chunks.values))
-    return Reply(parts=_long_stream(call.engine, chunks))
+        return Reply(shapes.stream_body(chunks.job, chunks.values), sent=sent)
+    return Reply(parts=_long_stream(call.engine, chunks), sent=sent)
 
 
 async def _long_stream(engine: Engine, chunks: Chunks) -> AsyncGenerator[bytes, None]:
-    """The answer that begins with ``chunks`` and has those that follow, up to the newest of that moment."""
-    job = chunks.job
-    yield shapes.stream_head(job)
-    following: Chunks | None = chunks
-    # A job that was put back meanwhile has chunks of another attempt, which are none of this answer.
-    while following is not None and following.values and following.job.retries == job.retries:
-        items = (
-            shapes.stream_item(chunk, first=at == chunks.first)
-            for at, chunk in enumerate(following.values, following.first)
-        )
+    """Many looks' chunks. What a job that is put back meanwhile has then is of another attempt, and none of this answer."""
+    yield shapes.stream_head(chunks.job)
+    first = chunks.first
+    while chunks.values:
+        items = (shapes.stream_item(chunk, first=at == first) for at, chunk in enumerate(chunks.values, chunks.first))
         for part in events.packed(items):
             yield part
-        if following.end >= job.chunks:
-            break
-        following = await engine.streams.read(job.id, following.end, 0)
+        chunks = engine.streams.following(chunks)
     yield b"]}"
 
 

@@ -302,12 +302,12 @@ class House:
         if job.accepted is not None:
             await asyncio.shield(job.accepted)
         while True:
-            lease = await self._engine.streams.take(job.id, STREAM_WAIT_S)
+            lease = await self._engine.streams.take(job.id, STREAM_WAIT_S, one_look=True)
             if lease is None:
                 return []
             lease.confirm()
-            if lease.chunks or lease.job.status.terminal:
-                return lease.chunks
+            if lease.chunks.values or lease.job.status.terminal:
+                return lease.chunks.values
 
     def _leave(self, drain: bool) -> None:
         self._draining = True

@@ -95,11 +95,8 @@ RETURNING status, retries
 -- name: get
 SELECT {facts}, {whole_input}, output FROM jobs WHERE id = ?
 
--- name: get_without_input
-SELECT {facts}, x'', output FROM jobs WHERE id = ?
-
--- name: by_seq
-SELECT {facts}, {whole_input}, output FROM jobs WHERE seq = ?
+-- name: facts
+SELECT {facts}, x'', NULL FROM jobs WHERE id = ?
 
 -- name: queued
 SELECT {facts}, COALESCE(input, x''), NULL FROM jobs
@@ -162,7 +159,7 @@ SELECT COUNT(*) FROM webhooks
 
 -- name: chunks
 SELECT position, value FROM jobs JOIN chunks USING (seq)
-WHERE seq = ? AND attempt = attempts AND position >= ?
+WHERE seq = ? AND attempt = attempts AND position >= ? AND (? IS NULL OR retries = ?)
 ORDER BY position LIMIT ?
 
 -- name: counts

@@ -35,8 +35,7 @@ class Queries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     probe: str
     forget: str
     get: str
-    get_without_input: str
-    by_seq: str
+    facts: str
     queued: str
     running: str
     with_s3_config: str

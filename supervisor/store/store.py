@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -266,13 +266,13 @@ class Store:
         ((seq,),) = self._rows(self._sql.next_seq)
         return int(seq)
 
-    def get(self, job_id: str, *, with_input: bool = True) -> Job | None:
-        """The job with this id. Without ``with_input`` its ``input`` is empty, which spares reading a large one."""
-        return self._job(self._sql.get if with_input else self._sql.get_without_input, job_id)
+    def get(self, job_id: str) -> Job | None:
+        """The job with this id."""
+        return self._job(self._sql.get, job_id)
 
-    def by_seq(self, seq: int) -> Job | None:
-        """The job with this number."""
-        return self._job(self._sql.by_seq, seq)
+    def facts(self, job_id: str) -> Job | None:
+        """The job with this id without ``input`` and ``output``, which may be large."""
+        return self._job(self._sql.facts, job_id)
 
     def queued(self, low_priority: bool, after_seq: int, limit: int) -> list[Job]:
         """At most ``limit`` queued jobs of this priority behind number ``after_seq``, oldest first; large inputs are left out."""
@@ -305,9 +305,20 @@ class Store:
         ((at,),) = self._rows(self._sql.next_expiry)
         return at if at is None else int(at)
 
-    def chunks(self, seq: int, start: int = 0, limit: int = -1) -> list[tuple[int, bytes]]:
-        """The chunks of the job's newest attempt from index ``start`` on, at most ``limit``: index and JSON, in order."""
-        return self._rows(self._sql.chunks, seq, start, limit)
+    def chunks(
+        self, seq: int, start: int = 0, limit: int = -1, *, enough: int | None = None, retries: int | None = None
+    ) -> list[tuple[int, bytes]]:
+        """The chunks of the job's newest attempt from index ``start`` on: index and JSON, in order. At most ``limit``, and none
+        behind that with which they have ``enough`` bytes; with ``retries`` none of a job that went back to the queue since."""
+        found: list[_Row] = []
+        size = 0
+        with self._explained(), contextlib.closing(self._reader.cursor()) as cursor:
+            for row in cursor.execute(self._sql.chunks, (seq, start, retries, retries, limit)):
+                found.append(row)
+                size += len(row[1])
+                if enough is not None and size >= enough:
+                    break
+        return found
 
     def log(self, seq: int, start: int, limit: int = -1) -> list[tuple[int, bytes]]:
         """What the job printed, in at most ``limit`` pieces from the one with byte ``start`` on: offset and text of each."""
@@ -333,13 +344,19 @@ class Store:
             self._jobs[JobStatus(status)] = number
         ((self._retried,),) = self._rows(self._sql.retried)
 
-    def _job(self, query: str, key: str | int) -> Job | None:
+    def _job(self, query: str, key: str) -> Job | None:
         rows = self._rows(query, key)
         return _job(rows[0]) if rows else None
 
     def _rows(self, query: str, *parameters: object) -> list[_Row]:
-        try:
+        with self._explained():
             return self._reader.execute(query, parameters).fetchall()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raises ``StoreError`` for SQLite's errors."""
+        try:
+            yield
         except sqlite3.Error as error:
             raise explain(error, self._path) from error
 

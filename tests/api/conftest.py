@@ -223,17 +223,26 @@ class FakeStreams:
         await self._until(job_id, lambda: self._taken.get(job_id, 0), timeout)
         first, chunks = self._taken.get(job_id, 0), self.chunks.get(job_id, [])
         self._taken[job_id] = len(chunks)
-        return ChunkLease(self._engine.jobs[job_id], chunks[first:], lambda sent: self._settle(job_id, first, sent))
+        look = self._look(self._engine.jobs[job_id], first)
+        return ChunkLease(look, lambda sent: self._settle(job_id, first, sent))
 
-    async def read(self, job_id: str, start: int, timeout: float, limit: int = READ_CHUNKS) -> Chunks | None:
+    async def read(self, job_id: str, start: int, timeout: float) -> Chunks | None:
         if job_id not in self._engine.jobs:
             return None
         await self._until(job_id, lambda: start, timeout)
         if job_id not in self._engine.jobs:
             return None
-        values = self.chunks.get(job_id, [])[start : start + limit]
+        return self._look(self._engine.jobs[job_id], start)
+
+    def following(self, chunks: Chunks) -> Chunks:
+        return self._look(chunks.job, chunks.end)
+
+    def _look(self, job: Job, start: int) -> Chunks:
+        known = self._engine.jobs.get(job.id)
+        there = self.chunks.get(job.id, []) if known is not None and known.retries == job.retries else []
+        values = there[start : min(start + READ_CHUNKS, job.chunks)]
         self.reads.append((start, len(values)))
-        return Chunks(self._engine.jobs[job_id], start, values)
+        return Chunks(job, start, values)
 
     async def _until(self, job_id: str, first: Callable[[], int], timeout: float) -> None:
         jobs, chunks = self._engine.jobs, self.chunks.setdefault(job_id, [])

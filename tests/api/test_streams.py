@@ -107,28 +107,59 @@ def test_a_place_that_is_none(site: Site, after: str) -> None:
         assert answer.error.startswith("after: expected an integer from 0 on, got ")
 
 
+@pytest.mark.parametrize("path", ["/stream/a?after=0", "/stream/a"])
 @pytest.mark.parametrize("count", [READ_CHUNKS, READ_CHUNKS + 1, 3 * READ_CHUNKS])
-def test_a_long_stream_is_read_piece_by_piece(site: Site, count: int) -> None:
+def test_a_long_stream_is_read_piece_by_piece(site: Site, count: int, path: str) -> None:
     _fill(site, count, **ENDED)
-    answer = site.ask("GET", "/stream/a?after=0")
+    answer = site.ask("GET", path)
     assert answer.json == {"status": "COMPLETED", "stream": [{"output": n} for n in range(count)]}
     assert ("content-length" in answer.headers) == (count <= READ_CHUNKS)
     assert max(size for _, size in site.engine.streams.reads) == READ_CHUNKS
+    if path == "/stream/a":
+        site.until(lambda: site.engine.settled == ["confirmed"])
+        assert site.ask("GET", path).json == {"status": "COMPLETED", "stream": []}
     answer = site.ask("GET", f"/stream/a?after={count - 2}")
     assert answer.json["stream"] == [{"output": count - 2}, {"output": count - 1}]
 
 
-def test_chunks_of_another_attempt_are_none_of_the_answer(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("path", "method"), [("/stream/a?after=0", "read"), ("/stream/a", "take")])
+def test_chunks_of_another_attempt_are_none_of_the_answer(
+    site: Site, monkeypatch: pytest.MonkeyPatch, path: str, method: str
+) -> None:
     _fill(site, 2 * READ_CHUNKS, **ENDED)
-    read = site.engine.streams.read
+    look = getattr(site.engine.streams, method)
 
-    async def put_back_after(job_id: str, start: int, timeout: float) -> Any:
-        chunks = await read(job_id, start, timeout)
+    async def put_back_after(*given: Any) -> Any:
+        chunks = await look(*given)
         site.engine.change("a", retries=1)
         return chunks
 
-    monkeypatch.setattr(site.engine.streams, "read", put_back_after)
-    assert len(site.ask("GET", "/stream/a?after=0").json["stream"]) == READ_CHUNKS
+    monkeypatch.setattr(site.engine.streams, method, put_back_after)
+    assert len(site.ask("GET", path).json["stream"]) == READ_CHUNKS
+
+
+def test_a_long_answer_that_breaks_off_uses_up_no_chunks(site: Site) -> None:
+    site.call(site.engine.change, "a", **ENDED)
+    count = 100 * READ_CHUNKS
+    site.call(site.engine.add_chunks, "a", *[b'"%b"' % (b"x" * 1000)] * count)
+    with site.raw(b"GET /stream/a HTTP/1.1\r\nHost: localhost\r\n\r\n") as sock:
+        assert sock.recv(65536)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    site.until(lambda: site.engine.settled == ["released"])
+    assert sum(size for _, size in site.engine.streams.reads) < count
+    assert len(site.ask("GET", "/stream/a").json["stream"]) == count
+    site.until(lambda: site.engine.settled == ["released", "confirmed"])
+    assert not site.logged
+
+
+def test_a_long_answer_that_a_stop_cuts_uses_up_no_chunks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LAST_WORDS_S", 0.05)
+    site.call(site.engine.change, "a", **ENDED)
+    site.call(site.engine.add_chunks, "a", *[b'"%b"' % (b"x" * 10_000)] * 10_000)
+    with site.raw(b"GET /stream/a HTTP/1.1\r\nHost: localhost\r\n\r\n") as sock:
+        assert sock.recv(100)
+        site.do(site.server.stop(0.01))
+    assert site.engine.settled == ["released"]
 
 
 # --- events
@@ -263,19 +294,17 @@ def test_a_client_that_does_not_read_is_not_read_for(site: Site) -> None:
 
 def test_an_answer_that_cannot_go_on_is_cut(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     _fill(site, 2 * READ_CHUNKS, **ENDED)
-    read = site.engine.streams.read
 
-    async def read_once(job_id: str, start: int, timeout: float) -> Any:
-        if start:
-            raise ZeroDivisionError("secret detail")
-        return await read(job_id, start, timeout)
+    def fail(chunks: object) -> Any:
+        raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(site.engine.streams, "read", read_once)
-    for path, headers in (("/stream/a?after=0", {}), ("/stream/a", SSE)):
+    monkeypatch.setattr(site.engine.streams, "following", fail)
+    for path, headers in (("/stream/a?after=0", {}), ("/stream/a", SSE), ("/stream/a", {})):
         with _listening(site, path, headers) as response, pytest.raises(http.client.IncompleteRead) as caught:
             response.read()
         assert b"secret" not in caught.value.partial
-    assert [line.split("\n")[0] for line in site.logged] == ["GET a: the answer broke off"] * 2
+    assert [line.split("\n")[0] for line in site.logged] == ["GET a: the answer broke off"] * 3
+    assert site.engine.settled == ["released"]
     assert site.ask("GET", "/livez").status == 200
 
 

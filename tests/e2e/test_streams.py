@@ -144,3 +144,22 @@ def test_streams_that_do_not_complete(supervise: Runs) -> None:
         assert [next(events), next(events)] == [_chunk(0, 1), _chunk(1, 2)]
         assert run.stop() == 0
         assert list(events) == []  # whole, and without an end: it can be taken up again
+
+
+def test_a_long_stream_that_breaks_off_is_handed_out_whole_to_the_next(supervise: Runs) -> None:
+    run = supervise(
+        supervise.write("handler.py", "def handler(job):\n    yield from ('%d' % n * 2**20 for n in range(9))\n"),
+        "--gpus",
+        "none",
+    ).ready()
+    job = run.run(0)
+    run.ended(job)
+    with socket.create_connection(("127.0.0.1", run.port), timeout=DEADLINE_S) as sock:
+        sock.sendall(b"GET /stream/%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % job.encode())
+        read = 0
+        while read < 3 * 2**20:
+            read += len(sock.recv(65536))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream = [{"output": str(number) * 2**20} for number in range(9)]
+    assert run.get(f"/stream/{job}") == {"status": "COMPLETED", "stream": stream}
+    assert run.get(f"/stream/{job}") == {"status": "COMPLETED", "stream": []}

@@ -176,18 +176,18 @@ def test_chunks_are_handed_out_once_and_a_failed_answer_hands_them_out_again(hou
     house.worker().say(wire.Chunk("a", 0, b'"x"'), wire.Chunk("a", 1, b'"y"'))
     house.until(lambda: house.engine.job("a").chunks == 2)
     lost = house.wait(house.engine.streams.take("a", 5))
-    assert lost.chunks == [b'"x"', b'"y"']
+    assert lost.chunks.values == [b'"x"', b'"y"']
     assert house.store.get("a").chunks_taken == 2  # on disk before it leaves
     lost.release()
     again = house.wait(house.engine.streams.take("a", 5))
-    assert again.chunks == [b'"x"', b'"y"']
+    assert again.chunks.values == [b'"x"', b'"y"']
     again.confirm()
     house.worker().say(wire.Chunk("a", 2, b'"z"'), wire.Done("a", "COMPLETED", b"[]"))
     last = house.wait(house.engine.streams.take("a", 5))
-    assert last.chunks == [b'"z"']
+    assert last.chunks.values == [b'"z"']
     last.confirm()
     house.ended()
-    assert house.wait(house.engine.streams.take("a", 5)).chunks == []
+    assert house.wait(house.engine.streams.take("a", 5)).chunks.values == []
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from supervisor.pool import steps
 from supervisor.proc import STACK_SIGNAL
 from supervisor.scheduler import LARGE_INPUT
 from supervisor.store.store import Store
+from supervisor.streams import READ_BYTES
 
 DONE = b'"done"'
 
@@ -168,7 +169,7 @@ def test_chunks_of_a_reader_that_left_before_they_were_handed_out_are_for_the_ne
         leaving.cancel()
         return await house.engine.streams.take("a", 5)
 
-    assert house.wait(leave_then_read()).chunks == [b'"x"']
+    assert house.wait(leave_then_read()).chunks.values == [b'"x"']
 
 
 def test_a_second_reader_sees_no_end_before_the_chunks_that_the_first_gave_back(house):
@@ -181,7 +182,7 @@ def test_a_second_reader_sees_no_end_before_the_chunks_that_the_first_gave_back(
         first.release()
         return await house.engine.streams.take("a", 5)
 
-    assert house.wait(release_and_read()).chunks == [b'"x"']
+    assert house.wait(release_and_read()).chunks.values == [b'"x"']
 
 
 def test_a_lease_of_an_older_run_changes_nothing_in_the_next(make_house):
@@ -203,13 +204,62 @@ def test_a_lease_of_an_older_run_changes_nothing_in_the_next(make_house):
     house.until(lambda: house.engine.job("a").chunks == 1)
     old.confirm()
     new = house.wait(house.engine.streams.take("a", 5))
-    assert new.chunks == [b'"new"']
+    assert new.chunks.values == [b'"new"']
     new.confirm()
     house.worker().say(wire.Chunk("a", 1, b'"newer"'))
     house.until(lambda: house.engine.job("a").chunks == 2)
     house.wait(house.engine.set_taken(old.job, 0))
     house.settle()
-    assert house.wait(house.engine.streams.take("a", 5)).chunks == [b'"newer"']
+    assert house.wait(house.engine.streams.take("a", 5)).chunks.values == [b'"newer"']
+
+
+LONG = [b'"%d%b"' % (number, b"x" * (READ_BYTES // 2)) for number in range(5)]
+
+
+def stream_long(house, done=wire.Done("a", "COMPLETED", b"[]")):
+    house.submit()
+    house.worker().write(*(wire.Chunk("a", at, value) for at, value in enumerate(LONG)), done)
+    house.ended()
+
+
+def looks(house, chunks):
+    while chunks.values:
+        yield chunks.values
+        chunks = house.engine.streams.following(chunks)
+
+
+def test_a_long_stream_is_handed_out_at_once_and_never_in_memory_as_a_whole(house):
+    stream_long(house)
+    lease = house.wait(house.engine.streams.take("a", 5))
+    assert house.store.get("a").chunks_taken == len(LONG)  # on disk before the first of them leaves
+    assert list(looks(house, lease.chunks)) == [LONG[:2], LONG[2:4], LONG[4:]]
+    lease.release()
+    again = house.wait(house.engine.streams.take("a", 5))
+    assert [value for look in looks(house, again.chunks) for value in look] == LONG
+    again.confirm()
+    assert house.wait(house.engine.streams.take("a", 5)).chunks.values == []
+    read = house.wait(house.engine.streams.read("a", 1, 5))
+    assert list(looks(house, read)) == [LONG[1:3], LONG[3:]]
+
+
+def test_one_look_at_a_long_stream_leaves_the_others(house):
+    stream_long(house)
+    for values in (LONG[:2], LONG[2:4], LONG[4:], []):
+        lease = house.wait(house.engine.streams.take("a", 5, one_look=True))
+        lease.confirm()
+        assert lease.chunks.values == values
+
+
+def test_nothing_follows_when_the_job_runs_again(house):
+    stream_long(house, wire.Done("a", "FAILED", error="why"))
+    lease = house.wait(house.engine.streams.take("a", 5))
+    house.wait(house.engine.retry("a"))
+    house.worker().write(*(wire.Chunk("a", at, b'"of another run"') for at in range(4)))
+    house.until(lambda: house.engine.job("a").chunks == 4)
+    assert list(looks(house, lease.chunks)) == [LONG[:2]]
+    lease.release()
+    house.settle()
+    assert house.wait(house.engine.streams.take("a", 5)).chunks.values == [b'"of another run"'] * 4
 
 
 # --- workers ------------------------------------------------------------------------------------------------------------
@@ -354,7 +404,7 @@ def stalled(house):
 
 def test_what_the_disk_refused_nobody_sees(stalled):
     assert stalled.engine.job("a").status is JobStatus.IN_PROGRESS
-    assert stalled.wait(stalled.engine.streams.take("a", 0)).chunks == []
+    assert stalled.wait(stalled.engine.streams.take("a", 0)).chunks.values == []
     stalled.store.commit = stalled.commit
     assert stalled.ended().output == DONE
 

@@ -572,9 +572,9 @@ class Life(RuleBasedStateMachine):
         if found is None or arrives is None:
             return
         record = self.records.setdefault(job_id, Record())
-        assert not record.handed & set(found.chunks), "a chunk was handed out twice"
+        assert not record.handed & set(found.chunks.values), "a chunk was handed out twice"
         if arrives:
-            record.handed |= set(found.chunks)
+            record.handed |= set(found.chunks.values)
             found.confirm()
         else:
             found.release()
@@ -625,7 +625,7 @@ class Life(RuleBasedStateMachine):
         house = self.house
         task = asyncio.ensure_future(house.engine.streams.take(job_id, 0), loop=house.loop)
         house.settle()
-        found = set(task.result().chunks)
+        found = set(task.result().chunks.values)
         every = {value for _, value in house.store.chunks(house.store.get(job_id).seq)}
         assert found <= every - record.handed
         assert found == every - record.handed or not record.chunks_known, "a chunk reached nobody"

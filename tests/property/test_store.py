@@ -28,6 +28,7 @@ from supervisor.store.writes import (
     Start,
     TakeChunks,
 )
+from tests.store.numbered import numbered
 
 RARE = st.sampled_from((False, False, True))
 SEQS = st.integers(1, 6)
@@ -408,9 +409,8 @@ class StoreLife(RuleBasedStateMachine):
         store, jobs = self.store, self.model.jobs
         for seq in range(1, 13):
             job = jobs.get(seq)
-            assert store.by_seq(seq) == store.get(f"job-{seq}") == job
-            shown = job and job.replace(input=b"")
-            assert store.get(f"job-{seq}", with_input=False) == shown
+            assert numbered(store, seq) == store.get(f"job-{seq}") == job
+            assert store.facts(f"job-{seq}") == (job and job.replace(input=b"", output=None))
             assert store.chunks(seq) == list(enumerate(self.model.chunks.get(seq, ())))
             assert store.chunks(seq, 1, 1) == list(enumerate(self.model.chunks.get(seq, ())))[1:2]
             pieces = self.model.logs.get(seq, [])

@@ -25,6 +25,7 @@ from supervisor.store.writes import (
     Start,
     TakeChunks,
 )
+from tests.store.numbered import numbered
 
 COMPLETED = Outcome(JobStatus.COMPLETED, b"[1]")
 
@@ -38,11 +39,11 @@ def test_the_whole_life_of_a_job(store, commit):
     ended = started.replace(status=JobStatus.FAILED, ended_ms=30, output=b"[1]", error="broke: é")
 
     commit(store, Insert(1, request, 10))
-    assert store.get("a") == store.by_seq(1) == queued
+    assert store.get("a") == numbered(store, 1) == queued
     commit(store, Start(1, 20, "gpu0-1"))
-    assert store.get("a") == store.by_seq(1) == started
+    assert store.get("a") == numbered(store, 1) == started
     commit(store, End(1, Outcome(JobStatus.FAILED, b"[1]", "broke: é"), 30))
-    assert store.get("a") == store.by_seq(1) == ended
+    assert store.get("a") == numbered(store, 1) == ended
 
 
 def test_types_come_back_exactly(store, commit):
@@ -62,7 +63,7 @@ def test_a_job_for_an_idle_worker_starts_as_it_is_inserted(store, commit):
 
 def test_unknown_jobs(store):
     assert store.get("nobody") is None
-    assert store.by_seq(7) is None
+    assert numbered(store, 7) is None
     assert store.chunks(7) == []
 
 
@@ -75,8 +76,7 @@ def test_values_of_any_size_come_back_whole(store, commit, size):
     job = store.get("a")
     assert (job.input, job.output) == (value, value)
     assert store.chunks(1) == [(0, value)]
-    lean = store.get("a", with_input=False)
-    assert (lean.input, lean.output) == (b"", value)
+    assert store.facts("a") == job.replace(input=b"", output=None)
 
 
 def test_the_queue_is_oldest_first_per_priority(store, commit):
@@ -167,6 +167,10 @@ def test_chunks_are_read_in_pieces(store, commit):
     assert store.chunks(1, 1, 2) == [(1, b"1"), (2, b"2")]
     assert store.chunks(1, 4, 2) == [(4, b"4")]
     assert store.chunks(1, 0, 0) == []
+    assert store.chunks(1, 1, enough=2) == [(1, b"1"), (2, b"2")]
+    assert store.chunks(1, 1, 1, enough=2) == [(1, b"1")]
+    assert store.chunks(1, 3, enough=99) == [(3, b"3"), (4, b"4")]
+    assert (len(store.chunks(1, retries=0)), store.chunks(1, retries=1)) == (5, [])
 
 
 @pytest.mark.parametrize("write", [ShowChunks(1), TakeChunks(1, 1)])

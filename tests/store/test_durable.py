@@ -17,6 +17,7 @@ from supervisor.errors import LockedError, StoreError, TransitionError
 from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store.store import Store
 from supervisor.store.writes import End, Insert, Start
+from tests.store.numbered import numbered
 
 CHILD = Path(__file__).parents[1] / "children" / "writes_jobs.py"
 ROOT = Path(supervisor.__file__).parents[1]
@@ -93,12 +94,12 @@ def test_commits_and_forgetting_keep_their_order(store, loop, disk):
     assert answers == ["first", "TransitionError"]
     assert store.forget(100, 9) == 1
     store.commit([insert(1)], note("again"))  # the id is free by then
-    assert store.by_seq(1).status is JobStatus.COMPLETED
+    assert numbered(store, 1).status is JobStatus.COMPLETED
     for _ in range(3):
         disk.write()
         loop.turn()
     assert answers == ["first", "TransitionError", "third", "again"]
-    assert store.by_seq(1).status is JobStatus.IN_QUEUE
+    assert numbered(store, 1).status is JobStatus.IN_QUEUE
     assert store.counts().jobs == {**dict.fromkeys(JobStatus, 0), JobStatus.IN_QUEUE: 2}
 
 
@@ -111,7 +112,7 @@ def test_a_piece_that_is_being_forgotten_is_not_begun_twice(store, loop, disk, b
     assert store.forget_oldest(1) == 1  # there is something left to do
     disk.write()
     loop.turn()
-    assert [store.by_seq(seq) is None for seq in (1, 2)] == [True, False]
+    assert [numbered(store, seq) is None for seq in (1, 2)] == [True, False]
 
 
 def test_a_disk_that_refuses_is_said_by_done_and_the_next_time_by_forget(store, loop, disk, bring):

@@ -20,6 +20,7 @@ from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store import opening
 from supervisor.store.store import Store
 from supervisor.store.writes import End, Insert, Start
+from tests.store.numbered import numbered
 
 CHILD = Path(__file__).parents[1] / "children" / "writes_jobs.py"
 ROOT = Path(supervisor.__file__).parents[1]
@@ -58,7 +59,7 @@ def test_what_was_committed_survives_a_kill(file, durability):
     with Store.open(file) as store:
         assert told == list(range(1, told[-1] + 1))
         for seq in told:
-            assert store.by_seq(seq).output == b"%d" % seq
+            assert numbered(store, seq).output == b"%d" % seq
         assert store.next_seq - told[-1] in (1, 2)  # one more may have been committed and not told
         assert store.counts().jobs[JobStatus.COMPLETED] == store.next_seq - 1
 
@@ -76,7 +77,7 @@ def test_a_checkpoint_cut_short_damages_nothing(file):
         half.write(log[last + 24 : last + 24 + page_size])
     with Store.open(file) as store:
         assert store.counts().jobs[JobStatus.COMPLETED] == 200
-        assert store.by_seq(200).output == b"200"
+        assert numbered(store, 200).output == b"200"
 
 
 def test_it_opens_again_as_it_was_closed(file, bring, commit):
@@ -84,10 +85,10 @@ def test_it_opens_again_as_it_was_closed(file, bring, commit):
         for seq, status in enumerate(JobStatus, 1):
             bring(store, seq, status)
         commit(store, Start(1, 20, "w"))
-        jobs, counts = [store.by_seq(seq) for seq in range(1, 7)], store.counts()
+        jobs, counts = [numbered(store, seq) for seq in range(1, 7)], store.counts()
     assert [path.name for path in file.parent.iterdir()] == [file.name]  # the log went into it
     with Store.open(file) as store:
-        assert [store.by_seq(seq) for seq in range(1, 7)] == jobs
+        assert [numbered(store, seq) for seq in range(1, 7)] == jobs
         assert store.counts() == counts
         assert store.next_seq == 7
 
@@ -243,7 +244,7 @@ def test_a_failing_disk_costs_the_batch_and_nothing_else(file, commit, files_lim
 
 SCANS = {f"SCAN {table}" for table in ("jobs", "inputs", "chunks", "logs", "webhooks", "webhook_bodies")}
 QUERIES = """
-    queued running newest_ended forget get by_seq chunks next_seq queued_counts expired next_expiry page log log_end
+    queued running newest_ended forget get facts chunks next_seq queued_counts expired next_expiry page log log_end
     webhooks webhook_receivers webhook_body
 """
 

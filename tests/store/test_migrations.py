@@ -20,6 +20,7 @@ from supervisor.job import Job, JobRequest, JobStatus, Outcome
 from supervisor.store.opening import VERSION
 from supervisor.store.store import Store
 from supervisor.store.writes import AddChunk, End, Insert, Start
+from tests.store.numbered import numbered
 
 HERE = Path(__file__).parent
 CHILD = HERE.parent / "children" / "opens_store.py"
@@ -82,7 +83,7 @@ def version_in(file: Path) -> int:
 
 def test_every_job_is_there_as_it_was(version_1, commit):
     with Store.open(version_1()) as store:
-        assert [store.by_seq(seq) for seq in range(1, 12)] == [None, *JOBS, None]
+        assert [numbered(store, seq) for seq in range(1, 12)] == [None, *JOBS, None]
         assert [store.get(job.id) for job in JOBS] == JOBS
         assert store.counts().jobs == {status: sum(job.status is status for job in JOBS) for status in JobStatus}
         assert store.counts().retried == 1
@@ -126,7 +127,7 @@ def test_it_is_said_once_and_is_in_the_file_at_once(version_1):
 
 def test_durability_full_takes_it_as_well(version_1, loop):
     with Store.open(version_1(), durability="full", deliver=loop.deliver) as store:
-        assert [store.by_seq(job.seq) for job in JOBS] == JOBS
+        assert [numbered(store, job.seq) for job in JOBS] == JOBS
 
 
 def test_the_file_does_not_grow_to_twice_its_size(version_1):
@@ -153,7 +154,7 @@ def test_a_kill_in_the_middle_leaves_it_as_it_was(version_1, limit_kb):
     notes: list[str] = []
     with Store.open(file, note=notes.append) as store:
         assert len(notes) == 1  # it was not done, and is now
-        assert [store.by_seq(job.seq) for job in JOBS] == JOBS
+        assert [numbered(store, job.seq) for job in JOBS] == JOBS
         assert store.counts().jobs[JobStatus.CANCELLED] == 1 + LARGE
 
 
@@ -165,4 +166,4 @@ def test_a_disk_that_refuses_leaves_it_as_it_was(version_1, files_limited_to):
     with closing(sqlite3.connect(file)) as db:
         assert db.execute("SELECT COUNT(*) FROM jobs").fetchone() == (len(JOBS) + LARGE,)
     with Store.open(file) as store:
-        assert [store.by_seq(job.seq) for job in JOBS] == JOBS
+        assert [numbered(store, job.seq) for job in JOBS] == JOBS

@@ -7,6 +7,7 @@ import pytest
 from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store.store import FORGET_BYTES, Store
 from supervisor.store.writes import LARGE_INPUT, AddChunk, AddLog, AddWebhook, End, Insert, Requeue, Start, TakeChunks
+from tests.store.numbered import numbered
 
 
 def test_only_what_ended_before_is_forgotten_oldest_end_first(store, bring, forget):
@@ -15,10 +16,10 @@ def test_only_what_ended_before_is_forgotten_oldest_end_first(store, bring, forg
     bring(store, 5, JobStatus.IN_QUEUE)
     bring(store, 6, JobStatus.IN_PROGRESS)
     assert forget(store, 400, 2) == 2
-    assert [seq for seq in range(1, 7) if store.by_seq(seq)] == [1, 4, 5, 6]
+    assert [seq for seq in range(1, 7) if numbered(store, seq)] == [1, 4, 5, 6]
     assert forget(store, 400, 2) == 1
     assert forget(store, 400, 2) == 0
-    assert [seq for seq in range(1, 7) if store.by_seq(seq)] == [4, 5, 6]
+    assert [seq for seq in range(1, 7) if numbered(store, seq)] == [4, 5, 6]
     assert forget(store, 10**15, 100) == 1
     assert store.get("job-4") is None
 
@@ -91,7 +92,7 @@ def test_the_oldest_go_first_whenever_they_ended_and_live_ones_stay(store, bring
     left = []
     while number := forget(store, None, 1):
         assert number == 1
-        left.append([seq for seq in range(1, 6) if store.by_seq(seq)])
+        left.append([seq for seq in range(1, 6) if numbered(store, seq)])
     assert left == [[1, 2, 4, 5], [2, 4, 5], [4, 5]]
 
 
@@ -103,7 +104,7 @@ def test_large_jobs_are_forgotten_in_smaller_pieces(store, commit, forget):
     full = store.used
     assert full > 6 * size
     assert forget(store, 1000, 100) == 3
-    assert [seq for seq in range(1, 7) if store.by_seq(seq)] == [4, 5, 6]
+    assert [seq for seq in range(1, 7) if numbered(store, seq)] == [4, 5, 6]
     assert store.used == pytest.approx(full - 3 * size, rel=0.05)
     assert forget(store, 1000, 1) == 1
     assert forget(store, 1000, 100) == 2
@@ -119,5 +120,5 @@ def test_the_file_stays_within_a_limit_that_is_kept_by_forgetting(file, commit, 
             while store.used > 1_000_000 and store.forget_oldest(1):
                 pass
         assert 700_000 < store.used <= 1_000_000
-        assert next(seq for seq in range(1, 61) if store.by_seq(seq)) > 45
+        assert next(seq for seq in range(1, 61) if numbered(store, seq)) > 45
     assert file.stat().st_size < 1_300_000

@@ -13,6 +13,7 @@ from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
 from supervisor.store.writes import End, Insert, Requeue, Start
+from tests.store.numbered import numbered
 
 SECRET = b'{"accessSecret": "s3cr3t-0f-a-cl1ent"}'
 
@@ -121,7 +122,7 @@ def test_the_database_never_has_it(file, commit):
     with Store.open(file) as store:
         for seq in range(1, 4):
             commit(store, Insert(seq, JobRequest(f"{seq}", b"{}", s3_config=SECRET), 1))
-            assert store.by_seq(seq).has_s3_config
+            assert numbered(store, seq).has_s3_config
             commit(store, Start(seq, 2, "w"), Requeue(seq, charged=True), Start(seq, 2, "w"))
             commit(store, End(seq, Outcome(JobStatus.COMPLETED, b"{}"), 3))
             assert nowhere()

@@ -14,6 +14,7 @@ from supervisor.job import TRANSITIONS, JobRequest, JobStatus, Outcome, may_foll
 from supervisor.store.opening import MEMORY
 from supervisor.store.store import Store
 from supervisor.store.writes import AddChunk, End, Insert, Requeue, Retry, Start, Write
+from tests.store.numbered import numbered
 
 PAIRS = list(product(JobStatus, JobStatus))
 
@@ -33,11 +34,11 @@ def test_sql_from_anywhere_is_refused_an_illegal_step(store, bring, sqlite_of, b
     row = (after.value, 6 if after.terminal else None)
     if may_follow(before, after):
         sqlite_of(store).execute(update, row)
-        assert store.by_seq(1).status is after
+        assert numbered(store, 1).status is after
     else:
         with pytest.raises(sqlite3.IntegrityError, match="illegal"):
             sqlite_of(store).execute(update, row)
-        assert store.by_seq(1).status is before
+        assert numbered(store, 1).status is before
 
 
 def writes_to(after: JobStatus) -> list[Write]:
@@ -54,15 +55,15 @@ def test_writes_make_the_legal_steps_and_no_others(before, after, commit, bring)
     for write in writes_to(after):
         with Store.open(MEMORY) as store:
             bring(store, 1, before)
-            job, counts = store.by_seq(1), store.counts()
+            job, counts = numbered(store, 1), store.counts()
             starts_here = not isinstance(write, (Requeue, Retry)) or isinstance(write, Retry) == before.terminal
             if may_follow(before, after) and starts_here:
                 commit(store, write)
-                assert store.by_seq(1).status is after
+                assert numbered(store, 1).status is after
             else:
                 with pytest.raises(TransitionError):
                     commit(store, write)
-                assert (store.by_seq(1), store.counts()) == (job, counts)
+                assert (numbered(store, 1), store.counts()) == (job, counts)
 
 
 @pytest.mark.parametrize("status", list(JobStatus))
@@ -72,7 +73,7 @@ def test_only_a_running_job_gets_chunks(store, commit, bring, status):
         commit(store, AddChunk(1, 1, 0, b"0"))
     else:
         with pytest.raises(TransitionError):
-            commit(store, AddChunk(1, store.by_seq(1).attempts, 0, b"0"))
+            commit(store, AddChunk(1, numbered(store, 1).attempts, 0, b"0"))
         assert store.chunks(1) == []
 
 
@@ -82,7 +83,7 @@ def test_an_outcome_is_terminal(store, commit, bring, before, after):
     bring(store, 1, before)
     with pytest.raises(TransitionError):
         commit(store, End(1, Outcome(after), 30))
-    assert store.by_seq(1).status is before
+    assert numbered(store, 1).status is before
 
 
 @pytest.mark.parametrize(
@@ -130,10 +131,10 @@ WRITES = st.one_of(
 def test_whatever_is_written_the_store_stays_whole(batches):
     with Store.open(MEMORY) as store:
         for batch in batches:
-            before = {seq: store.by_seq(seq) for seq in (1, 2, 3)}
+            before = {seq: numbered(store, seq) for seq in (1, 2, 3)}
             answers: list[StoreError | None] = []
             store.commit(batch, answers.append)
-            after = {seq: store.by_seq(seq) for seq in (1, 2, 3)}
+            after = {seq: numbered(store, seq) for seq in (1, 2, 3)}
             if answers != [None]:
                 assert after == before
         jobs = [job for job in after.values() if job] if batches else []
