@@ -20,6 +20,7 @@ real-time signal since handlers and libraries use SIGUSR1 and SIGUSR2, and not o
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PF_KTHREAD = 0x0020_0000  # linux/sched.h; proc(5) shows the flags of a process
 
 
 def set_death_signal(signum: int) -> None:
@@ -93,9 +94,24 @@ def reap_any() -> tuple[int, int] | None:
     return (pid, os.waitstatus_to_exitcode(status)) if pid else None
 
 
-def processes_with(variable: bytes) -> list[int]:
+class Marked(NamedTuple):
+    """Processes that were ``found`` to have a variable, and those of which it is ``unclear``: their environment is empty, as it
+    is for a moment in the middle of an ``execve``."""
+
+    found: list[int]
+    unclear: list[int]
+
+
+def processes_with(variable: bytes) -> Marked:
     """This user's processes that were started with ``variable`` (``NAME=value``) in their environment; zombies have none left."""
-    return [pid for pid, environ in _environments() if variable in environ]
+    found: list[int] = []
+    unclear: list[int] = []
+    for pid, environ in _environments():
+        if variable in environ:
+            found.append(pid)
+        elif environ == [b""] and _runs_a_program(pid):
+            unclear.append(pid)
+    return Marked(found, unclear)
 
 
 def any_started_with(beginning: bytes) -> bool:
@@ -139,6 +155,15 @@ def tree(kin: Mapping[int, Kin], roots: Collection[int]) -> set[int]:
             found.add(pid)
             waiting += children.get(pid, ())
     return found
+
+
+def _runs_a_program(pid: int) -> bool:
+    """Whether ``pid`` is a living process, and not one of the kernel's own threads, which have no environment either."""
+    stat = _read_at_once(f"/proc/{pid}/stat")
+    if not stat:
+        return False
+    fields = stat[stat.rindex(b")") + 2 :].split(maxsplit=7)
+    return fields[0] not in b"ZX" and not int(fields[6]) & _PF_KTHREAD
 
 
 def _read_at_once(path: str) -> bytes | None:

@@ -10,6 +10,7 @@ import datetime
 import os
 import queue
 import re
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,9 @@ LIMIT = 4 * 2**20
 
 #: Seconds from one write to the next: under load lines go out together, and the loop is not interrupted for each.
 PAUSE = 0.01
+
+#: Seconds that the end waits for a stream that takes bytes and does not get them: a file on a server that is gone, say.
+PATIENCE = 60.0
 
 #: Seconds from one drawing of the footer to the next.
 REDRAW = 0.25
@@ -98,11 +102,20 @@ class Lines:
         return self._written >= self._taken
 
     def close(self, timeout: float) -> bool:
-        """Write what is left, ``timeout`` seconds at most, and end; whether all was written. Nothing may be said afterwards."""
+        """Write what is left, and end; whether all was written. Nothing may be said afterwards.
+
+        Who does not read is waited for ``timeout`` seconds in all. While the stream takes bytes it is only the machine that is
+        slow, and the last words are worth waiting for, up to ``PATIENCE`` seconds.
+        """
         self._say_dropped()
         self._closing.set()
         self._queue.put(None)
-        self._writer.join(timeout)
+        # Looks are counted, not time: while the whole machine stands still there is none, and nobody can read.
+        looks = full = 0
+        while self._writer.is_alive() and full * PAUSE < timeout and looks * PAUSE < PATIENCE:
+            self._writer.join(PAUSE)
+            looks += 1
+            full += _is_full(self._fd)
         return self._written >= self._taken
 
     def _put(self, line: bytes, limit: int) -> None:
@@ -175,6 +188,13 @@ def visible(line: str) -> str:
 def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def _is_full(fd: int) -> bool:
+    """Whether who writes to ``fd`` now would wait for its reader."""
+    look = select.poll()
+    look.register(fd, select.POLLOUT)
+    return not look.poll(0)
 
 
 def _write(fd: int, data: bytes) -> None:

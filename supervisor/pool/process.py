@@ -43,6 +43,11 @@ _MESSAGES_A_TURN = 256
 _DEATH_PATIENCE = 1.0
 _LOOK_AGAIN = 0.001
 
+_QUIET_LOOKS = 2
+_QUIET_S = 0.005
+_EXEC_S = 0.2
+"""An environment that stays empty for so long is one: a process without any, not one in the middle of an exec."""
+
 _CRASHES = frozenset(
     {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP}
 )
@@ -310,14 +315,21 @@ def sweep_marked(run_id: str, patience: float = 1.0) -> int:
     template left is known by its environment (proc(5)). Returns how many it killed.
     """
     mark = f"SUPERVISE_RUN_ID={run_id}".encode()
-    deadline = time.monotonic() + patience
-    swept = 0
-    while killed := sum(kill(pid) for pid in processes_with(mark)):
-        swept += killed
-        if time.monotonic() > deadline:
-            break
-        time.sleep(_LOOK_AGAIN)
-    return swept
+    begun = time.monotonic()
+    killed: set[int] = set()
+    unclear_since: dict[int, float] = {}
+    quiet = 0
+    while True:
+        marked = processes_with(mark)
+        found = [pid for pid in marked.found if kill(pid)]
+        killed.update(found)
+        now = time.monotonic()
+        unclear = [pid for pid in marked.unclear if now - unclear_since.setdefault(pid, now) < _EXEC_S]
+        quiet = 0 if found or unclear else quiet + 1
+        # One look may miss who was forked while it went on; a second that finds nobody had nobody left to fork.
+        if quiet == _QUIET_LOOKS or now - begun > patience:
+            return len(killed)
+        time.sleep(_QUIET_S if quiet else _LOOK_AGAIN)
 
 
 def orphans_of_this_process(known: Collection[int]) -> list[int]:

@@ -69,7 +69,7 @@ class Life:
 
     def left(self) -> list[int]:
         """The living processes that it has started, itself too."""
-        return processes_with(self.mark.encode())
+        return processes_with(self.mark.encode()).found
 
     def _child(self, words: bytes) -> int:
         for pid in children_of(self.process.pid):

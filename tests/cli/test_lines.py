@@ -7,13 +7,15 @@ import json
 import os
 import re
 import select
+import termios
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from supervisor.cli.lines import LIMIT, Lines
+from supervisor.cli import lines as lines_module
+from supervisor.cli.lines import LIMIT, PAUSE, Lines
 
 AT = 1_700_000_000_123
 DEADLINE_S = 20.0
@@ -194,6 +196,47 @@ def test_close_has_a_deadline(pipe: End) -> None:
     assert time.monotonic() - started < DEADLINE_S
     os.close(pipe.reading)  # ends the writer that is stuck
     pipe.reading = -1
+
+
+@pytest.mark.parametrize("patience", [60.0, 0.1])
+def test_the_last_words_wait_for_a_slow_machine_and_not_for_ever(
+    pipe: End, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """The writer gets no processor for much longer than a reader would be waited for."""
+    go_on, looks = threading.Event(), 0
+    write, is_full = lines_module._write, lines_module._is_full
+
+    def late(fd: int, data: bytes) -> None:
+        assert go_on.wait(DEADLINE_S)
+        write(fd, data)
+
+    def look(fd: int) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 50:
+            go_on.set()
+        return is_full(fd)
+
+    monkeypatch.setattr(lines_module, "_write", late)
+    monkeypatch.setattr(lines_module, "_is_full", look)
+    monkeypatch.setattr(lines_module, "PATIENCE", patience)
+    lines = Lines(pipe, "text")
+    lines.event(*LISTENING)
+    assert lines.close(5 * PAUSE) is (patience > 50 * PAUSE)
+    go_on.set()
+    lines._writer.join(DEADLINE_S)
+    assert pipe.read_to_end() == b"listening on http://127.0.0.1:8000\n"
+
+
+def test_a_terminal_that_is_held_is_not_waited_for(terminal: End) -> None:
+    """As by Ctrl-S."""
+    termios.tcflow(terminal.writing, termios.TCOOFF)
+    lines = Lines(terminal, "text")
+    lines.event(*LISTENING)
+    assert not lines.close(0.05)
+    termios.tcflow(terminal.writing, termios.TCOON)
+    lines._writer.join(DEADLINE_S)
+    assert os.read(terminal.reading, 100) == b"listening on http://127.0.0.1:8000\r\n"
 
 
 def test_a_reader_that_left_hurts_nobody(pipe: End) -> None:

@@ -216,7 +216,8 @@ def test_a_lease_of_an_older_run_changes_nothing_in_the_next(make_house):
 LONG = [b'"%d%b"' % (number, b"x" * (READ_BYTES // 2)) for number in range(5)]
 
 
-def stream_long(house, done=wire.Done("a", "COMPLETED", b"[]")):
+def stream_long(house, **failed):
+    done = wire.Done("a", **failed) if failed else wire.Done("a", "COMPLETED", b"[]")
     house.submit()
     house.worker().write(*(wire.Chunk("a", at, value) for at, value in enumerate(LONG)), done)
     house.ended()
@@ -251,7 +252,7 @@ def test_one_look_at_a_long_stream_leaves_the_others(house):
 
 
 def test_nothing_follows_when_the_job_runs_again(house):
-    stream_long(house, wire.Done("a", "FAILED", error="why"))
+    stream_long(house, status="FAILED", error="why")
     lease = house.wait(house.engine.streams.take("a", 5))
     house.wait(house.engine.retry("a"))
     house.worker().write(*(wire.Chunk("a", at, b'"of another run"') for at in range(4)))

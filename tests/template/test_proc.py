@@ -38,3 +38,21 @@ def test_group_of_the_caller_is_spared():
         for process in (mine, foreign):
             proc.kill_with_group(process.pid)
             assert process.wait(30) == -9
+
+
+def test_an_empty_environment_may_be_one_in_the_middle_of_an_exec():
+    """As a zombie's is not: nothing can come of that any more."""
+    marked = {"MARK": "here"}
+    with (
+        subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=marked) as known,
+        subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={}) as empty,
+        subprocess.Popen(["/bin/true"], env=marked) as zombie,
+    ):
+        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+        for running in (known, empty):
+            running.stdin.write(b"x")
+            assert running.stdout.read(1) == b"x"
+        seen = proc.processes_with(b"MARK=here")
+        assert seen.found == [known.pid]
+        assert empty.pid in seen.unclear
+        assert not {known.pid, zombie.pid, os.getpid()} & set(seen.unclear)
