@@ -14,12 +14,12 @@ from supervisor.gpu.records import Gpu
 from supervisor.job import JobRequest
 from supervisor.pool.machine import Rules
 from supervisor.pool.pool import Pool
-from supervisor.pool.process import Gone, make_pipes
 from supervisor.pool.seams import Place
 from supervisor.settings import Settings
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
 from supervisor.turns import Clock
+from tests.fakes.template import PlayedTemplate, PlayedWorker
 
 DEADLINE_S = 30.0
 GPU = Gpu(0, "GPU-0", "played")
@@ -40,20 +40,12 @@ class ManualClock(Clock):
         return self.wall
 
 
-class PlayedWorker:
-    """A worker's end of its pipes, in the hands of the test."""
+class Worker(PlayedWorker):
+    """A worker that is waited for, by turns of its house."""
 
-    def __init__(self, starter, slot, generation, env, pipes):
-        self.slot, self.generation, self.env = slot, generation, env
-        self.pid = 40_000 + len(starter.workers)
-        self._starter = starter
-        self._pipes = pipes
-        self._codec = wire.Codec(wire.ToWorker)
-        self.signals = []
-
-    def say(self, *messages):
-        for message in messages:
-            self._pipes.worker_connection.send_bytes(self._codec.encode(message))
+    def __init__(self, template, *given):
+        super().__init__(template, *given)
+        self._house = template.house
 
     def write_raw(self, data):
         """Bytes, as many at a time as the pipe takes, with turns of the supervisor between."""
@@ -63,7 +55,7 @@ class PlayedWorker:
                 with contextlib.suppress(BlockingIOError):
                     view = view[pipe.send(view, socket.MSG_DONTWAIT) :]
                     continue
-                self._starter.settle()
+                self._house.settle()
 
     def write(self, *messages):
         """As ``say``, but of any length and number."""
@@ -79,89 +71,16 @@ class PlayedWorker:
     def _socket(self):
         return socket.socket(fileno=os.dup(self._pipes.worker_connection.fileno()))
 
-    def prints(self, text):
-        os.write(self._pipes.worker_log, text.encode())
-
     def ready(self, kind="function", capacity=1):
         self.say(wire.Ready(self.pid, kind, capacity))
 
     def heard(self):
         """The next message, waited for."""
-        self._starter.until(lambda: self._pipes.worker_connection.poll(0))
+        self._house.until(lambda: self._pipes.worker_connection.poll(0))
         return self._codec.decode(self._pipes.worker_connection.recv_bytes())
 
     def hears_nothing(self):
         return not self._pipes.worker_connection.poll(0)
-
-    def lets_go(self):
-        if not self._pipes.worker_connection.closed:
-            self._pipes.close_workers()
-
-    def dies(self, status):
-        self.lets_go()
-        self._starter.report(wire.Died(self.slot, self.generation, self.pid, status))
-        self._starter.report(wire.Swept(self.slot, self.generation))
-
-
-class PlayedStarter:
-    """The template, played."""
-
-    def __init__(self):
-        self.workers = {}
-        self.starts = 0
-        self.swept = 0
-        self._ours, self._theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        self._reports = []
-
-    wants_write = False
-
-    def report(self, message):
-        self._reports.append(message)
-        self._theirs.send(b"x")
-
-    def start(self):
-        self.starts += 1
-        self.report(wire.TemplateReady(wire.VERSION, 39_999))
-
-    def fileno(self):
-        return self._ours.fileno()
-
-    def flush(self):
-        pass
-
-    def receive(self):
-        if self._reports:
-            self._ours.recv(65536)
-        reports, self._reports = self._reports, []
-        return reports
-
-    def pipes(self):
-        return make_pipes()
-
-    def fork(self, slot, generation, env, pipes):
-        worker = PlayedWorker(self, slot, generation, env, pipes)
-        self.workers[slot] = worker
-        self.report(wire.Forked(slot, generation, worker.pid))
-
-    def signal(self, slot, generation, signum):
-        self.workers[slot].signals.append(signum)
-
-    def end_tree(self, slot, generation):
-        self.workers[slot].signals.append("tree")
-
-    def sweep(self):
-        self.swept += 1
-        return 0
-
-    def template_dies(self):
-        for worker in self.workers.values():
-            worker.lets_go()
-        self.report(Gone(-9))
-
-    def close(self):
-        self._ours.close()
-        self._theirs.close()
 
 
 class PlayedMemory:
@@ -211,7 +130,8 @@ class House:
         self.settings = Settings.make("test:handler", store=tmp_path / "jobs.db", **options)
         self.store = store or Store.open(self.settings.store)
         self.secrets = SecretFiles(tmp_path / "secrets")
-        self.starter = PlayedStarter()
+        self.starter = PlayedTemplate(Worker)
+        self.starter.house = self
         self.engine = Engine(self.settings, self.store, self.secrets, loop, status_body, self.clock)
         places = [
             Place(f"cpu{index}", index, (GPU,) if memory else (), {"SUPERVISE_SLOT": f"cpu{index}"})
@@ -229,8 +149,6 @@ class House:
         loop.set_exception_handler(lambda _, context: self.faults.append(context))
         self.told = []
         self.engine.observe(self.told.append)
-        self.starter.until = self.until
-        self.starter.settle = self.settle
 
     def start(self, *, ready=True, kind="function", capacity=1):
         self.engine.start()

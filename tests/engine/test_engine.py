@@ -240,7 +240,7 @@ def test_the_template_dies_and_jobs_run_again_but_not_for_ever(house):
         house.worker().heard()
         assert house.store.get("a").attempts == start
         before = house.worker().generation
-        house.starter.template_dies()
+        house.starter.dies()
         house.until(lambda: house.starter.swept)
         house.clock.now += 1.0
         house.until(lambda before=before: house.worker().generation > before)

@@ -347,7 +347,7 @@ def test_the_system_refuses_another_template_for_a_while(house):
 
     house.starter.start = refuse_once
     house.submit()
-    house.starter.template_dies()
+    house.starter.dies()
     house.until(lambda: not refusals)
     house.clock.now += 1.0
     house.until(lambda: house.worker().generation > 1)
@@ -382,7 +382,7 @@ def test_held_memory_that_clears_while_a_person_overrides_it(make_house, played_
     house.until(lambda: house.pool.slots["cpu0"].state.value == "releasing")
     memory.learned.append(("cpu0", steps.MemoryHeld("gpu0: 900 MiB still in use")))
     house.until(lambda: house.pool.slots["cpu0"].state.value == "held")
-    house.starter.template_dies()
+    house.starter.dies()
     house.settle()  # a fork must wait now
     memory.learned.append(("cpu0", steps.Released(900)))
     house.engine.refresh("cpu0")

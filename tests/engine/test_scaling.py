@@ -432,7 +432,7 @@ def test_there_are_never_more_than_the_most(make_house, played_memory, again):
 def test_a_new_template_starts_no_spare_slot(make_house):
     house = make_house(slots=2, min_workers=1)
     begin(house, "cpu0")
-    house.starter.template_dies()
+    house.starter.dies()
     house.until(lambda: house.worker().generation == 2)
     house.settle()
     assert states(house) == ["starting", "parked"]

@@ -21,7 +21,6 @@ from supervisor.errors import StoreError
 from supervisor.gpu.records import Gpu
 from supervisor.pool.machine import Rules
 from supervisor.pool.pool import Pool
-from supervisor.pool.process import Gone, make_pipes
 from supervisor.pool.seams import Place
 from supervisor.pool.steps import Measured, Released
 from supervisor.settings import Settings
@@ -29,6 +28,7 @@ from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
 from supervisor.turns import Clock
 from tests.api.conftest import Site
+from tests.fakes.template import PlayedTemplate, PlayedWorker
 
 LONG = int(os.environ.get("PROPERTY_EXAMPLES", "0"))
 TURNS = 10
@@ -91,39 +91,20 @@ class PlayedClock(Clock):
 # --- processes -------------------------------------------------------------------------------------------------------------
 
 
-class PlayedWorker:
+class Worker(PlayedWorker):
     """A worker: it hears what it is told and remembers it, and speaks when the test has it speak."""
 
-    def __init__(self, starter, slot, generation, pipes):
-        self.slot, self.generation = slot, generation
-        self.pid = 40_000 + starter.forks
-        self.alive = True
+    def __init__(self, *given):
+        super().__init__(*given)
         self.doomed = False
         self.ready = False
         self.capacity = 1
         self.kind = "function"
         self.jobs = {}
         self.cancelled = set()
-        self._starter = starter
-        self._pipes = pipes
-        self._codec = wire.Codec(wire.ToWorker)
 
-    def say(self, *messages):
-        """Whether the pipe took them."""
-        return self.write(b"".join(wire.frame(self._codec.encode(message)) for message in messages))
-
-    def write(self, data):
-        try:
-            return os.write(self._pipes.worker_connection.fileno(), data) == len(data)
-        except OSError:  # the supervisor let go of it
-            return False
-
-    def prints(self, text):
-        try:
-            os.write(self._pipes.worker_log, text.encode())
-        except OSError:
-            return False
-        return True
+    def is_told(self, signum):
+        self.doomed = self.doomed or signum in (9, 15, "tree")
 
     def listen(self):
         """Take what was said: jobs to run, each with how many chunks it has yielded; the ids of those."""
@@ -144,94 +125,6 @@ class PlayedWorker:
             else:
                 self.doomed = True
         return taken
-
-    def dies(self, status):
-        self.alive = False
-        self._pipes.close_workers()
-        self._starter.report(wire.Died(self.slot, self.generation, self.pid, status))
-        self._starter.report(wire.Swept(self.slot, self.generation))
-
-
-class PlayedStarter:
-    """The template: workers end when the test says so, after they were asked to."""
-
-    wants_write = False
-
-    def __init__(self):
-        self.workers = {}
-        self.forks = 0
-        self.up = False
-        self.refuses = False
-        self._ours, self._theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        self._reports = []
-
-    def report(self, message):
-        self._reports.append(message)
-        self._theirs.send(b"x")
-
-    def start(self):
-        self.up = True
-        self.report(wire.TemplateReady(wire.VERSION, 39_999))
-
-    def fileno(self):
-        return self._ours.fileno()
-
-    def flush(self):
-        pass
-
-    def receive(self):
-        if self._reports:
-            self._ours.recv(65536)
-        reports, self._reports = self._reports, []
-        return reports
-
-    def pipes(self):
-        return make_pipes()
-
-    def fork(self, slot, generation, env, pipes):
-        if not self.up:  # it has died, which is heard in a moment
-            pipes.close_workers()
-            return
-        old = self.workers.get(slot)
-        assert old is None or not old.alive, "two workers in one slot"
-        if self.refuses:
-            pipes.close_workers()
-            self.report(wire.ForkFailed(slot, generation, "no memory"))
-            return
-        self.forks += 1
-        self.workers[slot] = worker = PlayedWorker(self, slot, generation, pipes)
-        self.report(wire.Forked(slot, generation, worker.pid))
-
-    def signal(self, slot, generation, signum):
-        worker = self.workers.get(slot)
-        if worker is not None and worker.generation == generation and signum in (9, 15):
-            worker.doomed = True
-
-    def end_tree(self, slot, generation):
-        self.signal(slot, generation, 9)
-
-    def sweep(self):
-        return 0
-
-    def dies(self):
-        if not self.up:
-            return
-        self.up = False
-        for worker in self.workers.values():
-            if worker.alive:
-                worker.alive = False
-                worker._pipes.close_workers()
-        self._reports = []  # what it said last is lost with it
-        self.report(Gone(-9))
-
-    def close(self):
-        for worker in self.workers.values():
-            if worker.alive:
-                worker.alive = False
-                worker._pipes.close_workers()
-        self._ours.close()
-        self._theirs.close()
 
 
 class PlayedMemory:
@@ -305,7 +198,7 @@ class PlayedHouse:
         self.store = Store.open(options.store, durability=options.durability, deliver=self.loop.call_soon_threadsafe)
         self._commit, self.store.commit = self.store.commit, self._commit_to_disk
         self.secrets = SecretFiles(self.folder / "secrets")
-        self.starter = PlayedStarter()
+        self.starter = PlayedTemplate(Worker)
         self.memory = PlayedMemory(loop) if self.gpus else None
         self.engine = Engine(options, self.store, self.secrets, loop, status_body, self.clock)
         gpus = (Gpu(0, "GPU-0", "played"),) if self.gpus else ()

@@ -257,9 +257,9 @@ class Life(RuleBasedStateMachine):
         if worker is None or not really:
             return
         if what == "garbage":
-            worker.write(b"\x00\x00\x00\x03abc")
+            worker.put(b"\x00\x00\x00\x03abc")
         elif what == "half":
-            worker.write(b"\x00\x00\x10\x00abc")  # and never the rest
+            worker.put(b"\x00\x00\x10\x00abc")  # and never the rest
             worker.doomed = True
         elif what == "wrong end":
             worker.say(wire.Done(job, "COMPLETED"))

@@ -1,0 +1,147 @@
+"""A template and its workers that the test plays, over real pipes: what the pool sees in place of processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from supervisor import wire
+from supervisor.pool.process import Gone, Pipes, make_pipes
+
+TEMPLATE_PID = 39_999
+
+
+class PlayedWorker:
+    """A worker's end of its pipes, in the hands of the test."""
+
+    def __init__(self, template: PlayedTemplate, slot: str, generation: int, env: Any, pipes: Pipes) -> None:
+        self.slot, self.generation, self.env = slot, generation, env
+        self.pid = TEMPLATE_PID + template.forks
+        self.alive = True
+        self.signals: list[int | str] = []
+        self._template = template
+        self._pipes = pipes
+        self._codec = wire.Codec[wire.ToWorker](wire.ToWorker)
+
+    def say(self, *messages: wire.FromWorker) -> bool:
+        """Whether the pipe took them."""
+        return self.put(b"".join(wire.frame(self._codec.encode(message)) for message in messages))
+
+    def put(self, data: bytes) -> bool:
+        """Bytes among the messages; whether the pipe took them."""
+        try:
+            return os.write(self._pipes.worker_connection.fileno(), data) == len(data)
+        except OSError:  # the supervisor let go of it
+            return False
+
+    def prints(self, text: str) -> bool:
+        """Whether the pipe took it."""
+        try:
+            os.write(self._pipes.worker_log, text.encode())
+        except OSError:
+            return False
+        return True
+
+    def is_told(self, signum: int | str) -> None:
+        """It gets a signal; ``tree``: it and all it started are to be killed."""
+        self.signals.append(signum)
+
+    def goes(self) -> None:
+        """It is no more, and nobody has said so yet."""
+        if self.alive:
+            self.alive = False
+            self._pipes.close_workers()
+
+    def dies(self, status: int) -> None:
+        """It is no more, and the template says so."""
+        self.goes()
+        self._template.report(wire.Died(self.slot, self.generation, self.pid, status))
+        self._template.report(wire.Swept(self.slot, self.generation))
+
+
+class PlayedTemplate:
+    """The template: it forks when it is ``up`` and nothing ``refuses``, and its workers end when the test says so."""
+
+    wants_write = False
+
+    def __init__(self, worker: type[PlayedWorker] = PlayedWorker) -> None:
+        self.workers: dict[str, Any] = {}
+        self.forks = 0
+        self.swept = 0
+        self.up = False
+        self.refuses = False
+        self._worker = worker
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._reports: list[wire.FromTemplate | Gone] = []
+
+    # --- what the test does with it
+
+    def report(self, message: wire.FromTemplate | Gone) -> None:
+        """It says that."""
+        self._reports.append(message)
+        self._theirs.send(b"x")
+
+    def dies(self) -> None:
+        """And all workers with it."""
+        if not self.up:
+            return
+        self.up = False
+        for worker in self.workers.values():
+            worker.goes()
+        self._reports = []  # what it said last is lost with it
+        self.report(Gone(-9))
+
+    # --- what the pool does with it
+
+    def start(self) -> None:
+        self.up = True
+        self.report(wire.TemplateReady(wire.VERSION, TEMPLATE_PID))
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def flush(self) -> None:
+        pass
+
+    def receive(self) -> list[wire.FromTemplate | Gone]:
+        if self._reports:
+            self._ours.recv(65536)
+        reports, self._reports = self._reports, []
+        return reports
+
+    def pipes(self) -> Pipes:
+        return make_pipes()
+
+    def fork(self, slot: str, generation: int, env: Any, pipes: Pipes) -> None:
+        if not self.up:  # it has died, which is heard in a moment
+            pipes.close_workers()
+            return
+        old = self.workers.get(slot)
+        assert old is None or not old.alive, "two workers in one slot"
+        if self.refuses:
+            pipes.close_workers()
+            self.report(wire.ForkFailed(slot, generation, "no memory"))
+            return
+        self.forks += 1
+        self.workers[slot] = worker = self._worker(self, slot, generation, env, pipes)
+        self.report(wire.Forked(slot, generation, worker.pid))
+
+    def signal(self, slot: str, generation: int, signum: int | str) -> None:
+        worker = self.workers.get(slot)
+        if worker is not None and worker.generation == generation:
+            worker.is_told(signum)
+
+    def end_tree(self, slot: str, generation: int) -> None:
+        self.signal(slot, generation, "tree")
+
+    def sweep(self) -> int:
+        self.swept += 1
+        return 0
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.goes()
+        self._ours.close()
+        self._theirs.close()
