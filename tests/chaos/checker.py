@@ -153,7 +153,8 @@ def _by_itself(history: History, body: dict[str, Any]) -> bool:
 def _excuse(history: History, body: dict[str, Any]) -> str | None:
     """Which deed explains an end that is not the handler's own."""
     if body["status"] == "CANCELLED":
-        asked = bool(history.of("cancel")) or any(deed.what == "purge" for deed in history.deeds)
+        asked = any(it.code not in (503, NOT_SENT) for it in history.of("cancel"))
+        asked = asked or any(deed.what == "purge" for deed in history.deeds)
         return "cancelled" if asked and not body.get("error") else None
     if body["status"] != "FAILED" or "output" in body:
         return None

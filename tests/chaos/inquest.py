@@ -120,7 +120,7 @@ def _histories(journal: Journal, folder: Path, bodies: dict[str, dict[str, Any]]
     exchanges, posts, reads = defaultdict(list), defaultdict(list), defaultdict(list)
     for it in sorted(journal.exchanges, key=lambda it: it.received):
         exchanges[it.ticket].append(it)
-        if it.op == "purge" and it.code in (0, 200):
+        if it.op == "purge" and (it.code in (0, 200) or b"were cancelled before" in it.body):
             journal.deeds.append(Deed(it.received, it.client.rstrip("0123456789"), "purge"))
     for ticket, order in journal.orders.items():
         if KINDS[order.kind].do == "crash":

@@ -96,6 +96,7 @@ def test_what_is_right_is_accepted() -> None:
         ([accepted(), ended(9, "final", output={"sum": 0})], {}, "for no reason"),
         ([accepted(), failed(9, "final")], {}, "for no reason"),
         ([accepted(), ended(9, "final", status="CANCELLED", output=None)], {}, "for no reason"),
+        ([accepted(), told("cancel", 2, 503), ended(9, "final", status="CANCELLED", output=None)], {}, "for no reason"),
         ([accepted(), ended(9, "final", delayTime=1.5)], {}, "delayTime"),
         ([accepted(), ended(9, "final", workerId=None)], {}, "workerId"),
         ([accepted(), ended(9, "final")], {"starts": [1.1, 1.2]}, "2 starts, and only 0 retries"),
