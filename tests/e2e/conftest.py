@@ -315,10 +315,14 @@ class Runs:
 
     def all_gone(self) -> None:
         """Within that time no process is left."""
-        until = time.monotonic() + GONE_S
+        self.come_to(0, GONE_S)
+
+    def come_to(self, number: int, within: float = DEADLINE_S) -> None:
+        """Within that time there are so many processes."""
+        until = time.monotonic() + within
         pause = threading.Event()
-        while left := self.processes():
-            assert time.monotonic() < until, f"left behind after {GONE_S:g} s: {left}"
+        while len(left := self.processes()) != number:
+            assert time.monotonic() < until, f"after {within:g} s there are not {number} processes but {left}"
             pause.wait(POLL_S)
 
     def close(self) -> None:

@@ -42,9 +42,10 @@ def alive(pid: int) -> bool:
 def template_of(supervise: Runs, run: Supervise) -> int:
     """The process that ``run`` forks its workers from."""
     for pid, command in supervise.processes().items():
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        if "template/main.py" in command and int(stat[stat.rindex(")") + 2 :].split()[1]) == run.pid:
-            return pid
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            if "template/main.py" in command and int(stat[stat.rindex(")") + 2 :].split()[1]) == run.pid:
+                return pid
     raise AssertionError("there is no template")
 
 

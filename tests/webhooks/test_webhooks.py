@@ -181,7 +181,7 @@ def test_an_answer_without_an_end_acknowledges_and_is_not_read(
 
 def test_an_answer_that_drips_acknowledges(make_office: MakeOffice, make_receiver: MakeReceiver, does: Does) -> None:
     receiver = make_receiver(does.drip(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"))
-    office = make_office()
+    office = make_office(webhook_timeout=3)
     office.deliver(receiver.name)
     assert (office.webhooks.delivered, len(receiver.posts)) == (1, 1)
 
