@@ -17,7 +17,7 @@ from supervisor.proc import kill
 from supervisor.template.child import Order, Orders
 from supervisor.template.reap import Reaper
 
-_AFTER = 0.01
+_AFTER = 0.002
 """Seconds from a worker's start to the fork of the next: they should not take each other's time."""
 
 _AGAIN = 1.0
