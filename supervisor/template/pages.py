@@ -1,7 +1,8 @@
 """Large pages for what workers share, so that a fork and a worker's end have less to count; runs in the template process.
 
 A fork copies the page table, and an end gives every page back: after ``import torch`` that is 37,000 pages, 4 ms for the one and
-5 ms for the other. In pages of 2 MiB it is a third. A worker that writes still copies 4 KiB: the kernel splits the page first.
+5 ms for the other. In pages of 2 MiB it is a third, and half. A worker that writes still copies 4 KiB: the kernel splits the page
+first.
 """
 
 from __future__ import annotations
