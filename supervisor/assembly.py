@@ -30,6 +30,7 @@ from supervisor.pool.process import become_subreaper, reap_orphans
 from supervisor.pool.seams import Place
 from supervisor.pool.starter import TemplateStarter
 from supervisor.settings import Settings
+from supervisor.store import owner
 from supervisor.store.opening import TEMPORARY
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
@@ -67,7 +68,7 @@ class Assembly:
         ends with the supervisor, and the settings' store is not used.
 
         Raises:
-            UsageError: a GPU is not there or held, the store is in use or cannot be used.
+            UsageError: a GPU is not there or held, the store is in use, cannot be used or holds another handler's jobs.
         """
         self.notes: list[str] = []
         self._tell = note
@@ -91,16 +92,17 @@ class Assembly:
     def _build(self) -> None:
         settings = self._settings
         holder = locks.this_process(self.run_id, settings.handler)
+        self.tmp_root, folder_lock = temporary.make_run_folder(self.run_id)
+        self._undo.callback(shutil.rmtree, self.tmp_root, ignore_errors=True)
+        self._undo.callback(os.close, folder_lock)
+        store_locks = self._open_store(holder)  # before the GPUs: whose jobs it holds may forbid this start
         self._reader = self._make_reader()
         gpus, gpu_locks = self._take_gpus(holder)
         self._plans = pinning.plan_slots(gpus, settings.workers, settings.gpus_per_worker, settings.workers_per_gpu)
         scaling.bounds(settings, len(self._plans))
         descriptors.check_limit(len(self._plans))
         limits = self._limits()
-        self.tmp_root, folder_lock = temporary.make_run_folder(self.run_id)
-        self._undo.callback(shutil.rmtree, self.tmp_root, ignore_errors=True)
-        self._undo.callback(os.close, folder_lock)
-        held = [*gpu_locks, *self._open_store(holder)]
+        held = [*gpu_locks, *store_locks]
         self._lock_fds = (folder_lock, *(fd for lock in held for fd in lock.fds))
         self.engine = Engine(settings, self.store, self._secrets, self._loop, status_body)
         self._starter = TemplateStarter(
@@ -129,11 +131,17 @@ class Assembly:
         self._undo.callback(self.engine.close)
 
     def start(self) -> None:
-        """Start the workers and take up the store's jobs."""
+        """Start the workers and take up the store's jobs.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
         if self._memory is not None and self._reader is not None:
             self._first_reading(self._memory, self._reader)
         if self._settings.reload:
             self._watch_sources()
+        if not self._temporary:
+            owner.claim(self.store, self._settings.spec)
         self.engine.start()
 
     def _watch_sources(self) -> None:
@@ -227,6 +235,8 @@ class Assembly:
             note=self._note,
         )
         self.store = self._undo.enter_context(store)
+        if (taken_over := owner.check(store, self._settings)) is not None:
+            self._note(taken_over)
         self._secrets = SecretFiles(Path(f"{path}.secrets"))
         return [lock]
 

@@ -33,11 +33,13 @@ MIB = 2**20
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Every option, checked. Times are seconds, sizes bytes, paths absolute; an option left out has its default.
 
-    ``spec`` is ``handler`` as the workers are told it. ``preload`` is None for ``auto``. ``api_key`` has the keys of
-    ``api_key_file`` too.
+    ``spec`` is ``handler`` as the workers are told it. ``store_given`` is what named the store, or the endpoint that it is named
+    after, such as ``--store``; None where both have their defaults. ``preload`` is None for ``auto``. ``api_key`` has the keys
+    of ``api_key_file`` too.
     """
 
     spec: HandlerSpec
+    store_given: str | None
 
     handler: Annotated[
         str,
@@ -164,6 +166,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 30.0
 
     store: Annotated[Path, Option(_JOBS, option.PATH, "The job database.", shown=".supervise/ENDPOINT_ID.db")]
+    adopt: Annotated[
+        bool, Option(_JOBS, option.FLAG, "Take over the jobs that another handler left unfinished, and run them.")
+    ] = False
     retention: Annotated[float, Option(_JOBS, option.DURATION, "How long results are kept after a job's end.")] = DAY
     max_store: Annotated[int, Option(_JOBS, option.SIZE, "Forget the oldest results when the database holds more.")] = (
         10 * 2**30
@@ -364,6 +369,7 @@ def _settle(given: dict[str, Given], *, terminal: bool) -> Settings:
     values["spec"] = parse_handler(values["handler"], values["handler_args"])
     if "endpoint_id" not in values:
         values["endpoint_id"] = _default_endpoint_id(values["spec"])
+    values["store_given"] = where.get("store") or where.get("endpoint_id")
     values.setdefault("store", Path(".supervise", f"{values['endpoint_id']}.db").absolute())
     # Who asks for a form of the lines, or for one result, wants to read them.
     if values["input"] is not None:

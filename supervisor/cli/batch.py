@@ -63,7 +63,9 @@ def run_batch(settings: Settings) -> int:
     with contextlib.ExitStack() as stack:
         files = _Files(settings, stack)
         # The store is this batch's own, and holds what is not written yet: nothing in it may be forgotten or refused.
-        settings = msgspec.structs.replace(settings, store=files.store, retention=_FOR_EVER_S, max_queue=0)
+        settings = msgspec.structs.replace(
+            settings, store=files.store, store_given=None, retention=_FOR_EVER_S, max_queue=0
+        )
         with event_loop() as loop:
             run = _Run(settings, files, loop)
             try:

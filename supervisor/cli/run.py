@@ -24,6 +24,7 @@ from supervisor.cli.screen import Screen
 from supervisor.errors import RequestError, SuperviseError, UsageError
 from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.settings import Settings
+from supervisor.store import summary
 from supervisor.webhooks.webhooks import Webhooks
 
 SERVER_STOP_S = 2.0
@@ -107,6 +108,7 @@ class _Serving:
         engine.overview.url = url
         engine.overview.notice = self._assembly.notes[-1] if self._assembly.notes else None
         servers = [server]
+        self._tell_store()
         self._assembly.start()
         self._webhooks.start()
         await server.start()
@@ -127,10 +129,25 @@ class _Serving:
             if screen is not None:
                 await screen.close()
                 self._news.resume()
+        self._tell_end("stopped" if failure is None else None)
         if failure is not None:
             raise failure
-        self._news.event("stopped", "stopped")
         return 130 if self._ending.at_once.is_set() else 0
+
+    def _tell_store(self) -> None:
+        """Say what the store holds."""
+        store = self._assembly.store
+        counts = store.counts()
+        self._news.event("store", summary.at_start(store.path, counts), store=str(store.path), **summary.fields(counts))
+
+    def _tell_end(self, stopped: str | None) -> None:
+        """Say ``stopped``, and what is left in the store for the next start, if anything."""
+        store = self._assembly.store
+        counts = store.counts()
+        parts = [part for part in (stopped, summary.at_end(store.path, counts)) if part is not None]
+        if parts:
+            left = summary.unfinished(counts)
+            self._news.event(stopped or "left", "; ".join(parts), store=str(store.path), left=left)
 
     async def _show_screen(self, servers: list[Server]) -> Screen | None:
         """Start the dashboard as a child on a private socket; the lines are silent until it ends. ``None``: there can be none."""

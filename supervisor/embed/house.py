@@ -29,6 +29,7 @@ from supervisor.errors import RequestError
 from supervisor.job import JobRequest, JobStatus
 from supervisor.pool import events
 from supervisor.settings import Settings
+from supervisor.store import summary
 from supervisor.webhooks.webhooks import Webhooks
 
 LOG = logging.getLogger("supervisor")
@@ -212,6 +213,8 @@ class House:
         try:
             for note in assembly.notes:
                 LOG.info(note)
+            if not self._temporary:
+                LOG.info(summary.at_start(assembly.store.path, assembly.store.counts()))
             engine.observe(self._heard)
             assembly.start()
             webhooks = Webhooks(engine, loop)
@@ -236,6 +239,9 @@ class House:
             await webhooks.close(self._at_once)
         finally:
             await _cancel_others()
+            left = None if self._temporary else summary.at_end(assembly.store.path, assembly.store.counts())
+            if left is not None:
+                LOG.info(left)
             self._assembly = None
             assembly.close()
 

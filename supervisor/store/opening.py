@@ -19,7 +19,7 @@ TEMPORARY = Path(":temporary:")
 """The path of a store in a temporary file without a name: SQLite writes to it what its cache does not hold, and the file is gone
 when it is closed or the process ends. Nothing outlives the process, so nothing is synced: a job costs half (measured)."""
 
-VERSION = 2
+VERSION = 3
 """``PRAGMA user_version``. Whoever raises it adds a file to ``migrations/``; ``_refuse_foreign`` looks for it in the file."""
 
 APPLICATION_ID = int.from_bytes(b"supv", "big")

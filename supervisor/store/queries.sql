@@ -170,6 +170,12 @@ SELECT status, COUNT(*) FROM jobs WHERE ended_ms IS NOT NULL GROUP BY status
 -- name: retried
 SELECT COALESCE(SUM(retries), 0) FROM jobs WHERE retries > 0
 
+-- name: owner
+SELECT handler FROM owner
+
+-- name: set_owner
+INSERT OR REPLACE INTO owner (one, handler) VALUES (1, ?)
+
 -- name: next_seq
 SELECT 1 + MAX(COALESCE((SELECT MAX(seq) FROM jobs), 0), (SELECT seq FROM forgotten))
 

@@ -1,4 +1,4 @@
--- The job store, version 2. Run once, inside one transaction, when a store is made (supervisor process, opening.py).
+-- The job store, version 3. Run once, inside one transaction, when a store is made (supervisor process, opening.py).
 -- The rules of job.py are kept here as well: whatever writes to this file, an illegal job cannot be stored.
 
 CREATE TABLE jobs (
@@ -77,6 +77,12 @@ CREATE TABLE webhook_bodies (
 -- The highest seq of a job that was forgotten: a number is never given twice.
 CREATE TABLE forgotten (seq INTEGER NOT NULL);
 INSERT INTO forgotten VALUES (0);
+
+-- The handler that the store belongs to; without a row it is nobody's.
+CREATE TABLE owner (
+    one     INTEGER PRIMARY KEY CHECK (one = 1),
+    handler BLOB    NOT NULL  -- its name as owner.py words it; a path need not be UTF-8
+);
 
 -- The same table as job.TRANSITIONS; a test compares them.
 CREATE TABLE transitions (

@@ -56,6 +56,8 @@ class Queries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queued_counts: str
     retried: str
     next_seq: str
+    owner: str
+    set_owner: str
 
 
 def read_schema() -> str:

@@ -7,6 +7,7 @@ for as long as it is open. ``Store.open(MEMORY)`` gives one without a file, for 
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -252,6 +253,15 @@ class Store:
         self._forget_failure = error
         gone()
 
+    def set_owner(self, owner: str) -> None:
+        """Write that the store belongs to the handler ``owner``; durable when this returns. To be called before any commit.
+
+        Raises:
+            StoreError: the disk is full or failing; the store belongs to whom it did.
+        """
+        with self._explained():
+            self._db.execute(self._sql.set_owner, (os.fsencode(owner),))
+
     # --- reading ---------------------------------------------------------------------------------------------------------
 
     @property
@@ -259,6 +269,12 @@ class Store:
         """Bytes of the file that hold something; freed ones are used again before it grows."""
         ((bytes_used,),) = self._rows(self._sql.used)
         return int(bytes_used)
+
+    @property
+    def owner(self) -> str | None:
+        """The name of the handler that the store belongs to; ``None``: nobody's."""
+        rows = self._rows(self._sql.owner)
+        return os.fsdecode(rows[0][0]) if rows else None
 
     @property
     def next_seq(self) -> int:

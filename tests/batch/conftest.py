@@ -42,10 +42,19 @@ class Batches:
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         self._running: list[subprocess.Popen[bytes]] = []
-        (folder / "echo.py").write_text(ECHO)
+        self.handler = "echo.py"
+        (folder / self.handler).write_text(ECHO)
 
     def command(self, *arguments: object) -> list[str]:
-        own = [sys.executable, ROOT / "bin/supervise", "echo.py", "--gpus", "none", "--lock-dir", self.folder / "locks"]
+        own = [
+            sys.executable,
+            ROOT / "bin/supervise",
+            self.handler,
+            "--gpus",
+            "none",
+            "--lock-dir",
+            self.folder / "locks",
+        ]
         return list(map(str, [*own, *arguments]))
 
     def start(self, *arguments: object, **streams: Any) -> subprocess.Popen[bytes]:

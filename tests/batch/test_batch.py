@@ -153,6 +153,33 @@ def test_killed_half_way_it_does_only_what_is_missing(batch: Batches, gate: Path
     assert batch.files() == {"in.jsonl", "out.jsonl"}
 
 
+def test_another_handler_does_not_go_on_with_it_unasked(batch: Batches, gate: Path) -> None:
+    batch.write(1, {"gate": str(gate)}, 3)
+    run = batch.start(*FILES, "--workers", 1)
+    out = batch.folder / "out.jsonl"
+    batch.until(lambda: len(batch.calls()) == 2 and out.exists() and out.read_bytes().count(b"\n") == 1)
+    run.kill()
+    run.wait()
+    gate.unlink()
+    before = out.read_bytes()
+
+    (batch.folder / "tmp/echo.py").write_text((batch.folder / "echo.py").read_text().replace("got", "had"))
+    batch.handler = "tmp/echo.py"
+    refused = batch(*FILES, "--endpoint-id", "echo")  # which names no store here
+    assert refused.returncode == 2
+    said = refused.stderr.decode()
+    for word in (STORE, f"{batch.folder}/echo.py", f"{batch.folder}/tmp/echo.py", "--output", "--adopt"):
+        assert word in said
+    assert out.read_bytes() == before
+    assert len(batch.calls()) == 2
+
+    adopted = batch(*FILES, "--adopt")
+    assert adopted.returncode == 0, adopted.stderr
+    assert b"2 unfinished jobs (--adopt)" in adopted.stderr
+    assert ["had" in result["output"] for result in batch.results()] == [False, True, True]
+    assert batch.files() == {"in.jsonl", "out.jsonl"}
+
+
 def test_what_ended_and_was_not_written_is_not_run_again(batch: Batches, gate: Path) -> None:
     batch.write(1, 2, {"gate": str(gate)}, 4)
     run = batch.start(*FILES)

@@ -43,7 +43,7 @@ def test_a_drain(supervise: Runs, make_gate: Callable[[], Gate], signum: int) ->
     assert run.status(queued)["status"] == "IN_QUEUE"
     gates[1].open()
     assert run.wait() == 0
-    assert run.stderr.whole().endswith("stopped\n")
+    assert run.stderr.whole().endswith("\nstopped; 1 job stays queued in store.db\n")
 
     run = supervise(UNDER_LOAD, *CPU).listening()
     assert [run.ended(job)["output"] for job in (*running, queued)] == [{"n": 1}, {"n": 1}, {"n": 2}]

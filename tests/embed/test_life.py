@@ -1,6 +1,7 @@
 """From start to end: nothing is left behind, in whatever way it ends."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import uvloop
 
 import supervisor
+from supervisor import Supervisor
 from supervisor.errors import HandlerError, JobCancelled, LockedError, StartError, UsageError
 
 SOON = 20.0
@@ -124,6 +126,24 @@ def test_jobs_of_a_store_wait_for_the_next_supervisor(make, tmp_path, held):
         assert sv.submit(None, id="running").result(timeout=SOON) == held.input
         with pytest.raises(LockedError), make(store=store):
             pass
+
+
+def test_a_store_of_another_handler_is_taken_at_its_word_and_said(make, write, tmp_path, held, caplog):
+    caplog.set_level(logging.INFO, "supervisor")
+    store = tmp_path / "kept.db"
+    with make(store=store) as sv:
+        held.runs(sv.submit(held.input, id="running"))
+        sv.submit("second", id="second")
+        sv.close(drain=False)
+    assert caplog.messages[0] == f"store {store}: 0 queued"
+    assert f"2 jobs stay queued in {store}" in caplog.messages
+    held.release()
+    caplog.clear()
+    another = write((tmp_path / "house_handler.py").read_text(), "another.py")
+    with Supervisor(another, gpus="none", store=store) as sv:
+        assert sv.submit(None, id="second").result(timeout=SOON) == "second"
+    said = f"store {store}: {tmp_path}/another.py takes it over from {tmp_path}/house_handler.py"
+    assert caplog.messages[:2] == [f"{said}, with 2 unfinished jobs (keyword store)", f"store {store}: 2 queued"]
 
 
 def test_a_handler_that_cannot_be_loaded(make):

@@ -49,6 +49,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "refresh_on_oom": ("yes", True),
     "release_timeout": ("45", 45.0),
     "store": ("/var/jobs.db", Path("/var/jobs.db")),
+    "adopt": ("yes", True),
     "retention": ("7d", 604_800.0),
     "max_store": ("2GB", 2 * 10**9),
     "durability": ("full", "full"),
@@ -86,7 +87,7 @@ FROM_TEXT = [(name, text, value) for name, (text, value) in EXAMPLES.items() if 
 
 
 def test_every_field_is_an_option_and_every_option_a_field() -> None:
-    assert set(OPTIONS) == set(Settings.__struct_fields__) - {"spec"}
+    assert set(OPTIONS) == set(Settings.__struct_fields__) - {"spec", "store_given"}
     assert set(EXAMPLES) == set(OPTIONS)
 
 
@@ -160,6 +161,20 @@ def test_a_name_that_no_url_can_have_needs_another(load: Load, folder: Path) -> 
     ):
         load(handler="my handler.py")
     assert load(handler="my handler.py", endpoint_id="mine").store.name == "mine.db"
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "toml", "given"),
+    [
+        ({}, {}, "port = 1", None),
+        ({"store": "jobs.db", "endpoint_id": "x"}, {}, None, "--store"),
+        ({"endpoint_id": "x"}, {}, None, "--endpoint-id"),
+        ({}, {"SUPERVISE_STORE": ".supervise/handler.db"}, None, "SUPERVISE_STORE"),
+        ({}, {}, "endpoint-id = 'handler'", "endpoint-id in supervise.toml"),
+    ],
+)
+def test_what_named_the_store(load: Load, words: Any, environ: Any, toml: str | None, given: str | None) -> None:
+    assert load(environ, toml, **words).store_given == given
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Whose a store is: the name of a handler in its store, and whether another may run what that holds; in the supervisor process.
+
+A file is named by its path from the store's folder, so both can be moved together; any other handler by its module, and by its
+function where one was given.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from supervisor.errors import UsageError
+from supervisor.settings import Settings
+from supervisor.store import summary
+from supervisor.store.store import Store
+from supervisor.wire import HandlerSpec
+
+
+def name_of(spec: HandlerSpec, store: Path) -> str:
+    """The name of the handler in the store at ``store``. Only that of a file has a slash in it."""
+    if spec.kind != "file":
+        return spec.target if spec.attribute is None else f"{spec.target}:{spec.attribute}"
+    # The links in it stay: `current/handler.py` is the same handler when `current` points to the next release.
+    path = os.path.normpath(spec.target)
+    if os.path.realpath(path) != os.path.realpath(spec.target):  # `..` behind a link
+        path = os.path.realpath(spec.target)
+    name = os.path.relpath(path, _folder(store))
+    return name if "/" in name else f"./{name}"
+
+
+def is_same(one: str, other: str, store: Path) -> bool:
+    """Whether two names mean one handler: one file by whatever path, or one module of which they do not name two functions."""
+    if "/" in one and "/" in other:
+        return one == other or os.path.realpath(_path(one, store)) == os.path.realpath(_path(other, store))
+    (module, _, function), (other_module, _, other_function) = one.partition(":"), other.partition(":")
+    return module == other_module and (function == other_function or not (function and other_function))
+
+
+def check(store: Store, settings: Settings) -> str | None:
+    """Check that the handler of ``settings`` may have ``store``; say for the user whose it was, if another's. Writes nothing.
+
+    Raises:
+        UsageError: another handler left unfinished jobs there, and nobody said that this one is to run them.
+    """
+    ours, theirs = name_of(settings.spec, store.path), store.owner
+    if theirs is None or is_same(theirs, ours, store.path):
+        return None
+    here = f"store {summary.shown(store.path)}"
+    us, them = _readable(ours, store.path), _readable(theirs, store.path)
+    unfinished = summary.unfinished(store.counts())
+    jobs = f"{unfinished} unfinished job{'s' if unfinished != 1 else ''}"
+    why = "--adopt" if settings.adopt else settings.store_given
+    if unfinished and why is None:
+        other = (
+            "another file with --output"
+            if settings.input is not None
+            else "another store with --endpoint-id or --store"
+        )
+        raise UsageError(
+            f"{here} holds {jobs} of {them}, and this is {us}; name {other}, or take the jobs over and run them with --adopt"
+        )
+    return f"{here}: {us} takes it over from {them}, with {jobs}" + (f" ({why})" if why is not None else "")
+
+
+def claim(store: Store, spec: HandlerSpec) -> None:
+    """Write that ``store`` belongs to this handler; before it takes or runs a job.
+
+    Raises:
+        StoreError: the disk is full or failing.
+    """
+    ours = name_of(spec, store.path)
+    if store.owner != ours:
+        store.set_owner(ours)
+
+
+def _folder(store: Path) -> Path:
+    # With its links followed: two folders may have one `.supervise` by a link, and the handlers in them are not the same.
+    return store.resolve().parent
+
+
+def _path(name: str, store: Path) -> str:
+    return os.path.normpath(_folder(store) / name)
+
+
+def _readable(name: str, store: Path) -> str:
+    """For a message: a file by its whole path. The store may come from anyone, so nothing in it may command a terminal."""
+    whole = _path(name, store) if "/" in name else name
+    return "".join(letter if letter.isprintable() else "?" for letter in whole)
