@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
+from supervisor.gpu.attribution import Attribution
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, WorkerRef
-from supervisor.gpu.source import MIB, Owners, SourceError, name_of
+from supervisor.gpu.source import MIB, SourceError
 from supervisor.gpu.xids import Order, Watched, XidWatch
 
 _PLAIN = {
@@ -37,14 +38,15 @@ _RECOVERY = {
 class NvmlSource:
     """A ``Source`` over the driver. Initialises once: repeated initialisation has hung on some drivers (go-nvml#152)."""
 
-    def __init__(self, xids: XidWatch) -> None:
-        """Touch nothing yet; let ``xids`` watch the GPUs that are found."""
+    def __init__(self, xids: XidWatch, attribution: Attribution) -> None:
+        """Touch nothing yet; let ``xids`` watch the GPUs that are found, and ``attribution`` say whose listed processes are."""
         self._nvml: Any = None
         self._failures: tuple[type[Exception], ...] = ()
         self._devices: dict[str, Watched] = {}
         self._lost: set[str] = set()
         self._stale = True
         self._xids = xids
+        self._attribution = attribution
         self._watched: frozenset[str] = frozenset()
 
     def listing(self) -> Listing:
@@ -67,13 +69,12 @@ class NvmlSource:
         self._initialise()
         if self._stale:
             self._renew_handles()
-        owners = Owners(workers)
         lost = set(self._lost)
-        samples = [self._read(device, owners) for device in self._devices.values()]
+        samples = [self._read(device) for device in self._devices.values()]
         if lost - self._lost:
             self._watched = frozenset()  # what was registered for a GPU that was lost may be lost with it
         self._watch_xids()
-        return samples
+        return self._attribution.attribute(samples, workers)
 
     # --- finding GPUs
 
@@ -139,7 +140,7 @@ class NvmlSource:
             index=index,
             uuid=uuid,
             name=_text(name) if name else "NVIDIA GPU",
-            memory_total_mib=int(memory.total) // MIB if memory else None,
+            memory_total_mib=_total(memory),
             pci=self._pci(handle),
         )
 
@@ -163,7 +164,7 @@ class NvmlSource:
 
     # --- reading one
 
-    def _read(self, device: Watched, owners: Owners) -> GpuSample:
+    def _read(self, device: Watched) -> GpuSample:
         gpu, handle = device.gpu, device.handle
         try:
             memory = self._memory(handle)
@@ -175,14 +176,15 @@ class NvmlSource:
         self._lost.discard(gpu.uuid)
         utilization = self._optional("nvmlDeviceGetUtilizationRates", handle)
         power = self._optional("nvmlDeviceGetPowerUsage", handle)
+        total = _total(memory)
         return GpuSample(
             uuid=gpu.uuid,
-            memory_used_mib=int(memory.used) // MIB if memory else None,
-            memory_total_mib=int(memory.total) // MIB if memory else None,
+            memory_used_mib=None if total is None else int(memory.used) // MIB,
+            memory_total_mib=total,
             utilization=int(utilization.gpu) if utilization else None,
             temperature_c=self._optional("nvmlDeviceGetTemperature", handle, 0),
             power_w=round(power / 1000, 1) if power is not None else None,
-            processes=self._processes(handle, owners),
+            processes=self._processes(handle),
         )
 
     def _recovery(self, handle: Any) -> str | None:
@@ -194,7 +196,8 @@ class NvmlSource:
         return f"the driver asks for {_RECOVERY.get(action, f'recovery action {action}')}"
 
     def _memory(self, handle: Any) -> Any:
-        """Total, free and used bytes; ``None`` where the GPU has no memory of its own to tell of (it shares the host's)."""
+        """Total, free and used bytes; ``None`` where nothing counts them: the GPU shares the host's memory (GB10, nvitop#208), or
+        the driver has no such function."""
         nvml = self._nvml
         try:
             return nvml.nvmlDeviceGetMemoryInfo(handle)
@@ -203,7 +206,13 @@ class NvmlSource:
                 return None
             if not self._is(error, "NVML_ERROR_FUNCTION_NOT_FOUND"):
                 raise
-        return nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+        # For good only: this one leaves out what the driver has reserved, so figures of both cannot be compared.
+        try:
+            return nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+        except self._failures as error:
+            if not self._is(error, "NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_FUNCTION_NOT_FOUND"):
+                raise
+        return None
 
     def _unreadable(self, gpu: Gpu, error: Exception) -> GpuSample:
         self._stale = True
@@ -217,21 +226,20 @@ class NvmlSource:
             lost=gpu.uuid in self._lost,
         )
 
-    def _processes(self, handle: Any, owners: Owners) -> tuple[GpuProcess, ...] | None:
+    def _processes(self, handle: Any) -> tuple[GpuProcess, ...] | None:
+        """The numbers that NVML names processes by, with their memory."""
         compute = self._listed("nvmlDeviceGetComputeRunningProcesses", handle)
         if compute is None:
             return None
         memory: dict[int, int | None] = {}
         for entry in (*compute, *(self._listed("nvmlDeviceGetGraphicsRunningProcesses", handle) or ())):
             used = entry.usedGpuMemory
-            # All bits set is NVML's "not available"; a process in both lists shows the same figure in both.
-            known = None if used is None or used >= (1 << 64) - 1 else int(used) // MIB
+            # All bits set is NVML's "not available", and so is a 0, in containers (HAMi-core#112): none is listed that has
+            # nothing. A process in both lists shows the same figure in both.
+            known = None if not used or used >= (1 << 64) - 1 else int(used) // MIB
             before = memory.get(entry.pid)
             memory[entry.pid] = known if before is None else max(before, known or 0)
-        return tuple(
-            GpuProcess(pid=int(pid), memory_mib=used, name=name_of(pid), slot=owners.slot_of(pid))
-            for pid, used in memory.items()
-        )
+        return tuple(GpuProcess(pid=int(pid), memory_mib=used) for pid, used in memory.items())
 
     def _listed(self, function: str, handle: Any) -> list[Any] | None:
         listed = self._optional(function, handle)
@@ -257,6 +265,11 @@ class NvmlSource:
         if self._is(error, "NVML_ERROR_UNINITIALIZED"):
             self._nvml = None
             self._watched = frozenset()
+
+
+def _total(memory: Any) -> int | None:
+    """MiB of the GPU's memory; ``None`` where it is not counted. A total of 0 says no more than that (nvtop#411)."""
+    return (int(memory.total) // MIB or None) if memory else None
 
 
 def _text(value: str | bytes) -> str:

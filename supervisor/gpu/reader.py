@@ -20,6 +20,7 @@ import threading
 import time
 
 from supervisor import proc, wire
+from supervisor.gpu.attribution import Attribution, in_host_pid_namespace
 from supervisor.gpu.messages import LIMIT, Answer, FromReader, List, ToReader
 from supervisor.gpu.nvml import NvmlSource
 from supervisor.gpu.records import Reading
@@ -42,7 +43,8 @@ def main(supervisor: int, simulated: int, fd: int = 0) -> None:
     # A process stuck in the kernel would keep what it inherited by accident: a lock, somebody's pipe.
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     line = Line(fd)
-    line.serve(SimulatedSource(simulated) if simulated else NvmlSource(XidWatch(line.say)))
+    attribution = Attribution(on_host=in_host_pid_namespace())
+    line.serve(SimulatedSource(simulated) if simulated else NvmlSource(XidWatch(line.say), attribution))
 
 
 class Line:

@@ -31,19 +31,25 @@ class Gpu(msgspec.Struct, frozen=True):
 
 
 class GpuProcess(msgspec.Struct, frozen=True):
-    """A process that NVML lists on a GPU. ``slot`` is ours when it belongs to a worker's tree, else ``None``."""
+    """A process that NVML lists on a GPU. ``slot`` is ours when it belongs to a worker's tree, else ``None``.
+
+    ``visible``: it is seen in this PID namespace, and known to be the one that NVML means. One that is not may be anybody's, a
+    worker's too: then ``pid`` may be a number of another namespace, and name and slot are unknown.
+    """
 
     pid: int
     memory_mib: int | None = None
     name: str | None = None
     slot: str | None = None
+    visible: bool = True
 
 
 class GpuSample(msgspec.Struct, frozen=True):
     """One reading of one GPU.
 
     ``error`` is NVML's word when the GPU could not be read; ``lost`` says that it has fallen off the bus, or is of no use until
-    it is reset. ``processes`` is ``None`` when NVML cannot list them at all.
+    it is reset. ``processes`` is ``None`` when NVML cannot list them at all. Memory is ``None``, without an error, where the GPU
+    has no counter of it.
     """
 
     uuid: str
@@ -55,6 +61,12 @@ class GpuSample(msgspec.Struct, frozen=True):
     processes: tuple[GpuProcess, ...] | None = None
     error: str | None = None
     lost: bool = False
+
+    @property
+    def counted(self) -> bool:
+        """Whether it tells how much memory is in use. A total of 0 is no reading: what shares the host's memory may show that
+        (nvtop#411)."""
+        return self.memory_used_mib is not None and self.memory_total_mib != 0
 
 
 class WorkerRef(msgspec.Struct, frozen=True):

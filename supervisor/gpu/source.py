@@ -1,4 +1,4 @@
-"""What a source of GPU readings is, and whose a listed process is; used by the reader process.
+"""What a source of GPU readings is, and what ``/proc`` tells it of processes; used by the reader process.
 
 Two sources implement it, ``nvml.NvmlSource`` and ``simulated.SimulatedSource``; one suite of tests holds for both.
 """
@@ -11,7 +11,6 @@ from typing import Protocol
 from supervisor.gpu.records import GpuSample, Listing, WorkerRef
 
 MIB = 1 << 20
-_MAX_DEPTH = 256
 
 
 class SourceError(Exception):
@@ -34,32 +33,15 @@ class Source(Protocol):
         ...
 
 
-class Owners:
-    """Finds the slot whose worker a process descends from; made anew for each sample, so that what it read is one moment's."""
-
-    def __init__(self, workers: Mapping[str, WorkerRef]) -> None:
-        """Know the workers by slot."""
-        self._slots = {ref.pid: slot for slot, ref in workers.items()}
-
-    def slot_of(self, pid: int) -> str | None:
-        """The slot of the worker ``pid`` is, or descends from; a worker that is dead but still listed is known by its own pid."""
-        for _ in range(_MAX_DEPTH):
-            slot = self._slots.get(pid)
-            if slot is not None or pid <= 1:
-                return slot
-            pid = parent_of(pid)
-        return None
-
-
-def parent_of(pid: int) -> int:
-    """The parent of process ``pid``; 0 when there is no such process here (in a container NVML may list the host's)."""
+def parent_of(pid: int) -> int | None:
+    """The parent of process ``pid``, 0 for one outside this PID namespace; ``None`` when no such process is seen here."""
     stat = _read(f"/proc/{pid}/stat")
     # The command's name, in parentheses, may hold spaces and parentheses; the parent is the second field behind it.
-    return int(stat[stat.rindex(b")") + 2 :].split()[1]) if stat else 0
+    return int(stat[stat.rindex(b")") + 2 :].split()[1]) if stat else None
 
 
 def name_of(pid: int) -> str | None:
-    """The command name of process ``pid``; ``None`` when there is no such process here."""
+    """The command name of process ``pid``; ``None`` when no such process is seen here."""
     return _read(f"/proc/{pid}/comm").decode("utf-8", "replace").rstrip("\n") or None
 
 
@@ -81,5 +63,5 @@ def _read(path: str) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
             return file.readall()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last: /proc is mounted with hidepid
         return b""

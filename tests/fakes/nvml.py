@@ -20,6 +20,9 @@ total (MiB), mig      allocated under their UUID
 alloc/GPU/PID         MiB in use by that process while it lives; GPU is an index or a UUID
 base/GPU              MiB in use by nobody who is listed, whatever lives
 lag                   seconds for which the memory of a dead process stays in use, not listed; ``inf`` for ever
+lists-the-dead        exists: they are listed for as long as their memory stays
+shift                 a number that is added to each pid in the lists, as if they were the pids of another namespace
+uncounted/GPU         exists: that GPU has no counter of its memory (NVML answers "not supported")
 error/GPU             NVML's error code for whatever is asked of that GPU (15: lost)
 xids/N                the Nth Xid that the driver reports: GPU, code and, of a MIG instance, its number
 watched/N             grows by a character with each event set that GPU N is registered in
@@ -39,6 +42,9 @@ import zlib
 from pathlib import Path
 
 _LIBRARY = Path(__file__).parent / "nvml_library"
+NO_PID_HERE = 1 << 22
+"""A shift to numbers that no process has: Linux gives none from there on."""
+
 LOST = 15
 UNKNOWN = 999
 
@@ -48,7 +54,7 @@ class FakeNvml:
 
     def __init__(self, folder: Path, gpus: int = 1, total_mib: int = 24576) -> None:
         self.folder = folder
-        for name in ("gpus", "alloc", "base", "error", "xids", "watched", "recovery"):
+        for name in ("gpus", "alloc", "base", "error", "uncounted", "xids", "watched", "recovery"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for index in range(gpus):
             self.add(index, total_mib)
@@ -82,6 +88,10 @@ class FakeNvml:
         """Let that process use ``mib``."""
         self._write(f"alloc/{gpu}/{pid}", mib)
 
+    def forget(self, gpu: int | str, pid: int) -> None:
+        """Give back what that process used, also when it is dead and its memory would stay."""
+        (self.folder / f"alloc/{gpu}/{pid}").unlink()
+
     def base(self, gpu: int | str, mib: int) -> None:
         """Let ``mib`` be in use by nobody."""
         self._write(f"base/{gpu}", mib)
@@ -111,6 +121,14 @@ class FakeNvml:
         """Let memory outlive its process by ``seconds`` (``inf``: for ever)."""
         self._write("lag", seconds)
 
+    def shift(self, by: int) -> None:
+        """Name processes by other numbers than their pids here: as in a container, where NVML tells the host's."""
+        self._write("shift", by)
+
+    def uncounted(self, gpu: int | str) -> None:
+        """Let that GPU have no counter of its memory."""
+        self._write(f"uncounted/{gpu}", "")
+
     def missing(self, *functions: str) -> None:
         """Let the driver lack these functions."""
         self._write("missing", "\n".join(functions))
@@ -120,7 +138,7 @@ class FakeNvml:
         self._write("hang", "\n".join(functions))
 
     def switch(self, name: str, on: bool = True) -> None:
-        """Turn ``hidden``, ``unattributed``, ``no-events`` or ``hang`` on or off."""
+        """Turn ``hidden``, ``unattributed``, ``lists-the-dead``, ``no-events`` or ``hang`` on or off."""
         if on:
             self._write(name, "")
         else:

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from supervisor.gpu.records import GpuSample, WorkerRef
-from tests.fakes.nvml import LOST, UNKNOWN
+from supervisor.gpu.records import GpuProcess, GpuSample, WorkerRef
+from tests.fakes.nvml import LOST, NO_PID_HERE, UNKNOWN
 
 ALLOCATE = """
 import os, pathlib, subprocess, sys
@@ -159,6 +159,58 @@ def test_memory_of_a_process_may_be_unknown(fake_nvml, driver):
     sample = first(driver())
     assert sample.memory_used_mib == 500
     assert [process.memory_mib for process in sample.processes] == [None]
+
+
+def test_a_process_listed_with_nothing_has_unknown_memory(fake_nvml, driver):
+    fake_nvml.allocate(0, os.getpid(), 0)
+    assert [process.memory_mib for process in first(driver()).processes] == [None]
+
+
+def test_a_number_that_no_process_here_has_is_nobodys(fake_nvml, driver):
+    fake_nvml.shift(NO_PID_HERE)
+    fake_nvml.allocate(0, os.getpid(), 500)
+    (process,) = first(driver(), {"gpu0": WorkerRef(os.getpid())}).processes
+    assert process == GpuProcess(NO_PID_HERE + os.getpid(), 500, visible=False)
+
+
+def no_counter(fake):
+    fake.uncounted(0)
+
+
+def no_function(fake):
+    fake.missing("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2")
+
+
+def no_total(fake):
+    fake.add(0, total_mib=0)
+
+
+@pytest.mark.parametrize("lack", [no_counter, no_function, no_total])
+def test_a_gpu_without_a_counter_of_its_memory_is_well_and_tells_nothing_of_it(fake_nvml, driver, lack):
+    lack(fake_nvml)
+    fake_nvml.allocate(0, os.getpid(), 500)
+    source = driver()
+    gpu = source.reader.list_gpus(30).gpus[0]
+    sample = first(source)
+    assert (gpu.memory_total_mib, sample.memory_total_mib, sample.memory_used_mib) == (None, None, None)
+    assert (sample.error, sample.lost, sample.counted) == (None, False, False)
+    assert [process.memory_mib for process in sample.processes] == [500]
+
+
+def test_memory_that_cannot_be_read_for_a_moment_is_an_error(fake_nvml, driver):
+    source = driver()
+    source.reader.list_gpus(30)
+    fake_nvml.error(0, UNKNOWN)
+    sample = first(source)
+    assert (sample.error, sample.counted) == ("Unknown Error", False)
+
+
+def test_an_instance_without_a_counter(fake_nvml, driver):
+    fake_nvml.add(0, mig=2)
+    fake_nvml.uncounted("MIG-00000000-1")
+    source = driver()
+    source.reader.list_gpus(30)
+    assert [sample.counted for sample in source.sample().gpus] == [True, False, True]
 
 
 def test_lost_is_nvmls_word_and_lasts_until_it_answers_again(fake_nvml, driver):

@@ -75,6 +75,8 @@ class Library:
         return self._failure(self._name(handle))
 
     def _nvmlDeviceGetMemoryInfo(self, handle: object, memory: object) -> int:  # noqa: N802
+        if any((self._folder / "uncounted" / alias).exists() for alias in self._aliases(self._name(handle))):
+            return NOT_SUPPORTED
         used = sum(self._processes(handle, lagging=True).values()) + int(self._either("base", handle) or 0)
         info = memory._obj
         info.total = int(self._read(f"gpus/{self._gpu(handle)}/total")) * MIB
@@ -83,7 +85,8 @@ class Library:
         return self._failure(self._name(handle))
 
     def _nvmlDeviceGetComputeRunningProcesses_v3(self, handle: object, count: object, entries: object) -> int:  # noqa: N802
-        listed = {} if (self._folder / "hidden").exists() else self._processes(handle, lagging=False)
+        lagging = (self._folder / "lists-the-dead").exists()
+        listed = {} if (self._folder / "hidden").exists() else self._processes(handle, lagging)
         failure = self._failure(self._name(handle))
         room, count._obj.value = count._obj.value, len(listed)
         if failure or not listed:
@@ -91,8 +94,9 @@ class Library:
         if room < len(listed):
             return TOO_SMALL
         unknown = (self._folder / "unattributed").exists()
+        shift = int(self._read("shift") or 0)
         for entry, (pid, used) in zip(entries, listed.items(), strict=False):
-            entry.pid, entry.usedGpuMemory = pid, UNKNOWN_MEMORY if unknown else used * MIB
+            entry.pid, entry.usedGpuMemory = pid + shift, UNKNOWN_MEMORY if unknown else used * MIB
         return OK
 
     _nvmlDeviceGetComputeRunningProcesses_v2 = _nvmlDeviceGetComputeRunningProcesses_v3  # noqa: N815
