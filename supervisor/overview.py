@@ -179,16 +179,17 @@ def _running(active: Running) -> RunningJobView:
 
 
 def _memory_of(name: str, gpus: Iterable[Gpu], samples: Iterable[GpuSample]) -> int | None:
-    """MiB that the slot's worker tree holds on its GPUs, where NVML says so."""
+    """MiB that the slot's worker tree holds on its GPUs, where NVML says so of each of its processes that it lists."""
     ours = {gpu.uuid for gpu in gpus}
     held = [
         process.memory_mib
         for sample in samples
         if sample.uuid in ours
         for process in sample.processes or ()
-        if process.slot == name and process.memory_mib is not None
+        if process.slot == name
     ]
-    return sum(held) if held else None
+    known = [mib for mib in held if mib is not None]
+    return sum(known) if known and len(known) == len(held) else None
 
 
 def _gpus(pool: Pool) -> tuple[GpuView, ...]:
@@ -219,7 +220,8 @@ def _gpu(gpu: Gpu, sample: GpuSample, slot: str) -> GpuView:
         processes=None
         if processes is None
         else tuple(
-            GpuProcessView(process.pid, process.memory_mib, process.name, process.slot) for process in processes
+            GpuProcessView(process.pid, process.memory_mib, process.name, process.slot, process.visible)
+            for process in processes
         ),
         error=sample.error,
         lost=sample.lost,

@@ -48,12 +48,14 @@ class WorkerView(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class GpuProcessView(msgspec.Struct, frozen=True, rename="camel"):
-    """A process on a GPU; ``slot`` names ours, strangers have none."""
+    """A process on a GPU; ``slot`` names ours, strangers have none. One that is not ``visible`` in this PID namespace may be
+    either; ``pid`` may then be another namespace's."""
 
     pid: int
     memory_mib: int | None = msgspec.field(default=None, name="memoryMiB")
     name: str | None = None
     slot: str | None = None
+    visible: bool = True
 
 
 class GpuView(msgspec.Struct, frozen=True, rename="camel"):

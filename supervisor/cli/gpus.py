@@ -23,12 +23,14 @@ READ_S = 10.0
 
 
 class ProcessView(msgspec.Struct, frozen=True, rename="camel"):
-    """A process on a GPU; ``supervisor`` is the pid of the supervisor below which it runs."""
+    """A process on a GPU; ``supervisor`` is the pid of the supervisor below which it runs. Of one that is not ``visible`` in this
+    PID namespace neither name nor supervisor is known; ``pid`` may then be another namespace's."""
 
     pid: int
     memory_mib: int | None = msgspec.field(default=None, name="memoryMiB")
     name: str | None = None
     supervisor: int | None = None
+    visible: bool = True
 
 
 class GpuView(msgspec.Struct, frozen=True, rename="camel"):
@@ -140,7 +142,7 @@ def _view(gpu: Gpu, sample: GpuSample | None, holder: locks.Holder | None) -> Gp
         processes=None
         if processes is None or gpu.simulated
         else tuple(
-            ProcessView(each.pid, each.memory_mib, each.name, int(each.slot) if each.slot else None)
+            ProcessView(each.pid, each.memory_mib, each.name, int(each.slot) if each.slot else None, each.visible)
             for each in processes
         ),
         holder=holder,

@@ -110,11 +110,13 @@ def _gpu_others(gpu: GpuView) -> Cell:
     strangers = [process for process in gpu.processes if process.slot is None]
     if not strangers:
         return Text("-", "dim")
-    total = sum(process.memory_mib or 0 for process in strangers)
-    brief = f"{len(strangers)} · {mib(total)}"
+    known = [process.memory_mib for process in strangers if process.memory_mib is not None]
+    total = f"{mib(sum(known))}{'+' if len(known) < len(strangers) else ''}" if known else "?"
+    brief = f"{len(strangers)} · {total}"
     first = max(strangers, key=lambda process: process.memory_mib or 0)
+    name = first.name or ("process" if first.visible else "unknown")
     more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
-    named = f"{harmless(first.name or 'process').rpartition('/')[2]} ({first.pid}){more} · {mib(total)}"
+    named = f"{harmless(name).rpartition('/')[2]} ({first.pid}){more} · {total}"
     return lambda width: Text(named if len(named) <= width else brief, "yellow")
 
 

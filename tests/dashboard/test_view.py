@@ -150,6 +150,22 @@ def test_a_gpu_in_trouble_is_seen(snapshot: Make) -> None:
     assert "┄┄┄" in shown
 
 
+@pytest.mark.parametrize(
+    ("processes", "shown"),
+    [
+        ((s.GpuProcessView(31, 1204, "/usr/bin/jupyter-lab"),), "jupyter-lab (31) · 1204 MiB"),
+        ((s.GpuProcessView(31, None, "jupyter-lab"),), "jupyter-lab (31) · ?"),
+        ((s.GpuProcessView(31, 1204, "xorg"), s.GpuProcessView(32, None, "b")), "xorg (31) and 1 more · 1204 MiB+"),
+        ((s.GpuProcessView(4190000, 1204, visible=False),), "unknown (4190000) · 1204 MiB"),
+        ((s.GpuProcessView(31, 1204),), "process (31) · 1204 MiB"),
+    ],
+)
+def test_what_is_not_known_of_others_is_not_made_up(
+    snapshot: Make, processes: tuple[s.GpuProcessView, ...], shown: str
+) -> None:
+    assert shown in text(snapshot(1, gpus=(change(snapshot(1).gpus[0], processes=processes),)), 180, 40)
+
+
 def test_simulated_gpus_are_labelled(snapshot: Make) -> None:
     gpus = tuple(change(gpu, simulated=True) for gpu in snapshot(2).gpus)
     shown = text(snapshot(2, gpus=gpus), 120, 40)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.fakes.nvml import FakeNvml
+from tests.fakes.nvml import NO_PID_HERE, FakeNvml
 
 if TYPE_CHECKING:
     from conftest import Gate, Runs, Supervise
@@ -144,6 +144,10 @@ def test_a_day_with_it(supervise: Runs, fake: FakeNvml, make_gate: Callable[[], 
     pid = run.workers()[slot]["pid"]
     (process,) = gpus[int(slot[-1])]["processes"]
     assert (process["pid"], process["memoryMiB"], process["supervisor"]) == (pid, 2000, run.pid)
+    fake.shift(NO_PID_HERE)
+    gpus = ask.json("gpus", "--lock-dir", supervise.folder / "locks")
+    (process,) = gpus[int(slot[-1])]["processes"]
+    assert (process["pid"], process["visible"], process["supervisor"]) == (NO_PID_HERE + pid, False, None)
 
     with ask.start("logs", "-f", job) as following:
         following.says("begins with")

@@ -154,6 +154,20 @@ def test_the_log_keeps_the_newest_lines_with_their_slot_and_job():
     assert (before.text, before.slot, before.job, before.at) == ("line 999", "cpu0", "a", 5)
 
 
+@pytest.mark.parametrize(
+    ("figures", "shown"), [((700,), 700), ((700, 50), 750), ((None,), None), ((700, None), None), ((), None)]
+)
+def test_what_a_worker_holds_is_unknown_where_one_figure_is(make_house, played_memory, figures, shown):
+    house = make_house(memory=played_memory)
+    ours = tuple(GpuProcess(pid, mib, "python", "cpu0") for pid, mib in enumerate(figures))
+    unseen = GpuProcess(1 << 22, 900, visible=False)
+    played_memory.samples = {"GPU-0": GpuSample("GPU-0", memory_used_mib=1800, processes=(*ours, unseen))}
+    house.start()
+    seen = house.engine.snapshot()
+    assert seen.workers[0].gpu_memory_mib == shown
+    assert [process.visible for process in seen.gpus[0].processes] == [*[True] * len(ours), False]
+
+
 def test_a_snapshot_of_a_house_with_a_gpu(make_house, played_memory):
     house = make_house(memory=played_memory)
     ours, stranger = GpuProcess(1, 700, "python", "cpu0"), GpuProcess(2, 50, "other")
