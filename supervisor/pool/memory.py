@@ -195,7 +195,7 @@ class GpuMemory:
         held = release.holds(reading, alone=name in self._alone, attributes=self._attributes)
         if held is not None and held > self._refresh_above:
             learned.append((name, steps.Overgrown(held, reading.at)))
-        elif held is None and all(sample.error is None for sample in reading.gpus):
+        elif held is None and not self._attributes and all(sample.error is None for sample in reading.gpus):
             why = "NVML does not show how much GPU memory each worker holds"
             self._remark(name, f"--refresh-above {self._refresh_above} has no effect: {why}", learned)
 

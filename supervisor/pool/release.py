@@ -1,13 +1,13 @@
 """Is the GPU memory of a dead worker's tree really free? Pure judgement from readings; used by the supervisor.
 
 What counts is the memory in use, not the list of processes: memory has been seen held for 30 s with nobody listed (sglang#31871),
-and containers hide the list. On each GPU of the slot::
+and containers hide the list. On each GPU of the slot it is compared with what was in use before the worker came, less what is
+known to be others' (``pool.surplus``).
 
-    surplus = in use now - in use before the worker came - growth of all other listed processes since then
-
-At most 64 MiB of it, and the memory is free. Otherwise the time since it last fell is measured, since 243 GB of pinned memory
-took 26 s to go (sglang#32829). When that is over, it is *held* if NVML has shown that the surplus is our worker's. It is
-*unverified* if NVML cannot tell: it lists no processes, or never listed ours while memory grew, or does not answer.
+At most 64 MiB of surplus, and none of ours listed: the memory is free. Otherwise the time since it last fell is measured, since
+243 GB of pinned memory took 26 s to go (sglang#32829). When that is over, it is *held* if NVML has shown that the surplus is our
+worker's. It is *unverified* if NVML cannot tell: it lists no processes, or such as are not seen here, or never listed ours while
+memory grew, or does not answer. A GPU whose memory nothing counts is unverified at once: waiting would show no more.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Reading
+from supervisor.pool.surplus import Surplus, newcomers, surplus
 
 TOLERANCE_MIB = 64
 
@@ -101,10 +102,10 @@ class Release:
         left = [watch for watch in self._watches if not watch.free]
         if not left:
             return Judgement(Verdict.FREE, freed_mib=self._freed())
-        over = [watch for watch in left if now - watch.fell_at >= self._timeout]
+        over = [watch for watch in left if watch.uncounted or now - watch.fell_at >= self._timeout]
         held = [watch for watch in over if watch.is_evidence()]
-        if held or self._held:
-            self._held = True
+        self._held = bool(held) or (self._held and any(watch.may_be_held() for watch in left))
+        if self._held:
             return self._judge(Verdict.HELD, held or left, _Watch.held_reason)
         if len(over) < len(left):
             return Judgement(Verdict.WAIT, reason="; ".join(watch.held_reason() for watch in left))
@@ -112,14 +113,14 @@ class Release:
 
     def deadline(self) -> float | None:
         """When ``observe`` gives a new verdict by time alone; ``None`` when it does not."""
-        left = [watch.fell_at + self._timeout for watch in self._watches if not watch.free]
+        left = [watch.fell_at + self._timeout for watch in self._watches if not (watch.free or watch.uncounted)]
         return max(left) if left and not self._held else None
 
     def _judge(self, verdict: Verdict, watches: Sequence[_Watch], say: Callable[[_Watch], str]) -> Judgement:
         return Judgement(
             verdict,
             freed_mib=self._freed(),
-            held_mib=sum(max(0, watch.surplus or 0) for watch in watches),
+            held_mib=sum(watch.held_mib() for watch in watches),
             by=tuple(process for watch in watches for process in watch.still_listed()),
             reason="; ".join(map(say, watches)),
         )
@@ -127,7 +128,7 @@ class Release:
     def _freed(self) -> int | None:
         freed = [watch.freed() for watch in self._watches]
         known = [mib for mib in freed if mib is not None]
-        return sum(known) if known or not freed else None
+        return sum(known) if len(known) == len(freed) else None
 
 
 def attributes_memory(reading: Reading) -> bool:
@@ -142,78 +143,99 @@ class _Watch:
         self.gpu = gpu
         self.free = False
         self.fell_at = float("inf")
-        self.surplus: int | None = None
         self.measured = False
+        self.uncounted = False  # NVML answers, and has never told how much memory is in use
         self._label = label
         self._slot = slot
         self._attributes = attributes
         self._before = baseline.of(gpu.uuid) if baseline is not None else None
+        self._counted = self._before is not None and self._before.counted
         self._strangers = {process.pid for process in (self._before.processes or () if self._before else ())}
         self._ours: set[int] = set()
         self._last: GpuSample | None = None  # the newest while the worker lived, preferably one that lists it
         self._last_lists_us = False
         self._now: GpuSample | None = None
+        self._surplus: Surplus | None = None
         self._mark: int | None = None  # the surplus when it last fell
         self._peak: int | None = None
 
     def living(self, sample: GpuSample | None, measured: bool) -> None:
         """Learn from a sample while the worker lives; a ``measured`` one tells more of what it holds than those before."""
-        if sample is None or sample.memory_used_mib is None:
+        if sample is None or not sample.counted:
             return
+        self._counted = True
         ours = [process for process in sample.processes or () if self._is_ours(process)]
         self._ours |= {process.pid for process in ours}
-        lists_us = any(process.memory_mib for process in ours)
+        lists_us = bool(ours) and all(process.memory_mib for process in ours)
         if lists_us or not self._last_lists_us:
             self._last, self._last_lists_us = sample, lists_us
         if measured:
             self.measured, self._peak = True, None
-        self._raise_peak(self._surplus_over_before(sample))
+        self._raise_peak(surplus(sample, self._before, self._is_ours))
 
     def holds(self, sample: GpuSample | None, alone: bool, attributes: bool) -> int | None:
         """MiB of the living worker's tree."""
         if sample is None:
             return None
-        processes = sample.processes or ()
-        listed = sum(process.memory_mib or 0 for process in processes if self._is_ours(process))
-        if listed or attributes:
+        ours = [process for process in sample.processes or () if self._is_ours(process)]
+        if listed := sum(process.memory_mib or 0 for process in ours):
             return listed
-        surplus = self._surplus_over_before(sample)
-        if surplus is not None and surplus <= TOLERANCE_MIB:
+        if attributes and not ours:
+            unknown = sample.processes is None or newcomers(sample, self._before, self._is_ours)
+            return None if unknown else 0
+        found = surplus(sample, self._before, self._is_ours)
+        if found is not None and found.most <= TOLERANCE_MIB:
             return 0
-        strangers = any(process.memory_mib is None and not self._is_ours(process) for process in processes)
-        return surplus if alone and not strangers else None
+        # One that is not seen here and came with the worker counts like one that is not listed.
+        strangers = any(
+            process.memory_mib is None and process not in ours and (process.visible or process.pid in self._strangers)
+            for process in sample.processes or ()
+        )
+        return found.most if found is not None and alone and not strangers else None
 
     def observe(self, sample: GpuSample | None, now: float) -> None:
         """Judge a sample after the death; one that could not be read changes nothing."""
-        if sample is None or sample.memory_used_mib is None:
+        if sample is None:
             return
+        if not sample.counted:
+            self.uncounted = not self._counted and sample.error is None
+            return
+        self.uncounted, self._counted = False, True
         self._now = sample
-        surplus = self._surplus_over_before(sample)
-        if surplus is None:
-            surplus = self._surplus_over_last(sample)
-        if surplus is None:
+        found = surplus(sample, self._before, self._is_ours)
+        if found is None and self._last_lists_us:
+            found = surplus(sample, self._last, self._is_ours)
+        if found is None:
             return
-        self.surplus = surplus
-        self._raise_peak(surplus)
-        self.free = surplus <= TOLERANCE_MIB
-        if self._mark is None or surplus < self._mark - TOLERANCE_MIB:
+        self._surplus = found
+        self._raise_peak(found)
+        self.free = found.most <= TOLERANCE_MIB and self._few_listed()
+        if self._mark is None or found.most < self._mark - TOLERANCE_MIB:
             # The first figure starts no new time: that runs from the death.
             self.fell_at = self.fell_at if self._mark is None else now
-            self._mark = surplus
+            self._mark = found.most
 
     def is_evidence(self) -> bool:
         """Whether NVML has shown that what is in use still is our worker's."""
-        if self._now is None or self.surplus is None or self._now.processes is None:
+        if self._now is None or self._surplus is None or self._now.processes is None:
             return False
         if any(process.memory_mib for process in self.still_listed()):
             return True
         if any(process.memory_mib is None and process.pid not in self._ours for process in self._now.processes):
             return False
         if self._last_lists_us:
-            surplus = self._surplus_over_last(self._now)
-            return surplus is not None and surplus > TOLERANCE_MIB
-        unexplained = self._surplus_over_before(self._last) if self._last is not None else 0
-        return self._attributes and (unexplained or 0) <= TOLERANCE_MIB
+            since = surplus(self._now, self._last, self._is_ours)
+            return since is not None and since.least > TOLERANCE_MIB
+        unexplained = surplus(self._last, self._before, self._is_ours) if self._last is not None else None
+        if unexplained is not None and unexplained.most > TOLERANCE_MIB:
+            return False
+        return self._attributes and self._surplus.least > TOLERANCE_MIB
+
+    def may_be_held(self) -> bool:
+        """Whether what was shown to be our worker's may be in use still, by the newest reading."""
+        if self._surplus is None or self._now is None:
+            return False
+        return self._now.processes is None or self._surplus.least > TOLERANCE_MIB or not self._few_listed()
 
     def still_listed(self) -> list[GpuProcess]:
         """Processes of the worker's tree that NVML lists still."""
@@ -221,52 +243,50 @@ class _Watch:
 
     def freed(self) -> int | None:
         """MiB that came back; ``None`` when it was not seen how much was in use."""
-        if self._peak is None or self.surplus is None or not (self.measured or self._peak > TOLERANCE_MIB):
+        if self._peak is None or self._surplus is None or not (self.measured or self._peak > TOLERANCE_MIB):
             return None
-        return max(0, self._peak - max(0, self.surplus))
+        return max(0, self._peak - max(0, self._surplus.most))
+
+    def held_mib(self) -> int:
+        """MiB in use still; what may be another's does not count unless nothing else is known to be ours."""
+        if self._surplus is None:
+            return 0
+        return self._surplus.least if self._surplus.least > TOLERANCE_MIB else max(0, self._surplus.most)
 
     def held_reason(self) -> str:
         """What is held and by whom."""
-        if self.surplus is None:
+        if self._surplus is None:
             return f"{self._label}no reading"
         listed = ", ".join(f"pid {process.pid} ({process.name or 'unknown'})" for process in self.still_listed())
-        return f"{self._label}{self.surplus} MiB still in use by {listed or 'no process that NVML lists'}"
+        return f"{self._label}{self.held_mib()} MiB still in use by {listed or 'no process that NVML lists'}"
 
     def unknown_reason(self) -> str:
         """Why it cannot be said whose the memory is."""
+        if self.uncounted:
+            return f"{self._label}NVML has no counter of this GPU's memory"
         if self._now is None:
             return f"{self._label}NVML gave no reading of its memory"
-        if self.surplus is None:
+        if self._surplus is None:
             return f"{self._label}NVML gave no reading from before the worker came"
-        why = "lists no processes" if self._now.processes is None else "does not show whose it is"
-        return f"{self._label}{self.surplus} MiB more in use than before, and NVML {why}"
+        return f"{self._label}{self._surplus.most} MiB more in use than before, and NVML {self._why_unknown(self._now)}"
 
     # --- inside
+
+    def _why_unknown(self, now: GpuSample) -> str:
+        if now.processes is None:
+            return "lists no processes"
+        unseen = ", ".join(str(process.pid) for process in newcomers(now, self._before, self._is_ours))
+        return f"lists pid {unseen}, of which nothing is known here" if unseen else "does not show whose it is"
 
     def _is_ours(self, process: GpuProcess) -> bool:
         """One that was there before the worker came is not, even if it is the slot's last worker, listed still."""
         return process.pid in self._ours or (process.slot == self._slot and process.pid not in self._strangers)
 
-    def _surplus_over_before(self, sample: GpuSample) -> int | None:
-        """MiB in use that neither was there before the worker came nor belongs to others."""
-        return self._surplus(sample, self._before, 0)
+    def _few_listed(self) -> bool:
+        """Whether NVML lists next to nothing of our worker's tree."""
+        listed = [process.memory_mib for process in self.still_listed()]
+        return None not in listed and sum(mib or 0 for mib in listed) <= TOLERANCE_MIB
 
-    def _surplus_over_last(self, sample: GpuSample) -> int | None:
-        """The same, measured from the last sample that listed the worker, less what it listed."""
-        if self._last is None or not self._last_lists_us:
-            return None
-        ours = sum(process.memory_mib or 0 for process in self._last.processes or () if self._is_ours(process))
-        return self._surplus(sample, self._last, ours)
-
-    def _surplus(self, sample: GpuSample, base: GpuSample | None, ours: int) -> int | None:
-        if base is None or base.memory_used_mib is None or sample.memory_used_mib is None:
-            return None
-        others = self._others(sample) - self._others(base)
-        return sample.memory_used_mib - (base.memory_used_mib - ours) - others
-
-    def _others(self, sample: GpuSample) -> int:
-        return sum(process.memory_mib or 0 for process in sample.processes or () if not self._is_ours(process))
-
-    def _raise_peak(self, surplus: int | None) -> None:
-        if surplus is not None:
-            self._peak = surplus if self._peak is None else max(self._peak, surplus)
+    def _raise_peak(self, found: Surplus | None) -> None:
+        if found is not None:
+            self._peak = found.most if self._peak is None else max(self._peak, found.most)

@@ -117,7 +117,7 @@ class Swept(msgspec.Struct, frozen=True):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """The GPU memory is free (``verified``), or time is up and nobody can tell whose it is; then ``why`` says so."""
+    """The GPU memory is free (``verified``), or nobody can tell and will not by waiting longer; then ``why`` says so."""
 
     freed_mib: int | None = None
     verified: bool = True

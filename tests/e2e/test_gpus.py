@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.fakes.nvml import FakeNvml
+from tests.fakes.nvml import NO_PID_HERE, FakeNvml
 
 if TYPE_CHECKING:
     from conftest import Gate, Runs, Supervise
@@ -186,6 +187,109 @@ def test_where_nvml_cannot_tell_whose_memory_it_is_the_refresh_is_unverified(
     fake.switch("hang", on=False)
 
 
+def test_a_leak_that_nvml_lists_by_the_hosts_pid_is_no_free_memory(
+    supervise: Runs, fake: FakeNvml, holder: Path
+) -> None:
+    fake.shift(NO_PID_HERE)
+    fake.switch("lists-the-dead")
+    fake.lag(float("inf"))
+    run = supervise(holder, "--gpus", 1, "--release-timeout", "200ms", env=fake.env()).ready("gpu1")
+    for times in (1, 2, 3):
+        pid = run.runsync({"mib": 500, "refresh": True})["output"]["pid"]
+        last = refreshed(run, "gpu1", times)["lastRefresh"]
+        assert (last["verified"], last["freedMiB"]) == (False, 0)
+        why = f"500 MiB more in use than before, and NVML lists pid {NO_PID_HERE + pid}, of which nothing is known here"
+        run.wait_for_line(f"^gpu1: release unverified: {why}$")
+    (gpu,) = run.get("/gpus")
+    assert gpu["memoryUsedMiB"] == 1500
+    assert [(process["slot"], process["visible"]) for process in gpu["processes"]] == [(None, False)] * 3
+
+    # What was given back is proved all the same, whoever is listed.
+    fake.lag(0)
+    run.runsync({"mib": 700, "refresh": True})
+    last = refreshed(run, "gpu1", 4)["lastRefresh"]
+    assert (last["verified"], last["freedMiB"]) == (True, 700)
+    assert run.stop() == 0
+
+
+@pytest.mark.parametrize("how", ["not supported", "a total of 0"])
+def test_a_gpu_without_a_counter_of_its_memory_costs_no_wait(
+    supervise: Runs, fake: FakeNvml, holder: Path, how: str
+) -> None:
+    if how == "not supported":
+        fake.uncounted(1)
+    else:
+        fake.add(1, total_mib=0)
+    run = supervise(holder, "--gpus", 1, "--release-timeout", "10m", env=fake.env()).ready("gpu1")
+    for times, lag in ((1, 0), (2, float("inf"))):
+        fake.lag(lag)
+        run.runsync({"mib": 500, "refresh": True})
+        last = refreshed(run, "gpu1", times)["lastRefresh"]
+        assert (last["verified"], last["freedMiB"]) == (False, None)
+    run.wait_for_line("^gpu1: release unverified: NVML has no counter of this GPU's memory$")
+    (gpu,) = run.get("/gpus")
+    assert (gpu["memoryUsedMiB"], gpu["memoryTotalMiB"]) == (None, None)
+    assert run.stop() == 0
+
+
+def test_one_gpu_without_a_counter_makes_a_refresh_unverified_and_the_other_may_be_held(
+    supervise: Runs, fake: FakeNvml, holder: Path
+) -> None:
+    fake.uncounted(2)
+    options = ("--gpus", "1,2", "--gpus-per-worker", 2, "--release-timeout", "200ms")
+    run = supervise(holder, *options, env=fake.env()).ready("gpu1\\+2")
+    run.runsync({"refresh": True})
+    assert refreshed(run, "gpu1+2", 1)["lastRefresh"]["verified"] is False
+    run.wait_for_line(r"^gpu1\+2: release unverified: gpu2: NVML has no counter")
+    fake.lag(float("inf"))
+    fake.allocate(1, run.workers()["gpu1+2"]["pid"], 900)
+    run.until(lambda: run.workers()["gpu1+2"]["gpuMemoryMiB"] == 900)
+    run.runsync({"refresh": True})
+    held = run.until(lambda: (it := run.workers()["gpu1+2"])["state"] == "held" and it)
+    assert held["reason"] == "gpu1: 900 MiB still in use by no process that NVML lists"
+    fake.lag(0)
+    assert refreshed(run, "gpu1+2", 2)["lastRefresh"]["verified"] is False
+    assert run.stop() == 0
+
+
+UNSHARE = ("unshare", "--pid", "--fork", "--kill-child=SIGTERM", "--mount-proc")
+
+
+def may_unshare() -> bool:
+    try:
+        return subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not may_unshare(), reason="this user may make no PID namespace")
+def test_in_a_pid_namespace_of_its_own(supervise: Runs, fake: FakeNvml, holder: Path) -> None:
+    fake.lag(float("inf"))
+    fake.switch("lists-the-dead")
+    own = supervise.command(holder, "--gpus", 1, "--release-timeout", "200ms", "--no-dashboard")
+    run = supervise.start([*UNSHARE, *own], env=fake.env()).ready("gpu1")
+
+    # NVML lists the host's pids, and the worker's happens to be that of another process in here: the supervisor's.
+    worker = run.workers()["gpu1"]
+    fake.shift(1 - worker["pid"])
+    run.runsync({"mib": 500, "refresh": True})
+    assert refreshed(run, "gpu1", 1)["lastRefresh"]["verified"] is False
+    assert [process["visible"] for process in run.get("/gpus")[0]["processes"]] == [False]
+    fake.forget(1, worker["pid"])
+
+    # NVML lists this namespace's pids: what it lists of the worker is evidence.
+    fake.shift(0)
+    run.until(lambda: run.get("/gpus")[0]["memoryUsedMiB"] == 0)
+    pid = run.runsync({"mib": 600, "refresh": True})["output"]["pid"]
+    held = run.until(lambda: (it := run.workers()["gpu1"])["state"] == "held" and it)
+    assert held["reason"] == f"600 MiB still in use by pid {pid} (unknown)"
+    fake.lag(0)
+    last = refreshed(run, "gpu1", 2)["lastRefresh"]
+    assert (last["verified"], last["freedMiB"]) == (True, 600)
+    run.kill()  # unshare's own end is its child's SIGTERM
+    run.wait()
+
+
 def refreshed(run: Supervise, slot: str, times: int) -> Mapping[str, Any]:
     """What ``/workers`` says of the slot once its worker is idle after so many refreshes."""
     worker: Mapping[str, Any] = run.until(
@@ -194,11 +298,12 @@ def refreshed(run: Supervise, slot: str, times: int) -> Mapping[str, Any]:
     return worker
 
 
-@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("processes", ["listed", "hidden", "listed by the host's pids"])
 def test_a_worker_that_still_holds_too_much_when_its_job_has_ended_is_refreshed(
-    supervise: Runs, fake: FakeNvml, hidden: bool
+    supervise: Runs, fake: FakeNvml, processes: str
 ) -> None:
-    fake.switch("hidden", hidden)  # as in a container: told by the memory in use
+    fake.switch("hidden", processes == "hidden")  # as in a container: told by the memory in use
+    fake.shift(NO_PID_HERE if processes.startswith("listed by") else 0)
     fake.base(1, 700)
     handler = supervise.write("fills_memory.py", FILLS_MEMORY)
     run = supervise(handler, "--gpus", 1, "--refresh-above", 1500, env=fake.env()).ready("gpu1")

@@ -259,6 +259,51 @@ def test_that_it_cannot_be_told_is_said_once():
     assert watched.read(2000) == []
 
 
+def test_that_it_cannot_be_told_is_not_said_where_workers_are_listed():
+    watched = Watched(refresh_above=500)
+    watched.run_a_worker()
+    assert watched.read(1000, GpuProcess(1 << 22, 900, visible=False)) == []  # nobody knows whose that is
+    assert watched.read(1000, OURS) == [("gpu0", steps.Overgrown(900, watched.now))]
+
+
+def test_where_memory_is_not_counted_the_slot_goes_on_at_once_unverified(watched):
+    watched.memory.collect(watched.now)
+    watched.read(None)
+    watched.memory.before_fork(PLACE)
+    watched.memory.forked("gpu0", 7)
+    watched.read(None, OURS)
+    watched.end_it()
+    ((slot, released),) = watched.read(None)
+    assert (slot, released) == ("gpu0", steps.Released(None, verified=False, why=released.why))
+    assert released.why == "NVML has no counter of this GPU's memory"
+    assert watched.read(None) == []
+
+
+def test_what_nvml_lists_by_a_number_of_another_namespace_is_nobodys(watched):
+    unseen = GpuProcess(1 << 22, 900, visible=False)
+    watched.memory.collect(watched.now)
+    watched.read(100)
+    watched.memory.before_fork(PLACE)
+    watched.memory.forked("gpu0", 7)
+    watched.read(1000, unseen)
+    watched.end_it()
+    assert watched.read(1000, unseen) == []
+    watched.now += TIMEOUT
+    ((_, released),) = watched.read(1000, unseen)
+    assert (released.verified, released.freed_mib) == (False, 0)
+
+
+def test_what_was_held_goes_on_unverified_once_what_is_left_may_be_anothers(watched):
+    watched.run_a_worker()
+    watched.end_it()
+    watched.read(1000, OURS)
+    watched.now += TIMEOUT
+    assert [type(event) for _, event in watched.read(1000, OURS)] == [steps.MemoryHeld]
+    ((_, released),) = watched.read(1000, GpuProcess(1 << 22, 900, visible=False))
+    assert released.verified is False
+    assert watched.read(1000) == []
+
+
 def test_a_list_of_gpus_is_no_reading(watched):
     watched.reader.said.append(Listing((GPU,)))
     assert watched.memory.collect(watched.now) == []

@@ -25,6 +25,11 @@ def stranger(mib, pid=30):
     return GpuProcess(pid, mib, "train")
 
 
+def unseen(mib, pid=4190000):
+    """Named by NVML and not seen in this PID namespace: anybody's."""
+    return GpuProcess(pid, mib, visible=False)
+
+
 def dead(mib, pid=10):
     """Ours, listed after its death: nobody can tell the slot any more."""
     return GpuProcess(pid, mib)
@@ -34,9 +39,9 @@ def reading(at, *samples):
     return Reading(0, at, samples)
 
 
-def sample(used, *processes, gpu=GPU):
+def sample(used, *processes, gpu=GPU, total=24576):
     listed = None if processes == (None,) else processes
-    return GpuSample(gpu.uuid, memory_used_mib=used, memory_total_mib=24576, processes=listed)
+    return GpuSample(gpu.uuid, memory_used_mib=used, memory_total_mib=total, processes=listed)
 
 
 def unreadable(lost=False):
@@ -138,6 +143,147 @@ CASES = {
         False,
         [WAIT, WAIT, HELD],
     ),
+    # numbers that are no pids here: it may be ours that they name
+    "listed as unseen, and freed": (EMPTY, [sample(500, unseen(500))], [EMPTY], False, [FREE]),
+    "listed as unseen, and held": (
+        EMPTY,
+        [sample(500, unseen(500))],
+        [sample(500, unseen(500))],
+        False,
+        [WAIT, WAIT, UNVERIFIED],
+    ),
+    "listed as unseen, and held, where workers have been listed": (
+        EMPTY,
+        [sample(500, unseen(500))],
+        [sample(500, unseen(500))],
+        True,
+        [WAIT, WAIT, UNVERIFIED],
+    ),
+    "listed as unseen after its death only": (
+        EMPTY,
+        [EMPTY],
+        [sample(500, unseen(500))],
+        True,
+        [WAIT, WAIT, UNVERIFIED],
+    ),
+    "listed as unseen, without memory": (
+        EMPTY,
+        [sample(500, unseen(None))],
+        [sample(500, unseen(None))],
+        True,
+        [WAIT, WAIT, UNVERIFIED],
+    ),
+    "an unseen one was there before": (
+        sample(3000, unseen(3000)),
+        [sample(5000, us(2000), unseen(3000))],
+        [sample(5000, unseen(3000)), sample(3000, unseen(3000))],
+        False,
+        [WAIT, FREE],
+    ),
+    "an unseen one was there before, and ours is held": (
+        sample(3000, unseen(3000)),
+        [sample(5000, us(2000), unseen(3000))],
+        [sample(5000, unseen(3000))],
+        False,
+        [WAIT, WAIT, HELD],
+    ),
+    "an unseen one grew": (
+        sample(3000, unseen(3000)),
+        [sample(5000, us(2000), unseen(3000))],
+        [sample(4000, unseen(4000))],
+        False,
+        [WAIT, WAIT, UNVERIFIED],
+    ),
+    "an unseen one grew, and ours is held": (
+        sample(3000, unseen(3000)),
+        [sample(5000, us(2000), unseen(3000))],
+        [sample(6000, unseen(4000))],
+        False,
+        [WAIT, WAIT, HELD],
+    ),
+    "an unseen one left, and ours is held": (
+        sample(3000, unseen(3000)),
+        [sample(5000, unseen(3000), unseen(2000, pid=4190001))],
+        [sample(2000, unseen(2000, pid=4190001))],
+        False,
+        [WAIT, WAIT, UNVERIFIED],
+    ),
+    "an unseen one left, and ours is free": (
+        sample(3000, unseen(3000)),
+        [sample(5000, unseen(3000), unseen(2000, pid=4190001))],
+        [EMPTY],
+        False,
+        [FREE],
+    ),
+    # figures that are missing
+    "a total of 0, and nothing in use": (
+        sample(0, total=0),
+        [sample(0, total=0)],
+        [sample(0, total=0)],
+        True,
+        [UNVERIFIED],
+    ),
+    "a total of 0 after its death": (EMPTY, LIVING, [sample(0, total=0)], True, [WAIT, WAIT, UNVERIFIED]),
+    "a total of 0 for a moment": (EMPTY, LIVING, [sample(0, total=0), sample(0)], True, [WAIT, FREE]),
+    "no counter for a moment": (EMPTY, LIVING, [sample(None), sample(0)], True, [WAIT, FREE]),
+    "no counter, and unreadable for a moment": (None, [], [unreadable(), sample(None)], True, [WAIT, UNVERIFIED]),
+    "no counter, but while it lived there was one": (
+        sample(None),
+        LIVING,
+        [sample(None), sample(0)],
+        True,
+        [WAIT, FREE],
+    ),
+    "no counter, whatever is listed": (sample(None), [sample(None, us(900))], [sample(None)], True, [UNVERIFIED]),
+    "no list before the worker came": (
+        sample(3000, None),
+        [sample(5000, us(2000), stranger(3000))],
+        [sample(5000, stranger(3000))],
+        False,
+        [WAIT, WAIT, HELD],
+    ),
+    "no list while a stranger left": (
+        sample(3000, stranger(3000)),
+        [sample(5000, us(2000), stranger(3000))],
+        [sample(2000, None), sample(2000)],
+        False,
+        [WAIT, WAIT, HELD],
+    ),
+    "a stranger's memory became known": (
+        sample(3000, stranger(None)),
+        [sample(5000, us(2000), stranger(3000))],
+        [sample(5000, stranger(3000))],
+        False,
+        [WAIT, WAIT, HELD],
+    ),
+    "a stranger left, of unknown size": (
+        sample(3000, stranger(None)),
+        [sample(5000, us(2000), stranger(None))],
+        [sample(2000)],
+        False,
+        [WAIT, WAIT, UNVERIFIED],
+    ),
+    "a stranger of unknown size stayed": (
+        sample(3000, stranger(None)),
+        [sample(5000, us(2000), stranger(None))],
+        [sample(3000, stranger(None))],
+        False,
+        [FREE],
+    ),
+    "ours is listed still, though less is in use than before": (
+        sample(3000),
+        [sample(5000, us(2000))],
+        [sample(2000, dead(2000))],
+        False,
+        [WAIT, WAIT, HELD],
+    ),
+    "ours is listed still, its memory unknown": (
+        EMPTY,
+        [sample(2000, us(2000))],
+        [sample(0, dead(None))],
+        False,
+        [WAIT, WAIT, UNVERIFIED],
+    ),
     # what cannot be read
     "no baseline, freed": (None, LIVING, [sample(2000), sample(0)], False, [WAIT, FREE]),
     "no baseline, held": (None, LIVING, [sample(2000)], False, [WAIT, WAIT, HELD]),
@@ -147,7 +293,7 @@ CASES = {
     "lost after": (EMPTY, LIVING, [unreadable(lost=True)], True, [WAIT, WAIT, UNVERIFIED]),
     "the reader is gone": (EMPTY, LIVING, [None], True, [WAIT, WAIT, UNVERIFIED]),
     "not this GPU": (EMPTY, LIVING, [sample(0, gpu=OTHER)], True, [WAIT, WAIT, UNVERIFIED]),
-    "a GPU without memory of its own": (sample(None), [sample(None)], [sample(None)], True, [WAIT, WAIT, UNVERIFIED]),
+    "a GPU without memory of its own": (sample(None), [sample(None)], [sample(None)], True, [UNVERIFIED]),
 }
 
 
@@ -167,6 +313,37 @@ def test_freed_and_held_and_by_whom():
     nobody = judge(EMPTY, LIVING, [sample(2000)])[-1]
     assert (nobody.freed_mib, nobody.held_mib) == (0, 2000)
     assert nobody.reason == "2000 MiB still in use by no process that NVML lists"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (EMPTY, sample(500, None), "500 MiB more in use than before, and NVML lists no processes"),
+        (EMPTY, sample(500), "500 MiB more in use than before, and NVML does not show whose it is"),
+        (
+            EMPTY,
+            sample(500, unseen(500)),
+            "500 MiB more in use than before, and NVML lists pid 4190000, of which nothing is known here",
+        ),
+        (
+            sample(900, unseen(900)),
+            sample(1400, unseen(900)),
+            "500 MiB more in use than before, and NVML does not show whose it is",
+        ),
+        (sample(None), sample(None), "NVML has no counter of this GPU's memory"),
+        (sample(0, total=0), sample(0, total=0), "NVML has no counter of this GPU's memory"),
+        (EMPTY, sample(0, total=0), "NVML gave no reading of its memory"),
+    ],
+)
+def test_why_a_release_is_unverified(before, after, reason):
+    last = judge(before, [], [after])[-1]
+    assert (last.verdict, last.reason) == (UNVERIFIED, reason)
+
+
+def test_what_may_be_anothers_is_not_said_to_be_held():
+    held = judge(sample(500), [sample(2500, us(2000))], [sample(5500, dead(2000), unseen(3000))])[-1]
+    assert (held.verdict, held.held_mib) == (HELD, 2000)
+    assert held.reason == "2000 MiB still in use by pid 10 (unknown)"
 
 
 def test_freed_counts_what_no_sample_of_the_living_showed():
@@ -229,6 +406,22 @@ HOLDS = {
     "a listed stranger came": (EMPTY, sample(5000, us(None), stranger(3000)), False, True, 2000),
     "no list": (sample(0, None), sample(2000, None), False, True, 2000),
     "unreadable": (EMPTY, unreadable(), False, True, None),
+    "listed as unseen": (EMPTY, sample(2000, unseen(2000)), False, True, 2000),
+    "listed as unseen, beside a sibling": (EMPTY, sample(2000, unseen(2000)), False, False, None),
+    "listed as unseen, without memory": (EMPTY, sample(2000, unseen(None)), False, True, 2000),
+    "an unseen one was there, without memory": (sample(9, unseen(None)), sample(2000, unseen(None)), False, True, None),
+    "an unseen one came where workers are listed": (EMPTY, sample(2000, unseen(2000)), True, True, None),
+    "an unseen one was there where workers are listed": (
+        sample(900, unseen(900)),
+        sample(900, unseen(900)),
+        True,
+        True,
+        0,
+    ),
+    "no list where workers are listed": (EMPTY, sample(2000, None), True, True, None),
+    "listed without memory where others are": (EMPTY, sample(2000, us(None)), True, True, 2000),
+    "listed, on a GPU without a counter": (sample(None), sample(None, us(900)), False, True, 900),
+    "a total of 0": (sample(0, total=0), sample(0, total=0), False, True, None),
 }
 
 
@@ -284,9 +477,6 @@ def test_a_reading_begun_before_the_death_does_not_count():
 
 
 def test_every_gpu_of_the_slot_must_be_free():
-    def both(at, first, second):
-        return reading(at, sample(first), sample(second, gpu=OTHER))
-
     release = Release("gpu0+1", [GPU, OTHER], both(1.0, 0, 0), attributes=True, timeout=TIMEOUT)
     release.died(DIED)
     assert release.observe(both(DIED, 0, 3000), DIED).verdict is WAIT
@@ -297,6 +487,42 @@ def test_every_gpu_of_the_slot_must_be_free():
     assert "gpu1" in held.reason
     assert "gpu0" not in held.reason
     assert release.observe(both(DIED + 32, 5000, 0), DIED + 32).verdict is FREE
+
+
+def both(at, first, second):
+    return reading(at, sample(first), sample(second, gpu=OTHER))
+
+
+def test_a_gpu_without_a_counter_does_not_hide_that_the_other_is_in_use():
+    release = Release("gpu0+1", [GPU, OTHER], both(1.0, None, 0), attributes=True, timeout=TIMEOUT)
+    release.living(both(50.0, None, 3000), measured=True)
+    release.died(DIED)
+    assert release.observe(both(DIED, None, 3000), DIED).verdict is WAIT
+    assert release.deadline() == DIED + TIMEOUT
+    last = release.observe(both(DIED + 1, None, 0), DIED + 1)
+    assert (last.verdict, last.freed_mib) == (UNVERIFIED, None)
+    assert last.reason == "gpu0: NVML has no counter of this GPU's memory"
+
+
+def test_a_gpu_without_a_counter_keeps_no_slot_held_once_the_other_is_free():
+    release = Release("gpu0+1", [GPU, OTHER], both(1.0, None, 0), attributes=True, timeout=TIMEOUT)
+    release.died(DIED)
+    assert release.observe(both(DIED, None, 3000), DIED).verdict is WAIT
+    held = release.observe(both(DIED + 31, None, 3000), DIED + 31)
+    assert (held.verdict, held.reason) == (HELD, "gpu1: 3000 MiB still in use by no process that NVML lists")
+    assert release.observe(both(DIED + 32, None, 0), DIED + 32).verdict is UNVERIFIED
+
+
+def test_what_was_held_may_have_gone_when_only_an_unseen_process_is_left():
+    release = Release("gpu0", [GPU], reading(1.0, EMPTY), attributes=True, timeout=TIMEOUT)
+    release.living(reading(50.0, *LIVING))
+    release.died(DIED)
+    for after in (0.0, 31.0):
+        judged = release.observe(reading(DIED + after, sample(2000)), DIED + after)
+    assert judged.verdict is HELD
+    assert release.observe(reading(DIED + 40, sample(2000, None)), DIED + 40).verdict is HELD  # no list for a moment
+    assert release.observe(reading(DIED + 50, sample(4000, unseen(2000))), DIED + 50).verdict is HELD
+    assert release.observe(reading(DIED + 60, sample(2000, unseen(2000))), DIED + 60).verdict is UNVERIFIED
 
 
 def test_no_gpu_is_free():
