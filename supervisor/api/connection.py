@@ -11,7 +11,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from uvicorn.config import Config
     from uvicorn.server import ServerState
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from supervisor.api.crowd import Crowd
 
 MAX_HEAD = 64 * 1024
-"""Most bytes of a request's line and headers, and of what a chunked body has beside itself: the parser has no limit."""
+"""Most bytes of a request's line and headers, and of a chunked body's trailers: the parser has no limit."""
 
 CHUNK_FRAMING = 16
-"""How many times the body of a chunked one that may be besides: a chunk of one byte needs five more."""
+"""A chunked body may have that many times its own size beside itself, and ``MAX_HEAD``: a chunk of one byte needs five more."""
+
+STEP = 8 * 1024
+"""How many bytes are parsed at once: what the parser does not tell of, such as spaces, is counted in whole steps."""
 
 MAX_PIPELINED = 2500
 """Most requests that may wait on one connection for the answer to the one before: each costs kilobytes, and 25 bytes to send."""
@@ -38,6 +41,10 @@ KEEP_ALIVE_S = 75
 
 _OFFER = (b"upgrade", b"http2-settings")
 """What a client's offer to speak another protocol consists of (RFC 9110, section 7.8; RFC 7540, section 3.2)."""
+
+
+_AROUND_FIELDS = len(b"GET  HTTP/1.1\r\n" + b"\r\n")
+_AROUND_FIELD = len(b": \r\n")
 
 
 class _RefusedError(Exception):
@@ -77,12 +84,12 @@ class Connection(HttpToolsProtocol):
         self.offered = False
         self._crowd = crowd
         self._on_lost = on_lost
-        self._head = 0
-        self._heads = 0
+        self._requests = 0
+        self._in_head = False
         self._in_body = False
-        self._head_bytes = 0
+        self._field_bytes = 0
+        self._beside_bytes = 0
         self._body_bytes = 0
-        self._framing_bytes = 0
         self._request_bytes = 0
         self._begun_at = 0.0
         self._heard_at = 0.0
@@ -93,7 +100,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._heard_at = self.loop.time()
         if not self._crowd.admit(self, cast("set[Connection]", self.connections)):
-            self._refuse(b"503 Service Unavailable", "too many clients are connected", b"retry-after: 5\r\n")
+            self._refuse(b"503 Service Unavailable", "too many clients are connected", {b"retry-after": b"5"})
             return
         self._silence = self.loop.call_later(SILENCE_S, self._check_silence)
 
@@ -106,29 +113,49 @@ class Connection(HttpToolsProtocol):
         self._on_lost()
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes of a request."""
+        """Some bytes of a request, or of several."""
         self._heard_at = self.loop.time()
-        heads, head, in_body, body = self._heads, self._head, self._in_body, self._body_bytes
+        for at in range(0, len(data), STEP):
+            if self.transport.is_closing():
+                return
+            self._parse(data[at : at + STEP])
+
+    def _parse(self, data: bytes) -> None:
+        number, in_body, body = self._requests, self._in_body, self._body_bytes
         super().data_received(data)
         self._request_bytes += len(data)
-        if heads != self._heads or self.transport.is_closing():
-            return
-        if head and head == self._head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD:
-                self._refuse(b"431 Request Header Fields Too Large", f"the headers are larger than {MAX_HEAD} bytes")
-        elif in_body and self._in_body:
-            self._framing_bytes += len(data) - (self._body_bytes - body)
-            if self._framing_bytes > MAX_HEAD + CHUNK_FRAMING * self._body_bytes:
-                self.send_400_response("the body has too much beside itself: sizes of chunks, extensions, trailers")
+        if number != self._requests or in_body != self._in_body or not self.reading:
+            return  # something ended here, and the parser does not say how far into ``data``
+        self._beside_bytes += len(data) - (self._body_bytes - body)
+        if self._beside_bytes > MAX_HEAD + CHUNK_FRAMING * self._body_bytes:
+            self._refuse_size()
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
-        self._heads += 1
-        self._head = self._heads
-        self._head_bytes = self._body_bytes = self._framing_bytes = self._request_bytes = 0
+        self._requests += 1
+        self._in_head = True
+        self._field_bytes = _AROUND_FIELDS
+        self._beside_bytes = self._body_bytes = self._request_bytes = 0
         self._begun_at = self._heard_at
+
+    def on_url(self, url: bytes) -> None:
+        """Some bytes of the request's line."""
+        self._field_bytes += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer. Those are dropped: what a request means is decided before its body (RFC 9110, section 6.5.1).
+
+        Raises:
+            _RefusedError: with this one there are too many, or it is too long.
+        """
+        self._field_bytes += len(name) + len(value) + _AROUND_FIELD
+        if self._field_bytes > MAX_HEAD:
+            self._refuse_size()
+            raise _RefusedError
+        if not self._in_body:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The empty line behind the headers."""
@@ -136,9 +163,9 @@ class Connection(HttpToolsProtocol):
             self.offered = True  # nobody is to act on it before it was declined
             return
         self._check_head()
-        self._head = 0
-        self._in_body = True
         super().on_headers_complete()
+        self._in_head, self._in_body = False, True
+        self._field_bytes = self._beside_bytes = 0
 
     def _check_head(self) -> None:
         """Refuse what the parser lets pass: two `Host` headers are read differently by different servers (RFC 9112, 3.2).
@@ -163,6 +190,10 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_complete()
         self._in_body = False
+        if not self.parser.should_keep_alive():
+            self.cycle.keep_alive = False  # by a trailer, maybe: the parser has obeyed it, and reads no further
+            if self.cycle.response_complete:
+                self.transport.close()
         if self.cycle.response_complete and self.timeout_keep_alive_task is None:
             # It was answered before it was whole, and what came since has stopped uvicorn's idle timer.
             self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE_S, self.timeout_keep_alive_handler)
@@ -188,19 +219,41 @@ class Connection(HttpToolsProtocol):
     @property
     def reading(self) -> bool:
         """Whether a request has begun and is not whole."""
-        return self._head > 0 or self._in_body
+        return self._in_head or self._in_body
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, in the shape of all other errors."""
         self._refuse(b"400 Bad Request", msg)
 
-    def _refuse(self, status: bytes, message: str, header: bytes = b"") -> None:
-        body = msgspec.json.encode({"error": message})
-        self.transport.write(
-            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%bconnection: close\r\n\r\n%b"
-            % (status, len(body), header, body)
-        )
+    def _refuse_size(self) -> None:
+        if self._in_body:
+            self.send_400_response("the body has too much beside itself: sizes of chunks, extensions, trailers")
+        else:
+            self._refuse(b"431 Request Header Fields Too Large", f"the headers are larger than {MAX_HEAD} bytes")
+
+    def _refuse(self, status: bytes, message: str, headers: Mapping[bytes, bytes] | None = None) -> None:
+        """Close the connection, and say why unless that could be taken for something else."""
+        if self.transport.is_closing():
+            return
+        if self._is_next_to_answer:
+            body = msgspec.json.encode({"error": message})
+            fields = {
+                **dict(self.server_state.default_headers),
+                b"content-type": b"application/json",
+                b"content-length": b"%d" % len(body),
+                **(headers or {}),
+                b"connection": b"close",
+            }
+            head = b"".join(b"%b: %b\r\n" % field for field in fields.items())
+            self.transport.write(b"HTTP/1.1 %b\r\n%b\r\n%b" % (status, head, body))
         self.transport.close()
+
+    @property
+    def _is_next_to_answer(self) -> bool:
+        """Whether the request that is being read has no answer yet, not even a part of one, and no other waits before it."""
+        if self._in_body:
+            return not self.pipeline and not self.cycle.response_started
+        return self.cycle is None or self.cycle.response_complete
 
     @property
     def _answering(self) -> bool:
@@ -225,7 +278,7 @@ class Connection(HttpToolsProtocol):
     def _check_silence(self) -> None:
         """Close a connection that waits for the client, and has for too long; one that waits for a job may wait."""
         idle = self.loop.time() - self._heard_at
-        unfinished = self.cycle is None or self.reading
+        unfinished = self.reading or self.timeout_keep_alive_task is None
         if unfinished and not self._answering and (idle >= SILENCE_S or self._is_slow()):
             self.transport.close()
             return

@@ -223,7 +223,7 @@ def test_a_flood_of_pipelined_requests_is_cut_off(site: Site, monkeypatch: pytes
     site.call(site.engine.change, "a", status=JobStatus.IN_PROGRESS)
     waits = b"GET /status-sync/a?wait=300000 HTTP/1.1\r\n" + HOST + b"\r\n"
     with site.raw(waits + (b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n") * 11) as sock:
-        assert site.read_to_end(sock).startswith(b"HTTP/1.1 400 ")
+        assert site.read_to_end(sock) == b""  # a refusal would be taken for the answer to the first of them
 
 
 # --- slow clients --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import socket
 import struct
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.api import app, connection
+from supervisor.api.crowd import Crowd
 from supervisor.job import JobStatus
 
 if TYPE_CHECKING:
@@ -134,6 +136,82 @@ def test_headers_without_end(site: Site, line: bytes) -> None:
         except ConnectionError:
             pass  # it was closed while this side was still sending, which may lose the answer
     assert site.ask("GET", "/livez").status == 200
+
+
+class Wire(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self._closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
+
+    def close(self) -> None:
+        self._closed = True
+
+    def is_closing(self) -> bool:
+        return self._closed
+
+
+def _head(size: int, fields: bytes = b"") -> bytes:
+    """The line and headers of a request, ``size`` bytes together."""
+    start = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + fields + b"X: "
+    return start + b"y" * (size - len(start) - 4) + b"\r\n\r\n"
+
+
+TOO_LARGE = {
+    "a header": _head(150_000),
+    "a header, by one byte": _head(connection.MAX_HEAD + 1),
+    "many headers": _head(150_000, b"".join(b"X%d: y\r\n" % number for number in range(14_000))),
+    "the name of a header": b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"x" * 150_000 + b": y\r\n\r\n",
+    "the path": b"GET /" + b"x" * 150_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "space before a value": b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX:" + b" " * 150_000 + b"y\r\n\r\n",
+    "an offer": _head(150_000, b"Connection: upgrade\r\nUpgrade: h2c\r\n"),
+}
+
+
+def _pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+@pytest.mark.parametrize("piece", [2**20, 40_000, 1_000])
+def test_headers_are_counted_however_they_arrive(site: Site, name: str, piece: int) -> None:
+    async def answer() -> bytes:
+        wire = Wire()
+        made = connection.Connection(site.server._config, site.server._state, Crowd(), lambda: None)
+        made.connection_made(wire)
+        for part in _pieces(TOO_LARGE[name], piece):
+            made.data_received(part)
+        made.connection_lost(None)
+        return b"".join(wire.written)
+
+    said = site.do(answer())
+    assert said.startswith(b"HTTP/1.1 431 ")
+    assert said.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_headers_behind_other_requests_are_counted_too(site: Site, name: str) -> None:
+    came = b""
+    with site.raw() as sock, contextlib.suppress(ConnectionError):  # it may be closed while this side still sends
+        sock.sendall(_head(100) * 2 + TOO_LARGE[name])
+        while part := sock.recv(65536):
+            came += part
+    assert came.count(b"HTTP/1.1 200 ") <= 2
+    assert came.count(b"HTTP/1.1 ") <= 3
+
+
+@pytest.mark.parametrize("piece", [2**20, 40_000, 1_000])
+def test_headers_of_requests_behind_one_another_are_not_counted_together(site: Site, piece: int) -> None:
+    last = _head(connection.MAX_HEAD, b"Connection: close\r\n")
+    data = _head(connection.MAX_HEAD) * 4 + _head(100) * 1_000 + last
+    with site.raw() as sock, concurrent.futures.ThreadPoolExecutor() as pool:
+        pool.submit(lambda: [sock.sendall(part) for part in _pieces(data, piece)])
+        assert site.read_to_end(sock).count(b"HTTP/1.1 200 ") == 1_005
 
 
 def test_large_headers_pass(make_site: Callable[..., Site]) -> None:
