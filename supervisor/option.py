@@ -231,11 +231,17 @@ _ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", r
 
 
 def _origins(value: object) -> tuple[str, ...]:
-    origins = tuple(item.lower().rstrip("/") for item in _items(value))
-    for origin in origins:
-        if not _ORIGIN.fullmatch(origin):
-            raise ValueError(f"{origin!r} is not an origin; write SCHEME://HOST[:PORT], such as http://localhost:3000")
-    return origins
+    return tuple(_origin(item.lower().rstrip("/")) for item in _items(value))
+
+
+def _origin(text: str) -> str:
+    """``text`` as browsers write it: a scheme's own port is left out."""
+    if not _ORIGIN.fullmatch(text):
+        raise ValueError(f"{text!r} is not an origin; write SCHEME://HOST[:PORT], such as http://localhost:3000")
+    for scheme, port in (("http:", ":80"), ("https:", ":443")):
+        if text.startswith(scheme):
+            return text.removesuffix(port)
+    return text
 
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")

@@ -233,7 +233,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     no_auth: Annotated[bool, Option(_SECURITY, option.FLAG, "Serve a host other than loopback without keys.")] = False
     allow_origin: Annotated[
         tuple[str, ...],
-        Option(_SECURITY, option.ORIGINS, "A web page's origin that may call the API without keys; may be repeated."),
+        Option(_SECURITY, option.ORIGINS, "Origin whose web pages may call the API from a browser; may be repeated."),
     ] = ()
 
     webhook_retries: Annotated[

@@ -77,9 +77,9 @@ class About:
     def _page(self) -> Reply:
         url = self._engine.snapshot().url or f"http://127.0.0.1:{self._engine.settings.port}"
         page = docs.page(self._document, url)
-        headers = (
-            (b"content-security-policy", page.policy.encode()),
-            (b"x-content-type-options", b"nosniff"),
-            (b"referrer-policy", b"no-referrer"),
-        )
+        headers = {
+            b"content-security-policy": page.policy.encode(),
+            b"x-content-type-options": b"nosniff",
+            b"referrer-policy": b"no-referrer",
+        }
         return Reply(page.html.encode(), headers=headers, content_type=_HTML)

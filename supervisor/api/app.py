@@ -76,7 +76,7 @@ class App:
             if self._guard is not None and (route is None or not route.open):
                 preflight = self._guard.preflight(call.headers) if call.method == "OPTIONS" else None
                 if preflight is not None:
-                    return Reply(b"", NO_CONTENT, tuple(preflight))
+                    return Reply(b"", NO_CONTENT, preflight)
                 self._guard.check(call.headers)
             if route is None or match is None:
                 return self._no_route(call, path, match)
@@ -96,22 +96,14 @@ class App:
         if match is None:
             return _refusal(RequestError(404, self._router.why_not(path)), path)
         if call.method == "OPTIONS":
-            return Reply(b"", NO_CONTENT, ((b"allow", match.allow),))
+            return Reply(b"", NO_CONTENT, {b"allow": match.allow})
         refusal = _refusal(RequestError(405, f"{call.method} {path[:80]}: only {match.allow.decode()}"), path)
-        return msgspec.structs.replace(refusal, headers=((b"allow", match.allow),))
+        return msgspec.structs.replace(refusal, headers={**refusal.headers, b"allow": match.allow})
 
     async def _send(self, call: Call, reply: Reply, send: Send) -> None:
-        headers = list(reply.headers)
-        if reply.status != NO_CONTENT:
-            headers.append((b"content-type", reply.content_type))
-        if reply.status != NO_CONTENT and reply.parts is None:
-            headers.append((b"content-length", b"%d" % len(reply.body)))
-        if self._guard is not None and b"origin" in call.headers:
-            headers += self._guard.cors(call.headers)
         lingers = reply.status >= BAD_REQUEST and call.excess(self._max_body)
-        if lingers:
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        headers = self._headers(call, reply, lingers=lingers)
+        await send({"type": "http.response.start", "status": reply.status, "headers": list(headers.items())})
         if lingers:
             await send({"type": "http.response.body", "body": reply.body, "more_body": True})
             await call.discard(LINGER_S, LINGER_BYTES)
@@ -122,6 +114,19 @@ class App:
             await send({"type": "http.response.body", "body": reply.body})
         else:
             await _send_watched(call, reply.body, reply.sent, send)
+
+    def _headers(self, call: Call, reply: Reply, *, lingers: bool) -> dict[bytes, bytes]:
+        """All headers of the answer but the date: browsers, for one, refuse an answer in which one stands twice."""
+        headers = dict(reply.headers)
+        if self._guard is not None:
+            headers.update(self._guard.cors(call.headers))
+        if reply.status != NO_CONTENT:
+            headers[b"content-type"] = reply.content_type
+            if reply.parts is None:
+                headers[b"content-length"] = b"%d" % len(reply.body)
+        if lingers:
+            headers[b"connection"] = b"close"
+        return headers
 
     async def _send_parts(self, call: Call, parts: AsyncGenerator[bytes, None], reply: Reply, send: Send) -> None:
         """Send ``parts`` as they come. Without a last word uvicorn cuts the connection, so that nobody takes them for the whole;
@@ -172,12 +177,12 @@ async def _is_passed_on(call: Call, send: Send) -> bool:
 
 
 def _refusal(error: RequestError, path: str) -> Reply:
-    headers: list[tuple[bytes, bytes]] = []
+    headers: dict[bytes, bytes] = {}
     if error.status == UNAUTHORIZED:
-        headers.append((b"www-authenticate", b'Bearer realm="supervise"'))
+        headers[b"www-authenticate"] = b'Bearer realm="supervise"'
     retry_after = RETRY_AFTER_S if error.retry_after is None and error.status == UNAVAILABLE else error.retry_after
     if retry_after is not None:
-        headers.append((b"retry-after", b"%d" % retry_after))
+        headers[b"retry-after"] = b"%d" % retry_after
     openai = openai_errors.speaks_openai(path)
     body = openai_errors.of_refusal(error).body if openai else msgspec.json.encode({"error": str(error)})
-    return Reply(body, error.status, tuple(headers))
+    return Reply(body, error.status, headers)

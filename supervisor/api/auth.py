@@ -21,6 +21,7 @@ Headers = Mapping[bytes, bytes]
 _ALLOW_METHODS = b"GET, POST"
 _ALLOW_HEADERS = (b"authorization", b"content-type", b"idempotency-key", b"last-event-id")
 _HEADER_NAMES = re.compile(rb"[A-Za-z0-9-]{1,64}(?: ?, ?[A-Za-z0-9-]{1,64}){0,63}")
+_EXPOSE_HEADERS = b"allow, retry-after, www-authenticate, x-request-id, x-should-retry"
 _PREFLIGHT_AGE_S = b"600"
 
 
@@ -53,31 +54,40 @@ class Guard:
                 403, f"Host {_shown(host)} is not this machine's loopback; other names need a key (--api-key)"
             )
         origin = headers.get(b"origin")
-        if origin is not None and origin.lower() not in self._origins and not _same_origin(origin, host):
+        if origin is not None and not self._is_allowed(headers) and not _same_origin(origin, host):
             raise RequestError(403, f"Origin {_shown(origin)} is foreign; let it in with --allow-origin")
 
-    def cors(self, headers: Headers) -> list[tuple[bytes, bytes]]:
-        """The headers that let a page of an allowed origin read the answer; none for all others."""
-        origin = headers.get(b"origin")
-        if origin is None or origin.lower() not in self._origins:
-            return []
-        return [
-            (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", b"retry-after"),
-            (b"vary", b"origin"),
-        ]
+    def cors(self, headers: Headers) -> dict[bytes, bytes]:
+        """The headers of every answer that let a page of an allowed origin, and no other, read it (Fetch, section 3.2.3).
 
-    def preflight(self, headers: Headers) -> list[tuple[bytes, bytes]] | None:
-        """The headers that answer what a browser asks before its request; ``None``: it is no such question, or not allowed."""
-        allowed = self.cors(headers)
-        if not allowed or b"access-control-request-method" not in headers:
+        Without credentials, in Fetch's sense: there are no cookies here, and a page shows a key by itself.
+        """
+        if not self._origins:
+            return {}
+        made = {b"vary": b"origin"}  # also where there was none: a cache must not give this answer to a page
+        if self._is_allowed(headers):
+            made[b"access-control-allow-origin"] = headers[b"origin"]
+            made[b"access-control-expose-headers"] = _EXPOSE_HEADERS
+        return made
+
+    def preflight(self, headers: Headers) -> dict[bytes, bytes] | None:
+        """The headers that answer, beside those of ``cors``, what a browser asks before a page's request.
+
+        ``None``: it is no such question, or the page may not ask.
+        """
+        if not self._is_allowed(headers) or b"access-control-request-method" not in headers:
             return None
-        return [
-            *allowed,
-            (b"access-control-allow-methods", _ALLOW_METHODS),
-            (b"access-control-allow-headers", b", ".join((*_ALLOW_HEADERS, *_asked_for(headers)))),
-            (b"access-control-max-age", _PREFLIGHT_AGE_S),
-        ]
+        made = {
+            b"access-control-allow-methods": _ALLOW_METHODS,
+            b"access-control-allow-headers": b", ".join((*_ALLOW_HEADERS, *_asked_for(headers))),
+            b"access-control-max-age": _PREFLIGHT_AGE_S,
+        }
+        if headers.get(b"access-control-request-private-network") == b"true":
+            made[b"access-control-allow-private-network"] = b"true"
+        return made
+
+    def _is_allowed(self, headers: Headers) -> bool:
+        return headers.get(b"origin", b"").lower() in self._origins
 
     def _has_key(self, authorization: bytes) -> bool:
         scheme, _, rest = authorization.partition(b" ")

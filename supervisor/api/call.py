@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -34,7 +34,9 @@ T = TypeVar("T")
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What to answer. ``sent``, if any, is called once with whether the client was still there to take the whole of it.
+    """What to answer. ``headers`` are those of this answer alone, names in lower case; ``App`` adds what all have.
+
+    ``sent``, if any, is called once with whether the client was still there to take the whole of it.
 
     ``parts`` takes the place of ``body`` where that comes bit by bit: each goes out as it comes, and the next is asked for when
     the client keeps up. They are closed, wherever they wait, when the client has left or the server stops. An answer of events
@@ -43,7 +45,7 @@ class Reply(msgspec.Struct, frozen=True):
 
     body: bytes = b""
     status: int = 200
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: Mapping[bytes, bytes] = {}
     sent: Callable[[bool], None] | None = None
     content_type: bytes = JSON
     parts: AsyncGenerator[bytes, None] | None = None

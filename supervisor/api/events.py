@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from supervisor.job import Job
 
 CONTENT_TYPE = b"text/event-stream"
-HEADERS = ((b"cache-control", b"no-store"), (b"x-accel-buffering", b"no"))
+HEADERS = {b"cache-control": b"no-store", b"x-accel-buffering": b"no"}
 """For what stands between: nginx, for one, would hold events back until its buffer is full."""
 
 PING = b": ping\n\n"

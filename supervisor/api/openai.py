@@ -104,7 +104,7 @@ async def _result(asked: _Asked, job: Job) -> Reply:
     failure = openai_errors.found_in(body)
     if failure is not None:
         return failure.reply(job.id)
-    return Reply(body, headers=((openai_errors.REQUEST_ID, job.id.encode()),), content_type=content_type)
+    return Reply(body, headers={openai_errors.REQUEST_ID: job.id.encode()}, content_type=content_type)
 
 
 async def _values(asked: _Asked, job: Job) -> list[bytes]:
@@ -153,7 +153,7 @@ async def _stream(asked: _Asked) -> Reply:
     failure = openai_errors.found_in(_first_event(chunks.values[0]))
     if failure is not None:
         return failure.reply(job.id)
-    headers = (*events.HEADERS, (openai_errors.REQUEST_ID, job.id.encode()))
+    headers = {**events.HEADERS, openai_errors.REQUEST_ID: job.id.encode()}
     return Reply(headers=headers, content_type=EVENTS, parts=_parts(asked, chunks))
 
 

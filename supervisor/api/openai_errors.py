@@ -66,10 +66,10 @@ class Failure(msgspec.Struct, frozen=True):
 
     def reply(self, job_id: str) -> Reply:
         """The answer of a request that became the job ``job_id``."""
-        headers = [(REQUEST_ID, job_id.encode())]
+        headers = {REQUEST_ID: job_id.encode()}
         if self.final:
-            headers.append((b"x-should-retry", b"false"))  # OpenAI's own word for it; its clients obey
-        return Reply(self.body, self.status, tuple(headers))
+            headers[b"x-should-retry"] = b"false"  # OpenAI's own word for it; its clients obey
+        return Reply(self.body, self.status, headers)
 
 
 class _Said(msgspec.Struct):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,6 +29,7 @@ from supervisor.logs import LogText
 from supervisor.pages import Page
 from supervisor.settings import Settings
 from supervisor.snapshot import JobCounts, Snapshot, Stats, WorkerView
+from supervisor.statistics import Statistics
 from supervisor.streams import READ_CHUNKS, ChunkLease, Chunks
 
 T = TypeVar("T")
@@ -49,6 +51,7 @@ class FakeEngine:
         self.newest_progress: dict[str, bytes] = {}
         self.streams = FakeStreams(self)
         self.logs = FakeLogs(self)
+        self.overview = SimpleNamespace(statistics=Statistics())
         self.settled: list[str] = []
         self.refreshed: list[str] = []
         self.by_hand: list[str] = []
@@ -434,7 +437,9 @@ class Site:
     def read(connection: http.client.HTTPConnection) -> Answer:
         """The answer to what was asked on ``connection``."""
         response = connection.getresponse()
-        return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        assert len(headers) == len(response.getheaders()), f"a name stands twice: {response.getheaders()}"
+        return Answer(response.status, headers, response.read())
 
     @staticmethod
     def read_to_end(sock: socket.socket) -> bytes:

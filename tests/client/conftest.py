@@ -49,6 +49,7 @@ def _handler(answers: Answers) -> type[http.server.BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            assert len(self.headers) == len({name.lower() for name in self.headers}), "a name stands twice"
             answers.heard.put((self.command, self.path, dict(self.headers), body))
             answers.hold.wait(20)
             if answers.raw is not None:

@@ -122,8 +122,9 @@ class Client:
         try:
             connection.request(method, path, data, {**self.headers, **(headers or {})})
             response = connection.getresponse()
-            names = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, names, response.read())
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            assert len(headers) == len(response.getheaders()), f"a name stands twice: {response.getheaders()}"
+            return Answer(response.status, headers, response.read())
         finally:
             connection.close()
 

@@ -140,6 +140,7 @@ class Receiver:
         headers = {}
         while line := stream.readline().decode().strip():
             name, _, value = line.partition(": ")
+            assert name.lower() not in headers, f"{name} stands twice"
             headers[name.lower()] = value
         body = stream.read(int(headers.get("content-length", 0)))
         assert first.startswith("POST ")
