@@ -52,6 +52,20 @@ def test_a_trailer_opens_no_door(site: Site, name: str, pieces: int) -> None:
     assert not site.engine.submitted
 
 
+def test_wherever_the_network_cuts_it(make_site: Callable[..., Site]) -> None:
+    site = make_site(api_key=("right-key",))
+    request = job(b"Authorization: right-key\r\nHost: localhost\r\n", b"Host: evil.example\r\n")
+    for at in range(len(request)):
+        with site.raw() as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.sendall(request[:at])
+            assert site.call(bool, 1)  # the server had a turn
+            with contextlib.suppress(ConnectionError):  # it may have refused the first part already, and gone
+                sock.sendall(request[at:])
+            assert statuses(site.read_up_to(sock, b"\r\n\r\n")) == [401]
+    assert not site.engine.submitted
+
+
 def test_a_key_in_a_trailer_is_none(make_site: Callable[..., Site]) -> None:
     site = make_site(api_key=("right-key",))
     with site.raw(job(b"Authorization: Bearer right-key\r\n")) as sock:
