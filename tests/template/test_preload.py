@@ -253,7 +253,7 @@ def test_pools_have_their_threads_back_in_workers(
     )
     (program.site / "blas.py").write_text("import ctypes, os; library = ctypes.CDLL(os.environ['POOL'])")
     child = tmp_path / "asks.py"
-    child.write_text("import blas\nprint(blas.library.get())")
+    child.write_text("import blas\nprint(blas.library.get(), flush=True)")  # its end, os._exit, flushes nothing
     house = make_house(preload=("blas",), **{**program.environ, "OMP_NUM_THREADS": "6"})
     assert house.ready.preloaded == ("blas",)
     said = {}

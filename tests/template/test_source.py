@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import site
 import sys
 import textwrap
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from supervisor.template import source
@@ -13,6 +15,12 @@ from supervisor.wire import HandlerSpec
 
 # Installed here, whatever else is.
 A, B = "msgspec", "pytest"
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are is a place for packages, also in an environment that finds them by a ``.pth`` file."""
+    monkeypatch.setattr(site, "USER_SITE", str(Path(msgspec.__file__).parents[1]))
 
 
 @pytest.fixture
