@@ -30,7 +30,7 @@ from supervisor.pool.process import become_subreaper, reap_orphans
 from supervisor.pool.seams import Place
 from supervisor.pool.starter import TemplateStarter
 from supervisor.settings import Settings
-from supervisor.store import owner
+from supervisor.store import owner, place
 from supervisor.store.opening import TEMPORARY
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
@@ -224,8 +224,9 @@ class Assembly:
             self.store = self._undo.enter_context(Store.open(TEMPORARY))
             self._secrets = SecretFiles(self.tmp_root / "secrets")
             return []
-        path = self._settings.store
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = place.settle(self._settings.store)
+        if path != self._settings.store:
+            self._note(f"{self._settings.store} is a link: the job store is {path}")
         lock = locks.lock_store(path, holder)
         self._undo.callback(lock.close)
         store = Store.open(

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "supervisor"
 
 # A room is a file or a folder of the package. Level 1 is in every process; each later line is one level further up.
-BASE = {"errors", "job", "marks", "wire", "proc", "option", "sources", "settings"}
+BASE = {"errors", "files", "job", "marks", "wire", "proc", "option", "sources", "settings"}
 CHILDREN = {"serverless", "template", "worker"}
 ENGINE = {
     "assembly",

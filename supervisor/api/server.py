@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import os
 import socket
 import stat
 from email.utils import formatdate
@@ -38,8 +39,9 @@ def listen(host: str, port: int) -> list[socket.socket]:
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise UsageError(f"--host {host}: {error.strerror or error}") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name can be so, such as one with an empty part
+        why = error.strerror or error if isinstance(error, OSError) else "no host can have this name"
+        raise UsageError(f"--host {host}: {why}") from error
     sockets: list[socket.socket] = []
     for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
         try:
@@ -64,10 +66,11 @@ def listen_unix(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(path.lstat().st_mode):
+            found = path.lstat()
+            if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid():
                 path.unlink()
+        os.fchmod(sock.fileno(), 0o600)  # bind gives what it makes the socket's own mode (unix_bind_bsd in the kernel)
         sock.bind(str(path))
-        path.chmod(0o600)  # before listen: nobody could connect until then
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()

@@ -33,6 +33,8 @@ PAUSE_S = 0.01
 
 _CHUNK = 2**20
 _PAGE = 4096
+_BEGINNING = b'{"id":'
+"""How every line begins (``api.shapes.status_body``)."""
 
 
 # --- what is there -------------------------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ def read_output(fd: int, path: Path) -> Done:
     """
     done, whole, decode = Done(), 0, msgspec.json.Decoder(_Answer).decode
     for number, line in enumerate(_lines(fd), start=1):
-        if not line.endswith(b"\n"):
+        if not line.endswith(b"\n") and (whole or _may_be_ours(line)):
             os.ftruncate(fd, whole)
             break
         try:
@@ -100,6 +102,11 @@ def read_output(fd: int, path: Path) -> Done:
         done.add(answer.line, answer.id, answer.status is JobStatus.COMPLETED)
         whole += len(line)
     return done
+
+
+def _may_be_ours(torn: bytes) -> bool:
+    """Whether a file with nothing but ``torn`` may be what a kill, or a power cut (which leaves zeros), has left of an output."""
+    return torn[: len(_BEGINNING)] == _BEGINNING[: len(torn)] or torn.startswith(b"\0")
 
 
 def _lines(fd: int) -> Iterator[bytes]:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from supervisor import files
 from supervisor.errors import LockedError, UsageError
 from supervisor.gpu.records import Gpu
 from supervisor.gpu.source import started_at
@@ -32,6 +33,9 @@ REMAINS_S = 10.0
 
 _POLL_S = 0.05
 _MAX_CONTENT = 4096
+_OURS = (b"", b"{", b"\0")
+"""How what we wrote begins: not at all, as a ``Holder``, or with what a power cut makes of one."""
+
 _OPEN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -172,10 +176,15 @@ def _acquire(path: Path, folder_fd: int, kind: int, subject: str, holder: Holder
         try:
             if _flock(fd, kind):
                 if _is_still(fd, path, folder_fd):
+                    if os.pread(fd, 1, 0) not in _OURS:
+                        raise _unusable(path, "another program wrote it; move it away")
                     _write(fd, holder)
                     return fd
             else:
                 _wait_for_remains(_read(fd), subject, until)
+        except OSError as error:  # such as a disk that is full, or read-only
+            os.close(fd)
+            raise _unusable(path, error.strerror) from error
         except BaseException:
             os.close(fd)
             raise
@@ -205,9 +214,8 @@ def _opened(folder: Path, *, make: bool = True) -> Iterator[int]:
     """A descriptor of the folder, which is made for all users if it is not there."""
     try:
         if make:
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(parents=True)
-                folder.chmod(0o1777)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder, 0o1777)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if make else 0))
     except OSError as error:
         raise UsageError(f"the folder of the locks, {folder}, cannot be used: {error.strerror}") from error
@@ -226,14 +234,17 @@ def _open(path: Path, folder_fd: int, mode: int) -> int:
     try:
         fd = _open_or_make(path.name, folder_fd, mode)
     except OSError as error:
-        why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise UsageError(f"the lock file {path} cannot be used: {why}") from error
+        raise _unusable(path, "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror) from error
     status = os.fstat(fd)
     # A second name may be that of somebody's precious file.
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(fd)
-        raise UsageError(f"the lock file {path} cannot be used: it is no plain file of its own")
+        raise _unusable(path, "it is no plain file of its own")
     return fd
+
+
+def _unusable(path: Path, why: str | None) -> UsageError:
+    return UsageError(f"the lock file {path} cannot be used: {why}")
 
 
 def _open_or_make(name: str, folder_fd: int, mode: int) -> int:
@@ -246,9 +257,7 @@ def _open_or_make(name: str, folder_fd: int, mode: int) -> int:
             # To lock it, reading is enough; who we are is then not written.
             return os.open(name, os.O_RDONLY | _OPEN, dir_fd=folder_fd)
         with contextlib.suppress(FileExistsError):
-            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, mode, dir_fd=folder_fd)
-            os.fchmod(fd, mode)  # whatever the umask says
-            return fd
+            return files.make_file(name, mode, flags=os.O_RDWR | _OPEN, dir_fd=folder_fd)
     raise FileNotFoundError(errno.ENOENT, "it comes and goes")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from supervisor.errors import StoreError, StoreVersionError
+from supervisor.store import place
 from supervisor.store.failures import explain, explain_opening
 from supervisor.store.migrations import migrate
 from supervisor.store.sql import read_schema
@@ -73,7 +75,8 @@ class Connections(NamedTuple):
 def connect(path: Path, durability: Durability, note: Callable[[str], None]) -> Connections:
     """Connections that alone have the store at ``path``, made if it is not there; statements outside BEGIN commit at once.
 
-    A store of an older version is brought to this one; ``note`` is told before, since a large one takes a while.
+    A store of an older version is brought to this one; ``note`` is told before, since a large one takes a while. It is told, too,
+    that others may read the store, whose mode is the user's: it is set as the file is made, and never afterwards.
 
     ``normal`` has one connection and SQLite's exclusive locking mode: that is the store's lock. ``full`` has two, so that reading
     never waits for the disk and shows only what is on it; their lock on the file is a shared one, which keeps away whoever wants
@@ -86,13 +89,26 @@ def connect(path: Path, durability: Durability, note: Callable[[str], None]) -> 
         StoreError: it cannot be used.
     """
     check_sqlite()
-    if path not in (MEMORY, TEMPORARY):
-        _prepare(path)
+    if path in (MEMORY, TEMPORARY):
+        return _open(path, None, "normal", note)
+    made = place.make(path)
+    try:
+        if os.fstat(made).st_size:
+            _refuse_foreign(path)
+        connections = _open(path, made, durability, note)
+    finally:
+        os.close(made)
+    if warning := place.open_to_others(path):
+        note(warning)
+    return connections
+
+
+def _open(path: Path, made: int | None, durability: Durability, note: Callable[[str], None]) -> Connections:
     opened: list[sqlite3.Connection] = []
     try:
         opened.append(_connect(path))
-        _open_alone(opened[0], path, note)
-        if durability == "full" and path not in (MEMORY, TEMPORARY):
+        _open_alone(opened[0], path, made, note)
+        if durability == "full":
             opened.pop().close()
             opened += [_connect(path), _connect(path)]
             for db in opened:
@@ -112,22 +128,6 @@ def connect(path: Path, durability: Durability, note: Callable[[str], None]) -> 
 def _connect(path: Path) -> sqlite3.Connection:
     file = "" if path == TEMPORARY else path
     return sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=64)
-
-
-def _prepare(path: Path) -> None:
-    """Make the folders and the file, for the owner alone, and refuse a file that is not ours."""
-    try:
-        for folder in reversed(path.parents):
-            if not folder.exists():
-                folder.mkdir(mode=0o700, exist_ok=True)
-        if path.exists() and path.stat().st_size:
-            _refuse_foreign(path)
-        path.touch(mode=0o600)
-        for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm"), Path(f"{path}-journal")):
-            if file.exists() and file.stat().st_mode & 0o077:
-                file.chmod(0o600)
-    except OSError as error:
-        raise StoreError(f"{path}: this job store cannot be made or opened ({error.strerror or error})") from error
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -163,11 +163,16 @@ def _check_identity(db: sqlite3.Connection, path: Path) -> int:
     return version
 
 
-def _open_alone(db: sqlite3.Connection, path: Path, note: Callable[[str], None]) -> None:
-    """Lock the store for as long as it is open, and make its tables if it is empty, or bring them to the present version."""
+def _open_alone(db: sqlite3.Connection, path: Path, made: int | None, note: Callable[[str], None]) -> None:
+    """Lock the store for as long as it is open, and make its tables if it is empty, or bring them to the present version.
+
+    ``made`` is a descriptor of the file that it must be: SQLite would follow a link that has come into its place since.
+    """
     db.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # heeded by an empty file only
     db.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the first read: then the WAL's index needs no -shm file
     db.execute("BEGIN EXCLUSIVE")
+    if made is not None and not place.is_still(path, made):
+        raise StoreError(f"{path}: another file came into its place while it was opened; start again")
     empty = not _pragma(db, "schema_version")  # raised by the first CREATE
     version = VERSION if empty else _check_identity(db, path)
     db.execute("COMMIT")  # the lock stays

@@ -8,10 +8,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from supervisor import files
 from supervisor.errors import StoreError
+
+_NAME = re.compile(r"[0-9a-f]{64}(\.new)?")
 
 
 class SecretFiles:
@@ -27,73 +31,91 @@ class SecretFiles:
 
     def put(self, job_id: str, data: bytes) -> None:
         """Keep ``data`` for this job; it is on the disk when this returns. What was kept before is replaced."""
-        file = self._file(job_id)
-        draft = file.with_suffix(".new")
-        with _refusals_of(file):
+        name = _name(job_id)
+        draft = f"{name}.new"
+        with self._refusals_of(name):
             self._make_folder()
-            draft.unlink(missing_ok=True)
-            try:
-                with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as out:
-                    out.write(data)
-                    out.flush()
-                    os.fsync(out.fileno())
-                draft.replace(file)
-                _sync_folder(self._folder)
-            except OSError:
-                # A full disk may have taken a part of it, of a job that will not be.
-                draft.unlink(missing_ok=True)
-                raise
+            with self._opened() as folder:
+                _remove(draft, folder)
+                try:
+                    with open(files.make_file(draft, dir_fd=folder), "wb") as out:
+                        out.write(data)
+                        out.flush()
+                        os.fsync(out.fileno())
+                    os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
+                    os.fsync(folder)  # which files it has: syncing a file does not do that (fsync(2))
+                except OSError:
+                    # A full disk may have taken a part of it, of a job that will not be.
+                    _remove(draft, folder)
+                    raise
 
     def get(self, job_id: str) -> bytes | None:
         """What is kept for this job, if anything."""
-        file = self._file(job_id)
-        with _refusals_of(file):
+        name = _name(job_id)
+        with self._refusals_of(name):
             try:
-                return file.read_bytes()
+                with self._opened() as folder:
+                    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                    with open(os.open(name, flags, dir_fd=folder), "rb") as file:
+                        return file.read()
             except FileNotFoundError:
                 return None
 
     def drop(self, job_id: str) -> None:
         """Remove what is kept for this job, if anything."""
-        file = self._file(job_id)
-        with _refusals_of(file):
-            file.unlink(missing_ok=True)
+        name = _name(job_id)
+        with self._refusals_of(name), contextlib.suppress(FileNotFoundError), self._opened() as folder:
+            _remove(name, folder)
 
     def sweep(self, known_ids: Iterable[str]) -> int:
         """Remove what belongs to no job in ``known_ids``, and drafts that a crash left; how many files that were."""
-        known = {self._file(job_id) for job_id in known_ids}
+        known = {_name(job_id) for job_id in known_ids}
         removed = 0
-        with _refusals_of(self._folder):
-            if not self._folder.exists():
-                return 0
-            for file in self._folder.iterdir():
-                if file not in known:
-                    file.unlink(missing_ok=True)
+        with self._refusals_of(""), contextlib.suppress(FileNotFoundError), self._opened() as folder:
+            for name in os.listdir(folder):  # noqa: PTH208 - by its descriptor
+                if name not in known and _NAME.fullmatch(name):
+                    _remove(name, folder)
                     removed += 1
         return removed
 
-    def _file(self, job_id: str) -> Path:
-        # JSON may carry half a surrogate pair, which strict UTF-8 refuses.
-        return self._folder / hashlib.sha256(job_id.encode("utf-8", "surrogatepass")).hexdigest()
-
     def _make_folder(self) -> None:
         if not self._folder.exists():
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.make_folders(self._folder)
             _sync_folder(self._folder.parent)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """A descriptor of the folder, by which its files are reached. A link in its place, or another's folder, is refused."""
+        descriptor = files.open_folder(self._folder)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _refusals_of(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            file = self._folder / name
+            raise StoreError(
+                f"{file}: the file of a job's s3Config cannot be used ({error.strerror or error})"
+            ) from error
+
+
+def _name(job_id: str) -> str:
+    # JSON may carry half a surrogate pair, which strict UTF-8 refuses.
+    return hashlib.sha256(job_id.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _remove(name: str, folder: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Put on the disk which files ``folder`` has (fsync(2): syncing a file does not do that)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _refusals_of(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"{file}: the file of a job's s3Config cannot be used ({error.strerror or error})") from error

@@ -74,7 +74,8 @@ class Store:
         """Open the store at ``path`` for this process alone, or make it (readable by its owner alone).
 
         Durability ``full`` needs ``deliver``, by which a thread has functions called in this one: a loop's
-        ``call_soon_threadsafe``. ``note`` is told in words what may take a while: a store of an older version is brought to this.
+        ``call_soon_threadsafe``. ``note`` is told in words what a person should know: a store of an older version is brought to
+        this one, which may take a while; other users may read it.
 
         Raises:
             LockedError: another supervisor has it open.

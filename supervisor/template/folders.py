@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+from supervisor import files
 from supervisor.proc import set_death_signal
 from supervisor.template import child
 from supervisor.template.reap import Reaper
@@ -36,14 +37,14 @@ class Folders:
         """The path of a new folder that its owner alone may enter.
 
         Raises:
-            OSError: it cannot be made, or exists.
+            OSError: it cannot be made, or exists; or the root is a link or another user's.
         """
         path = self._path(slot, generation)
         try:
-            path.mkdir(0o700)
+            files.own_folder(self._root)  # who cleans up /tmp may have made room there for a folder of another user
         except FileNotFoundError:
-            self._root.mkdir(0o700, parents=True, exist_ok=True)
-            path.mkdir(0o700)
+            files.make_folders(self._root)
+        path.mkdir(0o700)
         return str(path)
 
     def discard(self, slot: str, generation: int) -> None:

@@ -97,7 +97,7 @@ def test_a_taken_port_is_named() -> None:
         _close(sockets)
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "::ffff:192.0.2.1"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "::ffff:192.0.2.1", "a..b", "x" * 300])
 def test_a_host_that_is_not_here(host: str) -> None:
     with pytest.raises(UsageError, match=host):
         listen(host, 0)
@@ -119,6 +119,27 @@ def test_a_unix_socket_is_its_owners_alone(make_site: Callable[..., Site], tmp_p
     site = make_site(unix=path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert site.ask("GET", "/livez").status == 200
+
+
+def test_a_unix_socket_has_its_mode_from_the_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its descriptor: at its path there may be another thing by then."""
+    monkeypatch.setattr(os, "chmod", None)
+    before = os.umask(0)
+    try:
+        with listen_unix(tmp_path / "s.sock"):
+            assert stat.S_IMODE((tmp_path / "s.sock").stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a socket another user's")
+def test_a_unix_socket_of_another_user_is_left_to_them(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    listen_unix(path).close()
+    os.chown(path, 65534, 65534)
+    with pytest.raises(UsageError, match="cannot listen on"):
+        listen_unix(path)
+    assert path.lstat().st_uid == 65534
 
 
 @pytest.mark.parametrize("name", ["missing/s.sock", "x" * 200, "file"])

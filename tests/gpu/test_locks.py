@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -190,6 +191,43 @@ def test_what_others_plant_is_not_touched(folder, me, tmp_path, plant):
     with pytest.raises(UsageError, match=r"GPU-aa11\.lock cannot be used"):
         lock_gpus([A], me, folder)
     assert precious.read_text() == "data"
+
+
+@pytest.mark.parametrize("lock", [lambda folder, me: lock_gpus([A], me, folder), lambda f, me: lock_store(f / "A", me)])
+def test_what_another_program_wrote_is_not_written_over(folder, me, lock):
+    folder.mkdir()
+    for name in ("GPU-aa11.lock", "A.lock"):
+        (folder / name).write_text("4711\n")
+    with pytest.raises(UsageError, match=r"lock cannot be used: another program wrote it; move it away"):
+        lock(folder, me)
+    assert {path.read_text() for path in folder.iterdir()} == {"4711\n"}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "\0" * 100, '{"pid":', '{"pid": 1, "started": 2, "more": "of a newer version"}']
+)
+def test_what_we_wrote_is_ours_whole_or_not(folder, me, content):
+    folder.mkdir()
+    (folder / "GPU-aa11.lock").write_text(content)
+    close(lock_gpus([A], me, folder)[1])
+    assert f'"pid":{os.getpid()}' in (folder / "GPU-aa11.lock").read_text()
+
+
+def test_a_disk_that_takes_nothing_is_a_refusal(folder, me):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(UsageError, match=r"the lock file .*GPU-aa11\.lock cannot be used: File too large"):
+            lock_gpus([A], me, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    close(lock_gpus([A], me, folder)[1])
+
+
+def test_the_mode_of_a_folder_that_is_there_stays(folder, me):
+    folder.mkdir(mode=0o750)
+    close(lock_gpus([A], me, folder)[1])
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
 def test_a_link_in_place_of_the_folder_is_refused(tmp_path, me):

@@ -65,6 +65,7 @@ def version_1(file: Path) -> Callable[..., Path]:
                 )
             for suffix in ("", "-wal"):
                 shutil.copy(file.with_name(f"open.db{suffix}"), f"{file}{suffix}")
+                Path(f"{file}{suffix}").chmod(0o600)
         file.with_name("open.db").unlink()
         return file
 

@@ -90,10 +90,51 @@ def test_it_is_on_disk_before_put_returns(secrets, folder, monkeypatch):
 def test_a_sweep_leaves_what_belongs_to_known_jobs(secrets, folder):
     for job_id in ("a", "b", "c"):
         secrets.put(job_id, job_id.encode())
-    (folder / "draft-of-a-crash.new").write_bytes(SECRET)
+    draft_of_a_crash = folder / f"{'0' * 64}.new"
+    draft_of_a_crash.write_bytes(SECRET)
+    (folder / "notes.txt").write_text("not of ours")
     assert secrets.sweep({"b", "unknown"}) == 3
     assert [secrets.get(job_id) for job_id in ("a", "b", "c")] == [None, b"b", None]
-    assert len(list(folder.iterdir())) == 1
+    assert not draft_of_a_crash.exists()
+    assert (folder / "notes.txt").read_text() == "not of ours"
+
+
+def refusals(secrets: SecretFiles, words: str) -> None:
+    for use in (lambda: secrets.put("a", SECRET), lambda: secrets.get("a"), lambda: secrets.drop("a")):
+        with pytest.raises(StoreError, match=words):
+            use()
+    with pytest.raises(StoreError, match=words):
+        secrets.sweep([])
+
+
+def test_a_link_in_place_of_the_folder_is_not_followed(secrets, folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    SecretFiles(elsewhere).put("a", b"of another store")
+    folder.symlink_to(elsewhere)
+    refusals(secrets, "it is a link")
+    assert SecretFiles(elsewhere).get("a") == b"of another store"
+
+
+def test_a_link_in_place_of_a_file_is_not_followed(secrets, folder, tmp_path):
+    secrets.put("a", b"1")
+    (file,) = folder.iterdir()
+    (tmp_path / "precious").write_text("precious")
+    file.unlink()
+    file.symlink_to(tmp_path / "precious")
+    file.with_name(f"{file.name}.new").symlink_to(tmp_path / "precious")
+    with pytest.raises(StoreError):
+        secrets.get("a")
+    secrets.put("a", SECRET)
+    assert secrets.get("a") == SECRET
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder another user's")
+def test_a_folder_of_another_user_is_refused(secrets, folder):
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    refusals(secrets, "belongs to user 65534")
+    assert list(folder.iterdir()) == []
 
 
 def test_a_draft_that_a_crash_left_is_not_in_the_way(secrets, folder):
