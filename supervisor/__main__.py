@@ -15,8 +15,8 @@ import supervisor
 
 def main() -> int:
     """Run the command that ``sys.argv`` asks for and give its exit code."""
-    open_streams()
     try:
+        open_streams()
         warning = name_clash(Path(__file__).parent, sys.path)
         if warning:
             sys.stderr.write(f"supervise: {warning}\n")
@@ -31,6 +31,9 @@ def main() -> int:
         sys.stderr.write(
             f"supervise: the package {error.name} is missing; install what supervise needs: pip install .\n"
         )
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"supervise: the system refused to load the program: {error}\n")
         return 2
     return run()
 

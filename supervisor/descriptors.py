@@ -44,6 +44,6 @@ def check_limit(slots: int) -> None:
     needed = _BASE + _EACH_SLOT * slots
     if soft != resource.RLIM_INFINITY and soft < needed:
         raise UsageError(
-            f"this process may open {soft} files only, and {slots} slot{'s' if slots != 1 else ''} need {needed}: "
+            f"this process may open {soft} files only, and {slots} slot{'s need' if slots != 1 else ' needs'} {needed}: "
             f"raise the hard limit, as in `ulimit -n {WANTED}`, LimitNOFILE={WANTED} or --ulimit nofile={WANTED}"
         )

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from supervisor import files
 from supervisor.errors import HandlerError
 from supervisor.wire import HandlerSpec
 
@@ -157,7 +158,7 @@ def _text(value: object) -> str:
 
 
 def _path(value: object) -> Path:
-    return Path(_text(value)).expanduser().absolute()
+    return files.at_home(Path(_text(value))).absolute()
 
 
 def _file(value: object) -> Path:
@@ -332,13 +333,16 @@ def parse_handler(text: str, argv: tuple[str, ...] = ()) -> HandlerSpec:
         HandlerError: there is no such file, or it cannot be a name at all.
     """
     head, colon, function = text.rpartition(":")
-    if colon and head.endswith(".py") and not _is_file(Path(text)):
+    if colon and head.endswith(".py") and not files.is_file(Path(text)):
         name = head.removesuffix(".py").strip("./").replace("/", ".")
         raise HandlerError(
             f"{text}: a file is served whole; write {head}, or {name}:{function} for that function alone"
         )
-    path = Path(text).expanduser()
-    if text.endswith(".py") or "/" in text or _is_file(path):
+    try:
+        path = files.at_home(Path(text))
+    except ValueError as error:
+        raise HandlerError(str(error)) from None
+    if text.endswith(".py") or "/" in text or files.is_file(path):
         return HandlerSpec("file", str(_readable(path, text)), argv=argv)
     module, colon, function = text.partition(":")
     if not dotted(module) or (colon and not dotted(function)):
@@ -346,19 +350,12 @@ def parse_handler(text: str, argv: tuple[str, ...] = ()) -> HandlerSpec:
     return HandlerSpec("function" if colon else "module", module, function or None, argv)
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        return False  # no file has so long a name
-
-
 def _readable(path: Path, text: str) -> Path:
-    if path.is_dir():
+    if files.is_folder(path):
         found = ", ".join(sorted(str(file) for file in path.glob("*.py"))[:5])
         raise HandlerError(f"{text}: a folder; name the file in it{': ' + found if found else ''}")
-    if not _is_file(path):
-        if not path.parent.is_dir():
+    if not files.is_file(path):
+        if not files.is_folder(path.parent):
             raise HandlerError(f"{text}: no such file: there is no folder {path.parent}{_near_files(path.parent)}")
         raise HandlerError(f"{text}: no such file{_near_files(path)}")
     if not os.access(path, os.R_OK):
@@ -368,9 +365,10 @@ def _readable(path: Path, text: str) -> Path:
 
 def _near_files(path: Path) -> str:
     """The nearest Python file or folder beside ``path``."""
-    if not path.parent.is_dir():
-        return ""
-    names = {file.name: file for file in path.parent.iterdir() if file.suffix == ".py" or file.is_dir()}
+    try:
+        names = {file.name: file for file in path.parent.iterdir() if file.suffix == ".py" or file.is_dir()}
+    except OSError:
+        return ""  # there is no such folder, or it cannot be read
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {names[near[0]]}?" if near else ""
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
-from supervisor import option, sources
+from supervisor import files, option, sources
 from supervisor.errors import UsageError
 from supervisor.option import Option, nearest, parse_handler
 from supervisor.sources import Given
@@ -424,5 +424,5 @@ def _check_together(settings: Settings, where: Mapping[str, str]) -> None:
     if "workers" in where and (settings.simulate_gpus or settings.gpus not in ("auto", "none")):
         gpus = where["simulate_gpus"] if settings.simulate_gpus else where["gpus"]
         raise UsageError(f"{where['workers']} counts workers on the CPU, and {gpus} asks for GPUs; leave one out")
-    if settings.store.is_dir():
+    if files.is_folder(settings.store):
         raise UsageError(f"{where.get('store', '--store')}: {settings.store} is a folder; name a file in it")

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from supervisor import files
 from supervisor.errors import UsageError
 from supervisor.proc import any_started_with
 from supervisor.wire import HandlerSpec
@@ -35,14 +36,14 @@ def make_run_folder(run_id: str) -> tuple[Path, int]:
     Raises:
         UsageError: it cannot be made.
     """
-    parent = Path(tempfile.gettempdir())
-    remove_leftovers(parent)
-    path = parent / f"supervise-{run_id[:12]}"
     try:
+        parent = Path(tempfile.gettempdir())
+        remove_leftovers(parent)
+        path = parent / f"supervise-{run_id[:12]}"
         path.mkdir(0o700)
         return path, _lock(path)
     except OSError as error:
-        raise UsageError(f"the folder for temporary files, {path}, cannot be made: {error.strerror}") from error
+        raise UsageError(f"the folder for temporary files cannot be made: {files.refusal(error)}") from error
 
 
 def remove_leftovers(parent: Path) -> None:

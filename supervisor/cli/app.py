@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from supervisor import __version__
+from supervisor import __version__, files
 from supervisor.errors import StartError, StoreError, SuperviseError, UsageError
 from supervisor.option import nearest
 
@@ -37,6 +38,9 @@ REMOTE = {
 
 COMMANDS = {**HERE, **REMOTE}
 """The commands and their line in ``--help``. Each is ``NAME`` in ``supervisor/cli/NAME.py``."""
+
+_NO_THREAD = "can't start new thread"
+"""What Python's ``threading`` says (a RuntimeError) where the system has no room for one more."""
 
 
 class Program(click.Group):
@@ -82,7 +86,7 @@ class Program(click.Group):
 
 
 def _may_be_handler(word: str) -> bool:
-    if not word.isidentifier() or Path(word).exists():
+    if not word.isidentifier() or os.path.exists(word):  # noqa: PTH110 - Path.exists raises for a name that is too long
         return True
     # Finding a module that has no dots in its name imports nothing.
     return (
@@ -99,6 +103,15 @@ def make_program() -> click.Group:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line ``arguments`` (those of the process unless given) and give the exit code, errors said on stderr."""
     try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except OSError as error:
+        return _refused(error)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
         code = make_program().main(arguments, prog_name="supervise", standalone_mode=False)
     except click.Abort:
         return 130
@@ -111,6 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(message[:1].lower() + message[1:], error.exit_code)
     except SuperviseError as error:
         return _say(str(error), exit_code(error))
+    except RuntimeError as error:
+        if _NO_THREAD not in str(error):
+            raise
+        return _say(
+            "the system refused: no thread can be started; raise the limit of processes (`ulimit -u`, pids.max)", 2
+        )
     return code if isinstance(code, int) else 0
 
 
@@ -121,6 +140,32 @@ def exit_code(error: SuperviseError) -> int:
     return 2 if isinstance(error, (UsageError, StoreError)) else 1
 
 
+def _refused(error: OSError) -> int:
+    """Say what the operating system refused: before anything was served, or to who asks a supervisor something."""
+    try:
+        sys.stdout.flush()
+    except OSError as refused:
+        _abandon(1)
+        if isinstance(refused, BrokenPipeError):
+            return 1  # who reads it has seen enough
+        return _say(f"standard output cannot be written: {files.refusal(refused)}", 2)
+    try:
+        Path.cwd()
+    except OSError as gone:
+        return _say(f"the current folder cannot be used, change to another: {files.refusal(gone)}", 2)
+    return _say(f"the system refused: {files.refusal(error)}", 2)
+
+
 def _say(message: str, code: int) -> int:
-    click.echo(f"supervise: {message}", err=True)
+    try:
+        click.echo(f"supervise: {message}", err=True)
+    except OSError:
+        _abandon(2)  # there is no other place to say it, and the exit code is still heard
     return code
+
+
+def _abandon(fd: int) -> None:
+    """Point ``fd`` at nothing: what is left in a stream's buffer must not fail once more as the interpreter ends."""
+    nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(nothing, fd)
+    os.close(nothing)

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import msgspec
 
+from supervisor import descriptors
 from supervisor.assembly import Assembly, start_failure
 from supervisor.batch.batch import Batch
 from supervisor.batch.results import Done, FileSink, StreamSink, read_output
@@ -28,14 +29,16 @@ from supervisor.cli.bar import Bar, Gauge, Reading, say
 from supervisor.cli.ending import Ending
 from supervisor.cli.lines import Lines
 from supervisor.cli.news import News
-from supervisor.cli.run import event_loop
+from supervisor.cli.run import event_loop, run_to_end
 from supervisor.dashboard import terminal
 from supervisor.engine import Happening
 from supervisor.errors import LockedError, SuperviseError, UsageError
+from supervisor.files import refusal
 from supervisor.gpu import locks
 from supervisor.job import Job
 from supervisor.overview import first_line
 from supervisor.settings import Settings
+from supervisor.store.place import SQLITES
 from supervisor.store.store import Store
 from supervisor.webhooks.webhooks import Webhooks
 
@@ -60,6 +63,8 @@ def run_batch(settings: Settings) -> int:
     Raises:
         UsageError, StartError, StoreError: it could not be begun or go on; the message is for the user.
     """
+    descriptors.raise_limit()
+    descriptors.check_limit(1)
     with contextlib.ExitStack() as stack:
         files = _Files(settings, stack)
         # The store is this batch's own, and holds what is not written yet: nothing in it may be forgotten or refused.
@@ -69,7 +74,7 @@ def run_batch(settings: Settings) -> int:
         with event_loop() as loop:
             run = _Run(settings, files, loop)
             try:
-                return loop.run_until_complete(run.run())
+                return run_to_end(loop, run.run())
             finally:
                 if run.needs_no_store:
                     _remove_store(files.store, settings.handler)
@@ -104,7 +109,8 @@ class _Files:
         if self.path is None:
             return self._stream, Done()
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            # Links were followed as it was named; one that has come into its place since is nobody's choice.
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             self._stack.callback(os.close, fd)
             return fd, read_output(fd, self.path)
         except OSError as error:
@@ -144,7 +150,10 @@ class _Files:
         return None
 
     def _temporary(self) -> Path:
-        folder = tempfile.mkdtemp(prefix="supervise-batch-")
+        try:
+            folder = tempfile.mkdtemp(prefix="supervise-batch-")
+        except OSError as error:
+            raise UsageError(f"the folder for temporary files cannot be made: {refusal(error)}") from error
         self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
         return Path(folder)
 
@@ -231,7 +240,7 @@ class _Run:
         if done.count:
             self._news.event("resumed", f"{done.count:,} lines are answered already", lines=done.count)
         # What would be refused, or is done already, is found before workers start; but a pipe may have nothing yet.
-        if (done.count or self._files.size() is not None) and not await self._unless_stopped(batch.skip()):
+        if (done.count or self._files.size() is not None) and not await self._unless_stopped(self._skip()):
             return
         self._gauge.restart()
         self._assembly.start()
@@ -243,6 +252,12 @@ class _Run:
                 await self._unless_stopped(batch.run())
         finally:
             await self._end()
+
+    async def _skip(self) -> bool:
+        try:
+            return await self._batch.skip()
+        except OSError as error:
+            raise UsageError(f"--input: cannot read {self._settings.input}: {error.strerror}") from error
 
     async def _end(self) -> None:
         engine, batch = self._assembly.engine, self._batch
@@ -343,8 +358,9 @@ def _remove_store(store: Path, handler: str) -> None:
         return
     try:
         shutil.rmtree(f"{store}.secrets", ignore_errors=True)
-        for ending in ("-wal", "-shm", "-journal", "", ".lock"):
-            Path(f"{store}{ending}").unlink(missing_ok=True)
+        for ending in (*SQLITES, "", ".lock"):
+            with contextlib.suppress(OSError):  # the next run of this batch finds it, and that nothing is left to do
+                Path(f"{store}{ending}").unlink()
     finally:
         lock.close()
 

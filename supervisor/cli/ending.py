@@ -5,10 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
+from supervisor.errors import StoreError, SuperviseError
+
 T = TypeVar("T")
+
+
+class Fault(Exception):  # noqa: N818 - a fault of this program, and none of its SuperviseErrors
+    """The operating system refused something while jobs ran; what and where, its cause shows.
+
+    Before that it is the user's to mend: one message and exit code 2. From then on it is this program's fault, to be shown with
+    its traceback, and the exit code 1 tells a service manager that another try is worth it.
+    """
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[None]:
+    """Turn what the operating system refuses in this block (a thread: RuntimeError) into a ``Fault``. A store that fails is said
+    as ever, but with the exit code 1, too."""
+    try:
+        yield
+    except StoreError as error:
+        raise SuperviseError(str(error)) from error
+    except (OSError, RuntimeError) as error:
+        raise Fault(f"supervise failed while it served: {error}") from error
 
 
 class Ending:
@@ -48,7 +70,8 @@ class Ending:
     def check(self) -> None:
         """Raise what broke the loop, if anything did."""
         if self.broken.done():
-            self.broken.result()
+            with serving():
+                self.broken.result()
 
     def _interrupted(self) -> None:
         if self.stop.is_set():

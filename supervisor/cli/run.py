@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from typing import Any
 
 import msgspec
 import uvloop
 
-from supervisor import descriptors
+from supervisor import descriptors, files
 from supervisor.api.app import App
 from supervisor.api.bodies import job_request, new_id
 from supervisor.api.server import Server, listen, listen_unix, url_of
 from supervisor.api.shapes import status_body
 from supervisor.assembly import Assembly, start_failure
-from supervisor.cli.ending import Ending
+from supervisor.cli.ending import Ending, serving
 from supervisor.cli.lines import Lines
 from supervisor.cli.news import News
 from supervisor.cli.notify import Service
@@ -43,8 +44,18 @@ def serve(settings: Settings) -> int:
     Raises:
         UsageError, StartError, StoreError: it could not be served; the message is for the user.
     """
+    descriptors.raise_limit()
+    descriptors.check_limit(1)
     with event_loop() as loop:
-        return loop.run_until_complete(_Serving(settings, loop).run())
+        return run_to_end(loop, _Serving(settings, loop).run())
+
+
+def run_to_end(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int]) -> int:
+    """What ``work`` gives, run in ``loop``."""
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        work.close()  # a loop that the system lets not run has not begun it
 
 
 @contextlib.contextmanager
@@ -75,8 +86,8 @@ class _Serving:
     async def run(self) -> int:
         """From the first check to the last process."""
         settings = self._settings
-        serving = settings.test_input is None
-        sockets = listen(settings.host, settings.port) if serving else []
+        one = settings.test_input is not None
+        sockets = [] if one else listen(settings.host, settings.port)
         with contextlib.ExitStack() as undo:
             for sock in sockets:
                 undo.callback(sock.close)  # once more does nothing
@@ -84,15 +95,15 @@ class _Serving:
             undo.callback(self._lines.close, LINES_CLOSE_S)
             self._news = News(self._lines)
             undo.callback(self._news.close)
-            self._assembly = Assembly(settings, self._loop, self._note, temporary=not serving)
+            self._assembly = Assembly(settings, self._loop, self._note, temporary=one)
             undo.callback(self._assembly.close)
             self._webhooks = Webhooks(self._assembly.engine, self._loop)
             self._assembly.engine.observe(self._news.tell)
             self._ending.watch(lambda text: self._news.event("error", text), self._reload)
-            if serving:
-                most = descriptors.for_clients(len(self._assembly.engine.pool.slots))
-                return await self._serve(url_of(settings.host, sockets), Server(self._app(), sockets, most))
-            return await self._run_one()
+            if one:
+                return await self._run_one()
+            most = descriptors.for_clients(len(self._assembly.engine.pool.slots))
+            return await self._serve(url_of(settings.host, sockets), Server(self._app(), sockets, most))
 
     def _note(self, text: str) -> None:
         self._news.event("note", text)
@@ -112,6 +123,10 @@ class _Serving:
         self._assembly.start()
         self._webhooks.start()
         await server.start()
+        with serving():
+            return await self._until_served(url, servers)
+
+    async def _until_served(self, url: str, servers: list[Server]) -> int:
         self._news.event("listening", f"listening on {url}", url=url)
         self._service.ready(f"listening on {url}", self._loop)
         screen = await self._show_screen(servers) if self._settings.dashboard else None
@@ -154,18 +169,17 @@ class _Serving:
         folder = self._assembly.tmp_root  # the template removes it, also after a `kill -9` of this process
         path = folder / "top.sock"
         try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            sockets = [listen_unix(path)]
-        except (UsageError, OSError) as error:  # a TMPDIR whose path is too long for a socket, or that is full
+            files.own_folder(folder)
+            server = Server(self._app(private=True), [listen_unix(path)])
+            servers.append(server)
+            await server.start()
+            screen = Screen(path, self._loop, self._news.resume)
+            self._assembly.spare(screen.pids)
+            screen.start()
+        except (UsageError, OSError) as error:  # such as a TMPDIR whose path is too long for a socket, or that is full
             self._news.event("warning", f"no dashboard: {error}")
             return None
-        server = Server(self._app(private=True), sockets)
-        servers.append(server)
-        await server.start()
-        screen = Screen(path, self._loop, self._news.resume)
-        self._assembly.spare(screen.pids)
         self._news.pause()
-        screen.start()
         return screen
 
     async def _drain(self, timeout: float) -> None:
@@ -192,10 +206,21 @@ class _Serving:
 
     async def _run_one(self) -> int:
         """Run ``--test-input`` and print the job's status body; exit code 1 when it did not complete."""
-        engine = self._assembly.engine
         request = _test_request(self._settings.test_input or "null")
         self._assembly.start()
         self._webhooks.start()
+        with serving():
+            job = await self._run_to_end(request)
+        if job is None:
+            return 130 if self._ending.at_once.is_set() else 1
+        self._lines.flush(LINES_CLOSE_S)
+        sys.stdout.write(status_body(job).decode() + "\n")
+        sys.stdout.flush()
+        return 0 if job.status is JobStatus.COMPLETED else 1
+
+    async def _run_to_end(self, request: JobRequest) -> Job | None:
+        """The job as it ended; ``None`` when a signal came first. Raises why no worker could start."""
+        engine = self._assembly.engine
         ended = asyncio.ensure_future(self._ended(request))
         stopped = asyncio.ensure_future(self._until_stopped())
         await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -209,15 +234,7 @@ class _Serving:
         await self._drain(0.0)
         await self._webhooks.finish(self._settings.webhook_timeout, self._ending.at_once)
         await self._webhooks.close(self._ending.at_once)
-        if ended.cancelled():
-            return 130 if self._ending.at_once.is_set() else 1
-        result = ended.result()
-        if result is None:
-            return 1
-        self._lines.flush(LINES_CLOSE_S)
-        sys.stdout.write(status_body(result).decode() + "\n")
-        sys.stdout.flush()
-        return 0 if result.status is JobStatus.COMPLETED else 1
+        return None if ended.cancelled() else ended.result()
 
     async def _ended(self, request: JobRequest) -> Job | None:
         engine = self._assembly.engine

@@ -42,13 +42,23 @@ class Screen:
         self._ended = asyncio.Event()
 
     def start(self) -> None:
-        """Start it."""
+        """Start it.
+
+        Raises:
+            OSError: it cannot be started.
+        """
         root = Path(supervisor.__file__).parent.parent
         command = [sys.executable, "-c", _PROGRAM, str(root), "top", "--url", f"unix://{self._socket}", "--embedded"]
         self._put_back = terminal.remember()
-        self._process = subprocess.Popen(command)
-        pidfd = os.pidfd_open(self._process.pid)
-        self._loop.add_reader(pidfd, self._has_ended, self._process, pidfd)
+        process = subprocess.Popen(command)
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            process.wait()
+            raise
+        self._process = process
+        self._loop.add_reader(pidfd, self._has_ended, process, pidfd)
 
     def _has_ended(self, process: subprocess.Popen[bytes], pidfd: int) -> None:
         self._loop.remove_reader(pidfd)

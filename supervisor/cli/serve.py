@@ -32,7 +32,7 @@ supervise handler.py --test-input '{"prompt": "a cat"}' -- --fp16"""
 EXIT_CODES = (
     ("0", "done, also after SIGTERM or Ctrl-C"),
     ("1", "the test job, or a line of the batch, did not complete"),
-    ("2", "wrong usage, handler, GPU or port"),
+    ("2", "wrong usage, handler, GPU or port, or refused by the system"),
     ("3", "no worker could start"),
     ("130", "a second Ctrl-C"),
 )

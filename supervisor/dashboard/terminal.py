@@ -11,7 +11,7 @@ import re
 import select
 import signal
 import termios
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -35,7 +35,8 @@ def usable(keys: int = 0, screen: int = 1) -> bool:
 
 def remember(keys: int = 0, screen: int = 1) -> Callable[[], None]:
     """A function that puts the terminal back as it is now. For a parent: only if its screen did not end by itself."""
-    attributes = termios.tcgetattr(keys) if os.isatty(keys) else None
+    with _refusals():
+        attributes = termios.tcgetattr(keys) if os.isatty(keys) else None
 
     def put_back() -> None:
         with contextlib.suppress(OSError, termios.error):  # the terminal may be gone; then nothing is to be restored
@@ -61,7 +62,8 @@ class Terminal:
         self._put_back = remember(self._keys, self._screen)
         try:
             if self.has_keys:
-                termios.tcsetattr(self._keys, termios.TCSAFLUSH, _bare(termios.tcgetattr(self._keys)))
+                with _refusals():
+                    termios.tcsetattr(self._keys, termios.TCSAFLUSH, _bare(termios.tcgetattr(self._keys)))
             self._painted = []
             _write(self._screen, _ENTER)
         except BaseException:
@@ -127,6 +129,15 @@ class Terminal:
         self.__exit__(None, None, None)
         os.kill(os.getpid(), signal.SIGSTOP)
         self.__enter__()
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Of a terminal that is gone; ``termios`` has an error of its own for what is an OSError elsewhere."""
+    try:
+        yield
+    except termios.error as error:
+        raise OSError(*error.args) from error
 
 
 def _bare(attributes: list[Any]) -> list[Any]:

@@ -51,7 +51,7 @@ def test_every_option_is_there_once(page: str, name: str) -> None:
         "  gpus   Show what NVML sees",
         "  submit   Submit a job",
         "supervise handlers/my_handler.py",
-        "  2    wrong usage, handler, GPU or port",
+        "  2    wrong usage, handler, GPU or port, or refused by the system",
         "SUPERVISE_PORT",
     ],
 )

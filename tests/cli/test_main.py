@@ -14,6 +14,7 @@ import pytest
 
 from supervisor.__main__ import name_clash
 from supervisor.cli import app
+from supervisor.cli.ending import Fault, serving
 from supervisor.errors import ClientError, GpuError, StartError, StoreError, SuperviseError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -21,12 +22,14 @@ Supervise = Callable[..., subprocess.CompletedProcess[str]]
 
 #: The command line with a stand-in for what serves: it shows the settings it got, or raises what its first argument says.
 WITH_STAND_IN = """
-import sys, types
+import builtins, sys, types
 sys.path.insert(0, sys.argv[1])
 from supervisor import errors
+from supervisor.cli.ending import Fault
 def serve(settings):
     if settings.handler_args[:1] == ("raise",):
-        raise {**vars(errors), "KeyboardInterrupt": KeyboardInterrupt}[settings.handler_args[1]]("what happened")
+        name, *said = settings.handler_args[1:]
+        raise {**vars(builtins), **vars(errors), "Fault": Fault}[name](*said or ["what happened"])
     names = ("handler", "handler_args", "port", "refresh_worker", "api_key", "no_auth")
     print(*(f"{name}={getattr(settings, name)}" for name in names))
     print(*(name for name in ("rich", "uvicorn", "pynvml") if name in sys.modules))
@@ -179,12 +182,41 @@ def test_what_is_asked_for_is_what_is_served(
     [
         ("StartError", 3, "supervise: what happened\n"),
         ("LockedError", 2, "supervise: what happened\n"),
+        ("OSError", 2, "supervise: the system refused: what happened\n"),
         ("KeyboardInterrupt", 130, ""),
     ],
 )
 def test_errors_while_it_serves(with_stand_in: Supervise, error: str, code: int, said: str) -> None:
     done = with_stand_in("handler.py", "--", "raise", error)
     assert (done.returncode, done.stderr.strip("\n"), done.stdout) == (code, said.strip("\n"), "")
+
+
+def test_a_thread_that_cannot_be_started_is_a_refusal(with_stand_in: Supervise) -> None:
+    done = with_stand_in("handler.py", "--", "raise", "RuntimeError", "can't start new thread")
+    assert done.returncode == 2
+    assert done.stderr.startswith("supervise: the system refused: no thread can be started")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", ["Fault", "RuntimeError", "ValueError"])
+def test_a_fault_of_ours_shows_where_it_was(with_stand_in: Supervise, error: str) -> None:
+    done = with_stand_in("handler.py", "--", "raise", error)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.rstrip().endswith(f"{error}: what happened")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("can't start new thread")])
+def test_what_the_system_refuses_while_it_serves_is_a_fault(error: Exception) -> None:
+    with pytest.raises(Fault) as failure, serving():
+        raise error
+    assert failure.value.__cause__ is error
+
+
+def test_a_store_that_fails_while_it_serves_is_worth_another_try() -> None:
+    with pytest.raises(SuperviseError, match="its disk cannot be read") as failure, serving():
+        raise StoreError("jobs.db: its disk cannot be read")
+    assert app.exit_code(failure.value) == 1
 
 
 @pytest.mark.parametrize(
