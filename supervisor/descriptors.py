@@ -6,6 +6,8 @@ workers inherit that: a container of RunPod's has a million, and loaders of data
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 
 from supervisor.errors import UsageError
@@ -14,6 +16,7 @@ WANTED = 65_536
 """More than a thousand slots and thousands of clients need, and few enough for programs that close all that they could have."""
 
 _BASE = 48
+_STREAMS = 3
 _FEW_CLIENTS = 16
 _EACH_SLOT = 8
 """What is open at least (measured: 21, and for each slot 2, or 6 while its worker is forked), with room for a few clients."""
@@ -27,6 +30,20 @@ def raise_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def check_start() -> None:
+    """Raise the limit, and refuse to start where not even one slot would have enough, or too many are taken already: by what
+    this process has inherited. For the first moment: a loop that gets none aborts the process.
+
+    Raises:
+        UsageError: the limit is too low.
+    """
+    raise_limit()
+    taken = 0
+    with contextlib.suppress(OSError):  # none to look with
+        taken = len(os.listdir("/proc/self/fd")) - 1 - _STREAMS  # noqa: PTH208 - no paths are needed
+    check_limit(1, max(taken, 0))
+
+
 def for_clients(slots: int) -> int:
     """How many of them clients may have beside that many slots: not all, since who is sent away still holds one for a moment."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -34,16 +51,18 @@ def for_clients(slots: int) -> int:
     return max(_FEW_CLIENTS, left * 3 // 4)
 
 
-def check_limit(slots: int) -> None:
-    """Refuse to start where that many slots would run out of descriptors.
+def check_limit(slots: int, taken: int = 0) -> None:
+    """Refuse to start where that many slots would run out of descriptors, of which others have ``taken`` some.
 
     Raises:
         UsageError: the limit is too low.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = _BASE + _EACH_SLOT * slots
+    needed = _BASE + _EACH_SLOT * slots + taken
     if soft != resource.RLIM_INFINITY and soft < needed:
+        who = f"{slots} slots need" if slots != 1 else "1 slot needs"
+        inherited = f" ({taken} of them inherited)" if taken else ""
         raise UsageError(
-            f"this process may open {soft} files only, and {slots} slot{'s need' if slots != 1 else ' needs'} {needed}: "
+            f"this process may open {soft} files only, and {who} {needed}{inherited}: "
             f"raise the hard limit, as in `ulimit -n {WANTED}`, LimitNOFILE={WANTED} or --ulimit nofile={WANTED}"
         )

@@ -63,8 +63,7 @@ def run_batch(settings: Settings) -> int:
     Raises:
         UsageError, StartError, StoreError: it could not be begun or go on; the message is for the user.
     """
-    descriptors.raise_limit()
-    descriptors.check_limit(1)
+    descriptors.check_start()
     with contextlib.ExitStack() as stack:
         files = _Files(settings, stack)
         # The store is this batch's own, and holds what is not written yet: nothing in it may be forgotten or refused.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from supervisor.errors import StoreError, SuperviseError
@@ -61,11 +61,7 @@ class Ending:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             return doing.result() if doing.done() else None
         finally:
-            for future in (doing, ending):
-                if not future.done():
-                    future.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await future
+            await _end(future for future in (doing, ending) if not future.done())
 
     def check(self) -> None:
         """Raise what broke the loop, if anything did."""
@@ -85,3 +81,15 @@ class Ending:
         self._say(f"{context.get('message')}: {error!r}")
         if isinstance(error, Exception) and "handle" in context and not self.broken.done():
             self.broken.set_exception(error)
+
+
+async def _end(futures: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel ``futures`` and wait for that; raises what one of them raises then. A cancel of who waits here is heeded."""
+    ending = tuple(futures)
+    for future in ending:
+        future.cancel()
+    if ending:
+        await asyncio.wait(ending)
+    for future in ending:
+        if not future.cancelled():
+            future.result()

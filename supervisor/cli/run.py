@@ -44,8 +44,7 @@ def serve(settings: Settings) -> int:
     Raises:
         UsageError, StartError, StoreError: it could not be served; the message is for the user.
     """
-    descriptors.raise_limit()
-    descriptors.check_limit(1)
+    descriptors.check_start()
     with event_loop() as loop:
         return run_to_end(loop, _Serving(settings, loop).run())
 
@@ -229,6 +228,7 @@ class _Serving:
             await asyncio.wait({engine.cancel(request.id)}, timeout=CANCEL_S)
         failure = stopped.result() if stopped.done() else None
         stopped.cancel()
+        await asyncio.wait({stopped})  # it has something to undo, which it cannot when the loop is closed
         if failure is not None:
             raise failure
         await self._drain(0.0)

@@ -44,6 +44,7 @@ def test_one_job(supervise: Runs, given: str, code: int, status: str) -> None:
         assert body["error"]
     assert "on stdout" in done.stderr
     assert "to stderr" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_one_job_of_a_handler_that_cannot_be_loaded(supervise: Runs) -> None:

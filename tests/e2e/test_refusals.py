@@ -272,6 +272,12 @@ def test_too_few_open_files(supervise: Runs, most: int) -> None:
         refused(run(supervise, f"ulimit -n {most}", command), f"may open {most} files only|Too many open files")
 
 
+def test_too_many_open_files_inherited(supervise: Runs) -> None:
+    inherited = 'ulimit -n 64; for fd in {10..58}; do eval "exec $fd</dev/null"; done'
+    for command in ways(supervise):
+        refused(run(supervise, inherited, command), r"may open 64 files only, .*\(49 of them inherited\)")
+
+
 def test_too_few_open_files_for_a_client(supervise: Runs) -> None:
     done = run(supervise, "ulimit -n 4", client("status", "x", "--url", "http://127.0.0.1:1"))
     assert done.returncode in (1, 2)
