@@ -109,11 +109,11 @@ def cannot_be_opened(path: Path, error: OSError) -> StoreError:
 
 def _judge(file: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise StoreError(f"{file}: this is {files.kind(status)} and no file of yours; name another one with --store")
-    if not files.is_ours(status, file.parent):
         raise StoreError(
-            f"{file}: this file belongs to user {status.st_uid}; run as that user, or name another one with --store"
+            f"{file}: this is {files.kind(status)} and no file of yours; move it away, or name another file"
         )
+    if not files.is_ours(status, file.parent):
+        raise StoreError(f"{file}: this file belongs to user {status.st_uid}; run as that user, or name another file")
 
 
 def _sqlites(path: Path) -> tuple[Path, ...]:
