@@ -19,15 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import msgspec
 import uvloop
 
-import supervisor.api.connection
+import supervisor.api.http.connection
 import supervisor.assembly  # noqa: F401 - these two bring in the rest of the supervisor, and uvicorn
-from supervisor.api import shapes
 from supervisor.api.auth import Guard
-from supervisor.api.bodies import job_request
+from supervisor.config.settings import Settings
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobStatus
-from supervisor.settings import Settings
-from supervisor.snapshot import JobCounts, Snapshot, Stats, WorkerView
+from supervisor.protocol import responses as shapes
+from supervisor.protocol.requests import job_request
+from supervisor.protocol.views import JobCounts, Snapshot, Stats, WorkerView
 
 ENDPOINT = "echo"
 PREFIX = f"/v2/{ENDPOINT}"
@@ -226,7 +226,7 @@ async def cost(make):
 
 
 async def serve(make):
-    from supervisor.api.server import Server, listen  # noqa: PLC0415 - it imports our application, whose cost is measured
+    from supervisor.api.http.server import Server, listen  # noqa: PLC0415 - it imports our application, whose cost is measured
 
     sockets = listen("127.0.0.1", 0)
     await Server(make(Engine(), table()), sockets).start()

@@ -15,26 +15,30 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from supervisor import cores, descriptors, scaling, temporary, wire
-from supervisor.api.shapes import status_body
-from supervisor.engine import Engine
+from supervisor.config.settings import Settings
+from supervisor.engine import scaling
+from supervisor.engine.engine import Engine
 from supervisor.errors import HandlerError, StartError, SuperviseError
+from supervisor.gpu import cpu_share as cores
 from supervisor.gpu import locks, pinning
 from supervisor.gpu.client import Reader
 from supervisor.gpu.records import Gpu, Listing
+from supervisor.host import file_limits as descriptors
+from supervisor.host import temporary
 from supervisor.pool import events
-from supervisor.pool.machine import Rules
-from supervisor.pool.memory import GpuMemory
+from supervisor.pool.interfaces import Place
 from supervisor.pool.pool import Pool
-from supervisor.pool.process import become_subreaper, reap_orphans
-from supervisor.pool.seams import Place
-from supervisor.pool.starter import TemplateStarter
-from supervisor.settings import Settings
+from supervisor.pool.release.watcher import GpuMemory
+from supervisor.pool.slots.machine import Rules
+from supervisor.pool.template.process import become_subreaper, reap_orphans
+from supervisor.pool.template.starter import TemplateStarter
+from supervisor.protocol.responses import status_body
+from supervisor.reload import SourceFiles, Watch
 from supervisor.store import owner, place
 from supervisor.store.opening import TEMPORARY
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
-from supervisor.watch import SourceFiles, Watch
+from supervisor.wire import messages as wire
 
 LIST_GPUS_S = 30.0
 """How long the list of GPUs may take: without a persistence daemon the driver needs seconds for each to wake up."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import files
+from supervisor.host import files
 from supervisor.template.folders import Folders
 from supervisor.template.reap import Reaper
 

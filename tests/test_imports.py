@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
-from supervisor.settings import OPTIONS
-from supervisor.sources import variables
+from supervisor.config.settings import OPTIONS
+from supervisor.config.sources import variables
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "supervisor"
@@ -314,7 +314,7 @@ def test_no_file_has_the_name_of_one_of_supervisord() -> None:
 @pytest.mark.parametrize(
     ("source", "text", "targets"),
     [
-        ("supervisor.gpu.reader", "from supervisor import wire", {"supervisor.wire"}),
+        ("supervisor.gpu.reader", "from supervisor.wire import messages", {"supervisor.wire.messages"}),
         ("supervisor.gpu.reader", "from supervisor import __version__", {"supervisor"}),
         ("supervisor.gpu.reader", "from . import records", {"supervisor.gpu.records"}),
         ("supervisor.gpu.reader", "from ..job import Job", {"supervisor.job"}),
@@ -327,9 +327,12 @@ def test_imports_are_found(source: str, text: str, targets: set[str]) -> None:
 
 
 def test_imports_for_types_are_told_apart() -> None:
-    text = "if TYPE_CHECKING:\n    from supervisor import job\nfrom supervisor import wire"
+    text = "if TYPE_CHECKING:\n    from supervisor import job\nfrom supervisor.wire import messages"
     found = imports_of("supervisor.pool.pool", ast.parse(text), set(FILES), is_package=False)
-    assert {entry.target: entry.typing_only for entry in found} == {"supervisor.job": True, "supervisor.wire": False}
+    assert {entry.target: entry.typing_only for entry in found} == {
+        "supervisor.job": True,
+        "supervisor.wire.messages": False,
+    }
 
 
 @pytest.mark.parametrize(
@@ -340,7 +343,7 @@ def test_imports_for_types_are_told_apart() -> None:
         ("supervisor.store", "supervisor.gpu.records"),
         ("supervisor.pool", "supervisor.gpu.pinning"),
         ("supervisor.api", "supervisor.pool.pool"),
-        ("supervisor.dashboard", "supervisor.engine"),
+        ("supervisor.dashboard", "supervisor.engine.engine"),
         ("supervisor.dashboard", "pynvml"),
         ("supervisor.worker", "torch"),
         ("supervisor.worker", "supervisor.pool.pool"),

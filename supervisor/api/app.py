@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from supervisor.api import events, openai_errors
-from supervisor.api.about import About
+from supervisor.api import events
 from supervisor.api.auth import Guard
 from supervisor.api.call import Call, ClientGone, Receive, Reply, Scope, Send, Waits
+from supervisor.api.docs.about import About
 from supervisor.api.metrics import Deliveries
+from supervisor.api.openai import errors as openai_errors
 from supervisor.api.operations import ROUTES
 from supervisor.api.routes import Match, Router
 from supervisor.errors import RequestError, StoreError
 
 if TYPE_CHECKING:
-    from supervisor.engine import Engine
+    from supervisor.engine.engine import Engine
 
 NO_CONTENT, BAD_REQUEST, UNAUTHORIZED, UNAVAILABLE = 204, 400, 401, 503
 

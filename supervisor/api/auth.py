@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from supervisor.config.settings import is_loopback
 from supervisor.errors import RequestError
-from supervisor.settings import is_loopback
 
 Headers = Mapping[bytes, bytes]
 

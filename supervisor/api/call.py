@@ -13,11 +13,11 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from supervisor.api.bodies import job_request
 from supervisor.errors import RequestError
+from supervisor.protocol.requests import job_request
 
 if TYPE_CHECKING:
-    from supervisor.engine import Engine
+    from supervisor.engine.engine import Engine
     from supervisor.job import JobRequest
 
 Scope = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from supervisor.api.call import JSON, Reply
 
 if TYPE_CHECKING:
-    from supervisor.engine import Engine
+    from supervisor.engine.engine import Engine
     from supervisor.job import Job
 
 CONTENT_TYPE = b"text/event-stream"

@@ -13,9 +13,9 @@ from typing import Protocol
 import msgspec
 import psutil
 
-from supervisor.api.shapes import COUNTED_AS
 from supervisor.errors import StoreError
-from supervisor.snapshot import GpuView, Histogram, Snapshot, Totals, WorkerView
+from supervisor.protocol.responses import COUNTED_AS
+from supervisor.protocol.views import GpuView, Histogram, Snapshot, Totals, WorkerView
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 

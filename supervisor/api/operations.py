@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from supervisor.api import events, openai, shapes
+from supervisor.api import events
 from supervisor.api.call import Call, Reply, clamped, index
+from supervisor.api.openai import forward as openai
 from supervisor.api.routes import Route
 from supervisor.errors import RequestError
 from supervisor.job import JobStatus
+from supervisor.protocol import responses as shapes
 
 if TYPE_CHECKING:
-    from supervisor.engine import Engine
+    from supervisor.engine.engine import Engine
+    from supervisor.engine.streams import ChunkLease, Chunks
     from supervisor.job import Job
-    from supervisor.streams import ChunkLease, Chunks
 
 #: Default, least and most of ``wait``, in milliseconds.
 _JOB_WAIT_MS = (90_000, 1_000, 300_000)

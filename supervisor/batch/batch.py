@@ -15,7 +15,7 @@ import msgspec
 from supervisor.batch.request import id_of, output_line, read_request, refused
 from supervisor.batch.results import Done, Sink
 from supervisor.batch.source import Line, Source
-from supervisor.engine import Engine, Happening
+from supervisor.engine.engine import Engine, Happening
 from supervisor.errors import RequestError, UsageError
 from supervisor.job import Job, JobRequest, JobStatus
 

@@ -11,11 +11,11 @@ import time
 
 import msgspec
 
-from supervisor.api.bodies import job_request
-from supervisor.api.shapes import status_body
 from supervisor.batch.source import Line
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
+from supervisor.protocol.requests import job_request
+from supervisor.protocol.responses import status_body
 
 _ABSENT = msgspec.Raw()
 _BYTE = re.compile(r" \(byte (\d+)\)$")

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import click
 
-from supervisor import __version__, files
+from supervisor import __version__
+from supervisor.config.kinds import nearest
 from supervisor.errors import StartError, StoreError, SuperviseError, UsageError
-from supervisor.option import nearest
+from supervisor.host import files
 
 HERE = {
     "serve": "Serve HANDLER, also when it has the name of a command.",

@@ -7,10 +7,10 @@ import itertools
 import click
 
 from supervisor.cli import remote
-from supervisor.client import Client
+from supervisor.client.client import Client
+from supervisor.config.kinds import nearest
 from supervisor.errors import UsageError
 from supervisor.job import JobStatus
-from supervisor.option import nearest
 
 _PART = 1000
 

@@ -7,8 +7,8 @@ import sys
 import click
 
 from supervisor.cli import remote
-from supervisor.cli.lines import visible
-from supervisor.client import Client
+from supervisor.cli.serving.event_log import visible
+from supervisor.client.client import Client
 
 
 @click.command(context_settings=remote.HELP)

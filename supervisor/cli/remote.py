@@ -10,8 +10,8 @@ from typing import Any
 import click
 import msgspec
 
-from supervisor.cli.lines import visible
-from supervisor.client import DEFAULT_URL, Client, JobState, JobView
+from supervisor.cli.serving.event_log import visible
+from supervisor.client.client import DEFAULT_URL, Client, JobState, JobView
 from supervisor.errors import RefusedError
 from supervisor.job import JobStatus
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from supervisor.cli import remote
-from supervisor.client import Client
+from supervisor.client.client import Client
 from supervisor.job import JobStatus
 
 

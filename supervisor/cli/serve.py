@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from supervisor import sources
+from supervisor.config import sources
+from supervisor.config.kinds import Option
+from supervisor.config.settings import DEFAULTS, OPTIONS, OTHER, Settings
 from supervisor.dashboard import terminal
 from supervisor.errors import UsageError
-from supervisor.option import Option
-from supervisor.settings import DEFAULTS, OPTIONS, OTHER, Settings
 
 USAGE = "HANDLER [OPTIONS] [-- HANDLER_ARGS]"
 
@@ -134,10 +134,10 @@ def _serve(words: tuple[str, ...], **options: Any) -> int:
     )
     # A wrong option is answered before the engine is imported.
     if settings.input is not None:
-        from supervisor.cli.batch import run_batch  # noqa: PLC0415 - see above
+        from supervisor.cli.serving.batch import run_batch  # noqa: PLC0415 - see above
 
         return run_batch(settings)
-    from supervisor.cli.run import serve  # noqa: PLC0415 - see above
+    from supervisor.cli.serving.run import serve  # noqa: PLC0415 - see above
 
     return serve(settings)
 

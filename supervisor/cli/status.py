@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from supervisor.cli import remote, waiting
-from supervisor.client import Client, JobView
+from supervisor.client.client import Client, JobView
 
 
 @click.command(context_settings=remote.HELP)

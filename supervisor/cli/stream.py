@@ -8,8 +8,8 @@ import click
 import msgspec
 
 from supervisor.cli import remote
-from supervisor.cli.lines import visible
-from supervisor.client import Client
+from supervisor.cli.serving.event_log import visible
+from supervisor.client.client import Client
 
 
 class _Chunk(msgspec.Struct):

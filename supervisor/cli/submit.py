@@ -11,9 +11,9 @@ import click
 import msgspec
 
 from supervisor.cli import remote, status, stream, waiting
-from supervisor.client import Client
+from supervisor.client.client import Client
+from supervisor.config.kinds import duration
 from supervisor.errors import UsageError
-from supervisor.option import duration
 
 _PAIR = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)(?P<sign>:?=)(?P<value>.*)", re.DOTALL)
 _LEAST_S = 0.001

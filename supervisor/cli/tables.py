@@ -10,13 +10,13 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from supervisor.cli.lines import visible
 from supervisor.cli.remote import explain
-from supervisor.client import JobView
+from supervisor.cli.serving.event_log import visible
+from supervisor.client.client import JobView
 from supervisor.dashboard.machine import MARKS
 from supervisor.dashboard.table import Cell, Column, table
 from supervisor.dashboard.text import duration, harmless, mib
-from supervisor.snapshot import WorkerView
+from supervisor.protocol.views import WorkerView
 
 if TYPE_CHECKING:
     from supervisor.cli.gpus import GpuView

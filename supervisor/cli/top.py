@@ -14,12 +14,12 @@ import click
 from rich.console import Console
 
 from supervisor.cli import remote
-from supervisor.client import Client
+from supervisor.client.client import Client
 from supervisor.dashboard import terminal
 from supervisor.dashboard.live import Live
 from supervisor.dashboard.view import Look, picture
 from supervisor.errors import UnreachableError
-from supervisor.snapshot import Snapshot
+from supervisor.protocol.views import Snapshot
 
 _PLAIN_WIDTH = 100
 _FIRST_S = 5.0  # how long an embedded screen waits for its supervisor's first answer

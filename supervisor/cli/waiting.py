@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from supervisor.client import Client, JobView
+from supervisor.client.client import Client, JobView
 from supervisor.job import JobStatus
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from supervisor.cli import remote
-from supervisor.cli.lines import visible
-from supervisor.client import Client
+from supervisor.cli.serving.event_log import visible
+from supervisor.client.client import Client
 
 _ORDERS = {
     "refresh": "Refresh the worker of this slot, after the jobs that it runs.",

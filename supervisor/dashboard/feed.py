@@ -11,9 +11,9 @@ from typing import Union
 
 import msgspec
 
-from supervisor.client import Client
+from supervisor.client.client import Client
 from supervisor.errors import ClientError
-from supervisor.snapshot import Snapshot
+from supervisor.protocol.views import Snapshot
 
 
 class Said(msgspec.Struct, frozen=True):

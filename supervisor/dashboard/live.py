@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 import msgspec
 from rich.console import Console
 
-from supervisor.client import Client
+from supervisor.client.client import Client
 from supervisor.dashboard.feed import Feed, News, Said
 from supervisor.dashboard.terminal import Terminal
 from supervisor.dashboard.view import Look, picture
 from supervisor.errors import UnreachableError
-from supervisor.snapshot import Snapshot
+from supervisor.protocol.views import Snapshot
 
 _NOTICE_S = 4.0  # how long the answer to a key stays
 _GONE_S = 2.0  # how long a supervisor that nobody can reach may take to come back

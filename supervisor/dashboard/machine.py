@@ -11,7 +11,7 @@ from supervisor.dashboard import progress
 from supervisor.dashboard.section import Drawn, Section, window
 from supervisor.dashboard.table import Cell, Column, Span, table
 from supervisor.dashboard.text import bar, clock, count, crop, duration, harmless, level, mib
-from supervisor.snapshot import GpuView, RefreshView, RunningJobView, Snapshot, WorkerView
+from supervisor.protocol.views import GpuView, RefreshView, RunningJobView, Snapshot, WorkerView
 
 MARKS = {
     "starting": ("◔", "blue"),

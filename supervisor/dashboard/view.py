@@ -15,7 +15,7 @@ from rich.text import Text
 from supervisor.dashboard import machine, work
 from supervisor.dashboard.section import Drawn, Section
 from supervisor.dashboard.text import clock, crop, fit, harmless, span
-from supervisor.snapshot import Snapshot
+from supervisor.protocol.views import Snapshot
 
 EDGE = "bright_black"
 """The colour of the frame: grey on dark and on light."""

@@ -10,7 +10,7 @@ from supervisor.dashboard import progress
 from supervisor.dashboard.section import Drawn, Section
 from supervisor.dashboard.table import Cell, Column, table
 from supervisor.dashboard.text import clock, count, crop, duration, harmless
-from supervisor.snapshot import EndedJobView, LogLine, RunningJobView, Snapshot
+from supervisor.protocol.views import EndedJobView, LogLine, RunningJobView, Snapshot
 
 ENDINGS = {
     "COMPLETED": ("✔", "green"),

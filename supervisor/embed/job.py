@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from supervisor import job as jobs
-from supervisor.engine import Engine
+from supervisor.engine.engine import Engine
+from supervisor.engine.overview import first_line
 from supervisor.errors import JobCancelled, JobError, JobFailed, JobTimedOut, WorkerDied
 from supervisor.job import JobStatus
-from supervisor.overview import first_line
 
 T = TypeVar("T")
 _decode = msgspec.json.Decoder().decode

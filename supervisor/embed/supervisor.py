@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 
-from supervisor.api.bodies import job_request, new_id
-from supervisor.embed.house import House
+from supervisor.config.settings import Settings
 from supervisor.embed.job import Job
-from supervisor.engine import Engine
+from supervisor.embed.runtime import House
+from supervisor.engine.engine import Engine
 from supervisor.job import JobRequest
-from supervisor.settings import Settings
-from supervisor.snapshot import WorkerView
+from supervisor.protocol.requests import job_request, new_id
+from supervisor.protocol.views import WorkerView
 
 LEAST_WINDOW = 32
 """Jobs that ``map`` keeps under way, or four times what the workers can run if that is more."""

@@ -17,11 +17,11 @@ from typing import Union, get_args
 
 import msgspec
 
-from supervisor import wire
+from supervisor.config.settings import SECRET_VARIABLES
 from supervisor.errors import WireError
 from supervisor.gpu.messages import LIMIT, Answer, FromReader, List, Sample, ToReader
 from supervisor.gpu.records import Listing, Unwatched, WorkerRef, Xid
-from supervisor.settings import SECRET_VARIABLES
+from supervisor.wire import messages as wire
 
 _MAIN = Path(__file__).with_name("reader.py")
 SLOW_S = 2.0

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor import files
 from supervisor.errors import LockedError, UsageError
 from supervisor.gpu.records import Gpu
 from supervisor.gpu.source import started_at
+from supervisor.host import files
 
 DEFAULT_DIR = Path("/tmp/supervise-locks")
 REMAINS_S = 10.0

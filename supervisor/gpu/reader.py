@@ -19,7 +19,6 @@ import signal
 import threading
 import time
 
-from supervisor import proc, wire
 from supervisor.gpu.attribution import Attribution, in_host_pid_namespace
 from supervisor.gpu.messages import LIMIT, Answer, FromReader, List, ToReader
 from supervisor.gpu.nvml import NvmlSource
@@ -27,6 +26,8 @@ from supervisor.gpu.records import Reading
 from supervisor.gpu.simulated import SimulatedSource
 from supervisor.gpu.source import Source, SourceError
 from supervisor.gpu.xids import XidWatch
+from supervisor.host import processes as proc
+from supervisor.wire import messages as wire
 
 _CHUNK = 65536
 

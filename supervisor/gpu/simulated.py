@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from supervisor import proc
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, WorkerRef
 from supervisor.gpu.source import MIB, anonymous_memory_of, name_of, started_at
+from supervisor.host import processes as proc
 
 NAME = "Simulated GPU"
 MEMORY_MIB = 24576

@@ -6,7 +6,7 @@ from typing import Union
 
 import msgspec
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 
 
 class JobProgressed(msgspec.Struct, frozen=True):

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from supervisor import wire
 from supervisor.errors import WireError
 from supervisor.gpu.records import GpuSample
-from supervisor.pool import events, steps
-from supervisor.pool.keeper import Keeper, Lost
-from supervisor.pool.link import Link
-from supervisor.pool.links import Links
-from supervisor.pool.machine import Machine, Rules
-from supervisor.pool.process import describe_exit
-from supervisor.pool.seams import Loop, Memory, Place, Starter
-from supervisor.pool.slot import OUT_OF_SERVICE, Next, Slot, SlotState
-from supervisor.pool.telling import Telling
-from supervisor.proc import STACK_SIGNAL
+from supervisor.host.processes import STACK_SIGNAL
+from supervisor.pool import events
+from supervisor.pool.interfaces import Loop, Memory, Place, Starter
+from supervisor.pool.notices import Telling
+from supervisor.pool.pipes.message_pipe import Link
+from supervisor.pool.pipes.pipes import Links
+from supervisor.pool.slots import steps
+from supervisor.pool.slots.machine import Machine, Rules
+from supervisor.pool.slots.slot import OUT_OF_SERVICE, Next, Slot, SlotState
+from supervisor.pool.template.keeper import Keeper, Lost
+from supervisor.pool.template.process import describe_exit
+from supervisor.wire import messages as wire
 
 LAST_BYTES = 16 * 1024 * 1024
 """Most that is read of a dead worker's messages: more than a pipe holds; what it started may keep writing."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from supervisor.config.settings import Settings
 from supervisor.errors import UsageError
-from supervisor.settings import Settings
 from supervisor.store import summary
 from supervisor.store.store import Store
-from supervisor.wire import HandlerSpec
+from supervisor.wire.messages import HandlerSpec
 
 
 def name_of(spec: HandlerSpec, store: Path) -> str:

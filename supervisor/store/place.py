@@ -12,8 +12,8 @@ import shlex
 import stat
 from pathlib import Path
 
-from supervisor import files
 from supervisor.errors import StoreError
+from supervisor.host import files
 
 SQLITES = ("-wal", "-shm", "-journal")
 """What SQLite puts behind the store's name for files of its own. It gives them the store's mode, and refuses links itself."""

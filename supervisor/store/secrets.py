@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from supervisor import files
 from supervisor.errors import StoreError
+from supervisor.host import files
 
 _NAME = re.compile(r"[0-9a-f]{64}(\.new)?")
 

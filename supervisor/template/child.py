@@ -16,11 +16,11 @@ from typing import Any, NoReturn, Union
 
 import msgspec
 
-from supervisor import wire
-from supervisor.proc import set_death_signal, set_subreaper
+from supervisor.host.limits import pin, raise_oom_score
+from supervisor.host.processes import set_death_signal, set_subreaper
 from supervisor.template import mounts
-from supervisor.template.fresh import Pool, reseed, widen
-from supervisor.template.limits import pin, raise_oom_score
+from supervisor.template.preload.thread_pools import Pool, reseed, widen
+from supervisor.wire import messages as wire
 from supervisor.worker.main import WorkerStart
 
 Entry = Callable[[], Callable[[WorkerStart], NoReturn]]

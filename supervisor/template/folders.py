@@ -8,8 +8,8 @@ import signal
 import time
 from pathlib import Path
 
-from supervisor import files
-from supervisor.proc import set_death_signal
+from supervisor.host import files
+from supervisor.host.processes import set_death_signal
 from supervisor.template import child
 from supervisor.template.reap import Reaper
 

@@ -11,8 +11,8 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 
-from supervisor.proc import children_of, kill_with_group, reap_any, set_death_signal
-from supervisor.template.crowd import end_tree
+from supervisor.host.processes import children_of, kill_with_group, reap_any, set_death_signal
+from supervisor.template.process_limit import end_tree
 
 _LOOK_AGAIN_MS = 5
 _STUBBORN_LOOKS = 10

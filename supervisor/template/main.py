@@ -35,17 +35,17 @@ from typing import NoReturn
 
 import msgspec
 
-from supervisor import wire
 from supervisor.errors import SuperviseError, WireError
-from supervisor.proc import children_of, kill_with_group, set_subreaper
+from supervisor.host.limits import raise_oom_score
+from supervisor.host.processes import children_of, kill_with_group, set_subreaper
 from supervisor.template import child, guard
-from supervisor.template.crowd import Crowd
 from supervisor.template.folders import Folders
-from supervisor.template.fresh import find_pools
-from supervisor.template.limits import raise_oom_score
-from supervisor.template.preload import Preloaded, SpoiltError, freeze, import_shared, preload
+from supervisor.template.preload.preload import Preloaded, SpoiltError, freeze, import_shared, preload
+from supervisor.template.preload.thread_pools import find_pools
+from supervisor.template.process_limit import Crowd
 from supervisor.template.reap import Reaper
 from supervisor.template.standby import Standby
+from supervisor.wire import messages as wire
 
 _MESSAGE_BYTES = 256 * 1024
 _MESSAGES_A_TURN = 16

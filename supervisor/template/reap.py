@@ -12,8 +12,8 @@ import time
 from collections.abc import Collection
 from typing import Union
 
-from supervisor.proc import children_of, kill, kill_with_group, reap_any
-from supervisor.wire import Died, Swept
+from supervisor.host.processes import children_of, kill, kill_with_group, reap_any
+from supervisor.wire.messages import Died, Swept
 
 Event = Union[Died, Swept]
 

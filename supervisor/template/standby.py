@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from supervisor.proc import kill
+from supervisor.host.processes import kill
 from supervisor.template.child import Order, Orders
 from supervisor.template.reap import Reaper
 

@@ -21,8 +21,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
-from supervisor.settings import is_loopback
-from supervisor.webhooks.line import Line, PrivateAddressError
+from supervisor.config.settings import is_loopback
+from supervisor.webhooks.connection import Line, PrivateAddressError
 
 ENOUGH = 65_536
 """Bytes of an answer that are read, so that a receiver can finish an ordinary one; nothing is done with them."""

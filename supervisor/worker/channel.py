@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import deque
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 from supervisor.worker import output
 
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import msgspec
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 from supervisor.worker import blame
 
 KNOWN_KEYS = ("handler", "refresh_worker", "return_aggregate_stream", "concurrency_modifier")

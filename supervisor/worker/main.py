@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from supervisor import serverless, wire
+from supervisor import serverless
+from supervisor.wire import messages as wire
 from supervisor.worker import blame, output, runpod
 from supervisor.worker.channel import Channel
 from supervisor.worker.encode import encode

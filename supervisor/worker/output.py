@@ -16,8 +16,8 @@ import os
 import sys
 from typing import NamedTuple, NoReturn, cast
 
-from supervisor.marks import Marker, new_mark
-from supervisor.proc import STACK_SIGNAL
+from supervisor.host.processes import STACK_SIGNAL
+from supervisor.wire.log_frames import Marker, new_mark
 
 JOB: contextvars.ContextVar[str | None] = contextvars.ContextVar("supervise_job", default=None)
 """The id of the job on whose behalf code runs. What copies the context (tasks, ``asyncio.to_thread``, a fork) copies it too."""

@@ -26,9 +26,9 @@ from typing import Any
 import msgspec
 
 import supervisor
-from supervisor import wire
 from supervisor.errors import EncodeError
 from supervisor.job import JobStatus
+from supervisor.wire import messages as wire
 from supervisor.worker import blame, cuda, output
 from supervisor.worker.channel import Channel
 from supervisor.worker.encode import encode, error_text

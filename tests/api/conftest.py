@@ -19,18 +19,18 @@ import msgspec
 import pytest
 import uvloop
 
-from supervisor.api import server
 from supervisor.api.app import App
-from supervisor.api.connection import Connection
-from supervisor.api.server import Server, listen, listen_unix
+from supervisor.api.http import server
+from supervisor.api.http.connection import Connection
+from supervisor.api.http.server import Server, listen, listen_unix
+from supervisor.config.settings import Settings
+from supervisor.engine.job_logs import LogText
+from supervisor.engine.statistics import Statistics
+from supervisor.engine.streams import READ_CHUNKS, ChunkLease, Chunks
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
-from supervisor.logs import LogText
-from supervisor.pages import Page
-from supervisor.settings import Settings
-from supervisor.snapshot import JobCounts, Snapshot, Stats, WorkerView
-from supervisor.statistics import Statistics
-from supervisor.streams import READ_CHUNKS, ChunkLease, Chunks
+from supervisor.protocol.views import JobCounts, Snapshot, Stats, WorkerView
+from supervisor.store.paging import Page
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from supervisor.api.bodies import job_request
 from supervisor.errors import RequestError
+from supervisor.protocol.requests import job_request
 
 REFUSED = [
     (b"", "the body is empty"),

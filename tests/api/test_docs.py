@@ -9,7 +9,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
-from supervisor.api import docs
+from supervisor.api.docs import page as docs
 
 if TYPE_CHECKING:
     from conftest import Site

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from supervisor.api import server
-from supervisor.api.about import About
+from supervisor.api.docs.about import About
+from supervisor.api.http import server
 from supervisor.api.operations import ROUTES
 from supervisor.errors import RequestError, StoreError
 from supervisor.job import JobStatus

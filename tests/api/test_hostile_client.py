@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.api import connection, crowd, server
+from supervisor.api.http import connection, server
+from supervisor.api.http import connection_limit as crowd
 from supervisor.job import JobStatus
 
 if TYPE_CHECKING:

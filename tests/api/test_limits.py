@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.api import app, connection
-from supervisor.api.crowd import Crowd
+from supervisor.api import app
+from supervisor.api.http import connection
+from supervisor.api.http.connection_limit import Crowd
 from supervisor.job import JobStatus
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 
 from supervisor.api import metrics
 from supervisor.errors import StoreError
-from supervisor.snapshot import GpuView, Histogram, JobCounts, RefreshView, Snapshot, Stats, Totals, WorkerView
+from supervisor.protocol.views import GpuView, Histogram, JobCounts, RefreshView, Snapshot, Stats, Totals, WorkerView
 
 HOSTILE = 'a "handler"\\of\nmine'
 EMPTY = Histogram((10.0, 1_000.0), (0, 0, 0), 0.0)

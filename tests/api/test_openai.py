@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.api import openai_errors
+from supervisor.api.openai import errors as openai_errors
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobStatus
 

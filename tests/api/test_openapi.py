@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from supervisor.api import bodies, describe, operations, schemas, shapes
-from supervisor.api.about import About
-from supervisor.api.openapi import Access, document
+from supervisor.api import operations
+from supervisor.api.docs import describe, schemas
+from supervisor.api.docs.about import About
+from supervisor.api.docs.openapi import Access, document
 from supervisor.api.operations import ROUTES
+from supervisor.config.settings import Settings
 from supervisor.job import Job, JobStatus
-from supervisor.settings import Settings
+from supervisor.protocol import requests as bodies
+from supervisor.protocol import responses as shapes
 
 if TYPE_CHECKING:
     from conftest import Site

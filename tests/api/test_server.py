@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.api import server
-from supervisor.api.server import listen, listen_unix, url_of
+from supervisor.api.http import server
+from supervisor.api.http.server import listen, listen_unix, url_of
 from supervisor.errors import UsageError
 from supervisor.job import JobStatus
 

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.api import shapes
 from supervisor.job import Job, JobStatus
-from supervisor.snapshot import WorkerCounts, WorkerView
+from supervisor.protocol import responses as shapes
+from supervisor.protocol.views import WorkerCounts, WorkerView
 
 JOB = Job(1, "a", JobStatus.IN_QUEUE, b"1", created_ms=1000)
 RAN: dict[str, Any] = {"started_ms": 1005, "ended_ms": 1012, "worker_id": "gpu0-1"}

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.api import events, server
-from supervisor.api.connection import Connection
+from supervisor.api import events
+from supervisor.api.http import server
+from supervisor.api.http.connection import Connection
+from supervisor.engine.streams import READ_CHUNKS
 from supervisor.job import JobStatus
-from supervisor.streams import READ_CHUNKS
 
 if TYPE_CHECKING:
     from conftest import Site

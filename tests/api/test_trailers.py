@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from supervisor.api import connection
+from supervisor.api.http import connection
 from supervisor.job import JobStatus
 
 if TYPE_CHECKING:

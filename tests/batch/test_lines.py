@@ -14,7 +14,7 @@ from supervisor.batch import source as source_module
 from supervisor.batch.request import id_of, output_line, read_request, refused
 from supervisor.batch.results import Done, FileSink, read_output
 from supervisor.batch.source import Line, Source
-from supervisor.cli.bar import Reading, draw, say
+from supervisor.cli.serving.progress_bar import Reading, draw, say
 from supervisor.errors import RequestError, UsageError
 from supervisor.job import Job, JobRequest, JobStatus, Outcome
 from supervisor.store.opening import MEMORY

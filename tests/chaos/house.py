@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from supervisor.proc import children_of, processes_with
+from supervisor.host.processes import children_of, processes_with
 from tests.chaos.journal import Journal
 
 ROOT = Path(__file__).parents[2]

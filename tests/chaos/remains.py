@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from supervisor.temporary import remove_leftovers
+from supervisor.host.temporary import remove_leftovers
 from tests.chaos.house import House
 from tests.chaos.kinds import SECRET
 

@@ -14,8 +14,15 @@ import sys
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from supervisor import wire
-from supervisor.pool.process import Gone, Template, become_subreaper, make_pipes, orphans_of_this_process, sweep_orphans
+from supervisor.pool.template.process import (
+    Gone,
+    Template,
+    become_subreaper,
+    make_pipes,
+    orphans_of_this_process,
+    sweep_orphans,
+)
+from supervisor.wire import messages as wire
 
 folder = Path(__file__).resolve().parent
 lock = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT)

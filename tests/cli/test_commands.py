@@ -17,7 +17,7 @@ import pytest
 from supervisor.cli import app, remote, tables
 from supervisor.cli.gpus import GpuView, ProcessView
 from supervisor.gpu.locks import Holder
-from supervisor.snapshot import RefreshView, WorkerView
+from supervisor.protocol.views import RefreshView, WorkerView
 
 ERROR = json.dumps(
     {"error_type": "<class 'ValueError'>", "error_message": "no\x1b[31m such", "error_traceback": "Trace"}

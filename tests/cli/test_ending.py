@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from supervisor.cli.ending import Ending
+from supervisor.cli.serving.shutdown import Ending
 
 
 @pytest.mark.parametrize("turns", range(8))

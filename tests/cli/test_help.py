@@ -9,8 +9,8 @@ import pytest
 
 from supervisor import __version__
 from supervisor.cli import app
-from supervisor.settings import OPTIONS
-from supervisor.sources import command_line_name
+from supervisor.config.settings import OPTIONS
+from supervisor.config.sources import command_line_name
 
 
 @pytest.fixture

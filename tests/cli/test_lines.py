@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from supervisor.cli import lines as lines_module
-from supervisor.cli.lines import LIMIT, PAUSE, Lines
+from supervisor.cli.serving import event_log as lines_module
+from supervisor.cli.serving.event_log import LIMIT, PAUSE, Lines
 
 AT = 1_700_000_000_123
 DEADLINE_S = 20.0

@@ -14,7 +14,7 @@ import pytest
 
 from supervisor.__main__ import name_clash
 from supervisor.cli import app
-from supervisor.cli.ending import Fault, serving
+from supervisor.cli.serving.shutdown import Fault, serving
 from supervisor.errors import ClientError, GpuError, StartError, StoreError, SuperviseError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -34,8 +34,8 @@ def serve(settings):
     print(*(f"{name}={getattr(settings, name)}" for name in names))
     print(*(name for name in ("rich", "uvicorn", "pynvml") if name in sys.modules))
     return 7
-sys.modules["supervisor.cli.run"] = types.ModuleType("supervisor.cli.run")
-sys.modules["supervisor.cli.run"].serve = serve
+sys.modules["supervisor.cli.serving.run"] = types.ModuleType("supervisor.cli.serving.run")
+sys.modules["supervisor.cli.serving.run"].serve = serve
 sys.argv = ["supervise", *sys.argv[2:]]
 from supervisor.__main__ import main
 sys.exit(main())

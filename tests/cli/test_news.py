@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from supervisor.cli import news as module
-from supervisor.cli.news import JOBS_PER_SECOND, LINES_AT_ONCE, News
+from supervisor.cli.serving import events as module
+from supervisor.cli.serving.events import JOBS_PER_SECOND, LINES_AT_ONCE, News
 from supervisor.job import Job, JobStatus
 from supervisor.pool import events
 

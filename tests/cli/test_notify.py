@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.cli.notify import Service
+from supervisor.cli.serving.systemd import Service
 
 DEADLINE_S = 20.0
 

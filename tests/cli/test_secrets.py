@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.cli import app
-from supervisor.settings import Settings
+from supervisor.config.settings import Settings
 
 SECRET = "aGVsbG8gd29ybGQ"
 

@@ -9,11 +9,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.address import Address
-from supervisor.client import Client, Health, JobState
+from supervisor.client.address import Address
+from supervisor.client.client import Client, Health, JobState
 from supervisor.errors import ClientError, UnreachableError, UsageError
 from supervisor.job import JobStatus
-from supervisor.snapshot import GpuView, JobCounts, LogLine, RunningJobView, Snapshot, Stats, WorkerCounts, WorkerView
+from supervisor.protocol.views import (
+    GpuView,
+    JobCounts,
+    LogLine,
+    RunningJobView,
+    Snapshot,
+    Stats,
+    WorkerCounts,
+    WorkerView,
+)
 
 SNAPSHOT = Snapshot(
     at=1_790_000_000_000,

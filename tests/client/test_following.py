@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from supervisor import client as module
-from supervisor.client import Client
+from supervisor.client import client as module
+from supervisor.client.client import Client
 from supervisor.errors import ClientError, RefusedError, UnreachableError, UsageError
 from supervisor.job import JobStatus
-from supervisor.sse import Event, EventParser
+from supervisor.protocol.sse import Event, EventParser
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 END = b'event: end\ndata: {"status":"COMPLETED"}\n\n'

@@ -29,7 +29,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor import snapshot as s
+from supervisor.protocol import views as s
 
 NOW = 1_790_000_000_000
 """The moment of every snapshot made here, in ms since 1970."""

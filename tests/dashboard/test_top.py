@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor import snapshot as s
+from supervisor.protocol import views as s
 
 Top = Callable[..., Any]
 

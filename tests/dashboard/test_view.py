@@ -13,8 +13,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from supervisor import snapshot as s
 from supervisor.dashboard.view import Look, picture
+from supervisor.protocol import views as s
 
 Make = Callable[..., s.Snapshot]
 change = msgspec.structs.replace

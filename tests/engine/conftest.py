@@ -7,18 +7,18 @@ import socket
 
 import pytest
 
-from supervisor import wire
-from supervisor.api.shapes import status_body
-from supervisor.engine import Engine
+from supervisor.config.settings import Settings
+from supervisor.engine.engine import Engine
+from supervisor.engine.turn import Clock
 from supervisor.gpu.records import Gpu
 from supervisor.job import JobRequest
-from supervisor.pool.machine import Rules
+from supervisor.pool.interfaces import Place
 from supervisor.pool.pool import Pool
-from supervisor.pool.seams import Place
-from supervisor.settings import Settings
+from supervisor.pool.slots.machine import Rules
+from supervisor.protocol.responses import status_body
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
-from supervisor.turns import Clock
+from supervisor.wire import messages as wire
 from tests.fakes.template import PlayedTemplate, PlayedWorker
 
 DEADLINE_S = 30.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import cores
+from supervisor.gpu import cpu_share as cores
 from supervisor.gpu.records import Gpu
 
 EIGHT = range(8)

@@ -6,13 +6,13 @@ import signal
 
 import pytest
 
-from supervisor import wire
 from supervisor.errors import RequestError, StoreError
+from supervisor.host.processes import STACK_SIGNAL
 from supervisor.job import JobRequest, JobStatus
 from supervisor.pool import events
-from supervisor.pool.process import Gone
-from supervisor.proc import STACK_SIGNAL
+from supervisor.pool.template.process import Gone
 from supervisor.store.store import Store
+from supervisor.wire import messages as wire
 
 
 def run(job_id="a", value=b'{"n":1}', extras=None):

@@ -5,11 +5,13 @@ import signal
 import msgspec
 import pytest
 
-from supervisor import reports, wire
+from supervisor.engine import reports
 from supervisor.job import JobStatus
-from supervisor.pool import checks, events
-from supervisor.pool.link import CLOGGED_BYTES, TURN_LINES, TURN_MESSAGES
-from supervisor.pool.telling import WARNINGS
+from supervisor.pool import events
+from supervisor.pool.notices import WARNINGS
+from supervisor.pool.pipes import validation as checks
+from supervisor.pool.pipes.message_pipe import CLOGGED_BYTES, TURN_LINES, TURN_MESSAGES
+from supervisor.wire import messages as wire
 
 MIB = 2**20
 DONE = b'"done"'

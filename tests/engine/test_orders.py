@@ -6,13 +6,13 @@ import signal
 import msgspec
 import pytest
 
-from supervisor import wire
-from supervisor.api.shapes import status_body
+from supervisor.engine.commands import PURGE_PIECE
 from supervisor.errors import RequestError, StoreError
+from supervisor.host.processes import STACK_SIGNAL
 from supervisor.job import JobRequest, JobStatus
-from supervisor.orders import PURGE_PIECE
-from supervisor.proc import STACK_SIGNAL
+from supervisor.protocol.responses import status_body
 from supervisor.store.writes import DropWebhook
+from supervisor.wire import messages as wire
 
 
 def done(job="a", status="COMPLETED", output=b'"out"', **fields):

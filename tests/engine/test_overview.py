@@ -3,13 +3,13 @@
 import msgspec
 import pytest
 
+from supervisor.config.settings import Settings
+from supervisor.engine.overview import ENDED_JOBS, ERROR_CHARS, LOG_LINES, Overview, first_line
+from supervisor.engine.statistics import SAMPLES, WINDOW_S, Buckets, Statistics, delay_ms, execution_ms
 from supervisor.gpu.records import GpuProcess, GpuSample
 from supervisor.job import Job, JobStatus
-from supervisor.overview import ENDED_JOBS, ERROR_CHARS, LOG_LINES, Overview, first_line
 from supervisor.pool import events
-from supervisor.pool.steps import RefreshReport
-from supervisor.settings import Settings
-from supervisor.statistics import SAMPLES, WINDOW_S, Buckets, Statistics, delay_ms, execution_ms
+from supervisor.pool.slots.steps import RefreshReport
 
 
 def job(seq=1, status=JobStatus.COMPLETED, **fields):

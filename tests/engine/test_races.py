@@ -5,14 +5,14 @@ import signal
 
 import pytest
 
-from supervisor import wire
+from supervisor.engine.queue import LARGE_INPUT
+from supervisor.engine.streams import READ_BYTES
 from supervisor.errors import RequestError, StoreError
+from supervisor.host.processes import STACK_SIGNAL
 from supervisor.job import JobRequest, JobStatus
-from supervisor.pool import steps
-from supervisor.proc import STACK_SIGNAL
-from supervisor.scheduler import LARGE_INPUT
+from supervisor.pool.slots import steps
 from supervisor.store.store import Store
-from supervisor.streams import READ_BYTES
+from supervisor.wire import messages as wire
 
 DONE = b'"done"'
 

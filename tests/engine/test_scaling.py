@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from supervisor import wire
+from supervisor.engine.scaling import SPARE, Order, Scaling, bounds
 from supervisor.errors import UsageError
-from supervisor.pool import steps
-from supervisor.pool.slot import OUT_OF_SERVICE, Slot, SlotState
-from supervisor.scaling import SPARE, Order, Scaling, bounds
+from supervisor.pool.slots import steps
+from supervisor.pool.slots.slot import OUT_OF_SERVICE, Slot, SlotState
+from supervisor.wire import messages as wire
 
 S = SlotState
 NOW = 1000.0

@@ -2,9 +2,9 @@
 
 import pytest
 
+from supervisor.engine.queue import WINDOW, Backlog, plan
 from supervisor.job import Job, JobStatus
-from supervisor.pool.slot import Slot, SlotState
-from supervisor.scheduler import WINDOW, Backlog, plan
+from supervisor.pool.slots.slot import Slot, SlotState
 
 
 def job(seq, low=False):

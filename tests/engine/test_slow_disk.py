@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from supervisor import wire
 from supervisor.job import JobRequest, JobStatus
 from supervisor.store.store import Store
+from supervisor.wire import messages as wire
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import temporary
 from supervisor.errors import UsageError
-from supervisor.wire import HandlerSpec
+from supervisor.host import temporary
+from supervisor.wire.messages import HandlerSpec
 
 RUN = "0123456789abcdef0123456789abcdef"
 

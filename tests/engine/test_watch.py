@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import watch
-from supervisor.watch import LOOK_S, QUIET_S, SETTLE_S, STEP, SourceFiles, Watch, described, listed
-from supervisor.wire import HandlerSpec
+from supervisor import reload as watch
+from supervisor.reload import LOOK_S, QUIET_S, SETTLE_S, STEP, SourceFiles, Watch, described, listed
+from supervisor.wire.messages import HandlerSpec
 
 DEADLINE_S = 30.0
 

@@ -6,8 +6,8 @@ import os
 import socket
 from typing import Any
 
-from supervisor import wire
-from supervisor.pool.process import Gone, Pipes, make_pipes
+from supervisor.pool.template.process import Gone, Pipes, make_pipes
+from supervisor.wire import messages as wire
 
 TEMPLATE_PID = 39_999
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from supervisor.gpu.records import WorkerRef
-from supervisor.pool.release import Release, Verdict
+from supervisor.pool.release.verdict import Release, Verdict
 
 pytestmark = pytest.mark.gpu
 

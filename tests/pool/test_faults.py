@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from supervisor.gpu.records import Gpu, GpuSample, Reading, Xid
-from supervisor.pool import steps
-from supervisor.pool.faults import BACK_S, LONGEST_BACK_S, Faults
-from supervisor.pool.seams import Place
+from supervisor.pool.interfaces import Place
+from supervisor.pool.release.faults import BACK_S, LONGEST_BACK_S, Faults
+from supervisor.pool.slots import steps
 
 GPUS = [Gpu(index, f"GPU-{index}", "played") for index in range(2)]
 LOST = steps.GpuLost("lost its GPU 0: Xid 79 (GPU has fallen off the bus)")

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from supervisor.errors import WireError
-from supervisor.marks import Marker
-from supervisor.pool import link
-from supervisor.pool.link import LINE_BYTES, NO_JOB, TAIL_LINES, TURN_LINES, Link
-from supervisor.pool.process import LOG_PIPE_BYTES
+from supervisor.pool.pipes import message_pipe as link
+from supervisor.pool.pipes.message_pipe import LINE_BYTES, NO_JOB, TAIL_LINES, TURN_LINES, Link
+from supervisor.pool.template.process import LOG_PIPE_BYTES
+from supervisor.wire.log_frames import Marker
 
 MARK = "0123456789abcdef"
-PACKAGE = Path(link.__file__).parents[1]
+PACKAGE = Path(link.__file__).parents[2]
 
 
 class Pipe:

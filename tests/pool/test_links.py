@@ -8,9 +8,9 @@ import os
 
 import uvloop
 
-from supervisor import wire
-from supervisor.pool.link import Link
-from supervisor.pool.links import Links
+from supervisor.pool.pipes.message_pipe import Link
+from supervisor.pool.pipes.pipes import Links
+from supervisor.wire import messages as wire
 
 DEADLINE_S = 30
 

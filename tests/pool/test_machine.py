@@ -4,10 +4,10 @@ import signal
 
 import pytest
 
-from supervisor.pool import steps
-from supervisor.pool.ending import ASK_S, KILL_S, STACK_S
-from supervisor.pool.machine import BACKOFF_S, BROKEN_RETRY_S, IllegalStepError, Machine, Rules
-from supervisor.pool.slot import EndStep, Next, Slot, SlotState
+from supervisor.pool.slots import steps
+from supervisor.pool.slots.ending import ASK_S, KILL_S, STACK_S
+from supervisor.pool.slots.machine import BACKOFF_S, BROKEN_RETRY_S, IllegalStepError, Machine, Rules
+from supervisor.pool.slots.slot import EndStep, Next, Slot, SlotState
 
 S = SlotState
 MACHINE = Machine(Rules(grace=5.0))

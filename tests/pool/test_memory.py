@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, Reading, Unwatched, WorkerRef, Xid
-from supervisor.pool import steps
-from supervisor.pool.memory import HELD_S, IDLE_S, RELEASE_S, GpuMemory
-from supervisor.pool.seams import Place
+from supervisor.pool.interfaces import Place
+from supervisor.pool.release.watcher import HELD_S, IDLE_S, RELEASE_S, GpuMemory
+from supervisor.pool.slots import steps
 
 GPU = Gpu(0, "GPU-0", "played")
 PLACE = Place("gpu0", 0, (GPU,), {})

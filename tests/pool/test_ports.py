@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from supervisor.pool import ports
+from supervisor.host import ports
 
 LISTENS = """
 import socket, subprocess, sys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Reading
-from supervisor.pool.release import Release, Verdict, attributes_memory
+from supervisor.pool.release.verdict import Release, Verdict, attributes_memory
 
 GPU, OTHER = Gpu(0, "GPU-a", "NVIDIA L4"), Gpu(1, "GPU-b", "NVIDIA L4")
 TIMEOUT = 30.0

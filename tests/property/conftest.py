@@ -14,19 +14,19 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from supervisor import wire
-from supervisor.api.shapes import status_body
-from supervisor.engine import Engine
+from supervisor.config.settings import Settings
+from supervisor.engine.engine import Engine
+from supervisor.engine.turn import Clock
 from supervisor.errors import StoreError
 from supervisor.gpu.records import Gpu
-from supervisor.pool.machine import Rules
+from supervisor.pool.interfaces import Place
 from supervisor.pool.pool import Pool
-from supervisor.pool.seams import Place
-from supervisor.pool.steps import Measured, Released
-from supervisor.settings import Settings
+from supervisor.pool.slots.machine import Rules
+from supervisor.pool.slots.steps import Measured, Released
+from supervisor.protocol.responses import status_body
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
-from supervisor.turns import Clock
+from supervisor.wire import messages as wire
 from tests.api.conftest import Site
 from tests.fakes.template import PlayedTemplate, PlayedWorker
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.api.bodies import job_request, openai_request
 from supervisor.errors import RequestError
 from supervisor.job import JobRequest
+from supervisor.protocol.requests import job_request, openai_request
 
 SOON_S = 5.0
 """Of the processor's time: the machine may be busy with others."""

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from supervisor import wire
+from supervisor.engine.jobs import HOST_KILL_STARTS
+from supervisor.engine.scaling import bounds
 from supervisor.errors import RequestError
 from supervisor.job import JobRequest, JobStatus
-from supervisor.jobs import HOST_KILL_STARTS
-from supervisor.pool import steps
-from supervisor.pool.slot import OUT_OF_SERVICE, SlotState
-from supervisor.scaling import bounds
+from supervisor.pool.slots import steps
+from supervisor.pool.slots.slot import OUT_OF_SERVICE, SlotState
+from supervisor.wire import messages as wire
 
 URL = "http://receiver.test"
 IDS = st.sampled_from("abcdefgh")

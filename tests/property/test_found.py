@@ -5,14 +5,14 @@ import time
 
 import pytest
 
-from supervisor import wire
+from supervisor.engine.queue import WINDOW
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
-from supervisor.pool import steps
-from supervisor.pool.machine import Machine, Rules
-from supervisor.pool.slot import Next, Slot, SlotState
-from supervisor.scheduler import WINDOW
+from supervisor.pool.slots import steps
+from supervisor.pool.slots.machine import Machine, Rules
+from supervisor.pool.slots.slot import Next, Slot, SlotState
 from supervisor.store.store import Store
+from supervisor.wire import messages as wire
 
 
 @pytest.fixture

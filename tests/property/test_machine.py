@@ -10,9 +10,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from supervisor.pool import steps
-from supervisor.pool.machine import IllegalStepError, Machine, Rules
-from supervisor.pool.slot import EndStep, Slot, SlotState
+from supervisor.pool.slots import steps
+from supervisor.pool.slots.machine import IllegalStepError, Machine, Rules
+from supervisor.pool.slots.slot import EndStep, Slot, SlotState
 
 S = SlotState
 WITH_WORKER = (S.STARTING, S.IDLE, S.BUSY, S.ENDING)

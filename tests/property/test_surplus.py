@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.gpu.records import GpuProcess, GpuSample
-from supervisor.pool.surplus import surplus
+from supervisor.pool.release.surplus import surplus
 
 OURS = 1
 MIB = st.integers(0, 20_000)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor import wire
 from supervisor.errors import FrameTooLargeError, WireError
+from supervisor.wire import messages as wire
 
 UNIONS = {name: getattr(wire, name) for name in ("ToWorker", "FromWorker", "ToTemplate", "FromTemplate")}
 LIMIT = 1000

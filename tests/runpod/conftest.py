@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 from supervisor.worker.runpod import STANDIN
 
 ROOT = Path(__file__).resolve().parents[2]

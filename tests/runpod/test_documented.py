@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 
 DOCUMENTED = Path(__file__).parent / "documented"
 BUCKET = "results"

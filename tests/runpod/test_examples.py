@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 
 HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 
 DOES_AS_TOLD = """
 import asyncio, multiprocessing, os, subprocess, sys, tempfile, threading

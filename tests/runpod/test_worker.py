@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 from supervisor.worker.runpod import STANDIN
 
 HANDLER = """

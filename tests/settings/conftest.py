@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.settings import Settings
+from supervisor.config.settings import Settings
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.config.kinds import parse_handler
 from supervisor.errors import HandlerError
-from supervisor.option import parse_handler
-from supervisor.wire import HandlerSpec
+from supervisor.wire.messages import HandlerSpec
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor import option
-from supervisor.option import Kind, Secret
+from supervisor.config import kinds as option
+from supervisor.config.kinds import Kind, Secret
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from supervisor import option, settings, sources
+from supervisor.config import kinds as option
+from supervisor.config import settings, sources
+from supervisor.config.settings import DEFAULTS, OPTIONS, Settings, is_loopback
 from supervisor.errors import HandlerError, UsageError
-from supervisor.pool.process import SECRETS
-from supervisor.settings import DEFAULTS, OPTIONS, Settings, is_loopback
-from supervisor.wire import HandlerSpec
+from supervisor.pool.template.process import SECRETS
+from supervisor.wire.messages import HandlerSpec
 
 Load = Callable[..., Settings]
 

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from supervisor.config.settings import Settings
 from supervisor.errors import StoreError, UsageError
 from supervisor.job import JobStatus
-from supervisor.settings import Settings
 from supervisor.store import opening, owner, summary
 from supervisor.store.opening import MEMORY
 from supervisor.store.store import Store
-from supervisor.wire import HandlerSpec
+from supervisor.wire.messages import HandlerSpec
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from supervisor import wire
-from supervisor.pool.process import Gone, Pipes, Template, make_pipes
-from supervisor.proc import children_of
+from supervisor.host.processes import children_of
+from supervisor.pool.template.process import Gone, Pipes, Template, make_pipes
+from supervisor.wire import messages as wire
 
 CHILDREN = Path(__file__).resolve().parent.parent / "children"
 ROOT = CHILDREN.parent.parent

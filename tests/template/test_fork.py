@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor import wire
-from supervisor.pool.process import Template
-from supervisor.proc import children_of
+from supervisor.host.processes import children_of
+from supervisor.pool.template.process import Template
+from supervisor.wire import messages as wire
 
 if TYPE_CHECKING:
     from conftest import House

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import wire
-from supervisor.pool.process import Gone
+from supervisor.pool.template.process import Gone
+from supervisor.wire import messages as wire
 
 NAMES = ("template", "cpu0", "cpu1", "grandchild0", "grandchild1")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import wire
-from supervisor.proc import children_of, picture, tree
+from supervisor.host.processes import children_of, picture, tree
 from supervisor.template import mounts
+from supervisor.wire import messages as wire
 
 NOBODY = 65534
 SYSTEMS_PYTHON = "/usr/bin/python3"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.template import pages
+from supervisor.template.preload import huge_pages as pages
 
 PROGRAM = """
 import json, mmap, re, sys

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 50.0

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from supervisor import proc
+from supervisor.host import processes as proc
 
 
 def test_children_are_listed_zombies_included():

@@ -10,8 +10,8 @@ from multiprocessing.connection import wait
 
 import pytest
 
-from supervisor import wire
-from supervisor.pool.process import LOG_PIPE_BYTES, SECRETS, Gone, describe_exit, make_pipes, without_secrets
+from supervisor.pool.template.process import LOG_PIPE_BYTES, SECRETS, Gone, describe_exit, make_pipes, without_secrets
+from supervisor.wire import messages as wire
 
 
 def test_requests_wait_for_a_template_that_does_not_read(house, children):

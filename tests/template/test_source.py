@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from supervisor.template import source
-from supervisor.wire import HandlerSpec
+from supervisor.template.preload import imports as source
+from supervisor.wire.messages import HandlerSpec
 
 # Installed here, whatever else is.
 A, B = "msgspec", "pytest"

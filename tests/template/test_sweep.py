@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from supervisor.pool import process
-from supervisor.proc import Marked
+from supervisor.host.processes import Marked
+from supervisor.pool.template import process
 
 PATIENCE_S = 20.0
 

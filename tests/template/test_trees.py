@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ import msgspec
 import pytest
 import requests  # noqa: F401 - the first import takes longer than the short tries here may
 
-from supervisor.settings import Settings
+from supervisor.config.settings import Settings
 from supervisor.store.opening import MEMORY
 from supervisor.store.store import Store
 from supervisor.store.writes import AddWebhook, Write
-from supervisor.webhooks.webhooks import Webhooks
+from supervisor.webhooks.delivery import Webhooks
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.webhooks import line as lines
+from supervisor.webhooks import connection as lines
 from supervisor.webhooks.addresses import is_public
-from supervisor.webhooks.line import Line, PrivateAddressError
+from supervisor.webhooks.connection import Line, PrivateAddressError
 
 if TYPE_CHECKING:
     from conftest import Does, Office, Receiver

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from supervisor import __version__
-from supervisor.option import webhook_key
+from supervisor.config.kinds import webhook_key
 from supervisor.webhooks.signature import headers, sign
 
 if TYPE_CHECKING:

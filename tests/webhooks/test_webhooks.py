@@ -18,8 +18,8 @@ from supervisor import __version__
 from supervisor.errors import StoreError
 from supervisor.store.store import Store
 from supervisor.store.writes import DropWebhook, PutOffWebhook
+from supervisor.webhooks import delivery as deliveries
 from supervisor.webhooks import post as posting
-from supervisor.webhooks import webhooks as deliveries
 
 if TYPE_CHECKING:
     from conftest import Behaviour, Does, Office, Receiver

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 from supervisor.worker import main
 
 DEADLINE = 30.0

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from supervisor import wire
-from supervisor.pool.link import Link
+from supervisor.pool.pipes.message_pipe import Link
+from supervisor.wire import messages as wire
 
 DEADLINE = 30.0
 

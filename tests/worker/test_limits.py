@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 
 LONG = "x" * 200
 

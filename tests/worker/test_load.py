@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 from supervisor.worker.main import EXIT_LOAD_FAILED
 
 START = "from supervisor import serverless\n"

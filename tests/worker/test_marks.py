@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.errors import WireError
-from supervisor.marks import Marker, MarkReader, new_mark
+from supervisor.wire.log_frames import Marker, MarkReader, new_mark
 
 MARK = "0123456789abcdef"
 BEGIN = b"\0" + MARK.encode()

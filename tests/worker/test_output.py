@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from supervisor import wire
-from supervisor.proc import STACK_SIGNAL
+from supervisor.host.processes import STACK_SIGNAL
+from supervisor.wire import messages as wire
 
 C = "import ctypes\nlibc = ctypes.CDLL(None)\n"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from supervisor import wire
+from supervisor.wire import messages as wire
 
 HEAD = "import asyncio, threading\nfrom supervisor.serverless import progress_update\n"
 

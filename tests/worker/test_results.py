@@ -8,7 +8,7 @@ import socket
 import pytest
 
 import supervisor
-from supervisor import wire
+from supervisor.wire import messages as wire
 
 KINDS = {
     "function": "def handler(job): return job['input'] + 1",

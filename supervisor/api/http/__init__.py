@@ -1,0 +1,1 @@
+"""What speaks HTTP below the routes: sockets, connections, limits."""

@@ -1,0 +1,207 @@
+"""Runs the application on sockets inside the supervisor's loop: listening, accepting, and a stop that lets answers finish.
+
+Uvicorn's protocol does the HTTP. Its ``Server`` is not used: it takes the process's signals, and stops by polling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import socket
+import stat
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from supervisor.api.app import App
+from supervisor.api.http import connection_limit as crowd
+from supervisor.api.http.connection import KEEP_ALIVE_S, Connection
+from supervisor.api.http.connection_limit import Crowd
+from supervisor.errors import UsageError
+
+BACKLOG = 2048
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+LAST_WORDS_S = 1.0
+"""What answers that were cut short, and bytes on their way, get before connections are closed on them."""
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen on every address of ``host``; port 0 picks a free one, the same for all.
+
+    Raises:
+        UsageError: the port is taken or not allowed, or the host is none of this machine's.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name can be so, such as one with an empty part
+        why = error.strerror or error if isinstance(error, OSError) else "no host can have this name"
+        raise UsageError(f"--host {host}: {why}") from error
+    sockets: list[socket.socket] = []
+    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+        try:
+            sockets.append(_bind(family, address, sockets[0].getsockname()[1] if sockets else port))
+        except OSError as error:  # noqa: PERF203 - two addresses at most
+            if error.errno in _NOT_HERE and (sockets or address != found[-1][4]):
+                continue  # such as ::1 of localhost, where IPv6 is off
+            for sock in sockets:
+                sock.close()
+            if error.errno == errno.EADDRINUSE and sockets and not port:
+                return listen(host, port)  # it was free on the first address only; the next may be on all
+            raise UsageError(_why_not(host, port, error)) from error
+    return sockets
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """A Unix socket at ``path`` that only this user can connect to; a stale one that is in the way is removed.
+
+    Raises:
+        UsageError: the path is too long, or nothing can be made there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            found = path.lstat()
+            if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid():
+                path.unlink()
+        os.fchmod(sock.fileno(), 0o600)  # bind gives what it makes the socket's own mode (unix_bind_bsd in the kernel)
+        sock.bind(str(path))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise UsageError(f"cannot listen on {path}: {error.strerror or error}") from error
+    return sock
+
+
+def url_of(host: str, sockets: list[socket.socket]) -> str:
+    """``http://HOST:PORT`` for what ``listen(host, …)`` returned."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{sockets[0].getsockname()[1]}"
+
+
+class Server:
+    """Serves one application on some sockets, which it owns from then on."""
+
+    def __init__(self, app: App, sockets: list[socket.socket], most: int = crowd.MOST) -> None:
+        """Nothing is accepted before ``start``; then ``most`` clients may be connected, if that is not beyond ``crowd.MOST``."""
+        self._app = app
+        self._sockets = sockets
+        self._most = most
+        self._servers: list[asyncio.AbstractServer] = []
+        self._state = ServerState()
+        self._clock: asyncio.Task[None] | None = None
+        self._all_gone: asyncio.Future[None] | None = None
+        self._config = Config(
+            app,
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level="critical",  # uvicorn must not write to the terminal; the application logs what matters
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+
+    async def start(self) -> None:
+        """Returns once requests are accepted."""
+        self._config.load()
+        loop = asyncio.get_running_loop()
+        self._tell_time()
+        self._clock = loop.create_task(self._tick())
+        connection = functools.partial(Connection, self._config, self._state, Crowd(self._most), self._lost)
+        for sock in self._sockets:
+            create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+            self._servers.append(await create(connection, sock=sock, backlog=BACKLOG))
+
+    async def stop(self, timeout: float) -> None:
+        """Accept nothing more, let those that wait for a job say how far it is (no other will end), and let running answers
+        finish, at most for ``timeout`` seconds. What is left then is closed.
+        """
+        for server in self._servers:
+            server.close()
+        for sock in self._sockets:
+            sock.close()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        self._app.waits.end()
+        await self._answered(timeout)
+        for connection in list(self._state.connections):
+            if isinstance(connection, Connection) and connection.reading:
+                connection.transport.close()
+        await self._answered(LAST_WORDS_S)
+        for connection in list(self._state.connections):
+            connection.transport.close()
+        await self._gone(LAST_WORDS_S)
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+        for task in list(self._state.tasks):
+            task.cancel()
+        await self._answered(LAST_WORDS_S)
+        if self._clock is not None:
+            self._clock.cancel()
+
+    async def _answered(self, timeout: float) -> None:
+        """Until no request is being answered. An answered one may bring the next of the same connection."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while self._state.tasks and (left := deadline - loop.time()) > 0:
+            await asyncio.wait(set(self._state.tasks), timeout=left)
+
+    async def _gone(self, timeout: float) -> None:
+        if self._state.connections:
+            self._all_gone = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._all_gone,), timeout=timeout)
+
+    def _lost(self) -> None:
+        if self._all_gone is not None and not self._state.connections and not self._all_gone.done():
+            self._all_gone.set_result(None)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self._tell_time()
+
+    def _tell_time(self) -> None:
+        self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+
+
+def _bind(family: int, address: tuple[Any, ...], port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address[0], port, *address[2:]))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"cannot listen on {place}: {_who_listens(port)} listens there; choose another --port, or 0 for any free one"
+    return f"cannot listen on {place}: {error.strerror or error}"
+
+
+def _who_listens(port: int) -> str:
+    """Who has ``port``, as far as this user may know."""
+    import psutil  # noqa: PLC0415 - only a start that fails pays for it
+
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
+                process = psutil.Process(connection.pid)
+                return f"{process.name()} (pid {process.pid})"
+    return "another program"

@@ -1,0 +1,1 @@
+"""OpenAI's routes, forwarded to the handler as jobs."""

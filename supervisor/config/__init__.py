@@ -1,0 +1,1 @@
+"""The options: their kinds, the settings, where they come from, and how a handler is named."""

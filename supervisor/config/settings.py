@@ -1,0 +1,430 @@
+"""What the program was asked to do: one frozen record, made and checked once, in the supervisor's process.
+
+Nothing else reads options, the config file or the environment for them. The class is the table of options: its annotations give
+the options of the command line, the ``SUPERVISE_*`` variables, the keys of ``--config FILE.toml`` and the keywords of ``make``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+
+from supervisor.config import kinds as option
+from supervisor.config import sources
+from supervisor.config.kinds import Option, nearest, parse_handler
+from supervisor.config.sources import Given
+from supervisor.errors import UsageError
+from supervisor.host import files
+from supervisor.wire.messages import HandlerSpec
+
+_HANDLER, _GPUS, _WORKERS, _REFRESH = "Handler", "GPUs", "Workers", "Refresh"
+_JOBS, _HTTP, _SECURITY, _OUTPUT, _BATCH, OTHER = "Jobs", "HTTP", "Security", "Output", "Batch", "Other"
+_WEBHOOKS = "Webhooks"
+
+DAY = 86_400.0
+MIB = 2**20
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Every option, checked. Times are seconds, sizes bytes, paths absolute; an option left out has its default.
+
+    ``spec`` is ``handler`` as the workers are told it. ``store_given`` is what named the store, or the endpoint that it is named
+    after, such as ``--store``; None where both have their defaults. ``preload`` is None for ``auto``. ``api_key`` has the keys
+    of ``api_key_file`` too.
+    """
+
+    spec: HandlerSpec
+    store_given: str | None
+
+    handler: Annotated[
+        str,
+        Option(_HANDLER, option.TEXT, "A file (run as `python FILE`), a module, or module:function.", positional=True),
+    ]
+    handler_args: Annotated[
+        tuple[str, ...],
+        Option(_HANDLER, option.WORDS, "What the handler finds in sys.argv behind its name.", positional=True),
+    ] = ()
+    endpoint_id: Annotated[
+        str, Option(_HANDLER, option.ENDPOINT_ID, "Name in the URLs: /v2/ID.", shown="the handler's last name")
+    ]
+    preload: Annotated[
+        tuple[str, ...] | None,
+        Option(
+            _HANDLER,
+            option.MODULES,
+            "Modules that are imported once, before workers are forked; auto: those that the handler imports.",
+            shown="auto",
+        ),
+    ] = None
+    preload_timeout: Annotated[
+        float, Option(_HANDLER, option.duration(0.1), "How long a preloaded import may take.")
+    ] = 60.0
+    reload: Annotated[
+        bool,
+        Option(
+            _HANDLER, option.FLAG, "Load the handler anew when its file, or a Python file below its folder, changes."
+        ),
+    ] = False
+
+    gpus: Annotated[
+        str, Option(_GPUS, option.GPUS, "auto: every free GPU; all; none; or a list of indices, UUIDs or MIG UUIDs.")
+    ] = "auto"
+    pin_by: Annotated[
+        str, Option(_GPUS, option.choice("index", "uuid"), "How CUDA_VISIBLE_DEVICES names the GPU of a worker.")
+    ] = "index"
+    share_gpus: Annotated[bool, Option(_GPUS, option.FLAG, "Take GPUs that another supervisor holds, too.")] = False
+    simulate_gpus: Annotated[
+        int,
+        Option(
+            _GPUS, option.whole(0, 64), "Pretend to have N GPUs, to try things on a machine that has none.", shown="off"
+        ),
+    ] = 0
+    gpus_per_worker: Annotated[
+        int, Option(_GPUS, option.whole(1, 64), "Give each worker N GPUs; they must divide evenly.")
+    ] = 1
+    workers_per_gpu: Annotated[
+        int, Option(_GPUS, option.whole(1, 64), "Put N workers on each GPU, or on each group of GPUs.")
+    ] = 1
+    lock_dir: Annotated[
+        Path, Option(_GPUS, option.PATH, "Where supervisors on this machine lock GPUs; the same for all of them.")
+    ] = Path("/tmp/supervise-locks")
+
+    workers: Annotated[int, Option(_WORKERS, option.whole(1, 1024), "Workers on the CPU, where no GPU is used.")] = 1
+    min_workers: Annotated[
+        int | None,
+        Option(_WORKERS, option.whole(0, 1024), "Workers that run also when no job waits; 0: none.", shown="all slots"),
+    ] = None
+    max_workers: Annotated[
+        int | None, Option(_WORKERS, option.whole(1, 1024), "Workers that run at most.", shown="all slots")
+    ] = None
+    idle_timeout: Annotated[
+        float,
+        Option(
+            _WORKERS, option.DURATION, "Stop a worker that had no job for so long, while more than --min-workers run."
+        ),
+    ] = 60.0
+    scale_after: Annotated[
+        float, Option(_WORKERS, option.DURATION, "Start one more for each job that has waited so long.")
+    ] = 4.0
+    start_timeout: Annotated[
+        float,
+        Option(_WORKERS, option.DURATION, "How long a worker may take to load the handler; 0: any time.", shown="0"),
+    ] = 0.0
+    grace: Annotated[
+        float, Option(_WORKERS, option.DURATION, "From asking a worker to end to SIGTERM, and from there to SIGKILL.")
+    ] = 5.0
+    drain_timeout: Annotated[
+        float, Option(_WORKERS, option.DURATION, "How long running jobs may go on after SIGTERM or Ctrl-C.")
+    ] = 30.0
+
+    cpu_affinity: Annotated[
+        str,
+        Option(
+            _WORKERS,
+            option.choice("off", "auto"),
+            "Pin each worker to its share of the cores: those near its GPU, where the system says which they are.",
+        ),
+    ] = "off"
+    max_processes: Annotated[
+        int,
+        Option(
+            _WORKERS,
+            option.whole(0),
+            "End a worker that is, with all that it started, more than N processes; 0: any number.",
+        ),
+    ] = 4096
+    private_tmp: Annotated[
+        bool, Option(_WORKERS, option.FLAG, "Give each worker a /tmp and a /var/tmp of its own, which end with it.")
+    ] = False
+
+    refresh_worker: Annotated[bool, Option(_REFRESH, option.FLAG, "Give every job a fresh worker.")] = False
+    refresh_after_jobs: Annotated[
+        int, Option(_REFRESH, option.whole(0), "Refresh a worker after N jobs.", shown="off")
+    ] = 0
+    refresh_above: Annotated[
+        int,
+        Option(
+            _REFRESH,
+            option.mebibytes(),
+            "Refresh a worker that is idle after a job and still holds more GPU memory.",
+            shown="off",
+        ),
+    ] = 0
+    refresh_on_oom: Annotated[
+        bool, Option(_REFRESH, option.FLAG, "Refresh a worker whose job failed because the GPU's memory was full.")
+    ] = False
+    release_timeout: Annotated[
+        float,
+        Option(
+            _REFRESH, option.DURATION, "When GPU memory that a dead worker still holds takes its slot out of service."
+        ),
+    ] = 30.0
+
+    store: Annotated[Path, Option(_JOBS, option.PATH, "The job database.", shown=".supervise/ENDPOINT_ID.db")]
+    adopt: Annotated[
+        bool, Option(_JOBS, option.FLAG, "Take over the jobs that another handler left unfinished, and run them.")
+    ] = False
+    retention: Annotated[float, Option(_JOBS, option.DURATION, "How long results are kept after a job's end.")] = DAY
+    max_store: Annotated[int, Option(_JOBS, option.SIZE, "Forget the oldest results when the database holds more.")] = (
+        10 * 2**30
+    )
+    durability: Annotated[
+        str,
+        Option(
+            _JOBS,
+            option.choice("normal", "full"),
+            "What accepted jobs survive: kill -9, or a power cut as well, for which each answer waits for the disk.",
+        ),
+    ] = "normal"
+    execution_timeout: Annotated[
+        float,
+        Option(_JOBS, option.DURATION, "How long a job may run, where it does not say so itself.", shown="no limit"),
+    ] = 0.0
+    ttl: Annotated[
+        float,
+        Option(
+            _JOBS,
+            option.DURATION,
+            "How long after its arrival a job times out, queued or running, where it does not say so itself.",
+            shown="never",
+        ),
+    ] = 0.0
+    max_log: Annotated[int, Option(_JOBS, option.SIZE, "How much of what a job prints is kept.")] = 10 * MIB
+    max_queue: Annotated[
+        int, Option(_JOBS, option.whole(0), "Refuse jobs (429) while N are queued.", shown="no limit")
+    ] = 0
+    max_result: Annotated[int, Option(_JOBS, option.SIZE, "Fail a job whose result is larger.")] = 100 * MIB
+    max_attempts: Annotated[
+        int, Option(_JOBS, option.whole(1, 1000), "Starts that a job may have when workers die under it.")
+    ] = 1
+    on_restart: Annotated[
+        str,
+        Option(
+            _JOBS, option.choice("requeue", "fail"), "What happens to jobs that ran when the supervisor was killed."
+        ),
+    ] = "requeue"
+    requeue_streams: Annotated[
+        bool, Option(_JOBS, option.FLAG, "Requeue them also when chunks of theirs were handed out.")
+    ] = False
+
+    host: Annotated[str, Option(_HTTP, option.HOST, "Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Option(_HTTP, option.PORT, "Port to listen on; 0 picks one.")] = 8000
+    max_body: Annotated[int, Option(_HTTP, option.SIZE, "Refuse (413) a request whose body is larger.")] = 20 * MIB
+
+    api_key: Annotated[
+        tuple[str, ...],
+        Option(
+            _SECURITY,
+            option.API_KEYS,
+            "A key that clients must send; may be repeated. Better in SUPERVISE_API_KEYS or a file.",
+            more_variables=("SUPERVISE_API_KEYS",),
+            secret=True,
+        ),
+    ] = ()
+    api_key_file: Annotated[
+        Path | None,
+        Option(_SECURITY, option.PATH, "Keys, one a line; lines that start with # are comments.", secret=True),
+    ] = None
+    no_auth: Annotated[bool, Option(_SECURITY, option.FLAG, "Serve a host other than loopback without keys.")] = False
+    allow_origin: Annotated[
+        tuple[str, ...],
+        Option(_SECURITY, option.ORIGINS, "Origin whose web pages may call the API from a browser; may be repeated."),
+    ] = ()
+
+    webhook_retries: Annotated[
+        int, Option(_WEBHOOKS, option.whole(0, 1000), "How often one that was not answered by 200 is tried again.")
+    ] = 2
+    webhook_delay: Annotated[float, Option(_WEBHOOKS, option.DURATION, "How long after a try the next one comes.")] = (
+        10.0
+    )
+    webhook_timeout: Annotated[
+        float, Option(_WEBHOOKS, option.duration(0.01), "How long a try may take, from the look-up of the name on.")
+    ] = 10.0
+    webhook_secret: Annotated[
+        str | None,
+        Option(
+            _WEBHOOKS,
+            option.WEBHOOK_SECRET,
+            "Sign as Standard Webhooks do: whsec_ and base64, or any text. Better in SUPERVISE_WEBHOOK_SECRET.",
+            secret=True,
+        ),
+    ] = None
+    webhook_deny_private: Annotated[
+        bool,
+        Option(
+            _WEBHOOKS,
+            option.FLAG,
+            "Post only to public addresses: not to this machine, its networks or a cloud's metadata.",
+        ),
+    ] = False
+
+    dashboard: Annotated[
+        bool, Option(_OUTPUT, option.FLAG, "Show the live dashboard, or one line per event.", shown="on a terminal")
+    ]
+    log_format: Annotated[
+        str, Option(_OUTPUT, option.choice("text", "json"), "How event lines are written; asking for one shows them.")
+    ] = "text"
+    test_input: Annotated[
+        str | None, Option(_OUTPUT, option.JSON, "Run one job with this input, print its status, and exit.")
+    ] = None
+    input: Annotated[
+        Path | None,
+        Option(
+            _BATCH,
+            option.FILE,
+            "Run the lines of a JSONL file (-: standard input) as jobs, without a server, and exit.",
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        Option(
+            _BATCH,
+            option.FILE,
+            "Where their results go, a line each. With a file that is there, only what is missing in it is run.",
+            shown="standard output",
+        ),
+    ] = None
+
+    config: Annotated[Path | None, Option(OTHER, option.PATH, "A TOML file of options, such as port = 8080.")] = None
+
+    @classmethod
+    def make(cls, handler: str, /, **keywords: object) -> Settings:
+        """From Python keywords, over the file that ``config`` names, over the defaults. ``None`` is as good as left out.
+
+        Raises:
+            UsageError: a keyword is unknown or its value is wrong.
+        """
+        for name in keywords:
+            if name not in OPTIONS:
+                raise UsageError(f"keyword {name}: there is no such option{nearest(name, OPTIONS)}")
+        return _settle(sources.from_keywords({"handler": handler, **keywords}), terminal=False)
+
+    @classmethod
+    def from_command_line(
+        cls, words: Mapping[str, object], *, terminal: bool, environ: Mapping[str, str] | None = None
+    ) -> Settings:
+        """From the command line, over the environment, over the config file, over the defaults.
+
+        ``words`` holds the options of the command line by field, ``None`` for those that it does not name. ``terminal`` says
+        whether a dashboard could be seen. ``environ`` is the process's own unless given.
+
+        Raises:
+            UsageError: something is wrong; the message says what, where it was set and what to do.
+        """
+        given = sources.from_environment(OPTIONS, os.environ if environ is None else environ)
+        given |= sources.from_command_line(OPTIONS, words)
+        return _settle(given, terminal=terminal)
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach ``host``. Names are not looked up: any but ``localhost`` counts as outside."""
+        return is_loopback(self.host)
+
+
+def _read_table() -> dict[str, Option]:
+    hints = get_type_hints(Settings, include_extras=True)
+    marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: mark[0] for name, mark in marks.items() if mark}
+
+
+OPTIONS: Mapping[str, Option] = types.MappingProxyType(_read_table())
+"""Every option by the name of its field, in the order that ``--help`` shows."""
+
+DEFAULTS: Mapping[str, Any] = types.MappingProxyType(
+    {field.name: field.default for field in msgspec.structs.fields(Settings) if field.default is not msgspec.NODEFAULT}
+)
+"""The defaults of those options that do not get theirs from another option."""
+
+
+SECRET_VARIABLES = frozenset(
+    variable for name, entry in OPTIONS.items() if entry.secret for variable in sources.variables(OPTIONS, name)
+)
+"""What must not be in the environment of a handler."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is ``localhost`` or an address that only this machine can reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+
+
+# --- from what was given to the record -----------------------------------------------------------------------------------
+
+
+def _settle(given: dict[str, Given], *, terminal: bool) -> Settings:
+    if (config := given.get("config")) is not None:
+        given = sources.from_file(OPTIONS, _parse("config", config), config.where) | given
+    if "handler" not in given:
+        raise UsageError("no handler: name a file or a module, as in `supervise handlers/my_handler.py`")
+    values: dict[str, Any] = dict(DEFAULTS) | {name: _parse(name, entry) for name, entry in given.items()}
+    where = {name: entry.where for name, entry in given.items()}
+
+    values["spec"] = parse_handler(values["handler"], values["handler_args"])
+    if "endpoint_id" not in values:
+        values["endpoint_id"] = _default_endpoint_id(values["spec"])
+    values["store_given"] = where.get("store") or where.get("endpoint_id")
+    values.setdefault("store", Path(".supervise", f"{values['endpoint_id']}.db").absolute())
+    # Who asks for a form of the lines, or for one result, wants to read them.
+    if values["input"] is not None:
+        terminal = True  # a batch shows its bar on standard error, and looks there itself
+    values.setdefault("dashboard", terminal and "log_format" not in given and values["test_input"] is None)
+    if values["api_key_file"] is not None:
+        from_file = sources.read_keys(values["api_key_file"], where["api_key_file"])
+        values["api_key"] = tuple(dict.fromkeys(values["api_key"] + from_file))
+
+    settings = Settings(**values)
+    _check_together(settings, where)
+    return settings
+
+
+def _parse(name: str, given: Given) -> Any:
+    try:
+        return OPTIONS[name].kind.parse(given.value)
+    except ValueError as error:
+        raise UsageError(f"{given.where}: {error}") from None
+
+
+def _default_endpoint_id(spec: HandlerSpec) -> str:
+    last = Path(spec.target).name.removesuffix(".py") if spec.kind == "file" else spec.target.rpartition(".")[2]
+    try:
+        return str(option.ENDPOINT_ID.parse(last))
+    except ValueError:
+        suggestion = re.sub(r"[^A-Za-z0-9._~-]+", "-", last).strip("-.") or "my-endpoint"
+        raise UsageError(
+            f"the name {last!r} cannot stand in a URL; give one, as in --endpoint-id {suggestion}"
+        ) from None
+
+
+def _check_together(settings: Settings, where: Mapping[str, str]) -> None:
+    """Refuse options that contradict each other; ``where`` says for those that were given where that was."""
+    if settings.api_key and settings.no_auth:
+        keys = where.get("api_key") or where.get("api_key_file")
+        raise UsageError(f"{where['no_auth']} and {keys} contradict each other; leave one out")
+    if settings.input is not None and settings.test_input is not None:
+        raise UsageError(f"{where['input']} and {where['test_input']} contradict each other; leave one out")
+    if settings.reload and (settings.input is not None or settings.test_input is not None):
+        once = where["input" if settings.input is not None else "test_input"]
+        raise UsageError(f"{where['reload']} is for a handler that is served, and {once} runs it once; leave one out")
+    if settings.output is not None and settings.input is None:
+        raise UsageError(f"{where['output']} is for the results of a batch; name its lines with --input")
+    if not (settings.on_loopback or settings.api_key or settings.no_auth or settings.input is not None):
+        raise UsageError(
+            f"{where['host']}: {settings.host} can be reached from other machines and no key is set; "
+            "give one with --api-key or SUPERVISE_API_KEYS, or serve everyone with --no-auth"
+        )
+    if "simulate_gpus" in where and settings.simulate_gpus and settings.gpus == "none":
+        raise UsageError(f"{where['simulate_gpus']} and {where['gpus']} contradict each other; leave one out")
+    if "workers" in where and (settings.simulate_gpus or settings.gpus not in ("auto", "none")):
+        gpus = where["simulate_gpus"] if settings.simulate_gpus else where["gpus"]
+        raise UsageError(f"{where['workers']} counts workers on the CPU, and {gpus} asks for GPUs; leave one out")
+    if files.is_folder(settings.store):
+        raise UsageError(f"{where.get('store', '--store')}: {settings.store} is a folder; name a file in it")

@@ -1,0 +1,121 @@
+"""Where options come from, and how an error names the place; used by ``settings`` in the supervisor's process.
+
+Each function takes the table of options and gives what it found, by field. The later of two that are joined wins.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from supervisor.config.kinds import Option, Secret, nearest
+from supervisor.errors import UsageError
+
+Options = Mapping[str, Option]
+
+
+class Given(msgspec.Struct, frozen=True):
+    """A value as it was written, and ``where``: ``--port``, ``SUPERVISE_PORT``, ``port in supervise.toml``."""
+
+    value: object
+    where: str
+
+
+def command_line_name(options: Options, name: str) -> str:
+    """The option of the field ``name`` as it is written on the command line."""
+    return name.upper() if options[name].positional else "--" + name.replace("_", "-")
+
+
+def variables(options: Options, name: str) -> tuple[str, ...]:
+    """The environment variables that set the option ``name``."""
+    return (f"SUPERVISE_{name.upper()}", *options[name].more_variables)
+
+
+def from_command_line(options: Options, words: Mapping[str, object]) -> dict[str, Given]:
+    """What the command line said; ``None`` and empty lists are options that it did not name."""
+    return {
+        name: Given(value, command_line_name(options, name))
+        for name, value in words.items()
+        if value not in (None, (), [])
+    }
+
+
+def from_keywords(keywords: Mapping[str, object]) -> dict[str, Given]:
+    """What a Python program said."""
+    return {name: Given(value, f"keyword {name}") for name, value in keywords.items() if value is not None}
+
+
+def from_environment(options: Options, environ: Mapping[str, str]) -> dict[str, Given]:
+    """What ``SUPERVISE_*`` variables say; lists that two variables may set are joined.
+
+    An empty one is as good as none: that is how compose files leave one out.
+    """
+    given: dict[str, Given] = {}
+    for name in options:
+        found = {variable: text for variable in variables(options, name) if (text := environ.get(variable, "")).strip()}
+        if found:
+            given[name] = Given(",".join(found.values()), " and ".join(found))
+    return given
+
+
+def from_file(options: Options, path: Path, where: str) -> dict[str, Given]:
+    """What the TOML file at ``path`` says, its keys in kebab-case or snake_case. ``where`` is what named the file.
+
+    Raises:
+        UsageError: it cannot be read, is not TOML, or has a key that is no option.
+    """
+    given: dict[str, Given] = {}
+    for key, value in _load_toml(path, where).items():
+        name = key.replace("-", "_")
+        if isinstance(value, dict):
+            raise UsageError(
+                f"[{key}] in {path.name}: sections mean nothing here; write the options at the top of the file"
+            )
+        if name not in options or name == "config":
+            raise UsageError(f"{key} in {path.name}: there is no such option{nearest(name, options)}")
+        if name in given:
+            raise UsageError(f"{key} in {path.name}: this option is there twice; leave one out")
+        given[name] = Given(value, f"{key} in {path.name}")
+    return given
+
+
+def _load_toml(path: Path, where: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib  # noqa: PLC0415 - only those pay for it who have a file
+    else:
+        import tomli as tomllib  # noqa: PLC0415 - as above
+    try:
+        with path.open("rb") as file:
+            table: dict[str, Any] = tomllib.load(file)
+    except OSError as error:
+        raise UsageError(f"{where}: cannot read {path}: {error.strerror}; name a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{where}: {path} is not TOML: {error}") from error
+    return table
+
+
+def read_keys(path: Path, where: str) -> tuple[str, ...]:
+    """The API keys in the file at ``path``, one a line, lines that start with ``#`` left out. ``where`` is what named it.
+
+    Raises:
+        UsageError: it cannot be read, or has no key, or one that a header cannot carry.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except OSError as error:
+        raise UsageError(f"{where}: cannot read {path}: {error.strerror}; name a file of keys, one a line") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: {path} is not text; name a file of keys, one a line") from error
+    keys = tuple(Secret(line) for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise UsageError(f"{where}: {path} has no key in it; write one a line")
+    for number, line in enumerate(lines, start=1):
+        if not line.startswith("#") and not (line.isascii() and line.isprintable() and " " not in line):
+            raise UsageError(
+                f"{where}: line {number} of {path} is not a key; write visible ASCII characters without spaces"
+            )
+    return keys

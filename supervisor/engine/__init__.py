@@ -1,0 +1,1 @@
+"""The loop: turns, jobs, the queue, streams, scaling and what screens show. Runs in the supervisor."""

@@ -1,0 +1,228 @@
+"""Draws the ``Snapshot`` from the pool's slots, the engine's jobs and the GPUs' readings; in the supervisor."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from supervisor import __version__
+from supervisor.config.settings import Settings
+from supervisor.engine.statistics import Statistics, delay_ms, execution_ms
+from supervisor.gpu.records import Gpu, GpuSample
+from supervisor.job import Job
+from supervisor.pool import events
+from supervisor.pool.interfaces import Place
+from supervisor.pool.pool import Pool
+from supervisor.pool.slots.slot import Slot
+from supervisor.pool.slots.steps import RefreshReport
+from supervisor.protocol.views import (
+    EndedJobView,
+    GpuProcessView,
+    GpuView,
+    LogLine,
+    RefreshView,
+    RunningJobView,
+    Snapshot,
+    WorkerView,
+)
+
+LOG_LINES = 200
+"""How many log lines a snapshot carries."""
+
+ENDED_JOBS = 50
+"""How many of the newest ends a snapshot carries."""
+
+ERROR_CHARS = 200
+"""How much of a job's error a snapshot carries; the whole is in its ``/status``."""
+
+
+class Running(Protocol):
+    """A job in a worker, as the engine keeps it."""
+
+    job: Job
+    slot: str
+    progress: bytes | None
+
+
+class Overview:
+    """What screens and probes show: it remembers the newest ends and lines, and counts."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Describe the supervisor that runs under ``settings``."""
+        self.statistics = Statistics()
+        self.url: str | None = None
+        self.notice: str | None = None
+        self._settings = settings
+        self._ended: deque[Job] = deque(maxlen=ENDED_JOBS)
+        self._log: deque[LogLine] = deque(maxlen=LOG_LINES)
+        self._refreshed: dict[str, RefreshView] = {}
+
+    def job_ended(self, job: Job, now: float) -> None:
+        """A job ended; ``now`` in monotonic seconds."""
+        self.statistics.ended(job, now)
+        # Without what may be large. The view is made when somebody looks, not for each of thousands a second.
+        error = first_line(job.error) if job.error else None
+        self._ended.append(job.replace(input=b"", extras=None, output=None, error=error))
+
+    def happened(self, event: events.PoolEvent, at_ms: int) -> None:
+        """Remember what a person may want to read."""
+        if isinstance(event, events.Printed):
+            self._log.extend(LogLine(at_ms, line, event.slot, event.job) for line in event.lines[-LOG_LINES:])
+        elif isinstance(event, events.Notice):
+            prefix = f"{event.slot}: " if event.slot else ""
+            self._log.append(LogLine(at_ms, prefix + event.text))
+            report = event.fields.get("report")
+            if isinstance(report, RefreshReport) and event.slot:
+                self._refreshed[event.slot] = refresh_view(report, at_ms)
+                steps = (report.end_s, report.release_s, report.start_s)
+                self.statistics.refreshed(*steps, verified=report.verified)
+
+    def workers(self, pool: Pool) -> tuple[WorkerView, ...]:
+        """All slots, as ``/workers`` shows them."""
+        return tuple(self._worker(slot, pool.places[slot.name], pool.samples.values()) for slot in pool.slots.values())
+
+    def snapshot(
+        self, pool: Pool, running: Sequence[Running], queued: int, at_ms: int, now: float, draining: bool
+    ) -> Snapshot:
+        """Everything; ``at_ms`` in wall-clock milliseconds, ``now`` in monotonic seconds."""
+        settings = self._settings
+        return Snapshot(
+            at=at_ms,
+            version=__version__,
+            endpoint_id=settings.endpoint_id,
+            handler=settings.handler,
+            pid=os.getpid(),
+            url=self.url,
+            draining=draining,
+            jobs=self.statistics.job_counts(len(running), queued),
+            workers=self.workers(pool),
+            gpus=_gpus(pool),
+            running=tuple(_running(active) for active in running[:100]),
+            ended=tuple(map(_ended, self._ended)),
+            log=tuple(self._log),
+            stats=self.statistics.stats(now),
+            notice=self.notice,
+        )
+
+    def _worker(self, slot: Slot, place: Place, samples: Iterable[GpuSample]) -> WorkerView:
+        return WorkerView(
+            id=f"{slot.name}-{slot.generation}",
+            slot=slot.name,
+            gpus=tuple(gpu.index if gpu.mig is None else gpu.uuid for gpu in place.gpus),
+            state=slot.state.value,
+            pid=slot.pid,
+            generation=slot.generation,
+            jobs=slot.jobs,
+            refreshes=slot.refreshes,
+            restarts=slot.restarts,
+            running=slot.running,
+            gpu_memory_mib=_memory_of(slot.name, place.gpus, samples),
+            last_refresh=self._refreshed.get(slot.name),
+            reason=slot.cause,
+            spare=slot.spare,
+        )
+
+
+def refresh_view(report: RefreshReport, at_ms: int) -> RefreshView:
+    """The times of a refresh in milliseconds, to the microsecond."""
+    end, release, start = (round(s * 1000, 3) for s in (report.end_s, report.release_s, report.start_s))
+    return RefreshView(
+        at=at_ms,
+        cause=report.cause,
+        end_ms=end,
+        release_ms=release,
+        start_ms=start,
+        total_ms=round(end + release + start, 3),
+        freed_mib=report.freed_mib,
+        verified=report.verified,
+    )
+
+
+def first_line(error: str) -> str:
+    """The first line of a job's error; of an exception (JSON text) its type and message."""
+    try:
+        raised = msgspec.json.decode(error, type=_Raised)
+    except (msgspec.MsgspecError, UnicodeEncodeError):
+        text = error
+    else:
+        text = f"{raised.error_type[8:-2]}: {raised.error_message}"
+    return text.strip().split("\n", 1)[0][:ERROR_CHARS]
+
+
+class _Raised(msgspec.Struct):
+    error_type: str
+    error_message: str
+
+
+def _ended(job: Job) -> EndedJobView:
+    return EndedJobView(
+        id=job.id,
+        status=job.status.value,
+        ended_at=job.ended_ms or 0,
+        delay_time=delay_ms(job),
+        execution_time=execution_ms(job),
+        worker_id=job.worker_id,
+        error=job.error,
+    )
+
+
+def _running(active: Running) -> RunningJobView:
+    job = active.job
+    progress = msgspec.Raw(active.progress or b"null")
+    return RunningJobView(
+        id=job.id, slot=active.slot, started_at=job.started_ms or 0, attempt=job.attempts, progress=progress
+    )
+
+
+def _memory_of(name: str, gpus: Iterable[Gpu], samples: Iterable[GpuSample]) -> int | None:
+    """MiB that the slot's worker tree holds on its GPUs, where NVML says so of each of its processes that it lists."""
+    ours = {gpu.uuid for gpu in gpus}
+    held = [
+        process.memory_mib
+        for sample in samples
+        if sample.uuid in ours
+        for process in sample.processes or ()
+        if process.slot == name
+    ]
+    known = [mib for mib in held if mib is not None]
+    return sum(known) if known and len(known) == len(held) else None
+
+
+def _gpus(pool: Pool) -> tuple[GpuView, ...]:
+    views: dict[str, GpuView] = {}
+    for place in pool.places.values():
+        for gpu in place.gpus:
+            seen = views.get(gpu.uuid)
+            if seen is not None:
+                views[gpu.uuid] = msgspec.structs.replace(seen, slots=(*seen.slots, place.name))
+                continue
+            views[gpu.uuid] = _gpu(gpu, pool.samples.get(gpu.uuid) or GpuSample(gpu.uuid), place.name)
+    return tuple(views.values())
+
+
+def _gpu(gpu: Gpu, sample: GpuSample, slot: str) -> GpuView:
+    processes = sample.processes
+    return GpuView(
+        index=gpu.index,
+        uuid=gpu.uuid,
+        name=gpu.name,
+        slots=(slot,),
+        simulated=gpu.simulated,
+        memory_used_mib=sample.memory_used_mib,
+        memory_total_mib=sample.memory_total_mib or gpu.memory_total_mib,
+        utilization=sample.utilization,
+        temperature_c=sample.temperature_c,
+        power_w=sample.power_w,
+        processes=None
+        if processes is None
+        else tuple(
+            GpuProcessView(process.pid, process.memory_mib, process.name, process.slot, process.visible)
+            for process in processes
+        ),
+        error=sample.error,
+        lost=sample.lost,
+    )

@@ -1,0 +1,1 @@
+"""The supervisor's ends of a worker's pipes: messages and output."""

@@ -1,0 +1,110 @@
+"""What a worker may say: each of its messages is looked at before the supervisor acts on it. In the supervisor.
+
+A worker runs the user's code, which may write anything into its pipe. What no worker of ours would send is a ``WireError`` that
+names the limit and costs that worker its life; texts that only people read are cut. So nothing that a child says, and no number
+in it, decides how much memory the supervisor needs, or what a client of another job can read.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from supervisor.errors import WireError
+from supervisor.wire import messages as wire
+
+MAX_TEXT = 2_000
+"""Characters of a text for people: a warning, what poisoned a worker."""
+
+MAX_TRACEBACK = 256 * 1024
+"""Characters of the user's own traceback, when the handler cannot be loaded."""
+
+KINDS = ("function", "coroutine", "generator", "async_generator", "unknown")
+"""The kinds of handlers."""
+
+ENDS = ("COMPLETED", "FAILED", "CANCELLED")
+"""How a worker may say that a job ended."""
+
+_UTF8_PIECE = 2**20
+_JSON: msgspec.json.Decoder[msgspec.Raw] = msgspec.json.Decoder(msgspec.Raw)
+
+
+def checked(message: wire.FromWorker) -> wire.FromWorker:
+    """``message``, its texts for people cut.
+
+    Raises:
+        WireError: it breaks the protocol.
+    """
+    check = _CHECKS.get(type(message))
+    return message if check is None else check(message)
+
+
+def cut(text: str, length: int = MAX_TEXT) -> str:
+    """``text``, if need be only its beginning, and how much is left out."""
+    return text if len(text) <= length else f"{text[:length]}… ({len(text) - length} characters more)"
+
+
+def _check_json(value: bytes, what: str) -> None:
+    """Refuse what is not one JSON value in UTF-8: it would be passed on inside of a larger one."""
+    try:
+        _JSON.decode(value)
+        if not value.isascii():
+            decode = codecs.getincrementaldecoder("utf-8")().decode
+            for at in range(0, len(value), _UTF8_PIECE):  # by pieces: the text of it would be four times as long
+                decode(value[at : at + _UTF8_PIECE])
+            decode(b"", final=True)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(f"{what} is not JSON: {error}") from error
+    except RecursionError:
+        raise WireError(f"{what} is nested too deeply") from None
+
+
+def _ready(message: wire.Ready) -> wire.Ready:
+    if message.kind not in KINDS:
+        raise WireError(f"{message.kind[:80]!r} is no kind of handler")
+    return message
+
+
+def _load_failed(message: wire.LoadFailed) -> wire.LoadFailed:
+    # The end of a traceback says most.
+    return wire.LoadFailed(message.reason[:80], cut(message.message), message.traceback[-MAX_TRACEBACK:])
+
+
+def _progress(message: wire.Progress) -> wire.Progress:
+    if len(message.value) > wire.MAX_PROGRESS:
+        raise WireError(f"a progress of {len(message.value)} bytes is over the limit of {wire.MAX_PROGRESS}")
+    _check_json(message.value, "its progress")
+    return message
+
+
+def _chunk(message: wire.Chunk) -> wire.Chunk:
+    _check_json(message.value, f"chunk {message.index}")
+    return message
+
+
+def _done(message: wire.Done) -> wire.Done:
+    if message.status not in ENDS or (message.status == "FAILED") is (message.error is None):
+        error = "no error" if message.error is None else "an error"
+        raise WireError(f"{message.status[:80]!r} with {error} is no end of a job")
+    if message.output is not None:
+        _check_json(message.output, "its output")
+    if message.poisoned is not None and len(message.poisoned) > MAX_TEXT:
+        return msgspec.structs.replace(message, poisoned=cut(message.poisoned))
+    return message
+
+
+def _warning(message: wire.Warning) -> wire.Warning:
+    return wire.Warning(cut(message.message))
+
+
+_CHECKS: dict[type[wire.FromWorker], Callable[[Any], wire.FromWorker]] = {
+    wire.Ready: _ready,
+    wire.LoadFailed: _load_failed,
+    wire.Progress: _progress,
+    wire.Chunk: _chunk,
+    wire.Done: _done,
+    wire.Warning: _warning,
+}

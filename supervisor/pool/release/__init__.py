@@ -1,0 +1,1 @@
+"""The proof that GPU memory is free, and faults of GPUs."""

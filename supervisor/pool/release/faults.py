@@ -1,0 +1,128 @@
+"""Which slots have lost a GPU, by NVML's word or by a hardware Xid, and when it is back. Pure judgement; used by the supervisor.
+
+After a hardware Xid a GPU is back in service
+
+- not before NVML answers for it, and says neither that it is lost nor that the driver asks for a reset or a reboot (newer drivers
+  tell: ``nvmlDeviceGpuRecoveryAction_t``);
+- when that has been so for ``BACK_S``, or twice as long each time that it shows another one soon after it was back: older drivers
+  do not tell, and a GPU that still needs its reset fails every job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from supervisor.gpu.records import Reading, Xid
+from supervisor.pool.interfaces import Place
+from supervisor.pool.slots import steps
+
+BACK_S = 2.0
+LONGEST_BACK_S = 300.0
+
+XIDS = {
+    13: "graphics engine exception",
+    31: "GPU memory page fault",
+    43: "GPU stopped processing",
+    45: "preemptive cleanup, due to previous errors",
+    48: "double bit ECC error",
+    62: "internal micro-controller halt",
+    63: "ECC page retirement or row remapping",
+    64: "ECC page retirement or row remapping failed",
+    68: "video processor exception",
+    74: "NVLink error",
+    79: "GPU has fallen off the bus",
+    92: "high single-bit ECC error rate",
+    94: "contained ECC error",
+    95: "uncontained ECC error",
+    109: "context switch timeout",
+    119: "GSP RPC timeout",
+    120: "GSP error",
+    154: "GPU recovery action changed",
+}
+"""Those that are met most, after NVIDIA's Xid catalogue; any other is known to people by its number alone."""
+
+
+class _Fault(msgspec.Struct):
+    """A GPU that has shown a hardware Xid, at ``at``; since when it answers; and when it was back in service, if it is."""
+
+    at: float
+    patience: float = BACK_S
+    good_since: float | None = None
+    back_at: float | None = None
+
+    def next(self, at: float) -> _Fault:
+        """The fault after another Xid at ``at``."""
+        if self.back_at is None:
+            return _Fault(at, self.patience)
+        soon = at - self.back_at < 10 * self.patience
+        return _Fault(at, min(2 * self.patience, LONGEST_BACK_S) if soon else BACK_S)
+
+    def seen(self, at: float, good: bool) -> bool:
+        """Whether the GPU is out of service still, by a reading begun at ``at`` that was ``good``."""
+        if self.back_at is None and at >= self.at:
+            if not good:
+                self.good_since = None
+            elif self.good_since is None:
+                self.good_since = at
+            if self.good_since is not None and at - self.good_since >= self.patience:
+                self.back_at = at
+        return self.back_at is None
+
+
+class Faults:
+    """The GPUs of all slots. Tells each loss and each return once."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        """Judge for ``places``."""
+        self._places = places
+        self._faults: dict[str, _Fault] = {}
+        self._out: dict[str, str] = {}  # why, by the UUIDs of the GPUs that are lost
+        self._lost: set[str] = set()
+
+    def xid(self, xid: Xid) -> list[tuple[str, steps.Event]]:
+        """What an Xid means for which slot."""
+        if xid.by_application:
+            remark = f"{_described(xid.code)}, which means the program, not the GPU"
+            users = [(place.name, gpu) for place in self._places for gpu in place.gpus if gpu.uuid == xid.uuid]
+            return [(name, steps.Remarked(f"GPU {gpu.index}: {remark}")) for name, gpu in users[:1]]
+        before = self._faults.get(xid.uuid)
+        self._faults[xid.uuid] = _Fault(xid.at) if before is None else before.next(xid.at)
+        self._out[xid.uuid] = f": {_described(xid.code)}"
+        return self._changes()
+
+    def read(self, reading: Reading) -> list[tuple[str, steps.Event]]:
+        """What a reading changes for which slot. A GPU that cannot be read for an unknown reason stays as it is."""
+        for sample in reading.gpus:
+            fault = self._faults.get(sample.uuid)
+            faulty = fault is not None and fault.seen(reading.at, sample.error is None)
+            if sample.lost:
+                self._out.setdefault(sample.uuid, f" ({sample.error or 'GPU is lost'})")
+            elif sample.error is None and not faulty:
+                self._out.pop(sample.uuid, None)
+        return self._changes()
+
+    def of(self, place: Place) -> list[tuple[str, steps.Event]]:
+        """What is known already of a slot in which a worker starts: a parked one was not interested."""
+        return [(place.name, steps.GpuLost(self._why(place)))] if place.name in self._lost else []
+
+    def _changes(self) -> list[tuple[str, steps.Event]]:
+        told: list[tuple[str, steps.Event]] = []
+        for place in self._places:
+            out = any(gpu.uuid in self._out for gpu in place.gpus)
+            if out and place.name not in self._lost:
+                self._lost.add(place.name)
+                told += self.of(place)
+            elif not out and place.name in self._lost:
+                self._lost.discard(place.name)
+                told.append((place.name, steps.GpuBack()))
+        return told
+
+    def _why(self, place: Place) -> str:
+        lost = (f"GPU {gpu.index}{self._out[gpu.uuid]}" for gpu in place.gpus if gpu.uuid in self._out)
+        return f"lost its {', '.join(lost)}"
+
+
+def _described(code: int) -> str:
+    return f"Xid {code} ({XIDS[code]})" if code in XIDS else f"Xid {code}"

@@ -1,0 +1,292 @@
+"""Is the GPU memory of a dead worker's tree really free? Pure judgement from readings; used by the supervisor.
+
+What counts is the memory in use, not the list of processes: memory has been seen held for 30 s with nobody listed (sglang#31871),
+and containers hide the list. On each GPU of the slot it is compared with what was in use before the worker came, less what is
+known to be others' (``pool.surplus``).
+
+At most 64 MiB of surplus, and none of ours listed: the memory is free. Otherwise the time since it last fell is measured, since
+243 GB of pinned memory took 26 s to go (sglang#32829). When that is over, it is *held* if NVML has shown that the surplus is our
+worker's. It is *unverified* if NVML cannot tell: it lists no processes, or such as are not seen here, or never listed ours while
+memory grew, or does not answer. A GPU whose memory nothing counts is unverified at once: waiting would show no more.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Reading
+from supervisor.pool.release.surplus import Surplus, newcomers, surplus
+
+TOLERANCE_MIB = 64
+
+
+class Verdict(enum.Enum):
+    """What is known of the memory."""
+
+    WAIT = "wait"
+    FREE = "free"
+    HELD = "held"
+    UNVERIFIED = "unverified"
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """A verdict and what it rests on.
+
+    ``freed_mib`` is how much came back (``None`` where that was never seen), ``held_mib`` how much did not, ``by`` the processes
+    of the worker's tree that NVML lists still. ``reason`` says it in words, empty for FREE.
+    """
+
+    verdict: Verdict
+    freed_mib: int | None = None
+    held_mib: int = 0
+    by: tuple[GpuProcess, ...] = ()
+    reason: str = ""
+
+
+class Release:
+    """Watches the GPUs of one worker generation, from before it touches them until their memory is free.
+
+    Make it with the newest reading from before the handler loads; give ``living`` each reading while the worker lives, with
+    ``measure`` before the one that shows what its end will free, call ``died`` when all it started is gone, then ``observe``
+    until the verdict is not WAIT, and on while it is HELD.
+    """
+
+    def __init__(
+        self, slot: str, gpus: Sequence[Gpu], baseline: Reading | None, *, attributes: bool, timeout: float
+    ) -> None:
+        """Watch for ``slot``; ``timeout`` in seconds is ``--release-timeout``.
+
+        ``attributes``: NVML has listed a worker of this program with its memory before (``attributes_memory``), so a surplus that
+        appears without one is evidence too.
+        """
+        several = len(gpus) > 1
+        self._watches = [_Watch(gpu, slot, baseline, attributes, f"{gpu.label}: " if several else "") for gpu in gpus]
+        self._timeout = timeout
+        self._died_at = float("inf")
+        self._held = False
+
+    def measure(self) -> None:
+        """A reading will be ``measured`` that shows what the worker holds now; until it comes, that is not known."""
+        for watch in self._watches:
+            watch.measured = False
+
+    def living(self, reading: Reading, *, measured: bool = False) -> None:
+        """Learn from a reading while the worker lives."""
+        for watch in self._watches:
+            watch.living(reading.of(watch.gpu.uuid), measured)
+
+    def holds(self, reading: Reading, *, alone: bool, attributes: bool) -> int | None:
+        """MiB that the living worker's tree has in use; ``None`` where the readings do not show it.
+
+        What NVML lists of the tree counts. If it lists none of it with its memory, the tree holds none where NVML ``attributes``
+        memory; elsewhere it holds what has come since before the worker, if its slot is ``alone`` on the GPU.
+        """
+        held = [watch.holds(reading.of(watch.gpu.uuid), alone, attributes) for watch in self._watches]
+        known = [mib for mib in held if mib is not None]
+        return sum(known) if len(known) == len(held) else None
+
+    def died(self, now: float) -> None:
+        """The worker and all it started were gone at ``now`` (monotonic)."""
+        self._died_at = now
+        for watch in self._watches:
+            watch.fell_at = now
+
+    def observe(self, reading: Reading | None, now: float) -> Judgement:
+        """Judge by a new reading, or by none when only time has passed. Readings begun before the death are ignored."""
+        for watch in self._watches:
+            if not watch.free and reading is not None and reading.at >= self._died_at:
+                watch.observe(reading.of(watch.gpu.uuid), now)
+        left = [watch for watch in self._watches if not watch.free]
+        if not left:
+            return Judgement(Verdict.FREE, freed_mib=self._freed())
+        over = [watch for watch in left if watch.uncounted or now - watch.fell_at >= self._timeout]
+        held = [watch for watch in over if watch.is_evidence()]
+        self._held = bool(held) or (self._held and any(watch.may_be_held() for watch in left))
+        if self._held:
+            return self._judge(Verdict.HELD, held or left, _Watch.held_reason)
+        if len(over) < len(left):
+            return Judgement(Verdict.WAIT, reason="; ".join(watch.held_reason() for watch in left))
+        return self._judge(Verdict.UNVERIFIED, left, _Watch.unknown_reason)
+
+    def deadline(self) -> float | None:
+        """When ``observe`` gives a new verdict by time alone; ``None`` when it does not."""
+        left = [watch.fell_at + self._timeout for watch in self._watches if not (watch.free or watch.uncounted)]
+        return max(left) if left and not self._held else None
+
+    def _judge(self, verdict: Verdict, watches: Sequence[_Watch], say: Callable[[_Watch], str]) -> Judgement:
+        return Judgement(
+            verdict,
+            freed_mib=self._freed(),
+            held_mib=sum(watch.held_mib() for watch in watches),
+            by=tuple(process for watch in watches for process in watch.still_listed()),
+            reason="; ".join(map(say, watches)),
+        )
+
+    def _freed(self) -> int | None:
+        freed = [watch.freed() for watch in self._watches]
+        known = [mib for mib in freed if mib is not None]
+        return sum(known) if len(known) == len(freed) else None
+
+
+def attributes_memory(reading: Reading) -> bool:
+    """Whether NVML lists one of our workers with its memory: then it can, on this machine."""
+    return any(process.slot and process.memory_mib for sample in reading.gpus for process in sample.processes or ())
+
+
+class _Watch:
+    """One GPU of the slot."""
+
+    def __init__(self, gpu: Gpu, slot: str, baseline: Reading | None, attributes: bool, label: str) -> None:
+        self.gpu = gpu
+        self.free = False
+        self.fell_at = float("inf")
+        self.measured = False
+        self.uncounted = False  # NVML answers, and has never told how much memory is in use
+        self._label = label
+        self._slot = slot
+        self._attributes = attributes
+        self._before = baseline.of(gpu.uuid) if baseline is not None else None
+        self._counted = self._before is not None and self._before.counted
+        self._strangers = {process.pid for process in (self._before.processes or () if self._before else ())}
+        self._ours: set[int] = set()
+        self._last: GpuSample | None = None  # the newest while the worker lived, preferably one that lists it
+        self._last_lists_us = False
+        self._now: GpuSample | None = None
+        self._surplus: Surplus | None = None
+        self._mark: int | None = None  # the surplus when it last fell
+        self._peak: int | None = None
+
+    def living(self, sample: GpuSample | None, measured: bool) -> None:
+        """Learn from a sample while the worker lives; a ``measured`` one tells more of what it holds than those before."""
+        if sample is None or not sample.counted:
+            return
+        self._counted = True
+        ours = [process for process in sample.processes or () if self._is_ours(process)]
+        self._ours |= {process.pid for process in ours}
+        lists_us = bool(ours) and all(process.memory_mib for process in ours)
+        if lists_us or not self._last_lists_us:
+            self._last, self._last_lists_us = sample, lists_us
+        if measured:
+            self.measured, self._peak = True, None
+        self._raise_peak(surplus(sample, self._before, self._is_ours))
+
+    def holds(self, sample: GpuSample | None, alone: bool, attributes: bool) -> int | None:
+        """MiB of the living worker's tree."""
+        if sample is None:
+            return None
+        ours = [process for process in sample.processes or () if self._is_ours(process)]
+        if listed := sum(process.memory_mib or 0 for process in ours):
+            return listed
+        if attributes and not ours:
+            unknown = sample.processes is None or newcomers(sample, self._before, self._is_ours)
+            return None if unknown else 0
+        found = surplus(sample, self._before, self._is_ours)
+        if found is not None and found.most <= TOLERANCE_MIB:
+            return 0
+        # One that is not seen here and came with the worker counts like one that is not listed.
+        strangers = any(
+            process.memory_mib is None and process not in ours and (process.visible or process.pid in self._strangers)
+            for process in sample.processes or ()
+        )
+        return found.most if found is not None and alone and not strangers else None
+
+    def observe(self, sample: GpuSample | None, now: float) -> None:
+        """Judge a sample after the death; one that could not be read changes nothing."""
+        if sample is None:
+            return
+        if not sample.counted:
+            self.uncounted = not self._counted and sample.error is None
+            return
+        self.uncounted, self._counted = False, True
+        self._now = sample
+        found = surplus(sample, self._before, self._is_ours)
+        if found is None and self._last_lists_us:
+            found = surplus(sample, self._last, self._is_ours)
+        if found is None:
+            return
+        self._surplus = found
+        self._raise_peak(found)
+        self.free = found.most <= TOLERANCE_MIB and self._few_listed()
+        if self._mark is None or found.most < self._mark - TOLERANCE_MIB:
+            # The first figure starts no new time: that runs from the death.
+            self.fell_at = self.fell_at if self._mark is None else now
+            self._mark = found.most
+
+    def is_evidence(self) -> bool:
+        """Whether NVML has shown that what is in use still is our worker's."""
+        if self._now is None or self._surplus is None or self._now.processes is None:
+            return False
+        if any(process.memory_mib for process in self.still_listed()):
+            return True
+        if any(process.memory_mib is None and process.pid not in self._ours for process in self._now.processes):
+            return False
+        if self._last_lists_us:
+            since = surplus(self._now, self._last, self._is_ours)
+            return since is not None and since.least > TOLERANCE_MIB
+        unexplained = surplus(self._last, self._before, self._is_ours) if self._last is not None else None
+        if unexplained is not None and unexplained.most > TOLERANCE_MIB:
+            return False
+        return self._attributes and self._surplus.least > TOLERANCE_MIB
+
+    def may_be_held(self) -> bool:
+        """Whether what was shown to be our worker's may be in use still, by the newest reading."""
+        if self._surplus is None or self._now is None:
+            return False
+        return self._now.processes is None or self._surplus.least > TOLERANCE_MIB or not self._few_listed()
+
+    def still_listed(self) -> list[GpuProcess]:
+        """Processes of the worker's tree that NVML lists still."""
+        return [process for process in (self._now.processes or () if self._now else ()) if self._is_ours(process)]
+
+    def freed(self) -> int | None:
+        """MiB that came back; ``None`` when it was not seen how much was in use."""
+        if self._peak is None or self._surplus is None or not (self.measured or self._peak > TOLERANCE_MIB):
+            return None
+        return max(0, self._peak - max(0, self._surplus.most))
+
+    def held_mib(self) -> int:
+        """MiB in use still; what may be another's does not count unless nothing else is known to be ours."""
+        if self._surplus is None:
+            return 0
+        return self._surplus.least if self._surplus.least > TOLERANCE_MIB else max(0, self._surplus.most)
+
+    def held_reason(self) -> str:
+        """What is held and by whom."""
+        if self._surplus is None:
+            return f"{self._label}no reading"
+        listed = ", ".join(f"pid {process.pid} ({process.name or 'unknown'})" for process in self.still_listed())
+        return f"{self._label}{self.held_mib()} MiB still in use by {listed or 'no process that NVML lists'}"
+
+    def unknown_reason(self) -> str:
+        """Why it cannot be said whose the memory is."""
+        if self.uncounted:
+            return f"{self._label}NVML has no counter of this GPU's memory"
+        if self._now is None:
+            return f"{self._label}NVML gave no reading of its memory"
+        if self._surplus is None:
+            return f"{self._label}NVML gave no reading from before the worker came"
+        return f"{self._label}{self._surplus.most} MiB more in use than before, and NVML {self._why_unknown(self._now)}"
+
+    # --- inside
+
+    def _why_unknown(self, now: GpuSample) -> str:
+        if now.processes is None:
+            return "lists no processes"
+        unseen = ", ".join(str(process.pid) for process in newcomers(now, self._before, self._is_ours))
+        return f"lists pid {unseen}, of which nothing is known here" if unseen else "does not show whose it is"
+
+    def _is_ours(self, process: GpuProcess) -> bool:
+        """One that was there before the worker came is not, even if it is the slot's last worker, listed still."""
+        return process.pid in self._ours or (process.slot == self._slot and process.pid not in self._strangers)
+
+    def _few_listed(self) -> bool:
+        """Whether NVML lists next to nothing of our worker's tree."""
+        listed = [process.memory_mib for process in self.still_listed()]
+        return None not in listed and sum(mib or 0 for mib in listed) <= TOLERANCE_MIB
+
+    def _raise_peak(self, found: Surplus | None) -> None:
+        if found is not None:
+            self._peak = found.most if self._peak is None else max(self._peak, found.most)

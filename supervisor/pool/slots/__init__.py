@@ -1,0 +1,1 @@
+"""The slots' pure state machine."""

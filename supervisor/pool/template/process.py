@@ -1,0 +1,363 @@
+"""Starts the template and talks to it; runs in the supervisor. The only file that asks for processes and signals.
+
+Nothing here waits for the template: what its socket does not take is kept, and ``receive`` returns what is there. Workers on
+other machines would live behind the same face.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Union
+
+import msgspec
+
+from supervisor.config import settings
+from supervisor.errors import WireError
+from supervisor.host.processes import children_of, kill, kill_with_group, processes_with, set_subreaper
+from supervisor.wire import messages as wire
+
+PROGRAM = Path(__file__).resolve().parents[2] / "template" / "main.py"
+
+SECRETS = settings.SECRET_VARIABLES | {"SUPERVISE_API_KEY_FILE", "SUPERVISE_WEBHOOK_SECRET"}
+"""What no handler may read, taken out before the template is exec'ed: ``/proc/PID/environ`` keeps showing what was there."""
+
+LOG_PIPE_BYTES = 1024 * 1024
+"""A log pipe holds at most this (`/proc/sys/fs/pipe-max-size`): what a worker wrote before ``Done`` is no more."""
+
+SERVICE_MANAGERS = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
+"""What systemd gives to this process alone: a handler's library that speaks to it would speak for the service."""
+
+_MESSAGE_BYTES = 256 * 1024
+_MESSAGES_A_TURN = 256
+_DEATH_PATIENCE = 1.0
+_LOOK_AGAIN = 0.001
+
+_QUIET_LOOKS = 2
+_QUIET_S = 0.005
+_EXEC_S = 0.2
+"""An environment that stays empty for so long is one: a process without any, not one in the middle of an exec."""
+
+_CRASHES = frozenset(
+    {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP}
+)
+
+
+class Gone(msgspec.Struct, frozen=True):
+    """The template is dead. ``status`` is ``-N`` for signal N, else its exit code; None if it could not be learnt."""
+
+    status: int | None
+
+
+class Pipes(msgspec.Struct, frozen=True):
+    """The pipes of one worker generation: ``connection`` and ``log`` are the supervisor's and never block."""
+
+    connection: Connection
+    worker_connection: Connection
+    log: int
+    worker_log: int
+
+    def close_workers(self) -> None:
+        """Close the worker's ends, after ``Template.fork`` has sent them: only then does the supervisor see them close."""
+        self.worker_connection.close()
+        os.close(self.worker_log)
+
+
+Report = Union[wire.FromTemplate, Gone]
+
+
+class Template:
+    """The template as the supervisor sees it: requests go out, reports come in."""
+
+    def __init__(self, program: Path = PROGRAM, *, output: int = 2) -> None:
+        """Prepare to run ``program``; the template's own prints go to the descriptor ``output``."""
+        self._program = program
+        self._output = output
+        self._codec = wire.Codec[wire.FromTemplate](wire.FromTemplate)
+        self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sock: socket.socket | None = None
+
+    def start(self, setup: wire.Setup, locks: Sequence[int] = (), environ: Mapping[str, str] | None = None) -> None:
+        """Start the process and send it ``setup``; ``TemplateReady`` or ``Gone`` follows.
+
+        It holds the descriptors ``locks`` open until nothing that it forked is alive. ``environ`` (by default this process's own)
+        goes to it and its workers without ``SECRETS``.
+
+        Raises:
+            OSError: the process cannot be started.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        passed = (theirs.fileno(), *locks)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, str(self._program), *map(str, passed)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                pass_fds=passed,
+                start_new_session=True,
+                env=without_secrets(os.environ if environ is None else environ) | {"SUPERVISE_RUN_ID": setup.run_id},
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._sock = ours
+        self._send(setup)
+
+    @property
+    def pid(self) -> int:
+        """The template's process id."""
+        return self._running().pid
+
+    def fileno(self) -> int:
+        """The descriptor to wait on: readable when ``receive`` has something to return."""
+        return self._open_socket().fileno()
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether ``flush`` must be called when the descriptor is writable."""
+        return bool(self._outbox)
+
+    def receive(self) -> list[Report]:
+        """All reports that have come; ``Gone`` is the last of all. Never waits, but a moment for the exit status of the dead.
+
+        Raises:
+            WireError: a report cannot be read; nothing more will make sense.
+        """
+        reports: list[Report] = []
+        sock = self._open_socket()
+        while len(reports) < _MESSAGES_A_TURN:
+            try:
+                data, _, flags, _ = sock.recvmsg(_MESSAGE_BYTES)
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                data, flags = b"", 0
+            if not data:
+                reports.append(Gone(self._learn_status()))
+                break
+            if flags & socket.MSG_TRUNC:
+                raise WireError(f"a report of more than {_MESSAGE_BYTES} bytes")
+            reports.append(self._codec.decode(data))
+        return reports
+
+    def fork(self, slot: str, generation: int, env: Mapping[str, str | None], connection: int, log: int) -> None:
+        """Ask for that worker, with its ends of the two pipes, which the caller may close at once. ``Forked`` or ``ForkFailed``
+        follows.
+
+        ``env`` is set in the worker before any user code; None removes a variable.
+
+        Raises:
+            OSError: no descriptors are left.
+        """
+        self._send(wire.Fork(slot, generation, dict(env)), (connection, log))
+
+    def signal(self, slot: str, generation: int, signum: int) -> None:
+        """Send ``signum`` to that worker's process, if it lives."""
+        self._send(wire.Signal(slot, generation, signum))
+
+    def end_tree(self, slot: str, generation: int) -> None:
+        """SIGKILL that worker and all it started. ``Died`` and ``Swept`` follow."""
+        self._send(wire.EndTree(slot, generation))
+
+    def quit(self) -> None:
+        """End every worker and all they started, then the template: ``Gone`` with status 0 follows."""
+        self._send(wire.Quit())
+
+    def flush(self) -> None:
+        """Send what waits, as far as the socket takes it. A dead template is noticed by ``receive``."""
+        sock = self._open_socket()
+        while self._outbox:
+            data, descriptors = self._outbox[0]
+            try:
+                socket.send_fds(sock, [data], descriptors)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                self._drop_outbox()
+                return
+            self._outbox.popleft()
+            _close_all(descriptors)
+
+    def resume(self) -> None:
+        """Let the template go on if somebody has stopped it (SIGSTOP): what is asked of it would wait for ever."""
+        if self._process is not None and self._process.returncode is None:
+            kill(self._process.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """SIGKILL the template itself. Its workers die with it; what they started is for ``sweep_orphans``."""
+        self._running().kill()
+
+    def close(self) -> None:
+        """Let go of the socket: a template that lives ends all that it forked, and itself."""
+        self._drop_outbox()
+        if self._sock is not None:
+            self._sock.close()
+
+    def wait(self, timeout: float) -> int | None:
+        """The template's exit status, or None if it lives on after ``timeout`` seconds."""
+        try:
+            return self._running().wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _send(self, message: wire.ToTemplate, descriptors: tuple[int, ...] = ()) -> None:
+        # Copies, since the caller may close its own and the socket may be full.
+        copies: list[int] = []
+        try:
+            copies.extend(map(os.dup, descriptors))
+        except OSError:
+            _close_all(copies)
+            raise
+        self._outbox.append((self._codec.encode(message), tuple(copies)))
+        self.flush()
+
+    def _drop_outbox(self) -> None:
+        for _, descriptors in self._outbox:
+            _close_all(descriptors)
+        self._outbox.clear()
+
+    def _learn_status(self) -> int | None:
+        # Its socket is closed: it is ending, or as good as dead.
+        self.kill()
+        return self.wait(_DEATH_PATIENCE)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError("the template was not started")
+        return self._process
+
+    def _open_socket(self) -> socket.socket:
+        if self._sock is None:
+            raise RuntimeError("the template was not started")
+        return self._sock
+
+
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` as handlers may see it."""
+    return {name: value for name, value in environ.items() if name not in SECRETS | SERVICE_MANAGERS}
+
+
+def make_pipes() -> Pipes:
+    """New pipes for one worker generation.
+
+    Raises:
+        OSError: there are no descriptors left.
+    """
+    connection, worker_connection = Pipe(duplex=True)
+    try:
+        log, worker_log = os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        connection.close()
+        worker_connection.close()
+        raise
+    os.set_blocking(connection.fileno(), False)
+    os.set_blocking(log, False)
+    with contextlib.suppress(OSError):  # over this user's share of pipe memory: the pipe is small, and works
+        fcntl.fcntl(log, fcntl.F_SETPIPE_SZ, LOG_PIPE_BYTES)
+    return Pipes(connection, worker_connection, log, worker_log)
+
+
+def become_subreaper() -> None:
+    """Inherit what the template leaves if it dies. For the command line's own process: in a user's program it would take over
+    processes that are not ours.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    set_subreaper()
+
+
+def sweep_orphans(known: Collection[int], patience: float = 1.0) -> int:
+    """End and reap every child of this process but the ``known``, until none is left or ``patience`` seconds are over.
+
+    Called when the template died, by a process that became a subreaper. Returns how many it reaped.
+    """
+    deadline = time.monotonic() + patience
+    swept = 0
+    while orphans := orphans_of_this_process(known):
+        for pid in orphans:
+            kill_with_group(pid)
+        swept += sum(_reap(pid) for pid in orphans)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_LOOK_AGAIN)
+    return swept
+
+
+def reap_orphans(known: Collection[int]) -> None:
+    """Reap the dead children of this process that are not ``known``; leave the living alone.
+
+    For process 1 of a container, to which come the orphans of all that run there, also of those that we have not started.
+    """
+    for pid in orphans_of_this_process(known):
+        _reap(pid)
+
+
+def sweep_marked(run_id: str, patience: float = 1.0) -> int:
+    """SIGKILL every process that was started below this run's template, until none is left or ``patience`` seconds are over.
+
+    For a program that embeds a supervisor, whose other children are none of ours and which inherits no orphans: what a dead
+    template left is known by its environment (proc(5)). Returns how many it killed.
+    """
+    mark = f"SUPERVISE_RUN_ID={run_id}".encode()
+    begun = time.monotonic()
+    killed: set[int] = set()
+    unclear_since: dict[int, float] = {}
+    quiet = 0
+    while True:
+        marked = processes_with(mark)
+        found = [pid for pid in marked.found if kill(pid)]
+        killed.update(found)
+        now = time.monotonic()
+        unclear = [pid for pid in marked.unclear if now - unclear_since.setdefault(pid, now) < _EXEC_S]
+        quiet = 0 if found or unclear else quiet + 1
+        # One look may miss who was forked while it went on; a second that finds nobody had nobody left to fork.
+        if quiet == _QUIET_LOOKS or now - begun > patience:
+            return len(killed)
+        time.sleep(_QUIET_S if quiet else _LOOK_AGAIN)
+
+
+def orphans_of_this_process(known: Collection[int]) -> list[int]:
+    """The children of this process that are not ``known``."""
+    return [pid for pid in children_of(os.getpid()) if pid not in known]
+
+
+def describe_exit(status: int) -> str:
+    """How a worker ended, in words that follow its name: ``-N`` is death by signal N, anything else an exit code."""
+    if status >= 0:
+        return f"exited with code {status}"
+    try:
+        signum = signal.Signals(-status)
+    except ValueError:
+        return f"was killed by signal {-status}"
+    if signum is signal.SIGKILL:
+        return "was killed by SIGKILL; it may have run out of memory"
+    return f"crashed with {signum.name}" if signum in _CRASHES else f"was killed by {signum.name}"
+
+
+def _reap(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return False  # someone else in this process waited for it
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The public JSON: requests, responses, views, server-sent events."""

@@ -1,0 +1,124 @@
+"""The JSON of the API, made from jobs and snapshots: what `/status`, `/stream`, `/health` and the others answer.
+
+Runs in the supervisor. Bodies are put together from bytes: an output, a chunk or a progress is never parsed here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from supervisor.job import Job, JobStatus
+from supervisor.protocol.views import JobCounts, Snapshot, WorkerCounts, WorkerView
+
+_text = msgspec.json.Encoder().encode
+_STATUS = {status: status.value.encode() for status in JobStatus}
+
+#: What a slot's state counts as in the ``workers`` of `/health`, in RunPod's words: ``idle`` and ``running`` workers are
+#: ``ready``, ``initializing`` ones will soon be, ``throttled`` ones wait, ``unhealthy`` ones need something to be put right.
+#: A spare slot is ``idle`` but not ``ready``, as RunPod's workers are that are scaled down (docs.runpod.io, worker states).
+COUNTED_AS: dict[str, tuple[str, ...]] = {
+    "idle": ("idle", "ready"),
+    "busy": ("running", "ready"),
+    "starting": ("initializing",),
+    "ending": ("initializing",),
+    "releasing": ("initializing",),
+    "backoff": ("unhealthy",),
+    "parked": ("throttled",),
+    "broken": ("unhealthy",),
+    "held": ("unhealthy",),
+    "lost": ("unhealthy",),
+}
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The answer of `/health`."""
+
+    jobs: JobCounts
+    workers: WorkerCounts
+
+
+def health(snapshot: Snapshot) -> bytes:
+    """The body of `/health`."""
+    return _text(Health(snapshot.jobs, count_workers(snapshot.workers)))
+
+
+def count_workers(workers: Iterable[WorkerView]) -> WorkerCounts:
+    """The six counts of RunPod; a state that ``COUNTED_AS`` does not know is ``unhealthy``."""
+    counts = dict.fromkeys(WorkerCounts.__struct_fields__, 0)
+    for worker in workers:
+        spare = worker.spare and worker.state == "parked"
+        for name in ("idle",) if spare else COUNTED_AS.get(worker.state, ("unhealthy",)):
+            counts[name] += 1
+    return WorkerCounts(**counts)
+
+
+def status_body(job: Job, progress: bytes | None = None, now_ms: int | None = None) -> bytes:
+    """The status of ``job`` as `/status`, `/runsync` and webhooks say it.
+
+    ``progress`` is the newest progress (JSON), shown as ``output`` while the job runs. ``now_ms``: milliseconds since 1970.
+    ``workerId`` is a string in every final body (RunPod's clients insist), empty for a job that never started.
+    """
+    terminal = job.status.terminal
+    body = b'{"id":%b,"status":"%b","delayTime":%d' % (_text(job.id), _STATUS[job.status], _delay_ms(job, now_ms))
+    if terminal:
+        body += b',"executionTime":%d' % _execution_ms(job)
+    if terminal or job.worker_id is not None:
+        body += b',"workerId":%b' % _text(job.worker_id or "")
+    output = job.output if terminal else progress if job.status is JobStatus.IN_PROGRESS else None
+    if output is not None:
+        body += b',"output":%b' % output
+    if job.error is not None:
+        body += b',"error":%b' % _text(job.error)
+    return b'%b,"retries":%d}' % (body, job.retries)
+
+
+def accepted_body(job: Job) -> bytes:
+    """The answer of `/run`: the job was queued, however soon it started; one that had ended before says so."""
+    return _state(job.id, job.status if job.status.terminal else JobStatus.IN_QUEUE)
+
+
+def state_body(job: Job) -> bytes:
+    """The answer of `/cancel`."""
+    return _state(job.id, job.status)
+
+
+def stream_body(job: Job, chunks: Sequence[bytes]) -> bytes:
+    """The plain answer of `/stream`; each of ``chunks`` is JSON."""
+    items = b"".join([stream_item(chunk, first=at == 0) for at, chunk in enumerate(chunks)])
+    return b"%b%b]}" % (stream_head(job), items)
+
+
+def stream_head(job: Job) -> bytes:
+    """How that answer begins, where it is sent in parts; ``]}`` ends it."""
+    return b'{"status":"%b","stream":[' % _STATUS[job.status]
+
+
+def stream_item(chunk: bytes, *, first: bool) -> bytes:
+    """One chunk in it."""
+    return (b'{"output":%b}' if first else b',{"output":%b}') % chunk
+
+
+def requests_body(jobs: Iterable[Job], following: str | None) -> bytes:
+    """The answer of `/requests`; ``following`` is what the next page is asked for with."""
+    items = b",".join([status_body(job) for job in jobs])
+    return b'{"requests":[%b],"next":%b}' % (items, _text(following))
+
+
+def _state(job_id: str, status: JobStatus) -> bytes:
+    return b'{"id":%b,"status":"%b"}' % (_text(job_id), _STATUS[status])
+
+
+def _delay_ms(job: Job, now_ms: int | None) -> int:
+    until = None if job.status is JobStatus.IN_QUEUE else job.started_ms or job.ended_ms
+    if until is None:
+        until = int(time.time() * 1000) if now_ms is None else now_ms
+    return max(0, until - job.created_ms)
+
+
+def _execution_ms(job: Job) -> int:
+    if job.started_ms is None or job.ended_ms is None:
+        return 0
+    return max(0, job.ended_ms - job.started_ms)

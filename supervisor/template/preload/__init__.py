@@ -1,0 +1,1 @@
+"""What the template imports before it forks, and how that is judged."""

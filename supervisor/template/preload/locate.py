@@ -1,0 +1,105 @@
+"""Where the modules are that a handler imports, found as its worker will and without importing any; in the template process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable
+from enum import Enum
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+from supervisor.wire.messages import HandlerSpec
+
+
+class Place(Enum):
+    """What kind of module a name stands for."""
+
+    STANDARD = "the standard library"
+    INSTALLED = "an installed package"
+    NAMESPACE = "an installed namespace package"
+    OURS = "this package, or the stand-in for runpod"
+    USERS = "code of the user's own"
+    ABSENT = "nothing"
+
+
+def folder_of(handler: HandlerSpec) -> Path:
+    """The folder that comes first when ``handler`` imports something."""
+    return Path(handler.target).resolve().parent if handler.kind == "file" else Path.cwd()
+
+
+def shadowed(name: str, folder: Path) -> bool:
+    """Whether ``import name`` (one word) finds its module in ``folder``. There, a folder that is no package gives way."""
+    spec = PathFinder.find_spec(name, [str(folder)])
+    return spec is not None and spec.origin is not None
+
+
+class Places:
+    """Finds modules for one handler."""
+
+    def __init__(self, handler: HandlerSpec) -> None:
+        """Look in the handler's folder first, then where this process looks."""
+        self._folder = folder_of(handler)
+        self._own = None if handler.kind == "file" else handler.target.partition(".")[0]
+        self._path = [str(self._folder), *sys.path]
+        self._standard = _prefixes(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
+        self._packages = _prefixes(
+            [
+                *(sysconfig.get_path(name) for name in ("purelib", "platlib")),
+                *site.getsitepackages(),
+                site.getusersitepackages(),
+            ]
+        )
+
+    def kind(self, name: str) -> Place:
+        """What the first word of the dotted ``name`` stands for."""
+        top = name.partition(".")[0]
+        if top in sys.builtin_module_names:
+            return Place.STANDARD
+        if top == self._own or shadowed(top, self._folder):
+            return Place.USERS
+        spec = self._find(top)
+        if top == "supervisor" or (spec is None and top == "runpod"):
+            return Place.OURS
+        if spec is None:
+            return Place.ABSENT
+        if spec.origin is None:
+            installed = all(self._is_in(self._packages, folder) for folder in spec.submodule_search_locations or ())
+            return Place.NAMESPACE if installed else Place.USERS
+        if self._is_in(self._packages, spec.origin):
+            return Place.INSTALLED
+        standard = spec.origin == "frozen" or self._is_in(self._standard, spec.origin)
+        return Place.STANDARD if standard and top in sys.stdlib_module_names else Place.USERS
+
+    def chain(self, name: str) -> list[ModuleSpec]:
+        """What ``import name`` runs: its packages, then itself; shorter than the name where something is missing."""
+        parts = name.split(".")
+        specs: list[ModuleSpec] = []
+        spec = self._find(parts[0])
+        while spec is not None:
+            specs.append(spec)
+            if len(specs) == len(parts) or spec.submodule_search_locations is None:
+                break
+            try:
+                spec = PathFinder.find_spec(".".join(parts[: len(specs) + 1]), list(spec.submodule_search_locations))
+            except KeyError:
+                break  # a namespace inside a package that is not imported
+        return specs
+
+    def _find(self, top: str) -> ModuleSpec | None:
+        try:
+            # Finders of other kinds know packages that were installed for editing.
+            return PathFinder.find_spec(top, self._path) or importlib.util.find_spec(top)
+        except (ImportError, ValueError):
+            return None
+
+    @staticmethod
+    def _is_in(prefixes: tuple[str, ...], path: str) -> bool:
+        return os.path.realpath(path).startswith(prefixes)
+
+
+def _prefixes(folders: Iterable[str]) -> tuple[str, ...]:
+    return tuple({os.path.realpath(folder) + os.sep for folder in folders})

@@ -1,0 +1,135 @@
+"""What workers share because the template imported it before they were forked; runs in the template process.
+
+A module is imported here once a trial process has shown that workers can be forked afterwards. The trial goes ahead, module by
+module, and the template follows; the first that is not safe ends the trial, and another goes on behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from supervisor.errors import SuperviseError
+from supervisor.template.preload import huge_pages as pages
+from supervisor.template.preload import imports as source
+from supervisor.template.preload import safety as judge
+from supervisor.template.preload.imports import Import
+from supervisor.template.preload.locate import folder_of
+from supervisor.template.preload.thread_pools import POOL_VARIABLES, SPIN
+from supervisor.template.preload.trial import Trial, perform, reason_of
+from supervisor.wire import messages as wire
+from supervisor.worker.runpod import routing
+
+_SHARED = ("asyncio", "inspect", "json", "msgspec.json", "runpy", "tempfile", "traceback")
+"""What every worker needs whatever its handler is, besides what the worker's own files import."""
+
+
+class Preloaded(msgspec.Struct, frozen=True):
+    """Which modules are imported, and (module, why) of those that could not be."""
+
+    loaded: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+class SpoiltError(SuperviseError):
+    """An import spoilt the template itself, though it had passed its trial."""
+
+
+def preload(setup: wire.Setup) -> Preloaded:
+    """Import what ``setup`` asks for and is safe, with the thread pools of BLAS and OpenMP at one thread.
+
+    Raises:
+        SpoiltError: no worker may be forked from this process any more.
+    """
+    wanted, skipped = _wanted(setup)
+    if not wanted:
+        return Preloaded((), skipped)
+    # The package's functions are copied from module to module while it is imported.
+    routing.install()
+    with _one_thread_each():
+        loaded, unsafe = _import_all(wanted, setup.preload_timeout, folder_of(setup.handler))
+    return Preloaded(loaded, (*skipped, *unsafe))
+
+
+def import_shared() -> None:
+    """Import what workers always need."""
+    for name in _SHARED:
+        importlib.import_module(name)
+
+
+def freeze() -> None:
+    """Hide all that exists from the garbage collector, so that it does not write to pages shared with the workers, and make these
+    large.
+    """
+    gc.collect()
+    gc.freeze()
+    pages.collapse()
+
+
+def _wanted(setup: wire.Setup) -> tuple[list[Import], tuple[tuple[str, str], ...]]:
+    if setup.preload is not None:
+        return [Import(name) for name in setup.preload], ()
+    reading = source.read(setup.handler)
+    return [entry for entry in dict.fromkeys(reading.imports) if not _is_here(entry)], reading.left_out
+
+
+def _is_here(entry: Import) -> bool:
+    module = sys.modules.get(entry.module)
+    return module is not None and all(name in vars(module) for name in entry.names)
+
+
+def _import_all(
+    wanted: Sequence[Import], timeout: float, folder: Path
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    before = judge.look()
+    loaded: dict[str, None] = {}
+    unsafe: dict[str, str] = {}
+    waiting = deque(wanted)
+    while waiting:
+        with contextlib.closing(Trial(waiting, folder)) as trial:
+            reason = None
+            while waiting and reason is None:
+                entry = waiting.popleft()
+                reason = trial.verdict(timeout)
+                if reason is None:
+                    _import_for_good(entry)
+                    loaded[entry.module] = None
+                else:
+                    unsafe.setdefault(entry.module, reason)
+    fault = judge.fault(before, folder)
+    if fault is not None:
+        raise SpoiltError(f"{', '.join(loaded)} passed a trial and then, imported for good, {fault}")
+    return tuple(loaded), tuple(unsafe.items())
+
+
+def _import_for_good(entry: Import) -> None:
+    try:
+        perform(entry)
+    except BaseException as error:  # any code runs here
+        raise SpoiltError(
+            f"{entry.module} passed a trial and then, imported for good, raised {reason_of(error)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let native thread pools that are made meanwhile have one thread: other threads do not survive a fork. The threads that
+    workers make later do not spin, unless the user says how long they shall."""
+    before = {name: os.environ.get(name) for name in (*POOL_VARIABLES, *SPIN)}
+    os.environ.update({**SPIN, **os.environ, **dict.fromkeys(POOL_VARIABLES, "1")})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,130 @@
+"""A fork of the template that imports ahead of it and says how that went; whatever it does to itself ends with it.
+
+The class is the template's side; ``_run`` is the trial process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from supervisor.host.processes import children_of, kill, kill_with_group, set_death_signal
+from supervisor.template import child
+from supervisor.template.preload import safety as judge
+from supervisor.template.preload.imports import Import
+
+_REASON_CHARACTERS = 500
+_END_S = 2.0
+"""How long a killed process is waited for: one that the kernel cannot end must not hold up the workers."""
+
+
+class Trial:
+    """Imports ``imports`` in order until one is at fault; ask for as many verdicts as there are imports."""
+
+    def __init__(self, imports: Sequence[Import], handlers_folder: Path) -> None:
+        """Fork.
+
+        Raises:
+            OSError: there is no room for another process.
+        """
+        self._before = frozenset(children_of(os.getpid()))
+        self._verdicts, writable = os.pipe2(os.O_CLOEXEC)
+        template = os.getpid()
+        try:
+            self._pid = child.fork()
+        except OSError:
+            os.close(self._verdicts)
+            raise
+        finally:
+            if os.getpid() == template:
+                os.close(writable)
+        if self._pid == 0:
+            _run(imports, handlers_folder, template, writable)
+        self._buffer = b""
+
+    def verdict(self, timeout: float) -> str | None:
+        """Why the next of the imports is not safe; None if it is. Waits at most ``timeout`` seconds for it."""
+        poll = select.poll()
+        poll.register(self._verdicts, select.POLLIN)
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._buffer:
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                return f"the import took longer than {timeout:g} s (--preload-timeout)"
+            data = os.read(self._verdicts, 4096)
+            if not data:
+                return self._how_it_ended()
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return msgspec.json.decode(line, type=str) or None
+
+    def close(self) -> None:
+        """End it and all that it started."""
+        os.close(self._verdicts)
+        deadline = time.monotonic() + _END_S
+        while (left := self._left()) and time.monotonic() < deadline:
+            for pid in left:
+                kill_with_group(pid)
+                os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.001)
+
+    def _left(self) -> list[int]:
+        return [pid for pid in children_of(os.getpid()) if pid not in self._before]
+
+    def _how_it_ended(self) -> str:
+        kill(self._pid)  # unless it ended, it closed the pipe
+        status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        if status >= 0:
+            return f"the import ended its process with exit code {status}"
+        return f"the import was killed by {signal.Signals(-status).name}"
+
+
+def perform(wanted: Import) -> None:
+    """Do as the statement does. A name may be a submodule, or be loaded only when it is asked for."""
+    module = importlib.import_module(wanted.module)
+    for name in wanted.names:
+        if not hasattr(module, name):
+            importlib.import_module(f"{wanted.module}.{name}")
+
+
+def reason_of(error: BaseException) -> str:
+    """``error`` in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
+
+
+def _run(imports: Sequence[Import], handlers_folder: Path, template: int, verdicts: int) -> NoReturn:
+    try:
+        set_death_signal(signal.SIGKILL)
+        if os.getppid() != template:
+            os._exit(0)
+        os.setsid()
+        # What is printed while importing is printed again when it is done for good.
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        before = judge.look()
+        for wanted in imports:
+            _say(verdicts, _try(wanted, before, handlers_folder) or "")
+    finally:
+        os._exit(0)
+
+
+def _try(wanted: Import, before: judge.Before, handlers_folder: Path) -> str | None:
+    try:
+        perform(wanted)
+    except BaseException as error:  # noqa: BLE001 - any code runs here, and some modules call sys.exit
+        return reason_of(error)
+    sys.stdout.flush()
+    return judge.fault(before, handlers_folder)
+
+
+def _say(verdicts: int, text: str) -> None:
+    os.write(verdicts, msgspec.json.encode(text.encode(errors="replace").decode()) + b"\n")

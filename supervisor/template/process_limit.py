@@ -1,0 +1,143 @@
+"""The limit on how many processes a worker and all it started may be (``--max-processes``); runs in the template process.
+
+A fork bomb cannot be outrun by killing: whoever lists its processes sees those of a moment ago. So all are stopped first, look by
+look, until a look finds none that runs on; only then are they killed. The kernel's own limits do not serve: ``RLIMIT_NPROC``
+counts all processes of a user, and a control group for each worker is there for those only to whom the system has handed one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Collection, Mapping
+
+from supervisor.host.processes import Kin, kill, picture, tree
+from supervisor.template.reap import Reaper
+
+LOOK_S = 0.1
+"""How often the kernel is asked how many processes were started at all: one short read."""
+
+DEAD = 16
+"""How many dead processes that nobody has waited for count as one. They come to a worker from all that it started, which is no
+harm until the kernel has no numbers left: that is 32,768 on the smallest machines."""
+
+BLIND_LOOK_S = 1.0
+"""How often all processes are looked at where the kernel does not say that."""
+
+FREEZE_S = 3.0
+"""How long the template may be busy with stopping one tree. What then still runs is killed like any other, one by one."""
+
+
+class Crowd:
+    """Watches the trees of the workers, and what dead ones left, which counts as one more."""
+
+    def __init__(self, most: int, reaper: Reaper) -> None:
+        """Let none be more than ``most`` processes; 0 is no limit."""
+        self._most = most
+        self._reaper = reaper
+        self._own_pid = os.getpid()
+        self._numbers = _Numbers.open() if most else None
+        self._newest = 0
+        self._largest = most  # so the first look counts
+        self._due = time.monotonic()
+
+    @property
+    def next_look(self) -> float | None:
+        """When ``turn`` must be called (monotonic seconds); None while there is nobody to watch."""
+        return self._due if self._most and (self._reaper.workers or self._reaper.next_look is not None) else None
+
+    def turn(self) -> None:
+        """End the trees that are too large, if it is time to look."""
+        if self.next_look is None or time.monotonic() < self._due:
+            return
+        newest = self._numbers.newest() if self._numbers is not None else None
+        self._due = time.monotonic() + (BLIND_LOOK_S if newest is None else LOOK_S)
+        # Numbers are given in turn, so no tree can have grown by more than have been given since.
+        if newest is not None and 0 <= newest - self._newest <= self._most - self._largest:
+            return
+        self._newest = newest or 0
+        self._largest = self._count()
+
+    def _count(self) -> int:
+        kin = picture()
+        largest = 0
+        for pid in list(self._reaper.workers):
+            size, dead = _size(kin, {pid})
+            if size > self._most:
+                many = (
+                    f"{self._most * DEAD} dead processes that it did not wait for"
+                    if dead
+                    else f"{self._most} processes"
+                )
+                self._reaper.condemn(pid, f"had more than {many} (--max-processes)")
+                end_tree({pid})
+            else:
+                largest = max(largest, size)
+        left = self._left_behind(kin)
+        size, _ = _size(kin, left)
+        if size > self._most:
+            end_tree(left)
+        return max(largest, min(size, self._most))
+
+    def _left_behind(self, kin: Mapping[int, Kin]) -> set[int]:
+        ours = {pid for pid, one in kin.items() if one.parent == self._own_pid}
+        return ours - set(self._reaper.workers) - set(self._reaper.spared)
+
+
+def _size(kin: Mapping[int, Kin], roots: Collection[int]) -> tuple[int, bool]:
+    """What counts against the limit, and whether the dead are what counts."""
+    found = tree(kin, roots)
+    dead = sum(kin[pid].dead for pid in found)
+    return max(len(found) - dead, dead // DEAD), dead // DEAD > len(found) - dead
+
+
+def end_tree(roots: Collection[int], patience: float = FREEZE_S) -> None:
+    """Stop all that descends from ``roots``, then SIGKILL it; takes ``patience`` seconds at most."""
+    for pid in roots:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(pid) == pid:
+                os.killpg(pid, signal.SIGSTOP)  # most bombs are one group, and a group stops at once
+    deadline = time.monotonic() + patience
+    stopped: set[int] = set()
+    while True:
+        found = tree(picture(), roots)
+        running = found - stopped
+        if not running or time.monotonic() > deadline:
+            break
+        for pid in running:
+            kill(pid, signal.SIGSTOP)
+        stopped |= running
+    for pid in found:
+        kill(pid)
+    for pid in stopped - found:  # one ended, and its number may be another's by now
+        kill(pid, signal.SIGCONT)
+
+
+class _Numbers:
+    """The number that the kernel gave to the newest process or thread: the last field of ``/proc/loadavg`` (proc(5))."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def open(cls) -> _Numbers | None:
+        """None where the file is not the kernel's own (a container may have another in its place) or says nothing."""
+        try:
+            numbers = cls(os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC))
+            genuine = os.fstat(numbers._descriptor).st_dev == os.stat("/proc").st_dev  # noqa: PTH116 - beside fstat
+            newest = numbers.newest()
+        except OSError:
+            return None
+        if genuine and newest is not None and newest >= os.getpid():
+            return numbers
+        os.close(numbers._descriptor)
+        return None
+
+    def newest(self) -> int | None:
+        """None if it cannot be read."""
+        try:
+            return int(os.pread(self._descriptor, 256, 0).split()[-1])
+        except (OSError, ValueError, IndexError):
+            return None

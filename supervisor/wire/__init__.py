@@ -1,0 +1,1 @@
+"""Messages between processes, and frames in a worker's output."""
