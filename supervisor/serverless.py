@@ -93,9 +93,9 @@ def upload_file(job: dict[str, Any], path: str | os.PathLike[str], key: str | No
         OSError: the file is not there or cannot be read.
         UploadError: boto3 is not installed, nothing says where to, or the server refused.
     """
-    from supervisor.worker import storage  # noqa: PLC0415 - most handlers upload nothing
+    from supervisor.upload import upload  # noqa: PLC0415 - most handlers upload nothing
 
-    return storage.upload(job, path, key)
+    return upload(job, path, key)
 
 
 def register_fitness_check(check: Check) -> Check:

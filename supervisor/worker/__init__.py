@@ -2,5 +2,5 @@
 
 ``main.enter`` is the door. ``load`` turns the handler's name into its config, ``run`` turns jobs into messages, ``channel`` is
 the pipe to the supervisor, ``encode`` makes JSON of a handler's values, ``output`` owns descriptors 1 and 2, ``blame`` writes
-tracebacks, ``storage`` uploads files, and ``runpod`` is what ``import runpod`` finds.
+tracebacks, and ``runpod`` is what ``import runpod`` finds.
 """

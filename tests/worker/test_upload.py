@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from supervisor.errors import UploadError
-from supervisor.worker.storage import bucket_of, region_of
+from supervisor.upload import bucket_of, region_of
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 ID = "AKIAIOSFODNN7EXAMPLE"

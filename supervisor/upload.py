@@ -1,4 +1,4 @@
-"""Puts a handler's files into an S3 bucket, by boto3; imported by ``serverless.upload_file`` when it is called, in the worker.
+"""Puts a handler's files into an S3 bucket, by boto3. In the worker: ``serverless.upload_file`` imports it when it is called.
 
 Only what the job or the environment says is used, never what boto3 would find elsewhere: a job without credentials must not write
 with the machine's. Nothing of an ``s3Config`` may be in an error, so boto3's are told anew.
