@@ -10,7 +10,8 @@ from multiprocessing.connection import wait
 
 import pytest
 
-from supervisor.pool.template.process import LOG_PIPE_BYTES, SECRETS, Gone, describe_exit, make_pipes, without_secrets
+from supervisor.config.settings import SECRET_VARIABLES
+from supervisor.pool.template.process import LOG_PIPE_BYTES, Gone, describe_exit, make_pipes, without_secrets
 from supervisor.wire import messages as wire
 
 
@@ -76,7 +77,7 @@ def test_pipes_of_the_supervisor_never_block():
 
 
 def test_secrets_are_taken_out():
-    environ = dict.fromkeys(SECRETS, "sesame") | {"PATH": "/bin", "SUPERVISE_PORT": "1"}
+    environ = dict.fromkeys(SECRET_VARIABLES, "sesame") | {"PATH": "/bin", "SUPERVISE_PORT": "1"}
     assert without_secrets(environ) == {"PATH": "/bin", "SUPERVISE_PORT": "1"}
 
 

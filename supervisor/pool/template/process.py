@@ -23,15 +23,12 @@ from typing import Union
 
 import msgspec
 
-from supervisor.config import settings
+from supervisor.config.settings import SECRET_VARIABLES
 from supervisor.errors import WireError
 from supervisor.host.processes import children_of, kill, kill_with_group, processes_with, set_subreaper
 from supervisor.wire import messages as wire
 
 PROGRAM = Path(__file__).resolve().parents[2] / "template" / "main.py"
-
-SECRETS = settings.SECRET_VARIABLES | {"SUPERVISE_API_KEY_FILE", "SUPERVISE_WEBHOOK_SECRET"}
-"""What no handler may read, taken out before the template is exec'ed: ``/proc/PID/environ`` keeps showing what was there."""
 
 LOG_PIPE_BYTES = 1024 * 1024
 """A log pipe holds at most this (`/proc/sys/fs/pipe-max-size`): what a worker wrote before ``Done`` is no more."""
@@ -93,7 +90,7 @@ class Template:
         """Start the process and send it ``setup``; ``TemplateReady`` or ``Gone`` follows.
 
         It holds the descriptors ``locks`` open until nothing that it forked is alive. ``environ`` (by default this process's own)
-        goes to it and its workers without ``SECRETS``.
+        goes to it and its workers ``without_secrets``.
 
         Raises:
             OSError: the process cannot be started.
@@ -249,8 +246,8 @@ class Template:
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` as handlers may see it."""
-    return {name: value for name, value in environ.items() if name not in SECRETS | SERVICE_MANAGERS}
+    """``environ`` as handlers may see it. Taken out before the template is exec'ed: ``/proc/PID/environ`` keeps showing it."""
+    return {name: value for name, value in environ.items() if name not in SECRET_VARIABLES | SERVICE_MANAGERS}
 
 
 def make_pipes() -> Pipes:
