@@ -1,7 +1,7 @@
 """Who may import whom: the house's levels (CONTRIBUTING shows the picture), read from the source and not from a running program.
 
-A line of the tables below is a permission; a file that no line speaks of, an import that none allows, or a circle, fails with its
-``file:line``.
+A line of the tables below is a permission; a file that no line speaks of, an import that none allows, a permission that nothing
+uses, or a circle fails with its ``file:line``.
 """
 
 from __future__ import annotations
@@ -21,84 +21,79 @@ from supervisor.config.sources import variables
 ROOT = Path(__file__).parents[1]
 PACKAGE = "supervisor"
 
-# A room is a file or a folder of the package. Level 1 is in every process; each later line is one level further up.
-BASE = {"errors", "files", "job", "marks", "wire", "proc", "option", "sources", "settings"}
-CHILDREN = {"serverless", "template", "worker"}
-ENGINE = {
-    "assembly",
-    "commits",
-    "deadlines",
-    "embed",
-    "engine",
-    "housekeeping",
-    "jobs",
-    "logs",
-    "orders",
-    "overview",
-    "reports",
-}
-ENGINE |= {"pages", "snapshot", "statistics", "streams", "turns", "waiters"}
-ENGINE |= {"cores", "descriptors", "scaling", "temporary", "watch"}
-MACHINERY = {"gpu", "store", "scheduler", "pool"}
-SERVICES = {"api", "webhooks", "batch"}
-SCREENS = {"address", "client", "dashboard", "sse"}
-
+# A room is a file or a folder of the package, and imports only rooms that stand above it here.
 MAY_IMPORT: dict[str, set[str]] = {
-    **dict.fromkeys(BASE, BASE),
-    **dict.fromkeys(CHILDREN, BASE | CHILDREN),
-    **{room: BASE | {room} for room in MACHINERY},
-    **dict.fromkeys(ENGINE, BASE | MACHINERY | ENGINE),
-    **{room: BASE | {room, "engine", "snapshot", "store"} for room in SERVICES},
-    **dict.fromkeys(SCREENS, BASE | SCREENS | {"snapshot"}),
-    "cli": BASE | MACHINERY | ENGINE | SERVICES | SCREENS | {"cli"},
+    # The words that all share, and what handlers import.
+    "errors": set(),
+    "job": set(),
+    "upload": {"errors"},
+    "serverless": {"upload"},
+    # What every process may need.
+    "wire": {"errors"},
+    "config": {"errors", "wire"},
+    "protocol": {"errors", "job"},
+    "store": {"errors", "job"},
+    "host": {"errors", "wire"},
+    # The reader, the children, and what sees the program as any client does.
+    "gpu": {"config", "errors", "host", "wire"},
+    "worker": {"errors", "host", "job", "serverless", "wire"},
+    "template": {"errors", "host", "wire", "worker"},
+    "client": {"errors", "job", "protocol"},
+    "dashboard": {"client", "errors", "protocol"},
+    # The supervisor.
+    "pool": {"config", "errors", "gpu", "host", "wire"},
+    "webhooks": {"config", "errors", "store"},
+    "engine": {"config", "errors", "gpu", "job", "pool", "protocol", "store", "wire"},
+    "api": {"config", "engine", "errors", "job", "protocol"},
+    "batch": {"engine", "errors", "job", "protocol"},
+    # What puts it together.
+    "reload": {"wire"},
+    "assembly": {"config", "engine", "errors", "gpu", "host", "pool", "protocol", "reload", "store", "wire"},
+    "embed": {"assembly", "config", "engine", "errors", "job", "pool", "protocol", "webhooks"},
+    "cli": {
+        *("api", "assembly", "batch", "client", "config", "dashboard", "engine", "errors", "gpu", "host"),
+        *("job", "pool", "protocol", "store", "webhooks"),
+    },
     "__main__": {"cli"},
     "__init__": {"embed"},
 }
-MAY_IMPORT["pool"] |= {"gpu.records"}
-MAY_IMPORT["snapshot"] = set(BASE)  # level 6 reads it, and must not get the engine with it
-MAY_IMPORT["assembly"] |= {"api.shapes"}  # a webhook carries what `/status` answers
-MAY_IMPORT["embed"] |= {"api.bodies"}  # a request is checked at every door alike
-MAY_IMPORT["embed"] |= {"webhooks"}  # it is the place where an embedded supervisor is put together
-MAY_IMPORT["batch"] |= {"api.bodies", "api.shapes"}  # its lines are what `/run` takes and `/status` answers
-MAY_IMPORT["api"] |= {"logs", "streams"}  # what they hand out is part of the engine's public face
 
-# What is not in the standard library. Every room may import msgspec except those that come before any import of ours.
+# What is not in the standard library.
 THIRD_PARTY: dict[str, set[str]] = {
     "_supervise_runpod": {"worker"},  # ours, by the name under which a handler's own interpreters find it
-    "msgspec": set(MAY_IMPORT) - {"__init__", "__main__"},
-    "boto3": {"worker"},
-    "botocore": {"worker"},
+    "msgspec": set(MAY_IMPORT) - {"__init__", "__main__", "errors", "host", "serverless", "webhooks", "assembly"},
+    "boto3": {"upload", "worker"},
+    "botocore": {"upload", "worker"},
     "click": {"cli"},
     "httptools": {"api"},
-    "psutil": {"api", "cli", "engine", "gpu", "pool"},
+    "psutil": {"api"},
     "pynvml": {"gpu"},
     "requests": {"webhooks", "worker"},
     "rich": {"cli", "dashboard"},
     "runpod": {"worker"},
-    "tomli": {"sources"},
-    "tomllib": {"sources"},  # of the standard library only from Python 3.11 on
+    "tomli": {"config"},
+    "tomllib": {"config"},  # of the standard library only from Python 3.11 on
     "urllib3": {"webhooks", "worker"},
-    "uvicorn": {"api", "cli"},
+    "uvicorn": {"api"},
     "uvloop": {"cli", "embed"},
 }
 
 # Who reads the environment, and what for. Options are read by the settings alone.
 READS_ENVIRONMENT = {
     "embed": "is this a worker, which must not start supervisors",
-    "settings": "options",
+    "config": "options",
     "assembly": "the parent's CUDA_VISIBLE_DEVICES, and whether OMP_NUM_THREADS is set",
     "cli": "the socket of systemd",
     "dashboard": "TERM: can this terminal show a screen",
     "gpu": "what the reader inherits",
+    "host": "where clients of CUDA's MPS meet it",
     "pool": "what the template inherits",
-    "temporary": "where clients of CUDA's MPS meet it",
     "template": "what a worker's user code finds",
+    "upload": "the bucket of jobs that name none",
     "worker": "what a handler and what it starts find",
 }
 NAMES_OPTION_VARIABLES = {
-    "settings": "the table itself",
-    "sources": "reads them for the settings",
-    "pool": "takes the secret ones out of what handlers see",
+    "config": "the table itself",
     "cli": "client commands have options of their own of the same name",
 }
 
@@ -192,8 +187,8 @@ def fault_of(entry: Import) -> str | None:
     where = place(entry.source, entry.line)
     if is_ours(entry.target):
         target = room_of(entry.target)
-        inside = entry.target.partition(".")[2]
-        if target in ("__init__", room) or target in MAY_IMPORT[room] or inside in MAY_IMPORT[room]:
+        # The package itself, which has the version, comes with each of its modules.
+        if target in ("__init__", room) or target in MAY_IMPORT[room]:
             return None
         return f"{where}: {room} may not import {entry.target}, only {', '.join(sorted(MAY_IMPORT[room]))}"
     top = entry.target.partition(".")[0]
@@ -239,6 +234,36 @@ def test_every_file_is_in_a_room() -> None:
 def test_lower_rooms_do_not_import_upper_ones() -> None:
     faults = [fault for entry in IMPORTS if room_of(entry.source) in MAY_IMPORT and (fault := fault_of(entry))]
     assert not faults, "\n" + "\n".join(faults)
+
+
+def test_a_room_imports_only_rooms_above_it_in_the_table() -> None:
+    """So there is no circle of rooms either."""
+    rooms = list(MAY_IMPORT)
+    faults = [f"{room}: {allowed}" for room in rooms for allowed in MAY_IMPORT[room] - set(rooms[: rooms.index(room)])]
+    assert not faults
+    assert not circles(MAY_IMPORT)
+
+
+def test_nothing_is_permitted_that_nobody_needs() -> None:
+    used = {(room_of(entry.source), room_of(entry.target)) for entry in IMPORTS if is_ours(entry.target)}
+    used |= {(room_of(entry.source), entry.target.partition(".")[0]) for entry in IMPORTS if not is_ours(entry.target)}
+    permitted = [(room, allowed) for room, rooms in MAY_IMPORT.items() for allowed in rooms]
+    permitted += [(room, package) for package, rooms in THIRD_PARTY.items() for room in rooms]
+    unused = [f"{room}: {target}" for room, target in permitted if (room, target) not in used]
+    assert not unused, f"{unused}: take these permissions away"
+
+
+def reach(room: str) -> set[str]:
+    """The rooms that may be in a process with ``room``."""
+    return {room}.union(*(reach(allowed) for allowed in MAY_IMPORT[room]))
+
+
+def test_the_children_have_nothing_of_the_supervisor() -> None:
+    assert reach("template") == {"errors", "host", "job", "serverless", "template", "upload", "wire", "worker"}
+
+
+def test_screens_see_the_program_as_any_client_does() -> None:
+    assert reach("dashboard") == {"client", "dashboard", "errors", "job", "protocol"}
 
 
 def test_no_circles() -> None:
@@ -289,6 +314,8 @@ def test_only_the_listed_rooms_read_the_environment() -> None:
         if room_of(module) not in READS_ENVIRONMENT
     ]
     assert not faults, f"{faults}: options come from the settings; any other use needs a line in READS_ENVIRONMENT"
+    readers = {room_of(module) for module, tree in TREES.items() if any(map(reads_environment, ast.walk(tree)))}
+    assert set(READS_ENVIRONMENT) == readers
 
 
 def test_only_settings_know_the_variables_of_options() -> None:
@@ -341,12 +368,17 @@ def test_imports_for_types_are_told_apart() -> None:
         ("supervisor.job", "supervisor.store.store"),
         ("supervisor.errors", "click"),
         ("supervisor.store", "supervisor.gpu.records"),
-        ("supervisor.pool", "supervisor.gpu.pinning"),
+        ("supervisor.gpu", "supervisor.pool.pool"),
         ("supervisor.api", "supervisor.pool.pool"),
         ("supervisor.dashboard", "supervisor.engine.engine"),
         ("supervisor.dashboard", "pynvml"),
         ("supervisor.worker", "torch"),
         ("supervisor.worker", "supervisor.pool.pool"),
+        ("supervisor.worker", "supervisor.config.settings"),
+        ("supervisor.template", "supervisor.store.store"),
+        ("supervisor.template", "supervisor.gpu.records"),
+        ("supervisor.template", "supervisor.engine.engine"),
+        ("supervisor.client", "supervisor.config.settings"),
     ],
 )
 def test_what_is_forbidden_is_a_fault(source: str, target: str) -> None:
