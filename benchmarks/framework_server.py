@@ -25,7 +25,7 @@ from supervisor.api.auth import Guard
 from supervisor.config.settings import Settings
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobStatus
-from supervisor.protocol import responses as shapes
+from supervisor.protocol import responses
 from supervisor.protocol.requests import job_request
 from supervisor.protocol.views import JobCounts, Snapshot, Stats, WorkerView
 
@@ -80,19 +80,19 @@ class Operations:
         self.guard = Guard(engine.settings.api_key)
 
     async def run(self, body, headers):
-        return shapes.accepted_body(await self.engine.submit(job_request(body, headers.get(b"idempotency-key"))))
+        return responses.accepted_body(await self.engine.submit(job_request(body, headers.get(b"idempotency-key"))))
 
     async def runsync(self, body, headers):
-        return shapes.status_body(await self.engine.submit(job_request(body, headers.get(b"idempotency-key"))))
+        return responses.status_body(await self.engine.submit(job_request(body, headers.get(b"idempotency-key"))))
 
     def status(self, job_id):
         job = self.engine.job(job_id)
         if job is None:
             raise RequestError(404, f"no job {job_id!r}: never submitted here, or forgotten (--retention)")
-        return shapes.status_body(job)
+        return responses.status_body(job)
 
     def health(self):
-        return shapes.health(self.engine.snapshot())
+        return responses.health(self.engine.snapshot())
 
 
 def refusal(error):

@@ -19,12 +19,10 @@ from supervisor.config.settings import Settings
 from supervisor.engine import scaling
 from supervisor.engine.engine import Engine
 from supervisor.errors import HandlerError, StartError, SuperviseError
-from supervisor.gpu import cpu_share as cores
-from supervisor.gpu import locks, pinning
+from supervisor.gpu import cpu_share, locks, pinning
 from supervisor.gpu.client import Reader
 from supervisor.gpu.records import Gpu, Listing
-from supervisor.host import file_limits as descriptors
-from supervisor.host import temporary
+from supervisor.host import file_limits, temporary
 from supervisor.pool import events
 from supervisor.pool.interfaces import Place
 from supervisor.pool.pool import Pool
@@ -86,7 +84,7 @@ class Assembly:
         self._children: list[Callable[[], Sequence[int]]] = []
         if own_process:
             become_subreaper()
-            descriptors.raise_limit()
+            file_limits.raise_limit()
         try:
             self._build()
         except BaseException:
@@ -104,7 +102,7 @@ class Assembly:
         gpus, gpu_locks = self._take_gpus(holder)
         self._plans = pinning.plan_slots(gpus, settings.workers, settings.gpus_per_worker, settings.workers_per_gpu)
         scaling.bounds(settings, len(self._plans))
-        descriptors.check_limit(len(self._plans))
+        file_limits.check_limit(len(self._plans))
         limits = self._limits()
         held = [*gpu_locks, *store_locks]
         self._lock_fds = (folder_lock, *(fd for lock in held for fd in lock.fds))
@@ -250,7 +248,7 @@ class Assembly:
         settings = self._settings
         cpus = {}
         if settings.cpu_affinity == "auto":
-            cpus = cores.share_out({plan.name: plan.gpus for plan in self._plans}, cores.available())
+            cpus = cpu_share.share_out({plan.name: plan.gpus for plan in self._plans}, cpu_share.available())
         kept = temporary.check_private_tmp(settings.spec) if settings.private_tmp else ()
         return wire.Limits(settings.max_processes, settings.private_tmp, kept, cpus)
 
@@ -284,7 +282,7 @@ class Assembly:
     def _environment(self, plan: pinning.SlotPlan, pin_by: str, cpus: Sequence[int]) -> dict[str, str | None]:
         """What the workers of a slot, which are pinned to ``cpus``, find in their environment besides the generation's own."""
         share: dict[str, str | None] = {}
-        threads = cores.threads(cores.available(), len(self._plans), cpus)
+        threads = cpu_share.threads(cpu_share.available(), len(self._plans), cpus)
         if threads is not None and "OMP_NUM_THREADS" not in os.environ:
             share["OMP_NUM_THREADS"] = str(threads)
         return {

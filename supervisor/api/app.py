@@ -14,7 +14,7 @@ from supervisor.api.auth import Guard
 from supervisor.api.call import Call, ClientGone, Receive, Reply, Scope, Send, Waits
 from supervisor.api.docs.about import About
 from supervisor.api.metrics import Deliveries
-from supervisor.api.openai import errors as openai_errors
+from supervisor.api.openai import errors
 from supervisor.api.operations import ROUTES
 from supervisor.api.routes import Match, Router
 from supervisor.errors import RequestError, StoreError
@@ -184,6 +184,6 @@ def _refusal(error: RequestError, path: str) -> Reply:
     retry_after = RETRY_AFTER_S if error.retry_after is None and error.status == UNAVAILABLE else error.retry_after
     if retry_after is not None:
         headers[b"retry-after"] = b"%d" % retry_after
-    openai = openai_errors.speaks_openai(path)
-    body = openai_errors.of_refusal(error).body if openai else msgspec.json.encode({"error": str(error)})
+    openai = errors.speaks_openai(path)
+    body = errors.of_refusal(error).body if openai else msgspec.json.encode({"error": str(error)})
     return Reply(body, error.status, headers)

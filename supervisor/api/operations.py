@@ -9,11 +9,11 @@ import msgspec
 
 from supervisor.api import events
 from supervisor.api.call import Call, Reply, clamped, index
-from supervisor.api.openai import forward as openai
+from supervisor.api.openai import forward
 from supervisor.api.routes import Route
 from supervisor.errors import RequestError
 from supervisor.job import JobStatus
-from supervisor.protocol import responses as shapes
+from supervisor.protocol import responses
 
 if TYPE_CHECKING:
     from supervisor.engine.engine import Engine
@@ -36,7 +36,7 @@ _encode = msgspec.json.Encoder().encode
 async def run(call: Call) -> Reply:
     """POST /run."""
     job = await call.engine.submit(await call.job_request())
-    return Reply(shapes.accepted_body(job))
+    return Reply(responses.accepted_body(job))
 
 
 async def runsync(call: Call) -> Reply:
@@ -73,30 +73,32 @@ async def _untaken_chunks(call: Call, wait_s: float) -> Reply:
     """An answer that does not reach the client uses up no chunks."""
     lease = await call.wait_while_connected(call.engine.streams.take(call.param, wait_s), _put_back)
     if lease is None:
-        return Reply(shapes.stream_body(_known(call, call.engine.job(call.param)), ()))
+        return Reply(responses.stream_body(_known(call, call.engine.job(call.param)), ()))
     return _stream(call, lease.chunks, sent=_settle(lease))
 
 
 async def _chunks_from(call: Call, start: int, wait_s: float) -> Reply:
     chunks = await call.wait(call.engine.streams.read(call.param, start, wait_s))
     if chunks is None:
-        return Reply(shapes.stream_body(_known(call, call.engine.job(call.param)), ()))
+        return Reply(responses.stream_body(_known(call, call.engine.job(call.param)), ()))
     return _stream(call, chunks)
 
 
 def _stream(call: Call, chunks: Chunks, sent: Callable[[bool], None] | None = None) -> Reply:
     """The answer that begins with ``chunks`` and has those that follow, up to the newest of that moment."""
     if chunks.end >= chunks.job.chunks:
-        return Reply(shapes.stream_body(chunks.job, chunks.values), sent=sent)
+        return Reply(responses.stream_body(chunks.job, chunks.values), sent=sent)
     return Reply(parts=_long_stream(call.engine, chunks), sent=sent)
 
 
 async def _long_stream(engine: Engine, chunks: Chunks) -> AsyncGenerator[bytes, None]:
     """Many looks' chunks. What a job that is put back meanwhile has then is of another attempt, and none of this answer."""
-    yield shapes.stream_head(chunks.job)
+    yield responses.stream_head(chunks.job)
     first = chunks.first
     while chunks.values:
-        items = (shapes.stream_item(chunk, first=at == first) for at, chunk in enumerate(chunks.values, chunks.first))
+        items = (
+            responses.stream_item(chunk, first=at == first) for at, chunk in enumerate(chunks.values, chunks.first)
+        )
         for part in events.packed(items):
             yield part
         chunks = engine.streams.following(chunks)
@@ -142,12 +144,12 @@ async def _long_log(engine: Engine, job_id: str, text: bytes) -> AsyncGenerator[
 
 async def cancel(call: Call) -> Reply:
     """POST /cancel/{id}."""
-    return Reply(shapes.state_body(_known(call, await call.engine.cancel(call.param))))
+    return Reply(responses.state_body(_known(call, await call.engine.cancel(call.param))))
 
 
 async def retry(call: Call) -> Reply:
     """POST /retry/{id}."""
-    return Reply(shapes.accepted_body(_known(call, await call.engine.retry(call.param))))
+    return Reply(responses.accepted_body(_known(call, await call.engine.retry(call.param))))
 
 
 async def purge_queue(call: Call) -> Reply:
@@ -162,12 +164,12 @@ async def requests(call: Call) -> Reply:
         raise RequestError(400, f"status: no {status[:40]!r}; there are: {', '.join(JobStatus.__members__)}")
     limit = clamped("limit", call.field("limit") or str(_PAGE), _MIN_PAGE, _MAX_PAGE)
     page = call.engine.requests(status and JobStatus(status), limit, call.field("after") or None)
-    return Reply(shapes.requests_body(page.jobs, page.next))
+    return Reply(responses.requests_body(page.jobs, page.next))
 
 
 async def health(call: Call) -> Reply:
     """GET /health."""
-    return Reply(shapes.health(call.engine.snapshot()))
+    return Reply(responses.health(call.engine.snapshot()))
 
 
 async def workers(call: Call) -> Reply:
@@ -228,7 +230,7 @@ def _known(call: Call, job: Job | None) -> Job:
 
 def _status(call: Call, job: Job) -> Reply:
     progress = None if job.status.terminal else call.engine.progress(job.id)
-    return Reply(shapes.status_body(job, progress))
+    return Reply(responses.status_body(job, progress))
 
 
 def _put_back(lease: ChunkLease | None) -> None:
@@ -261,7 +263,7 @@ ROUTES: tuple[Route, ...] = (
     Route(_GET, "/gpus", gpus, "The GPUs as NVML shows them"),
     Route(_GET, "/stats", stats, "Rates and percentiles"),
     Route(_GET, "/snapshot", snapshot, "Everything that a screen shows"),
-    Route(_READ, "/openai/v1/{route}", openai.forward, "OpenAI's API, as the handler serves it", body=True, rest=True),
+    Route(_READ, "/openai/v1/{route}", forward.forward, "OpenAI's API, as the handler serves it", body=True, rest=True),
     Route(_PROBE, "/livez", livez, "Whether the supervisor lives", open=True, root_only=True),
     Route(_PROBE, "/readyz", readyz, "Whether a worker is ready", open=True, root_only=True),
 )

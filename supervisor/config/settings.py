@@ -16,8 +16,7 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
-from supervisor.config import kinds as option
-from supervisor.config import sources
+from supervisor.config import kinds, sources
 from supervisor.config.kinds import Option, nearest, parse_handler
 from supervisor.config.sources import Given
 from supervisor.errors import UsageError
@@ -45,90 +44,90 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     handler: Annotated[
         str,
-        Option(_HANDLER, option.TEXT, "A file (run as `python FILE`), a module, or module:function.", positional=True),
+        Option(_HANDLER, kinds.TEXT, "A file (run as `python FILE`), a module, or module:function.", positional=True),
     ]
     handler_args: Annotated[
         tuple[str, ...],
-        Option(_HANDLER, option.WORDS, "What the handler finds in sys.argv behind its name.", positional=True),
+        Option(_HANDLER, kinds.WORDS, "What the handler finds in sys.argv behind its name.", positional=True),
     ] = ()
     endpoint_id: Annotated[
-        str, Option(_HANDLER, option.ENDPOINT_ID, "Name in the URLs: /v2/ID.", shown="the handler's last name")
+        str, Option(_HANDLER, kinds.ENDPOINT_ID, "Name in the URLs: /v2/ID.", shown="the handler's last name")
     ]
     preload: Annotated[
         tuple[str, ...] | None,
         Option(
             _HANDLER,
-            option.MODULES,
+            kinds.MODULES,
             "Modules that are imported once, before workers are forked; auto: those that the handler imports.",
             shown="auto",
         ),
     ] = None
     preload_timeout: Annotated[
-        float, Option(_HANDLER, option.duration(0.1), "How long a preloaded import may take.")
+        float, Option(_HANDLER, kinds.duration(0.1), "How long a preloaded import may take.")
     ] = 60.0
     reload: Annotated[
         bool,
         Option(
-            _HANDLER, option.FLAG, "Load the handler anew when its file, or a Python file below its folder, changes."
+            _HANDLER, kinds.FLAG, "Load the handler anew when its file, or a Python file below its folder, changes."
         ),
     ] = False
 
     gpus: Annotated[
-        str, Option(_GPUS, option.GPUS, "auto: every free GPU; all; none; or a list of indices, UUIDs or MIG UUIDs.")
+        str, Option(_GPUS, kinds.GPUS, "auto: every free GPU; all; none; or a list of indices, UUIDs or MIG UUIDs.")
     ] = "auto"
     pin_by: Annotated[
-        str, Option(_GPUS, option.choice("index", "uuid"), "How CUDA_VISIBLE_DEVICES names the GPU of a worker.")
+        str, Option(_GPUS, kinds.choice("index", "uuid"), "How CUDA_VISIBLE_DEVICES names the GPU of a worker.")
     ] = "index"
-    share_gpus: Annotated[bool, Option(_GPUS, option.FLAG, "Take GPUs that another supervisor holds, too.")] = False
+    share_gpus: Annotated[bool, Option(_GPUS, kinds.FLAG, "Take GPUs that another supervisor holds, too.")] = False
     simulate_gpus: Annotated[
         int,
         Option(
-            _GPUS, option.whole(0, 64), "Pretend to have N GPUs, to try things on a machine that has none.", shown="off"
+            _GPUS, kinds.whole(0, 64), "Pretend to have N GPUs, to try things on a machine that has none.", shown="off"
         ),
     ] = 0
     gpus_per_worker: Annotated[
-        int, Option(_GPUS, option.whole(1, 64), "Give each worker N GPUs; they must divide evenly.")
+        int, Option(_GPUS, kinds.whole(1, 64), "Give each worker N GPUs; they must divide evenly.")
     ] = 1
     workers_per_gpu: Annotated[
-        int, Option(_GPUS, option.whole(1, 64), "Put N workers on each GPU, or on each group of GPUs.")
+        int, Option(_GPUS, kinds.whole(1, 64), "Put N workers on each GPU, or on each group of GPUs.")
     ] = 1
     lock_dir: Annotated[
-        Path, Option(_GPUS, option.PATH, "Where supervisors on this machine lock GPUs; the same for all of them.")
+        Path, Option(_GPUS, kinds.PATH, "Where supervisors on this machine lock GPUs; the same for all of them.")
     ] = Path("/tmp/supervise-locks")
 
-    workers: Annotated[int, Option(_WORKERS, option.whole(1, 1024), "Workers on the CPU, where no GPU is used.")] = 1
+    workers: Annotated[int, Option(_WORKERS, kinds.whole(1, 1024), "Workers on the CPU, where no GPU is used.")] = 1
     min_workers: Annotated[
         int | None,
-        Option(_WORKERS, option.whole(0, 1024), "Workers that run also when no job waits; 0: none.", shown="all slots"),
+        Option(_WORKERS, kinds.whole(0, 1024), "Workers that run also when no job waits; 0: none.", shown="all slots"),
     ] = None
     max_workers: Annotated[
-        int | None, Option(_WORKERS, option.whole(1, 1024), "Workers that run at most.", shown="all slots")
+        int | None, Option(_WORKERS, kinds.whole(1, 1024), "Workers that run at most.", shown="all slots")
     ] = None
     idle_timeout: Annotated[
         float,
         Option(
-            _WORKERS, option.DURATION, "Stop a worker that had no job for so long, while more than --min-workers run."
+            _WORKERS, kinds.DURATION, "Stop a worker that had no job for so long, while more than --min-workers run."
         ),
     ] = 60.0
     scale_after: Annotated[
-        float, Option(_WORKERS, option.DURATION, "Start one more for each job that has waited so long.")
+        float, Option(_WORKERS, kinds.DURATION, "Start one more for each job that has waited so long.")
     ] = 4.0
     start_timeout: Annotated[
         float,
-        Option(_WORKERS, option.DURATION, "How long a worker may take to load the handler; 0: any time.", shown="0"),
+        Option(_WORKERS, kinds.DURATION, "How long a worker may take to load the handler; 0: any time.", shown="0"),
     ] = 0.0
     grace: Annotated[
-        float, Option(_WORKERS, option.DURATION, "From asking a worker to end to SIGTERM, and from there to SIGKILL.")
+        float, Option(_WORKERS, kinds.DURATION, "From asking a worker to end to SIGTERM, and from there to SIGKILL.")
     ] = 5.0
     drain_timeout: Annotated[
-        float, Option(_WORKERS, option.DURATION, "How long running jobs may go on after SIGTERM or Ctrl-C.")
+        float, Option(_WORKERS, kinds.DURATION, "How long running jobs may go on after SIGTERM or Ctrl-C.")
     ] = 30.0
 
     cpu_affinity: Annotated[
         str,
         Option(
             _WORKERS,
-            option.choice("off", "auto"),
+            kinds.choice("off", "auto"),
             "Pin each worker to its share of the cores: those near its GPU, where the system says which they are.",
         ),
     ] = "off"
@@ -136,93 +135,91 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Option(
             _WORKERS,
-            option.whole(0),
+            kinds.whole(0),
             "End a worker that is, with all that it started, more than N processes; 0: any number.",
         ),
     ] = 4096
     private_tmp: Annotated[
-        bool, Option(_WORKERS, option.FLAG, "Give each worker a /tmp and a /var/tmp of its own, which end with it.")
+        bool, Option(_WORKERS, kinds.FLAG, "Give each worker a /tmp and a /var/tmp of its own, which end with it.")
     ] = False
 
-    refresh_worker: Annotated[bool, Option(_REFRESH, option.FLAG, "Give every job a fresh worker.")] = False
+    refresh_worker: Annotated[bool, Option(_REFRESH, kinds.FLAG, "Give every job a fresh worker.")] = False
     refresh_after_jobs: Annotated[
-        int, Option(_REFRESH, option.whole(0), "Refresh a worker after N jobs.", shown="off")
+        int, Option(_REFRESH, kinds.whole(0), "Refresh a worker after N jobs.", shown="off")
     ] = 0
     refresh_above: Annotated[
         int,
         Option(
             _REFRESH,
-            option.mebibytes(),
+            kinds.mebibytes(),
             "Refresh a worker that is idle after a job and still holds more GPU memory.",
             shown="off",
         ),
     ] = 0
     refresh_on_oom: Annotated[
-        bool, Option(_REFRESH, option.FLAG, "Refresh a worker whose job failed because the GPU's memory was full.")
+        bool, Option(_REFRESH, kinds.FLAG, "Refresh a worker whose job failed because the GPU's memory was full.")
     ] = False
     release_timeout: Annotated[
         float,
         Option(
-            _REFRESH, option.DURATION, "When GPU memory that a dead worker still holds takes its slot out of service."
+            _REFRESH, kinds.DURATION, "When GPU memory that a dead worker still holds takes its slot out of service."
         ),
     ] = 30.0
 
-    store: Annotated[Path, Option(_JOBS, option.PATH, "The job database.", shown=".supervise/ENDPOINT_ID.db")]
+    store: Annotated[Path, Option(_JOBS, kinds.PATH, "The job database.", shown=".supervise/ENDPOINT_ID.db")]
     adopt: Annotated[
-        bool, Option(_JOBS, option.FLAG, "Take over the jobs that another handler left unfinished, and run them.")
+        bool, Option(_JOBS, kinds.FLAG, "Take over the jobs that another handler left unfinished, and run them.")
     ] = False
-    retention: Annotated[float, Option(_JOBS, option.DURATION, "How long results are kept after a job's end.")] = DAY
-    max_store: Annotated[int, Option(_JOBS, option.SIZE, "Forget the oldest results when the database holds more.")] = (
+    retention: Annotated[float, Option(_JOBS, kinds.DURATION, "How long results are kept after a job's end.")] = DAY
+    max_store: Annotated[int, Option(_JOBS, kinds.SIZE, "Forget the oldest results when the database holds more.")] = (
         10 * 2**30
     )
     durability: Annotated[
         str,
         Option(
             _JOBS,
-            option.choice("normal", "full"),
+            kinds.choice("normal", "full"),
             "What accepted jobs survive: kill -9, or a power cut as well, for which each answer waits for the disk.",
         ),
     ] = "normal"
     execution_timeout: Annotated[
         float,
-        Option(_JOBS, option.DURATION, "How long a job may run, where it does not say so itself.", shown="no limit"),
+        Option(_JOBS, kinds.DURATION, "How long a job may run, where it does not say so itself.", shown="no limit"),
     ] = 0.0
     ttl: Annotated[
         float,
         Option(
             _JOBS,
-            option.DURATION,
+            kinds.DURATION,
             "How long after its arrival a job times out, queued or running, where it does not say so itself.",
             shown="never",
         ),
     ] = 0.0
-    max_log: Annotated[int, Option(_JOBS, option.SIZE, "How much of what a job prints is kept.")] = 10 * MIB
+    max_log: Annotated[int, Option(_JOBS, kinds.SIZE, "How much of what a job prints is kept.")] = 10 * MIB
     max_queue: Annotated[
-        int, Option(_JOBS, option.whole(0), "Refuse jobs (429) while N are queued.", shown="no limit")
+        int, Option(_JOBS, kinds.whole(0), "Refuse jobs (429) while N are queued.", shown="no limit")
     ] = 0
-    max_result: Annotated[int, Option(_JOBS, option.SIZE, "Fail a job whose result is larger.")] = 100 * MIB
+    max_result: Annotated[int, Option(_JOBS, kinds.SIZE, "Fail a job whose result is larger.")] = 100 * MIB
     max_attempts: Annotated[
-        int, Option(_JOBS, option.whole(1, 1000), "Starts that a job may have when workers die under it.")
+        int, Option(_JOBS, kinds.whole(1, 1000), "Starts that a job may have when workers die under it.")
     ] = 1
     on_restart: Annotated[
         str,
-        Option(
-            _JOBS, option.choice("requeue", "fail"), "What happens to jobs that ran when the supervisor was killed."
-        ),
+        Option(_JOBS, kinds.choice("requeue", "fail"), "What happens to jobs that ran when the supervisor was killed."),
     ] = "requeue"
     requeue_streams: Annotated[
-        bool, Option(_JOBS, option.FLAG, "Requeue them also when chunks of theirs were handed out.")
+        bool, Option(_JOBS, kinds.FLAG, "Requeue them also when chunks of theirs were handed out.")
     ] = False
 
-    host: Annotated[str, Option(_HTTP, option.HOST, "Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Option(_HTTP, option.PORT, "Port to listen on; 0 picks one.")] = 8000
-    max_body: Annotated[int, Option(_HTTP, option.SIZE, "Refuse (413) a request whose body is larger.")] = 20 * MIB
+    host: Annotated[str, Option(_HTTP, kinds.HOST, "Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Option(_HTTP, kinds.PORT, "Port to listen on; 0 picks one.")] = 8000
+    max_body: Annotated[int, Option(_HTTP, kinds.SIZE, "Refuse (413) a request whose body is larger.")] = 20 * MIB
 
     api_key: Annotated[
         tuple[str, ...],
         Option(
             _SECURITY,
-            option.API_KEYS,
+            kinds.API_KEYS,
             "A key that clients must send; may be repeated. Better in SUPERVISE_API_KEYS or a file.",
             more_variables=("SUPERVISE_API_KEYS",),
             secret=True,
@@ -230,28 +227,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
     api_key_file: Annotated[
         Path | None,
-        Option(_SECURITY, option.PATH, "Keys, one a line; lines that start with # are comments.", secret=True),
+        Option(_SECURITY, kinds.PATH, "Keys, one a line; lines that start with # are comments.", secret=True),
     ] = None
-    no_auth: Annotated[bool, Option(_SECURITY, option.FLAG, "Serve a host other than loopback without keys.")] = False
+    no_auth: Annotated[bool, Option(_SECURITY, kinds.FLAG, "Serve a host other than loopback without keys.")] = False
     allow_origin: Annotated[
         tuple[str, ...],
-        Option(_SECURITY, option.ORIGINS, "Origin whose web pages may call the API from a browser; may be repeated."),
+        Option(_SECURITY, kinds.ORIGINS, "Origin whose web pages may call the API from a browser; may be repeated."),
     ] = ()
 
     webhook_retries: Annotated[
-        int, Option(_WEBHOOKS, option.whole(0, 1000), "How often one that was not answered by 200 is tried again.")
+        int, Option(_WEBHOOKS, kinds.whole(0, 1000), "How often one that was not answered by 200 is tried again.")
     ] = 2
-    webhook_delay: Annotated[float, Option(_WEBHOOKS, option.DURATION, "How long after a try the next one comes.")] = (
+    webhook_delay: Annotated[float, Option(_WEBHOOKS, kinds.DURATION, "How long after a try the next one comes.")] = (
         10.0
     )
     webhook_timeout: Annotated[
-        float, Option(_WEBHOOKS, option.duration(0.01), "How long a try may take, from the look-up of the name on.")
+        float, Option(_WEBHOOKS, kinds.duration(0.01), "How long a try may take, from the look-up of the name on.")
     ] = 10.0
     webhook_secret: Annotated[
         str | None,
         Option(
             _WEBHOOKS,
-            option.WEBHOOK_SECRET,
+            kinds.WEBHOOK_SECRET,
             "Sign as Standard Webhooks do: whsec_ and base64, or any text. Better in SUPERVISE_WEBHOOK_SECRET.",
             secret=True,
         ),
@@ -260,25 +257,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Option(
             _WEBHOOKS,
-            option.FLAG,
+            kinds.FLAG,
             "Post only to public addresses: not to this machine, its networks or a cloud's metadata.",
         ),
     ] = False
 
     dashboard: Annotated[
-        bool, Option(_OUTPUT, option.FLAG, "Show the live dashboard, or one line per event.", shown="on a terminal")
+        bool, Option(_OUTPUT, kinds.FLAG, "Show the live dashboard, or one line per event.", shown="on a terminal")
     ]
     log_format: Annotated[
-        str, Option(_OUTPUT, option.choice("text", "json"), "How event lines are written; asking for one shows them.")
+        str, Option(_OUTPUT, kinds.choice("text", "json"), "How event lines are written; asking for one shows them.")
     ] = "text"
     test_input: Annotated[
-        str | None, Option(_OUTPUT, option.JSON, "Run one job with this input, print its status, and exit.")
+        str | None, Option(_OUTPUT, kinds.JSON, "Run one job with this input, print its status, and exit.")
     ] = None
     input: Annotated[
         Path | None,
         Option(
             _BATCH,
-            option.FILE,
+            kinds.FILE,
             "Run the lines of a JSONL file (-: standard input) as jobs, without a server, and exit.",
         ),
     ] = None
@@ -286,13 +283,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path | None,
         Option(
             _BATCH,
-            option.FILE,
+            kinds.FILE,
             "Where their results go, a line each. With a file that is there, only what is missing in it is run.",
             shown="standard output",
         ),
     ] = None
 
-    config: Annotated[Path | None, Option(OTHER, option.PATH, "A TOML file of options, such as port = 8080.")] = None
+    config: Annotated[Path | None, Option(OTHER, kinds.PATH, "A TOML file of options, such as port = 8080.")] = None
 
     @classmethod
     def make(cls, handler: str, /, **keywords: object) -> Settings:
@@ -396,7 +393,7 @@ def _parse(name: str, given: Given) -> Any:
 def _default_endpoint_id(spec: HandlerSpec) -> str:
     last = Path(spec.target).name.removesuffix(".py") if spec.kind == "file" else spec.target.rpartition(".")[2]
     try:
-        return str(option.ENDPOINT_ID.parse(last))
+        return str(kinds.ENDPOINT_ID.parse(last))
     except ValueError:
         suggestion = re.sub(r"[^A-Za-z0-9._~-]+", "-", last).strip("-.") or "my-endpoint"
         raise UsageError(

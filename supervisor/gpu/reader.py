@@ -26,7 +26,7 @@ from supervisor.gpu.records import Reading
 from supervisor.gpu.simulated import SimulatedSource
 from supervisor.gpu.source import Source, SourceError
 from supervisor.gpu.xids import XidWatch
-from supervisor.host import processes as proc
+from supervisor.host import processes
 from supervisor.wire import messages as wire
 
 _CHUNK = 65536
@@ -38,7 +38,7 @@ def main(supervisor: int, simulated: int, fd: int = 0) -> None:
     # socket close, so the kernel must help.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
-    proc.set_death_signal(signal.SIGKILL)
+    processes.set_death_signal(signal.SIGKILL)
     if os.getppid() != supervisor:
         return
     # A process stuck in the kernel would keep what it inherited by accident: a lock, somebody's pipe.

@@ -12,7 +12,7 @@ import msgspec
 
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, WorkerRef
 from supervisor.gpu.source import MIB, anonymous_memory_of, name_of, started_at
-from supervisor.host import processes as proc
+from supervisor.host.processes import children_of
 
 NAME = "Simulated GPU"
 MEMORY_MIB = 24576
@@ -70,7 +70,7 @@ class SimulatedSource:
             while waiting:
                 pid = waiting.pop()
                 self._members[pid] = _Member(slot, ref.uuids, started_at(pid))
-                waiting += proc.children_of(pid)
+                waiting += children_of(pid)
 
 
 def uuid_of(index: int) -> str:

@@ -69,7 +69,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
     ``kind`` is ``function``, ``coroutine``, ``generator`` or ``async_generator`` (``unknown`` for a callable that only its result
     tells). ``capacity`` jobs may run together. ``refresh_worker`` is the flag of ``config``. ``load_ms``: since the fork.
-    ``mark`` begins what a job prints where several may run together (``marks.py``), from their first print on; else it is empty.
+    ``mark`` begins what a job prints where several may run together (``log_frames``), from their first print on; else empty.
     """
 
     pid: int

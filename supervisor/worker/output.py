@@ -1,7 +1,7 @@
 """Descriptors 0, 1 and 2 of a worker process, and its end: what the handler prints is kept until its very last word.
 
 The supervisor reads 1 and 2 through one pipe. Nothing waits in a Python buffer, as with ``python -u``, so a crash loses nothing.
-Where several jobs may run together, ``mark_prints`` lets each write of Python's streams name its job (``marks.py``).
+Where several jobs may run together, ``mark_prints`` lets each write of Python's streams name its job (``wire/log_frames.py``).
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
-from supervisor.api.docs import page as docs
+from supervisor.api.docs.page import _anchor
+from supervisor.api.docs.page import page as page_of
 
 if TYPE_CHECKING:
     from conftest import Site
@@ -72,7 +73,7 @@ def test_every_operation_is_there_with_something_to_try(site: Site) -> None:
     page = read(site)
     paths = site.ask("GET", "/openapi.json").json["paths"]
     for path, item in paths.items():
-        text = page.sections[docs._anchor(path)]
+        text = page.sections[_anchor(path)]
         for method in set(item) - {"servers"}:
             assert method.upper() in text
             assert item[method]["summary"] in text
@@ -117,7 +118,7 @@ def test_examples_show_the_key_where_there_are_keys(make_site: Callable[..., Sit
 
 def test_nothing_in_it_is_taken_for_markup(site: Site) -> None:
     hostile = "http://a/<script>\"'&"
-    html = docs.page(site.ask("GET", "/openapi.json").json, hostile).html
+    html = page_of(site.ask("GET", "/openapi.json").json, hostile).html
     page = Reader(html)
     assert hostile in page.sections["run"]
     assert html.count("<script>") == 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.api.openai import errors as openai_errors
+from supervisor.api.openai import errors
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobStatus
 
@@ -218,7 +218,7 @@ FAILURES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("error", "expected"), FAILURES)
 def test_failures(error: str, expected: dict[str, Any]) -> None:
-    failure = openai_errors.of_job(Job(0, "a", JobStatus.FAILED, b"null", 0, error=error))
+    failure = errors.of_job(Job(0, "a", JobStatus.FAILED, b"null", 0, error=error))
     assert {name: getattr(failure, name) for name in expected} == expected
     assert list(json.loads(failure.body)["error"]) == ["message", "type", "param", "code"]
 

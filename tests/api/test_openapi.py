@@ -18,8 +18,7 @@ from supervisor.api.docs.openapi import Access, document
 from supervisor.api.operations import ROUTES
 from supervisor.config.settings import Settings
 from supervisor.job import Job, JobStatus
-from supervisor.protocol import requests as bodies
-from supervisor.protocol import responses as shapes
+from supervisor.protocol import requests, responses
 
 if TYPE_CHECKING:
     from conftest import Site
@@ -115,14 +114,14 @@ def test_numbers_are_those_of_the_code() -> None:
 
 
 def test_a_request_that_it_describes_is_accepted() -> None:
-    assert f"^{bodies._ID.pattern}$" == schemas.ID_PATTERN
+    assert f"^{requests._ID.pattern}$" == schemas.ID_PATTERN
     for path in ("/run", "/runsync"):
-        bodies.job_request(json.dumps(describe.OPERATIONS[path].example).encode())
+        requests.job_request(json.dumps(describe.OPERATIONS[path].example).encode())
     known = {field.encode_name for field in msgspec.structs.fields(schemas.NewJob)}
-    assert known == {field.encode_name for field in msgspec.structs.fields(bodies._Body)}
+    assert known == {field.encode_name for field in msgspec.structs.fields(requests._Body)}
     known = {field.encode_name for field in msgspec.structs.fields(schemas.Policy)}
-    assert known == {field.encode_name for field in msgspec.structs.fields(bodies._Policy)}
-    bodies.openai_request("models", json.dumps(describe.OPERATIONS["/openai/v1/{route}"].example).encode())
+    assert known == {field.encode_name for field in msgspec.structs.fields(requests._Policy)}
+    requests.openai_request("models", json.dumps(describe.OPERATIONS["/openai/v1/{route}"].example).encode())
 
 
 def job(status: JobStatus, **fields: Any) -> Job:
@@ -132,19 +131,19 @@ def job(status: JobStatus, **fields: Any) -> Job:
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
-        *((shapes.status_body(job(status)), schemas.Job) for status in JobStatus),
+        *((responses.status_body(job(status)), schemas.Job) for status in JobStatus),
         (
-            shapes.status_body(
+            responses.status_body(
                 job(JobStatus.FAILED, output=b"null", error="x", started_ms=1_001, ended_ms=1_002, worker_id="gpu0-1")
             ),
             schemas.Job,
         ),
-        (shapes.status_body(job(JobStatus.IN_PROGRESS, started_ms=1_001, worker_id="w"), b"[1]"), schemas.Job),
-        (shapes.accepted_body(job(JobStatus.IN_QUEUE)), schemas.Accepted),
-        (shapes.state_body(job(JobStatus.CANCELLED)), schemas.Accepted),
-        (shapes.stream_body(job(JobStatus.IN_PROGRESS), [b"1", b"null"]), schemas.Stream),
-        (shapes.requests_body([job(JobStatus.IN_QUEUE)], None), schemas.Requests),
-        (shapes.requests_body([], "7"), schemas.Requests),
+        (responses.status_body(job(JobStatus.IN_PROGRESS, started_ms=1_001, worker_id="w"), b"[1]"), schemas.Job),
+        (responses.accepted_body(job(JobStatus.IN_QUEUE)), schemas.Accepted),
+        (responses.state_body(job(JobStatus.CANCELLED)), schemas.Accepted),
+        (responses.stream_body(job(JobStatus.IN_PROGRESS), [b"1", b"null"]), schemas.Stream),
+        (responses.requests_body([job(JobStatus.IN_QUEUE)], None), schemas.Requests),
+        (responses.requests_body([], "7"), schemas.Requests),
     ],
     ids=itertools.count(),  # by their bodies they would have another name in each run: some say how late it is
 )

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from supervisor.job import Job, JobStatus
-from supervisor.protocol import responses as shapes
+from supervisor.protocol import responses
 from supervisor.protocol.views import WorkerCounts, WorkerView
 
 JOB = Job(1, "a", JobStatus.IN_QUEUE, b"1", created_ms=1000)
@@ -54,14 +54,14 @@ BODIES = [
 
 @pytest.mark.parametrize(("changes", "progress", "body"), BODIES)
 def test_status_body(changes: dict[str, Any], progress: bytes | None, body: str) -> None:
-    made = shapes.status_body(JOB.replace(**changes), progress, now_ms=1900)
+    made = responses.status_body(JOB.replace(**changes), progress, now_ms=1900)
     assert made.decode() == body
     json.loads(made)
 
 
 @pytest.mark.parametrize("status", [status for status in JobStatus if status.terminal])
 def test_a_final_body_has_what_runpods_clients_insist_on(status: JobStatus) -> None:
-    body = json.loads(shapes.status_body(JOB.replace(status=status, ended_ms=1001)))
+    body = json.loads(responses.status_body(JOB.replace(status=status, ended_ms=1001)))
     assert isinstance(body["workerId"], str)
     assert [type(body[name]) for name in ("delayTime", "executionTime", "retries")] == [int, int, int]
 
@@ -75,18 +75,18 @@ def test_a_final_body_has_what_runpods_clients_insist_on(status: JobStatus) -> N
     ],
 )
 def test_accepted_body(status: JobStatus, said: str) -> None:
-    assert json.loads(shapes.accepted_body(JOB.replace(status=status))) == {"id": "a", "status": said}
+    assert json.loads(responses.accepted_body(JOB.replace(status=status))) == {"id": "a", "status": said}
 
 
 def test_stream_body() -> None:
-    assert shapes.stream_body(JOB, ()) == b'{"status":"IN_QUEUE","stream":[]}'
-    assert shapes.stream_body(JOB, [b"1", b'"x"']) == b'{"status":"IN_QUEUE","stream":[{"output":1},{"output":"x"}]}'
+    assert responses.stream_body(JOB, ()) == b'{"status":"IN_QUEUE","stream":[]}'
+    assert responses.stream_body(JOB, [b"1", b'"x"']) == b'{"status":"IN_QUEUE","stream":[{"output":1},{"output":"x"}]}'
 
 
 def test_requests_body() -> None:
-    assert json.loads(shapes.requests_body([], None)) == {"requests": [], "next": None}
+    assert json.loads(responses.requests_body([], None)) == {"requests": [], "next": None}
     ended = JOB.replace(id="b", status=JobStatus.FAILED, error='"', ended_ms=1100)
-    body = json.loads(shapes.requests_body([ended, JOB], "7"))
+    body = json.loads(responses.requests_body([ended, JOB], "7"))
     assert ([job["id"] for job in body["requests"]], body["requests"][0]["error"], body["next"]) == (
         ["b", "a"],
         '"',
@@ -115,19 +115,19 @@ def _worker(state: str) -> WorkerView:
 
 @pytest.mark.parametrize(("state", "counts"), COUNTS.items())
 def test_every_slot_state_counts_as_something(state: str, counts: dict[str, int]) -> None:
-    assert shapes.count_workers([_worker(state)]) == WorkerCounts(**counts)
+    assert responses.count_workers([_worker(state)]) == WorkerCounts(**counts)
 
 
 @pytest.mark.parametrize(("state", "counts"), [("parked", {"idle": 1}), ("held", {"unhealthy": 1})])
 def test_a_spare_slot_is_idle_as_far_as_nothing_is_wrong(state: str, counts: dict[str, int]) -> None:
     worker = msgspec.structs.replace(_worker(state), spare=True)
-    assert shapes.count_workers([worker]) == WorkerCounts(**counts)
+    assert responses.count_workers([worker]) == WorkerCounts(**counts)
 
 
 def test_counts_add_up() -> None:
-    counted = shapes.count_workers([_worker("idle"), _worker("busy"), _worker("busy"), _worker("held")])
+    counted = responses.count_workers([_worker("idle"), _worker("busy"), _worker("busy"), _worker("held")])
     assert counted == WorkerCounts(idle=1, running=2, ready=3, unhealthy=1)
 
 
 def test_no_state_is_forgotten() -> None:
-    assert set(shapes.COUNTED_AS) | {"something new"} == set(COUNTS)
+    assert set(responses.COUNTED_AS) | {"something new"} == set(COUNTS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.gpu import cpu_share as cores
+from supervisor.gpu import cpu_share
 from supervisor.gpu.records import Gpu
 
 EIGHT = range(8)
@@ -37,16 +37,16 @@ def test_cores_near_the_gpu(system):
         "gpu1": [gpu(1, "0000:02:00.0")],
         "gpu2": [gpu(2, "0000:81:00.0")],
     }
-    assert cores.share_out(slots, EIGHT, system) == {"gpu0": (0, 4), "gpu1": (1, 5), "gpu2": (2, 3, 6, 7)}
+    assert cpu_share.share_out(slots, EIGHT, system) == {"gpu0": (0, 4), "gpu1": (1, 5), "gpu2": (2, 3, 6, 7)}
 
 
 def test_worker_on_several_gpus_may_be_near_any(system):
     slots = {"gpu0+2": [gpu(0, "0000:01:00.0"), gpu(2, "0000:81:00.0")]}
-    assert cores.share_out(slots, EIGHT, system) == {"gpu0+2": tuple(EIGHT)}
+    assert cpu_share.share_out(slots, EIGHT, system) == {"gpu0+2": tuple(EIGHT)}
 
 
 def test_near_cores_that_are_not_allowed_are_no_help(system):
-    assert cores.share_out({"gpu2": [gpu(2, "0000:81:00.0")]}, {0, 1}, system) == {"gpu2": (0, 1)}
+    assert cpu_share.share_out({"gpu2": [gpu(2, "0000:81:00.0")]}, {0, 1}, system) == {"gpu2": (0, 1)}
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_near_cores_that_are_not_allowed_are_no_help(system):
 )
 def test_even_shares_of_whole_cores(system, slots, cpus, shares):
     names = [f"cpu{number}" for number in range(slots)]
-    assert cores.share_out(dict.fromkeys(names, ()), cpus, system) == dict(zip(names, shares, strict=True))
+    assert cpu_share.share_out(dict.fromkeys(names, ()), cpus, system) == dict(zip(names, shares, strict=True))
 
 
 def test_no_system_to_ask(tmp_path):
     slots = {"gpu0": [gpu(0, "0000:01:00.0")], "gpu1": [gpu(1)]}
-    assert cores.share_out(slots, EIGHT, tmp_path) == {"gpu0": (0, 1, 2, 3), "gpu1": (4, 5, 6, 7)}
+    assert cpu_share.share_out(slots, EIGHT, tmp_path) == {"gpu0": (0, 1, 2, 3), "gpu1": (4, 5, 6, 7)}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_no_system_to_ask(tmp_path):
 def test_quota_of_control_groups(tmp_path, groups, quotas, usable):
     for group, quota in quotas.items():
         write(tmp_path / group / "cpu.max", quota)
-    assert cores.usable(EIGHT, groups, tmp_path) == usable
+    assert cpu_share.usable(EIGHT, groups, tmp_path) == usable
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_quota_of_control_groups(tmp_path, groups, quotas, usable):
     ],
 )
 def test_threads(slots, most, pinned, threads):
-    assert cores.threads(EIGHT, slots, pinned, most) == threads
+    assert cpu_share.threads(EIGHT, slots, pinned, most) == threads

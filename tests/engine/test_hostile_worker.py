@@ -9,7 +9,7 @@ from supervisor.engine import reports
 from supervisor.job import JobStatus
 from supervisor.pool import events
 from supervisor.pool.notices import WARNINGS
-from supervisor.pool.pipes import validation as checks
+from supervisor.pool.pipes import validation
 from supervisor.pool.pipes.message_pipe import CLOGGED_BYTES, TURN_LINES, TURN_MESSAGES
 from supervisor.wire import messages as wire
 
@@ -109,7 +109,7 @@ def test_what_is_out_of_place_changes_nothing_for_others(make_house, name):
     assert house.pool.slots["cpu0"].capacity <= wire.MAX_CAPACITY
     bad.dies(-signal.SIGKILL)
     if name == "a load that failed long ago":
-        assert len(house.ended("a").error) < 2 * checks.MAX_TEXT
+        assert len(house.ended("a").error) < 2 * validation.MAX_TEXT
 
 
 def test_an_end_said_twice_counts_once(house):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import reload as watch
+from supervisor import reload
 from supervisor.reload import LOOK_S, QUIET_S, SETTLE_S, STEP, SourceFiles, Watch, described, listed
 from supervisor.wire.messages import HandlerSpec
 
@@ -220,7 +220,7 @@ def test_thousands_of_files(project: Project, monkeypatch: pytest.MonkeyPatch) -
     looks: list[str] = []
     stat = os.stat
     with monkeypatch.context() as patch:
-        patch.setattr(watch.os, "stat", lambda path: looks.append(path) or stat(path))
+        patch.setattr(reload.os, "stat", lambda path: looks.append(path) or stat(path))
         for number in range(1, 9):
             project.look()
             assert len(looks) <= number * (STEP + len({"handler.py", "package6/module6.py"}))
@@ -232,7 +232,7 @@ def test_thousands_of_files(project: Project, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_more_than_are_watched(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "MOST", 8)
+    monkeypatch.setattr(reload, "MOST", 8)
     near = project.write("near.py")
     far = [project.write(f"a/b/c/far{number}.py") for number in range(9)]
     project.begin()
@@ -253,10 +253,10 @@ def test_a_folder_that_may_not_be_read_now_is_as_it_was(project: Project, monkey
         raise PermissionError(13, "Permission denied", path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(watch.os, "scandir", refuse)
+        patch.setattr(reload.os, "scandir", refuse)
         project.write("package/new.py")
         assert project.told() == []
-        patch.setattr(watch.os, "stat", refuse)
+        patch.setattr(reload.os, "stat", refuse)
         assert project.told() == []
     assert project.told() == [["package/new.py"]]
 
@@ -273,11 +273,11 @@ def test_the_sources_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (there / "single.py").touch()
     monkeypatch.chdir(here)
     monkeypatch.setattr(sys, "path", [*sys.path, str(there)])
-    assert watch.places_of(HandlerSpec("module", "local.handler")) == ([], [str(here), str(here / "local")])
-    assert watch.places_of(HandlerSpec("function", "away.handler", "run")) == ([], [str(here), str(there / "away")])
-    assert watch.places_of(HandlerSpec("module", "single")) == ([str(there / "single.py")], [str(here)])
-    assert watch.places_of(HandlerSpec("module", "missing.handler")) == ([], [str(here)])
-    assert watch.places_of(HandlerSpec("module", "sys")) == ([], [str(here)])
+    assert reload.places_of(HandlerSpec("module", "local.handler")) == ([], [str(here), str(here / "local")])
+    assert reload.places_of(HandlerSpec("function", "away.handler", "run")) == ([], [str(here), str(there / "away")])
+    assert reload.places_of(HandlerSpec("module", "single")) == ([str(there / "single.py")], [str(here)])
+    assert reload.places_of(HandlerSpec("module", "missing.handler")) == ([], [str(here)])
+    assert reload.places_of(HandlerSpec("module", "sys")) == ([], [str(here)])
 
     files = SourceFiles(HandlerSpec("function", "away.handler", "run"))
     files.look(0.0)
@@ -292,7 +292,7 @@ def test_below_the_root_only_folders_with_sources_are_watched(tmp_path: Path, mo
     (tmp_path / "app/module.py").touch()
     (tmp_path / "usr/lib").mkdir(parents=True)
     (tmp_path / "usr/lib/module.py").touch()
-    monkeypatch.setattr(watch.os, "sep", str(tmp_path))
+    monkeypatch.setattr(reload.os, "sep", str(tmp_path))
     project = Project(tmp_path).begin()
     assert len(project.files) == 2
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.config import kinds as option
-from supervisor.config import settings, sources
+from supervisor.config import kinds, settings, sources
 from supervisor.config.settings import DEFAULTS, OPTIONS, Settings, is_loopback
 from supervisor.errors import HandlerError, UsageError
 from supervisor.wire.messages import HandlerSpec
@@ -94,7 +93,7 @@ def test_every_field_is_an_option_and_every_option_a_field() -> None:
 @pytest.mark.parametrize(("name", "default"), DEFAULTS.items())
 def test_defaults_are_what_their_kinds_make(name: str, default: object) -> None:
     kind = OPTIONS[name].kind
-    if kind.multiple or kind is option.MODULES or default is None:
+    if kind.multiple or kind is kinds.MODULES or default is None:
         assert default in ((), None)
         return
     forms = [default] if OPTIONS[name].shown else [default, kind.show(default)]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import supervisor
 from supervisor.host.processes import children_of
 from supervisor.pool.template.process import Template
 from supervisor.wire import messages as wire
@@ -270,7 +271,7 @@ def test_package_is_found_and_its_folder_hides_nothing(tmp_path):
         template.close()
         assert template.wait(DEADLINE) == 0
     path, package = json.loads(told.read_text())
-    root = Path(wire.__file__).parent.parent
+    root = Path(supervisor.__file__).parents[1]
     assert package == str(root / "supervisor" / "__init__.py")
     assert path[-1] == str(root) or path.count(str(root)) == 1
     assert str(root / "supervisor" / "template") not in path

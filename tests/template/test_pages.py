@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.template.preload import huge_pages as pages
+from supervisor.template.preload import huge_pages
 
 PROGRAM = """
 import json, mmap, re, sys
 from pathlib import Path
-from supervisor.template import pages
+from supervisor.template.preload import huge_pages
 
 def anonymous():
-    return mmap.mmap(-1, 48 * pages.LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, 48 * huge_pages.LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 def rollup():
     text = Path("/proc/self/smaps_rollup").read_text()
@@ -28,12 +28,12 @@ dense, gap, sparse = anonymous(), mmap.mmap(-1, 4096), anonymous()
 pattern = bytes(range(256)) * 16
 for at in range(0, len(dense), len(pattern)):
     dense[at : at + len(pattern)] = pattern
-for at in range(0, len(sparse), pages.LARGE):
+for at in range(0, len(sparse), huge_pages.LARGE):
     sparse[at] = 1
 if len(sys.argv) > 1:
-    pages._SETTING = Path(sys.argv[1])
+    huge_pages._SETTING = Path(sys.argv[1])
 before = rollup()
-count = pages.collapse()
+count = huge_pages.collapse()
 after = rollup()
 whole = all(dense[at : at + len(pattern)] == pattern for at in range(0, len(dense), len(pattern)))
 print(json.dumps({"count": count, "whole": whole, "large": after["AnonHugePages"],
@@ -42,7 +42,7 @@ print(json.dumps({"count": count, "whole": whole, "large": after["AnonHugePages"
 
 
 def run(*arguments: str) -> dict[str, int]:
-    environ = {**os.environ, "PYTHONPATH": str(Path(pages.__file__).parents[2])}
+    environ = {**os.environ, "PYTHONPATH": str(Path(huge_pages.__file__).parents[3])}
     command = [sys.executable, "-c", PROGRAM, *arguments]
     return json.loads(subprocess.run(command, env=environ, capture_output=True, check=True).stdout)
 
@@ -54,8 +54,8 @@ def test_dense_memory_is_collapsed_and_sparse_memory_does_not_grow() -> None:
         pytest.skip("this kernel has no MADV_COLLAPSE, or large pages are turned off")
     # A large page that the addresses do not fill at either end stays in small ones.
     assert 46 <= found["count"] <= 60
-    assert found["large"] >= 46 * pages.LARGE
-    assert found["grown"] < 8 * pages.LARGE
+    assert found["large"] >= 46 * huge_pages.LARGE
+    assert found["grown"] < 8 * huge_pages.LARGE
 
 
 def test_where_large_pages_are_turned_off_nothing_is_done(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from supervisor.host import processes as proc
+from supervisor.host import processes
 
 
 def test_children_are_listed_zombies_included():
@@ -14,19 +14,19 @@ def test_children_are_listed_zombies_included():
         zombie = os.posix_spawn("/bin/true", ["true"], {})
         os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
         try:
-            assert {living.pid, zombie} <= set(proc.children_of(os.getpid()))
-            assert {living.pid, zombie} <= set(proc._scan_for_parent(os.getpid()))
-            assert proc.children_of(living.pid) == proc._scan_for_parent(living.pid) == []
+            assert {living.pid, zombie} <= set(processes.children_of(os.getpid()))
+            assert {living.pid, zombie} <= set(processes._scan_for_parent(os.getpid()))
+            assert processes.children_of(living.pid) == processes._scan_for_parent(living.pid) == []
         finally:
             os.waitpid(zombie, 0)
-    assert living.pid not in proc.children_of(os.getpid())
-    assert proc.children_of(living.pid) == []
+    assert living.pid not in processes.children_of(os.getpid())
+    assert processes.children_of(living.pid) == []
 
 
 def test_kill_says_whether_there_was_anyone():
     with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as process:
-        assert proc.kill(process.pid)
-    assert not proc.kill(process.pid)
+        assert processes.kill(process.pid)
+    assert not processes.kill(process.pid)
 
 
 def test_group_of_the_caller_is_spared():
@@ -36,7 +36,7 @@ def test_group_of_the_caller_is_spared():
         subprocess.Popen(other, stdin=subprocess.PIPE, start_new_session=True) as foreign,
     ):
         for process in (mine, foreign):
-            proc.kill_with_group(process.pid)
+            processes.kill_with_group(process.pid)
             assert process.wait(30) == -9
 
 
@@ -52,7 +52,7 @@ def test_an_empty_environment_may_be_one_in_the_middle_of_an_exec():
         for running in (known, empty):
             running.stdin.write(b"x")
             assert running.stdout.read(1) == b"x"
-        seen = proc.processes_with(b"MARK=here")
+        seen = processes.processes_with(b"MARK=here")
         assert seen.found == [known.pid]
         assert empty.pid in seen.unclear
         assert not {known.pid, zombie.pid, os.getpid()} & set(seen.unclear)

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from supervisor.template.preload import imports as source
+from supervisor.template.preload import imports
 from supervisor.wire.messages import HandlerSpec
 
 # Installed here, whatever else is.
@@ -33,10 +33,10 @@ def read(tmp_path: Path, monkeypatch):
     (tmp_path / "folder" / "inside.py").write_text("import os\nos.environ.pop('A', None)\n")
     monkeypatch.syspath_prepend(str(tmp_path / "nowhere"))
 
-    def read(text: str) -> source.Reading:
+    def read(text: str) -> imports.Reading:
         path = tmp_path / "handler.py"
         path.write_text(textwrap.dedent(text))
-        return source.read(HandlerSpec("file", str(path)))
+        return imports.read(HandlerSpec("file", str(path)))
 
     return read
 
@@ -69,8 +69,8 @@ def test_what_is_imported_at_the_top(read, text: str, modules: list[str]) -> Non
 
 def test_names_are_kept_since_asking_for_them_may_load_more(read) -> None:
     assert read(f"from {A} import Struct as S, json\nfrom {A} import *").imports == (
-        source.Import(A, ("Struct", "json")),
-        source.Import(A),
+        imports.Import(A, ("Struct", "json")),
+        imports.Import(A),
     )
 
 
@@ -97,7 +97,7 @@ HARMLESS = """
 
 def test_what_changes_nothing_is_passed_over(read) -> None:
     reading = read(textwrap.dedent(HARMLESS) + f"import {A}")
-    assert reading.imports[-1] == source.Import(A)
+    assert reading.imports[-1] == imports.Import(A)
     assert reading.left_out == ()
 
 
@@ -138,7 +138,7 @@ def test_what_changes_nothing_is_passed_over(read) -> None:
 )
 def test_below_a_change_nothing_is_preloaded(read, statement: str, why: str) -> None:
     reading = read(f"import os, sys\nimport {A}\n{statement}\nimport {B}.no, _pytest\n")
-    assert source.Import(A) in reading.imports
+    assert imports.Import(A) in reading.imports
     assert {"_pytest", f"{B}.no"}.isdisjoint(entry.module for entry in reading.imports)
     reason = dict(reading.left_out)["_pytest"]
     assert reason.startswith("imported below line ")
@@ -156,7 +156,7 @@ def test_a_source_that_cannot_be_read_gives_nothing(tmp_path: Path, text: str | 
     path = tmp_path / "handler.py"
     if text is not None:
         path.write_text(text)
-    ((name, reason),) = source.read(HandlerSpec("file", str(path))).left_out
+    ((name, reason),) = imports.read(HandlerSpec("file", str(path))).left_out
     assert name == str(path)
     assert why in reason
 
@@ -174,20 +174,20 @@ class TestModules:
         return package
 
     def test_found_without_running_its_package(self) -> None:
-        reading = source.read(HandlerSpec("function", "endpoint.main", "handler"))
-        assert reading.imports == (source.Import(A),)
+        reading = imports.read(HandlerSpec("function", "endpoint.main", "handler"))
+        assert reading.imports == (imports.Import(A),)
         assert reading.left_out == ((B, "imported below line 2, which runs config.py, which changes os.environ"),)
         assert "endpoint" not in sys.modules
 
     def test_a_package_runs_its_main(self) -> None:
-        assert source.read(HandlerSpec("module", "endpoint")).imports == (source.Import(A), source.Import(B))
+        assert imports.read(HandlerSpec("module", "endpoint")).imports == (imports.Import(A), imports.Import(B))
 
     def test_what_its_package_changes_counts(self, package: Path) -> None:
         (package / "__init__.py").write_text("import sys\nsys.path.append('src')")
-        reading = source.read(HandlerSpec("module", "endpoint"))
+        reading = imports.read(HandlerSpec("module", "endpoint"))
         assert reading.imports == ()
         assert dict(reading.left_out)[A] == "in a package that changes sys.path"
 
     def test_one_that_is_missing(self) -> None:
-        reading = source.read(HandlerSpec("module", "endpoint.nothing"))
+        reading = imports.read(HandlerSpec("module", "endpoint.nothing"))
         assert reading.left_out == (("endpoint.nothing", "its source was not found"),)

@@ -13,7 +13,7 @@ import msgspec
 
 from supervisor.api import metrics
 from supervisor.api.call import Call, Reply
-from supervisor.api.docs import page as docs
+from supervisor.api.docs import page
 from supervisor.api.docs.openapi import Access, Json, document
 from supervisor.api.routes import Route
 
@@ -77,10 +77,10 @@ class About:
     @cached_property
     def _page(self) -> Reply:
         url = self._engine.snapshot().url or f"http://127.0.0.1:{self._engine.settings.port}"
-        page = docs.page(self._document, url)
+        made = page.page(self._document, url)
         headers = {
-            b"content-security-policy": page.policy.encode(),
+            b"content-security-policy": made.policy.encode(),
             b"x-content-type-options": b"nosniff",
             b"referrer-policy": b"no-referrer",
         }
-        return Reply(page.html.encode(), headers=headers, content_type=_HTML)
+        return Reply(made.html.encode(), headers=headers, content_type=_HTML)

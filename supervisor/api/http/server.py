@@ -20,7 +20,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from supervisor.api.app import App
-from supervisor.api.http import connection_limit as crowd
+from supervisor.api.http import connection_limit
 from supervisor.api.http.connection import KEEP_ALIVE_S, Connection
 from supervisor.api.http.connection_limit import Crowd
 from supervisor.errors import UsageError
@@ -87,8 +87,8 @@ def url_of(host: str, sockets: list[socket.socket]) -> str:
 class Server:
     """Serves one application on some sockets, which it owns from then on."""
 
-    def __init__(self, app: App, sockets: list[socket.socket], most: int = crowd.MOST) -> None:
-        """Nothing is accepted before ``start``; then ``most`` clients may be connected, if that is not beyond ``crowd.MOST``."""
+    def __init__(self, app: App, sockets: list[socket.socket], most: int = connection_limit.MOST) -> None:
+        """Nothing is accepted before ``start``; then ``most`` clients may be connected, at most ``connection_limit.MOST``."""
         self._app = app
         self._sockets = sockets
         self._most = most

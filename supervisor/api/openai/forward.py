@@ -18,7 +18,7 @@ import msgspec
 
 from supervisor.api import events
 from supervisor.api.call import JSON, Call, ClientGone, Reply
-from supervisor.api.openai import errors as openai_errors
+from supervisor.api.openai import errors
 from supervisor.engine.streams import Chunks
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
@@ -97,15 +97,15 @@ async def _result(asked: _Asked, job: Job) -> Reply:
     while not job.status.terminal:
         job = await asked.wait(ROUND_S)
     if job.status is not JobStatus.COMPLETED:
-        return openai_errors.of_job(job).reply(job.id)
+        return errors.of_job(job).reply(job.id)
     values = await _values(asked, job)
     if not values:
-        return openai_errors.no_result().reply(job.id)
+        return errors.no_result().reply(job.id)
     body, content_type = _joined(values)
-    failure = openai_errors.found_in(body)
+    failure = errors.found_in(body)
     if failure is not None:
         return failure.reply(job.id)
-    return Reply(body, headers={openai_errors.REQUEST_ID: job.id.encode()}, content_type=content_type)
+    return Reply(body, headers={errors.REQUEST_ID: job.id.encode()}, content_type=content_type)
 
 
 async def _values(asked: _Asked, job: Job) -> list[bytes]:
@@ -146,15 +146,15 @@ async def _stream(asked: _Asked) -> Reply:
     job = chunks.job
     if not chunks.values:
         if job.status is not JobStatus.COMPLETED:
-            return openai_errors.of_job(job).reply(job.id)
+            return errors.of_job(job).reply(job.id)
         # It does not stream. What it gave as a whole, its client gets as the only event.
         chunks = Chunks(job, 0, [] if job.output is None else _items(job.output))
         if not chunks.values:
-            return openai_errors.no_result().reply(job.id)
-    failure = openai_errors.found_in(_first_event(chunks.values[0]))
+            return errors.no_result().reply(job.id)
+    failure = errors.found_in(_first_event(chunks.values[0]))
     if failure is not None:
         return failure.reply(job.id)
-    headers = {**events.HEADERS, openai_errors.REQUEST_ID: job.id.encode()}
+    headers = {**events.HEADERS, errors.REQUEST_ID: job.id.encode()}
     return Reply(headers=headers, content_type=EVENTS, parts=_parts(asked, chunks))
 
 
@@ -180,13 +180,13 @@ async def _parts(asked: _Asked, chunks: Chunks) -> AsyncGenerator[bytes, None]:
                 break
             following = await asked.following(chunks.end)
             if following is None or following.job.retries != first.retries:
-                yield text.failed(openai_errors.broken_off())
+                yield text.failed(errors.broken_off())
                 return
             if not following.values and not following.job.status.terminal:
                 yield PING
             chunks = following
         completed = job.status is JobStatus.COMPLETED
-        yield text.end() if completed else text.failed(openai_errors.of_job(job))
+        yield text.end() if completed else text.failed(errors.of_job(job))
     finally:
         if not ended:
             asked.abandon()
@@ -206,11 +206,11 @@ class _EventStream:
             return self._add_text(_text.decode(chunk))
         if chunk.startswith(b"["):
             return b"".join(map(self.add, _items(chunk)))
-        failure = openai_errors.found_in(chunk)
+        failure = errors.found_in(chunk)
         self._ours = True
         return self._gap() + events.event(chunk if failure is None else failure.body)
 
-    def failed(self, failure: openai_errors.Failure) -> bytes:
+    def failed(self, failure: errors.Failure) -> bytes:
         """The end of a stream that broke off."""
         self._held = ""
         return self._gap() + events.event(failure.body)

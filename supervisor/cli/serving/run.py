@@ -21,8 +21,7 @@ from supervisor.cli.serving.shutdown import Ending, serving
 from supervisor.cli.serving.systemd import Service
 from supervisor.config.settings import Settings
 from supervisor.errors import RequestError, SuperviseError, UsageError
-from supervisor.host import file_limits as descriptors
-from supervisor.host import files
+from supervisor.host import file_limits, files
 from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.protocol.requests import job_request, new_id
 from supervisor.protocol.responses import status_body
@@ -45,7 +44,7 @@ def serve(settings: Settings) -> int:
     Raises:
         UsageError, StartError, StoreError: it could not be served; the message is for the user.
     """
-    descriptors.check_start()
+    file_limits.check_start()
     with event_loop() as loop:
         return run_to_end(loop, _Serving(settings, loop).run())
 
@@ -102,7 +101,7 @@ class _Serving:
             self._ending.watch(lambda text: self._news.event("error", text), self._reload)
             if one:
                 return await self._run_one()
-            most = descriptors.for_clients(len(self._assembly.engine.pool.slots))
+            most = file_limits.for_clients(len(self._assembly.engine.pool.slots))
             return await self._serve(url_of(settings.host, sockets), Server(self._app(), sockets, most))
 
     def _note(self, text: str) -> None:

@@ -18,9 +18,7 @@ from pathlib import Path
 import msgspec
 
 from supervisor.errors import SuperviseError
-from supervisor.template.preload import huge_pages as pages
-from supervisor.template.preload import imports as source
-from supervisor.template.preload import safety as judge
+from supervisor.template.preload import huge_pages, imports, safety
 from supervisor.template.preload.imports import Import
 from supervisor.template.preload.locate import folder_of
 from supervisor.template.preload.thread_pools import POOL_VARIABLES, SPIN
@@ -71,13 +69,13 @@ def freeze() -> None:
     """
     gc.collect()
     gc.freeze()
-    pages.collapse()
+    huge_pages.collapse()
 
 
 def _wanted(setup: wire.Setup) -> tuple[list[Import], tuple[tuple[str, str], ...]]:
     if setup.preload is not None:
         return [Import(name) for name in setup.preload], ()
-    reading = source.read(setup.handler)
+    reading = imports.read(setup.handler)
     return [entry for entry in dict.fromkeys(reading.imports) if not _is_here(entry)], reading.left_out
 
 
@@ -89,7 +87,7 @@ def _is_here(entry: Import) -> bool:
 def _import_all(
     wanted: Sequence[Import], timeout: float, folder: Path
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    before = judge.look()
+    before = safety.look()
     loaded: dict[str, None] = {}
     unsafe: dict[str, str] = {}
     waiting = deque(wanted)
@@ -104,7 +102,7 @@ def _import_all(
                     loaded[entry.module] = None
                 else:
                     unsafe.setdefault(entry.module, reason)
-    fault = judge.fault(before, folder)
+    fault = safety.fault(before, folder)
     if fault is not None:
         raise SpoiltError(f"{', '.join(loaded)} passed a trial and then, imported for good, {fault}")
     return tuple(loaded), tuple(unsafe.items())

@@ -19,7 +19,7 @@ import msgspec
 
 from supervisor.host.processes import children_of, kill, kill_with_group, set_death_signal
 from supervisor.template import child
-from supervisor.template.preload import safety as judge
+from supervisor.template.preload import safety
 from supervisor.template.preload.imports import Import
 
 _REASON_CHARACTERS = 500
@@ -110,20 +110,20 @@ def _run(imports: Sequence[Import], handlers_folder: Path, template: int, verdic
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        before = judge.look()
+        before = safety.look()
         for wanted in imports:
             _say(verdicts, _try(wanted, before, handlers_folder) or "")
     finally:
         os._exit(0)
 
 
-def _try(wanted: Import, before: judge.Before, handlers_folder: Path) -> str | None:
+def _try(wanted: Import, before: safety.Before, handlers_folder: Path) -> str | None:
     try:
         perform(wanted)
     except BaseException as error:  # noqa: BLE001 - any code runs here, and some modules call sys.exit
         return reason_of(error)
     sys.stdout.flush()
-    return judge.fault(before, handlers_folder)
+    return safety.fault(before, handlers_folder)
 
 
 def _say(verdicts: int, text: str) -> None:
