@@ -10,7 +10,6 @@ import base64
 import difflib
 import ipaddress
 import math
-import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -19,9 +18,7 @@ from typing import Any
 
 import msgspec
 
-from supervisor.errors import HandlerError
 from supervisor.host import files
-from supervisor.wire.messages import HandlerSpec
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -319,58 +316,6 @@ def _json(value: object) -> str:
     except msgspec.DecodeError as error:
         raise ValueError(f"{value!r} is not JSON ({error}); quote it for the shell, as in '{{\"n\": 1}}'") from None
     return value
-
-
-# --- the handler ---------------------------------------------------------------------------------------------------------
-
-
-def parse_handler(text: str, argv: tuple[str, ...] = ()) -> HandlerSpec:
-    """What HANDLER names: a file when it ends in ``.py``, has a slash or is there, else a module or ``module:function``.
-
-    Nothing is imported: whether a module is there, a worker finds out.
-
-    Raises:
-        HandlerError: there is no such file, or it cannot be a name at all.
-    """
-    head, colon, function = text.rpartition(":")
-    if colon and head.endswith(".py") and not files.is_file(Path(text)):
-        name = head.removesuffix(".py").strip("./").replace("/", ".")
-        raise HandlerError(
-            f"{text}: a file is served whole; write {head}, or {name}:{function} for that function alone"
-        )
-    try:
-        path = files.at_home(Path(text))
-    except ValueError as error:
-        raise HandlerError(str(error)) from None
-    if text.endswith(".py") or "/" in text or files.is_file(path):
-        return HandlerSpec("file", str(_readable(path, text)), argv=argv)
-    module, colon, function = text.partition(":")
-    if not dotted(module) or (colon and not dotted(function)):
-        raise HandlerError(f"{text}: no such file, and not a module's name{_near_files(path)}")
-    return HandlerSpec("function" if colon else "module", module, function or None, argv)
-
-
-def _readable(path: Path, text: str) -> Path:
-    if files.is_folder(path):
-        found = ", ".join(sorted(str(file) for file in path.glob("*.py"))[:5])
-        raise HandlerError(f"{text}: a folder; name the file in it{': ' + found if found else ''}")
-    if not files.is_file(path):
-        if not files.is_folder(path.parent):
-            raise HandlerError(f"{text}: no such file: there is no folder {path.parent}{_near_files(path.parent)}")
-        raise HandlerError(f"{text}: no such file{_near_files(path)}")
-    if not os.access(path, os.R_OK):
-        raise HandlerError(f"{text}: may not be read by this user; change its permissions")
-    return path.absolute()
-
-
-def _near_files(path: Path) -> str:
-    """The nearest Python file or folder beside ``path``."""
-    try:
-        names = {file.name: file for file in path.parent.iterdir() if file.suffix == ".py" or file.is_dir()}
-    except OSError:
-        return ""  # there is no such folder, or it cannot be read
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 # --- the kinds -----------------------------------------------------------------------------------------------------------

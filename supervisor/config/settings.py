@@ -17,7 +17,8 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 
 from supervisor.config import kinds, sources
-from supervisor.config.kinds import Option, nearest, parse_handler
+from supervisor.config.handler import parse_handler
+from supervisor.config.kinds import Option, nearest
 from supervisor.config.sources import Given
 from supervisor.errors import UsageError
 from supervisor.host import files

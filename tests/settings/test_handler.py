@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.config.kinds import parse_handler
+from supervisor.config.handler import parse_handler
 from supervisor.errors import HandlerError
 from supervisor.wire.messages import HandlerSpec
 
