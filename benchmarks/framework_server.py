@@ -22,7 +22,7 @@ import uvloop
 import supervisor.api.http.connection
 import supervisor.assembly  # noqa: F401 - these two bring in the rest of the supervisor, and uvicorn
 from supervisor.api.auth import Guard
-from supervisor.config.settings import Settings
+from supervisor.config.resolve import make_settings
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobStatus
 from supervisor.protocol import responses
@@ -39,7 +39,7 @@ class Engine:
     """The part of the engine's public face that is measured. Each job has ended at once; those that the client named are kept."""
 
     def __init__(self):
-        self.settings = Settings.make("echo:handler", endpoint_id=ENDPOINT, store="unused.db")
+        self.settings = make_settings("echo:handler", endpoint_id=ENDPOINT, store="unused.db")
         self.loop = asyncio.get_running_loop()
         self.jobs = {}
         slots = (f"gpu{index}" for index in range(8))

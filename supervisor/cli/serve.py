@@ -11,7 +11,8 @@ import click
 
 from supervisor.config import sources
 from supervisor.config.kinds import Option
-from supervisor.config.settings import DEFAULTS, OPTIONS, OTHER, Settings
+from supervisor.config.resolve import settings_from_command_line
+from supervisor.config.settings import DEFAULTS, OPTIONS, OTHER
 from supervisor.dashboard import terminal
 from supervisor.errors import UsageError
 
@@ -128,7 +129,7 @@ def _serve(words: tuple[str, ...], **options: Any) -> int:
             f"supervise {handler} -- {' '.join(rest)}"
         )
     handler_args = click.get_current_context().meta.get("handler_args")
-    settings = Settings.from_command_line(
+    settings = settings_from_command_line(
         {**options, "handler": handler, "handler_args": handler_args},
         terminal=terminal.usable() and sys.stderr.isatty(),
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from supervisor.config.settings import Settings
+from supervisor.config.resolve import make_settings
 from supervisor.embed.job import Job
 from supervisor.embed.runtime import House
 from supervisor.engine.engine import Engine
@@ -38,7 +38,7 @@ class Supervisor:
         Raises:
             UsageError: an option is unknown or wrong.
         """
-        self.settings = settings = Settings.make(handler, **options)
+        self.settings = settings = make_settings(handler, **options)
         unnamed = settings.store == Path(".supervise", f"{settings.endpoint_id}.db").absolute()
         self._house = House(settings, temporary=unnamed and options.get("store") is None)
 

@@ -23,6 +23,7 @@ from supervisor.api.app import App
 from supervisor.api.http import server
 from supervisor.api.http.connection import Connection
 from supervisor.api.http.server import Server, listen, listen_unix
+from supervisor.config.resolve import make_settings
 from supervisor.config.settings import Settings
 from supervisor.engine.job_logs import LogText
 from supervisor.engine.statistics import Statistics
@@ -368,7 +369,7 @@ class Site:
     """The real server over a fake engine, in a thread of its own."""
 
     def __init__(self, *, auto: bool = False, unix: Path | None = None, **options: Any) -> None:
-        self.settings = Settings.make("echo:handler", endpoint_id="echo", store="unused.db", **options)
+        self.settings = make_settings("echo:handler", endpoint_id="echo", store="unused.db", **options)
         self.logged: list[str] = []
         self.unix = unix
         self._ready = threading.Event()

@@ -16,14 +16,14 @@ from supervisor.api.docs import describe, schemas
 from supervisor.api.docs.about import About
 from supervisor.api.docs.openapi import Access, document
 from supervisor.api.operations import ROUTES
-from supervisor.config.settings import Settings
+from supervisor.config.resolve import make_settings
 from supervisor.job import Job, JobStatus
 from supervisor.protocol import requests, responses
 
 if TYPE_CHECKING:
     from conftest import Site
 
-SETTINGS = Settings.make("echo:handler", endpoint_id="echo", store="unused.db")
+SETTINGS = make_settings("echo:handler", endpoint_id="echo", store="unused.db")
 TABLE = About(ROUTES, SimpleNamespace(settings=SETTINGS)).routes  # type: ignore[arg-type]  # no more is asked of it
 OPEN, KEYED = Access(keys=False), Access(keys=True)
 

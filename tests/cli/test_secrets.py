@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.cli import app
-from supervisor.config.settings import Settings
+from supervisor.config.resolve import make_settings
 
 SECRET = "aGVsbG8gd29ybGQ"
 
@@ -92,6 +92,6 @@ def test_of_the_file_of_keys(capsys: pytest.CaptureFixture[str], folder: Path, n
 
 def test_settings_do_not_show_theirs(folder: Path) -> None:
     (folder / "keys").write_text(f"{SECRET}2\n")
-    settings = Settings.make("handler.py", api_key=SECRET, api_key_file="keys", webhook_secret=SECRET)
+    settings = make_settings("handler.py", api_key=SECRET, api_key_file="keys", webhook_secret=SECRET)
     assert SECRET in settings.api_key
     assert SECRET not in f"{settings} {settings!r} {settings.api_key} {settings.webhook_secret!r}"

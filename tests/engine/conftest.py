@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from supervisor.config.settings import Settings
+from supervisor.config.resolve import make_settings
 from supervisor.engine.engine import Engine
 from supervisor.engine.turn import Clock
 from supervisor.gpu.records import Gpu
@@ -127,7 +127,7 @@ class House:
     def __init__(self, tmp_path, loop, slots=1, store=None, memory=None, limit=2**31, **options):
         self.loop = loop
         self.clock = ManualClock()
-        self.settings = Settings.make("test:handler", store=tmp_path / "jobs.db", **options)
+        self.settings = make_settings("test:handler", store=tmp_path / "jobs.db", **options)
         self.store = store or Store.open(self.settings.store)
         self.secrets = SecretFiles(tmp_path / "secrets")
         self.starter = PlayedTemplate(Worker)

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from supervisor.config.settings import Settings
+from supervisor.config.resolve import make_settings
 from supervisor.engine.overview import ENDED_JOBS, ERROR_CHARS, LOG_LINES, Overview, first_line
 from supervisor.engine.statistics import SAMPLES, WINDOW_S, Buckets, Statistics, delay_ms, execution_ms
 from supervisor.gpu.records import GpuProcess, GpuSample
@@ -74,7 +74,7 @@ def test_buckets_hold_their_upper_bounds():
 
 
 def test_refreshes_are_counted_by_step():
-    overview = Overview(Settings.make("echo:handler"))
+    overview = Overview(make_settings("echo:handler"))
     for verified in (True, False):
         report = RefreshReport("the handler", 0.02, 0.001, 0.5, 270, verified)
         overview.happened(events.Notice("refreshed", "refreshed", "gpu0", {"report": report}), 1)
@@ -137,7 +137,7 @@ def test_the_first_line_of_an_error(error, line):
 
 
 def test_of_jobs_that_ended_nothing_large_is_kept():
-    overview = Overview(Settings.make("test:handler"))
+    overview = Overview(make_settings("test:handler"))
     for seq in range(ENDED_JOBS + 5):
         overview.job_ended(job(seq, JobStatus.FAILED, extras=b"{}", output=b"1" * 10_000, error="e" * 10_000), 1.0)
     assert len(overview._ended) == ENDED_JOBS
@@ -145,7 +145,7 @@ def test_of_jobs_that_ended_nothing_large_is_kept():
 
 
 def test_the_log_keeps_the_newest_lines_with_their_slot_and_job():
-    overview = Overview(Settings.make("test:handler"))
+    overview = Overview(make_settings("test:handler"))
     overview.happened(events.Printed("cpu0", "a", [f"line {number}" for number in range(1_000)]), 5)
     overview.happened(events.Notice("worker", "ready", "cpu0"), 6)
     assert len(overview._log) == LOG_LINES

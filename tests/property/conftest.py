@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from supervisor.config.settings import Settings
+from supervisor.config.resolve import make_settings
 from supervisor.engine.engine import Engine
 from supervisor.engine.turn import Clock
 from supervisor.errors import StoreError
@@ -186,7 +186,7 @@ class PlayedHouse:
         self.folder = Path(tempfile.mkdtemp(prefix="property-"))
         self.loop = PlayedLoop()
         self.clock = PlayedClock(self.loop)
-        self.settings = Settings.make("test:handler", store=self.folder / "jobs.db", retention=30 * 86_400, **options)
+        self.settings = make_settings("test:handler", store=self.folder / "jobs.db", retention=30 * 86_400, **options)
         self.slots, self.gpus, self.slow = slots, gpus, slow
         self.faults = []
         self.refusing = False

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.config.resolve import settings_from_command_line
 from supervisor.config.settings import Settings
 
 
@@ -30,6 +31,6 @@ def load(folder: Path) -> Callable[..., Settings]:
         if toml is not None:
             (folder / "supervise.toml").write_text(toml)
             words.setdefault("config", "supervise.toml")
-        return Settings.from_command_line(words, terminal=terminal, environ=environ or {})
+        return settings_from_command_line(words, terminal=terminal, environ=environ or {})
 
     return make

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from supervisor.config import kinds, settings, sources
+from supervisor.config.resolve import make_settings
 from supervisor.config.settings import DEFAULTS, OPTIONS, Settings, is_loopback
 from supervisor.errors import HandlerError, UsageError
 from supervisor.wire.messages import HandlerSpec
@@ -219,11 +220,11 @@ def test_each_option_from_a_file(load: Load, separator: str, name: str, text: st
 @pytest.mark.parametrize(("name", "text", "value"), FROM_TEXT)
 def test_each_option_as_a_keyword(folder: Path, name: str, text: str, value: object) -> None:
     if name == "handler":
-        assert Settings.make(text).handler == value
+        assert make_settings(text).handler == value
     else:
-        assert getattr(Settings.make("handler.py", **{name: value}), name) == value
-        assert getattr(Settings.make("handler.py", **{name: text}), name) == value
-        assert Settings.make("handler.py", **{name: None}) == Settings.make("handler.py")
+        assert getattr(make_settings("handler.py", **{name: value}), name) == value
+        assert getattr(make_settings("handler.py", **{name: text}), name) == value
+        assert make_settings("handler.py", **{name: None}) == make_settings("handler.py")
 
 
 def test_a_file_may_use_the_types_of_toml(load: Load) -> None:
@@ -237,7 +238,7 @@ def test_a_file_may_use_the_types_of_toml(load: Load) -> None:
 def test_keywords_read_a_file_and_not_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "c.toml").write_text("port = 1\nworkers = 2")
     monkeypatch.setenv("SUPERVISE_PORT", "3")
-    made = Settings.make("handler.py", config="c.toml", workers=4)
+    made = make_settings("handler.py", config="c.toml", workers=4)
     assert (made.port, made.workers) == (1, 4)
 
 
@@ -329,7 +330,7 @@ def test_no_handler(load: Load) -> None:
 
 def test_unknown_keywords(folder: Path) -> None:
     with pytest.raises(UsageError, match="keyword prot: there is no such option; did you mean port"):
-        Settings.make("handler.py", prot=1)
+        make_settings("handler.py", prot=1)
 
 
 @pytest.mark.parametrize(

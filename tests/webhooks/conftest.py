@@ -18,7 +18,7 @@ import msgspec
 import pytest
 import requests  # noqa: F401 - the first import takes longer than the short tries here may
 
-from supervisor.config.settings import Settings
+from supervisor.config.resolve import make_settings
 from supervisor.store.opening import MEMORY
 from supervisor.store.store import Store
 from supervisor.store.writes import AddWebhook, Write
@@ -162,7 +162,7 @@ class Office:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, store: Store, resolve: Any, **options: object) -> None:
         given = {"webhook_delay": 0.05, "webhook_timeout": 20.0, **options}
-        self.settings = Settings.make("test:handler", **given)
+        self.settings = make_settings("test:handler", **given)
         self.store = store
         self.outbox = store.outbox
         self.on_webhook: Callable[[], None] | None = None
