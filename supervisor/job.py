@@ -105,3 +105,19 @@ class Outcome(msgspec.Struct, frozen=True):
     status: JobStatus
     output: bytes | None = None
     error: str | None = None
+
+
+def delay_ms(job: Job, now_ms: int | None = None) -> int:
+    """How long the job waited for its newest start, or for its end without one; one that waits still does so until ``now_ms``.
+
+    A clock set back gives 0, never less.
+    """
+    until = None if job.status is JobStatus.IN_QUEUE else job.started_ms or job.ended_ms
+    return max(0, (until or now_ms or job.created_ms) - job.created_ms)
+
+
+def execution_ms(job: Job) -> int:
+    """How long the job ran; 0 while it runs, and when it never started."""
+    if job.started_ms is None or job.ended_ms is None:
+        return 0
+    return max(0, job.ended_ms - job.started_ms)

@@ -11,9 +11,9 @@ import msgspec
 
 from supervisor import __version__
 from supervisor.config.settings import Settings
-from supervisor.engine.statistics import Statistics, delay_ms, execution_ms
+from supervisor.engine.statistics import Statistics
 from supervisor.gpu.records import Gpu, GpuSample
-from supervisor.job import Job
+from supervisor.job import Job, delay_ms, execution_ms
 from supervisor.pool import events
 from supervisor.pool.interfaces import Place
 from supervisor.pool.pool import Pool

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from supervisor.job import Job, JobStatus
+from supervisor.job import Job, JobStatus, delay_ms, execution_ms
 from supervisor.protocol.views import Histogram, JobCounts, Stats, Totals
 
 WINDOW_S = 60.0
@@ -155,19 +155,6 @@ class Statistics:
     def _trim(self, now: float) -> None:
         while self._per_second and self._per_second[0][0] < now - WINDOW_S:
             self._per_second.popleft()
-
-
-def delay_ms(job: Job, now_ms: int | None = None) -> int:
-    """How long the job waited (or waits) for its start; a clock set back gives 0, never less."""
-    until = job.started_ms or job.ended_ms or now_ms or job.created_ms
-    return max(0, until - job.created_ms)
-
-
-def execution_ms(job: Job) -> int:
-    """How long the job ran; 0 when it never started."""
-    if job.started_ms is None or job.ended_ms is None:
-        return 0
-    return max(0, job.ended_ms - job.started_ms)
 
 
 def _percentile(ordered: list[int], percent: int) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from supervisor.job import Job, JobStatus
+from supervisor.job import Job, JobStatus, delay_ms, execution_ms
 from supervisor.protocol.views import JobCounts, Snapshot, WorkerCounts, WorkerView
 
 _text = msgspec.json.Encoder().encode
@@ -62,9 +62,10 @@ def status_body(job: Job, progress: bytes | None = None, now_ms: int | None = No
     ``workerId`` is a string in every final body (RunPod's clients insist), empty for a job that never started.
     """
     terminal = job.status.terminal
-    body = b'{"id":%b,"status":"%b","delayTime":%d' % (_text(job.id), _STATUS[job.status], _delay_ms(job, now_ms))
+    delay = delay_ms(job, int(time.time() * 1000) if now_ms is None else now_ms)
+    body = b'{"id":%b,"status":"%b","delayTime":%d' % (_text(job.id), _STATUS[job.status], delay)
     if terminal:
-        body += b',"executionTime":%d' % _execution_ms(job)
+        body += b',"executionTime":%d' % execution_ms(job)
     if terminal or job.worker_id is not None:
         body += b',"workerId":%b' % _text(job.worker_id or "")
     output = job.output if terminal else progress if job.status is JobStatus.IN_PROGRESS else None
@@ -109,16 +110,3 @@ def requests_body(jobs: Iterable[Job], following: str | None) -> bytes:
 
 def _state(job_id: str, status: JobStatus) -> bytes:
     return b'{"id":%b,"status":"%b"}' % (_text(job_id), _STATUS[status])
-
-
-def _delay_ms(job: Job, now_ms: int | None) -> int:
-    until = None if job.status is JobStatus.IN_QUEUE else job.started_ms or job.ended_ms
-    if until is None:
-        until = int(time.time() * 1000) if now_ms is None else now_ms
-    return max(0, until - job.created_ms)
-
-
-def _execution_ms(job: Job) -> int:
-    if job.started_ms is None or job.ended_ms is None:
-        return 0
-    return max(0, job.ended_ms - job.started_ms)

@@ -5,9 +5,9 @@ import pytest
 
 from supervisor.config.resolve import make_settings
 from supervisor.engine.overview import ENDED_JOBS, ERROR_CHARS, LOG_LINES, Overview, first_line
-from supervisor.engine.statistics import SAMPLES, WINDOW_S, Buckets, Statistics, delay_ms, execution_ms
+from supervisor.engine.statistics import SAMPLES, WINDOW_S, Buckets, Statistics
 from supervisor.gpu.records import GpuProcess, GpuSample
-from supervisor.job import Job, JobStatus
+from supervisor.job import Job, JobStatus, delay_ms, execution_ms
 from supervisor.pool import events
 from supervisor.pool.slots.steps import RefreshReport
 

@@ -8,8 +8,7 @@ import time
 from supervisor.cli.serving.event_log import Lines
 from supervisor.engine.engine import Happening
 from supervisor.engine.overview import first_line
-from supervisor.engine.statistics import delay_ms, execution_ms
-from supervisor.job import Job, JobStatus
+from supervisor.job import Job, JobStatus, delay_ms, execution_ms
 from supervisor.pool import events
 
 JOBS_PER_SECOND = 50
