@@ -1,12 +1,13 @@
-"""Server-sent events (WHATWG HTML, section 9.2): their text, who asks for them, and those of a job; in the supervisor."""
+"""Server-sent events as answers: who asks for them, and those of a job; in the supervisor."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from supervisor.api.call import JSON, Reply
+from supervisor.protocol.sse import PING, RETRY, event, packed
 
 if TYPE_CHECKING:
     from supervisor.engine.engine import Engine
@@ -16,28 +17,10 @@ CONTENT_TYPE = b"text/event-stream"
 HEADERS = {b"cache-control": b"no-store", b"x-accel-buffering": b"no"}
 """For what stands between: nginx, for one, would hold events back until its buffer is full."""
 
-PING = b": ping\n\n"
 PING_S = 15.0
 """After how long a stream that has nothing to say says that: proxies cut what is silent, most of them after 30 or 60 s."""
 
-RETRY = b"retry: 1000\n\n"
-"""The first words of a stream that can be resumed: come back a second after it broke off."""
-
-PART_BYTES = 64 * 1024
-"""How much is sent at once: a client that is far behind costs this, not what it has still to read."""
-
-_LINE_END = re.compile(rb"\r\n|\r|\n")
 _QUALITY = re.compile(rb"q\s*=\s*([01](?:\.[0-9]{0,3})?)")
-
-
-def event(data: bytes, *, id: int | None = None, name: str | None = None) -> bytes:  # noqa: A002 - the field's name
-    """One event. ``data`` is UTF-8; its lines become lines of the event, so a client gets each line end as ``\\n``."""
-    head = b"" if name is None else b"event: %b\n" % name.encode()
-    if id is not None:
-        head += b"id: %d\n" % id
-    if b"\n" in data or b"\r" in data:  # mostly not, and searching by a pattern is slow
-        data = _LINE_END.sub(b"\ndata: ", data)
-    return head + b"data: %b\n\n" % data
 
 
 def reply(parts: AsyncGenerator[bytes, None]) -> Reply:
@@ -83,21 +66,6 @@ async def of_log(engine: Engine, job_id: str, start: int) -> AsyncGenerator[byte
             return
         else:
             yield PING
-
-
-def packed(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """``pieces`` joined, so that few writes carry many of them."""
-    waiting: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        waiting.append(piece)
-        size += len(piece)
-        if size >= PART_BYTES:
-            yield b"".join(waiting)
-            waiting.clear()
-            size = 0
-    if waiting:
-        yield b"".join(waiting)
 
 
 def _end(job: Job) -> bytes:

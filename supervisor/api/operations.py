@@ -14,6 +14,7 @@ from supervisor.api.routes import Route
 from supervisor.errors import RequestError
 from supervisor.job import JobStatus
 from supervisor.protocol import responses
+from supervisor.protocol.sse import packed
 
 if TYPE_CHECKING:
     from supervisor.engine.engine import Engine
@@ -99,7 +100,7 @@ async def _long_stream(engine: Engine, chunks: Chunks) -> AsyncGenerator[bytes, 
         items = (
             responses.stream_item(chunk, first=at == first) for at, chunk in enumerate(chunks.values, chunks.first)
         )
-        for part in events.packed(items):
+        for part in packed(items):
             yield part
         chunks = engine.streams.following(chunks)
     yield b"]}"

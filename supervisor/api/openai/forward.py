@@ -23,6 +23,7 @@ from supervisor.engine.streams import Chunks
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.protocol.requests import openai_request
+from supervisor.protocol.sse import event, packed
 
 TEXT = b"text/plain; charset=utf-8"
 
@@ -172,7 +173,7 @@ async def _parts(asked: _Asked, chunks: Chunks) -> AsyncGenerator[bytes, None]:
     ended = False
     try:
         while True:
-            for part in events.packed(map(text.add, chunks.values)):
+            for part in packed(map(text.add, chunks.values)):
                 yield part
             job = chunks.job
             ended = job.status.terminal and (chunks.end >= job.chunks or not chunks.values)
@@ -208,12 +209,12 @@ class _EventStream:
             return b"".join(map(self.add, _items(chunk)))
         failure = errors.found_in(chunk)
         self._ours = True
-        return self._gap() + events.event(chunk if failure is None else failure.body)
+        return self._gap() + event(chunk if failure is None else failure.body)
 
     def failed(self, failure: errors.Failure) -> bytes:
         """The end of a stream that broke off."""
         self._held = ""
-        return self._gap() + events.event(failure.body)
+        return self._gap() + event(failure.body)
 
     def end(self) -> bytes:
         """The end of a whole stream. Whoever sends text says by itself that this was all, if its protocol wants that."""
