@@ -23,12 +23,13 @@ from supervisor.gpu import cpu_share, locks, pinning
 from supervisor.gpu.client import Reader
 from supervisor.gpu.records import Gpu, Listing
 from supervisor.host import file_limits, temporary
+from supervisor.host.orphans import reap_orphans
+from supervisor.host.processes import set_subreaper
 from supervisor.pool import events
 from supervisor.pool.interfaces import Place
 from supervisor.pool.pool import Pool
 from supervisor.pool.release.watcher import GpuMemory
 from supervisor.pool.slots.machine import Rules
-from supervisor.pool.template.process import become_subreaper, reap_orphans
 from supervisor.pool.template.starter import TemplateStarter
 from supervisor.protocol.responses import status_body
 from supervisor.reload import SourceFiles, Watch
@@ -83,7 +84,7 @@ class Assembly:
         self._undo = ExitStack()
         self._children: list[Callable[[], Sequence[int]]] = []
         if own_process:
-            become_subreaper()
+            set_subreaper()
             file_limits.raise_limit()
         try:
             self._build()

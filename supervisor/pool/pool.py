@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from supervisor.errors import WireError
 from supervisor.gpu.records import GpuSample
+from supervisor.host.exit_status import describe_exit
 from supervisor.host.processes import STACK_SIGNAL
 from supervisor.pool import events
 from supervisor.pool.interfaces import Loop, Memory, Place, Starter
@@ -20,7 +21,6 @@ from supervisor.pool.slots import steps
 from supervisor.pool.slots.machine import Machine, Rules
 from supervisor.pool.slots.slot import OUT_OF_SERVICE, Next, Slot, SlotState
 from supervisor.pool.template.keeper import Keeper, Lost
-from supervisor.pool.template.process import describe_exit
 from supervisor.wire import messages as wire
 
 LAST_BYTES = 16 * 1024 * 1024

@@ -14,20 +14,15 @@ import sys
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from supervisor.pool.template.process import (
-    Gone,
-    Template,
-    become_subreaper,
-    make_pipes,
-    orphans_of_this_process,
-    sweep_orphans,
-)
+from supervisor.host.orphans import orphans_of_this_process, sweep_orphans
+from supervisor.host.processes import set_subreaper
+from supervisor.pool.template.process import Gone, Template, make_pipes
 from supervisor.wire import messages as wire
 
 folder = Path(__file__).resolve().parent
 lock = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT)
 fcntl.flock(lock, fcntl.LOCK_EX)
-become_subreaper()
+set_subreaper()
 template = Template(folder / "template_stand_in.py")
 template.start(wire.Setup(wire.VERSION, "run-1", wire.HandlerSpec("file", "unused.py"), (), sys.argv[1]), [lock])
 

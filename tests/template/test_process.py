@@ -11,7 +11,8 @@ from multiprocessing.connection import wait
 import pytest
 
 from supervisor.config.settings import SECRET_VARIABLES
-from supervisor.pool.template.process import LOG_PIPE_BYTES, Gone, describe_exit, make_pipes, without_secrets
+from supervisor.host.exit_status import describe_exit
+from supervisor.pool.template.process import LOG_PIPE_BYTES, Gone, make_pipes, without_secrets
 from supervisor.wire import messages as wire
 
 

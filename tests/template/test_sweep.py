@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
+from supervisor.host import orphans
 from supervisor.host.processes import Marked
-from supervisor.pool.template import process
 
 PATIENCE_S = 20.0
 
@@ -33,7 +33,7 @@ def cat():
 def test_all_that_have_the_mark_are_killed_and_counted_once(cat):
     marked = [cat(SUPERVISE_RUN_ID="a-run", OTHER="x") for _ in range(3)]
     others = [cat(SUPERVISE_RUN_ID="another-run"), cat()]
-    assert process.sweep_marked("a-run", PATIENCE_S) == 3
+    assert orphans.sweep_marked("a-run", PATIENCE_S) == 3
     assert [one.wait(20) for one in marked] == [-9] * 3
     assert [one.poll() for one in others] == [None, None]
 
@@ -42,12 +42,12 @@ def test_all_that_have_the_mark_are_killed_and_counted_once(cat):
 def test_who_is_missed_by_one_look_is_found_by_the_next(cat, monkeypatch, first):
     missed = cat(SUPERVISE_RUN_ID="a-run")
     looks = [Marked([], [missed.pid])] * 3 if first == "in the middle of an exec" else [Marked([], [])]
-    look = process.processes_with
-    monkeypatch.setattr(process, "processes_with", lambda mark: looks.pop() if looks else look(mark))
+    look = orphans.processes_with
+    monkeypatch.setattr(orphans, "processes_with", lambda mark: looks.pop() if looks else look(mark))
     if first == "in the middle of an exec":
-        monkeypatch.setattr(process, "_EXEC_S", PATIENCE_S)
+        monkeypatch.setattr(orphans, "_EXEC_S", PATIENCE_S)
         looks[0] = Marked([], [])  # the last: its exec is over, and it has forked meanwhile
-    assert process.sweep_marked("a-run", PATIENCE_S) == 1
+    assert orphans.sweep_marked("a-run", PATIENCE_S) == 1
     assert missed.wait(20) == -9
 
 
@@ -58,5 +58,5 @@ def test_it_comes_to_an_end_though_somebody_is_always_found(monkeypatch, cat):
         looks.append(mark)
         return Marked([cat(SUPERVISE_RUN_ID="a-run").pid], [])
 
-    monkeypatch.setattr(process, "processes_with", look)
-    assert process.sweep_marked("a-run", patience=0.02) == len(looks)
+    monkeypatch.setattr(orphans, "processes_with", look)
+    assert orphans.sweep_marked("a-run", patience=0.02) == len(looks)

@@ -7,8 +7,9 @@ from typing import Union
 
 import msgspec
 
+from supervisor.host.exit_status import describe_exit
 from supervisor.pool.interfaces import Loop, Starter
-from supervisor.pool.template.process import Gone, describe_exit
+from supervisor.pool.template.process import Gone
 from supervisor.wire import messages as wire
 
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)

@@ -13,9 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,7 +24,7 @@ import msgspec
 
 from supervisor.config.settings import SECRET_VARIABLES
 from supervisor.errors import WireError
-from supervisor.host.processes import children_of, kill, kill_with_group, processes_with, set_subreaper
+from supervisor.host.processes import kill
 from supervisor.wire import messages as wire
 
 PROGRAM = Path(__file__).resolve().parents[2] / "template" / "main.py"
@@ -39,16 +38,6 @@ SERVICE_MANAGERS = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 _MESSAGE_BYTES = 256 * 1024
 _MESSAGES_A_TURN = 256
 _DEATH_PATIENCE = 1.0
-_LOOK_AGAIN = 0.001
-
-_QUIET_LOOKS = 2
-_QUIET_S = 0.005
-_EXEC_S = 0.2
-"""An environment that stays empty for so long is one: a process without any, not one in the middle of an exec."""
-
-_CRASHES = frozenset(
-    {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP}
-)
 
 
 class Gone(msgspec.Struct, frozen=True):
@@ -268,91 +257,6 @@ def make_pipes() -> Pipes:
     with contextlib.suppress(OSError):  # over this user's share of pipe memory: the pipe is small, and works
         fcntl.fcntl(log, fcntl.F_SETPIPE_SZ, LOG_PIPE_BYTES)
     return Pipes(connection, worker_connection, log, worker_log)
-
-
-def become_subreaper() -> None:
-    """Inherit what the template leaves if it dies. For the command line's own process: in a user's program it would take over
-    processes that are not ours.
-
-    Raises:
-        OSError: the kernel refuses.
-    """
-    set_subreaper()
-
-
-def sweep_orphans(known: Collection[int], patience: float = 1.0) -> int:
-    """End and reap every child of this process but the ``known``, until none is left or ``patience`` seconds are over.
-
-    Called when the template died, by a process that became a subreaper. Returns how many it reaped.
-    """
-    deadline = time.monotonic() + patience
-    swept = 0
-    while orphans := orphans_of_this_process(known):
-        for pid in orphans:
-            kill_with_group(pid)
-        swept += sum(_reap(pid) for pid in orphans)
-        if time.monotonic() > deadline:
-            break
-        time.sleep(_LOOK_AGAIN)
-    return swept
-
-
-def reap_orphans(known: Collection[int]) -> None:
-    """Reap the dead children of this process that are not ``known``; leave the living alone.
-
-    For process 1 of a container, to which come the orphans of all that run there, also of those that we have not started.
-    """
-    for pid in orphans_of_this_process(known):
-        _reap(pid)
-
-
-def sweep_marked(run_id: str, patience: float = 1.0) -> int:
-    """SIGKILL every process that was started below this run's template, until none is left or ``patience`` seconds are over.
-
-    For a program that embeds a supervisor, whose other children are none of ours and which inherits no orphans: what a dead
-    template left is known by its environment (proc(5)). Returns how many it killed.
-    """
-    mark = f"SUPERVISE_RUN_ID={run_id}".encode()
-    begun = time.monotonic()
-    killed: set[int] = set()
-    unclear_since: dict[int, float] = {}
-    quiet = 0
-    while True:
-        marked = processes_with(mark)
-        found = [pid for pid in marked.found if kill(pid)]
-        killed.update(found)
-        now = time.monotonic()
-        unclear = [pid for pid in marked.unclear if now - unclear_since.setdefault(pid, now) < _EXEC_S]
-        quiet = 0 if found or unclear else quiet + 1
-        # One look may miss who was forked while it went on; a second that finds nobody had nobody left to fork.
-        if quiet == _QUIET_LOOKS or now - begun > patience:
-            return len(killed)
-        time.sleep(_QUIET_S if quiet else _LOOK_AGAIN)
-
-
-def orphans_of_this_process(known: Collection[int]) -> list[int]:
-    """The children of this process that are not ``known``."""
-    return [pid for pid in children_of(os.getpid()) if pid not in known]
-
-
-def describe_exit(status: int) -> str:
-    """How a worker ended, in words that follow its name: ``-N`` is death by signal N, anything else an exit code."""
-    if status >= 0:
-        return f"exited with code {status}"
-    try:
-        signum = signal.Signals(-status)
-    except ValueError:
-        return f"was killed by signal {-status}"
-    if signum is signal.SIGKILL:
-        return "was killed by SIGKILL; it may have run out of memory"
-    return f"crashed with {signum.name}" if signum in _CRASHES else f"was killed by {signum.name}"
-
-
-def _reap(pid: int) -> bool:
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] != 0
-    except ChildProcessError:
-        return False  # someone else in this process waited for it
 
 
 def _close_all(descriptors: Sequence[int]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from supervisor.errors import WireError
-from supervisor.pool.template.process import Gone, Pipes, Template, make_pipes, sweep_marked, sweep_orphans
+from supervisor.host.orphans import sweep_marked, sweep_orphans
+from supervisor.pool.template.process import Gone, Pipes, Template, make_pipes
 from supervisor.wire import messages as wire
 
 
