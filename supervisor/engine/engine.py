@@ -318,7 +318,7 @@ class Engine:
         self._turns.begin()
         if self._closed:
             return
-        if self._commits.pending or self._store.forgetting:
+        if self._commits.pending or self._store.retention.forgetting:
             self._hear(
                 False
             )  # what is said now would be announced at each pass of the loop, and a turn comes afterwards

@@ -45,9 +45,9 @@ class Housekeeping:
             return
         before = self._wall_ms() - int(self._settings.retention * 1000)
         try:
-            forgotten = self._store.forget(before, PIECE, self._gone)
+            forgotten = self._store.retention.forget(before, PIECE, self._gone)
             if forgotten < PIECE and self._settings.max_store and self._store.used > self._settings.max_store:
-                forgotten = self._store.forget_oldest(PIECE, self._gone)
+                forgotten = self._store.retention.forget_oldest(PIECE, self._gone)
         except StoreError as error:
             self._warn(f"old jobs could not be removed: {error}")
             forgotten = 0

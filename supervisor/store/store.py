@@ -22,15 +22,11 @@ from supervisor.store.committer import Committer, Deliver, Done
 from supervisor.store.failures import explain
 from supervisor.store.opening import Connections, Durability, connect
 from supervisor.store.outbox import Outbox
+from supervisor.store.retention import Retention, Work
 from supervisor.store.sql import Queries, read_queries
-from supervisor.store.writes import Forget, Move, Write
+from supervisor.store.writes import Move, Write
 
-FORGET_BYTES = 2**20
-"""A piece of forgetting ends once it has freed this much: the pages of a large value are read one by one to be freed."""
-
-_END_OF_TIME = 2**62
 _Row = tuple[Any, ...]
-_Work = Callable[[], Sequence[Move]]
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -41,7 +37,8 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The jobs, and in ``outbox`` the webhooks. Reads show what is durable; they and ``commit`` are called from one thread."""
+    """The jobs, and in ``outbox`` the webhooks; ``retention`` deletes what is old. Reads show what is durable; all is called from
+    one thread."""
 
     def __init__(self, connections: Connections, path: Path, queries: Queries, deliver: Deliver | None) -> None:
         """Use ``open`` instead."""
@@ -51,12 +48,11 @@ class Store:
         self._sql = queries
         self._cursor = self._db.cursor()
         self.outbox = Outbox(self._rows, queries)
+        self.retention = Retention(self._cursor.execute, self._rows, self._transact, queries)
         self._jobs = dict.fromkeys(JobStatus, 0)
         self._retried = 0
         self._in_flight = False
-        self._waiting: deque[tuple[_Work, Done]] = deque()
-        self._forgetting = False
-        self._forget_failure: StoreError | None = None
+        self._waiting: deque[tuple[Work, Done]] = deque()
         self._closed = False
         self._count()
         # Two connections: to end a transaction takes as long as the disk does.
@@ -132,14 +128,14 @@ class Store:
         execute, sql = self._cursor.execute, self._sql
         self._transact(lambda: [write.apply(execute, sql) for write in batch], done)
 
-    def _transact(self, work: _Work, done: Done) -> None:
+    def _transact(self, work: Work, done: Done) -> None:
         """Do ``work`` in a transaction of its own, behind those that were given before."""
         if self._in_flight or self._waiting:
             self._waiting.append((work, done))
         else:
             self._start(work, done)
 
-    def _start(self, work: _Work, done: Done) -> None:
+    def _start(self, work: Work, done: Done) -> None:
         moves = self._begin(work)
         if isinstance(moves, StoreError):
             done(moves)
@@ -149,7 +145,7 @@ class Store:
             self._in_flight = True
             self._committer.commit(lambda error: self._landed(moves, done, error))
 
-    def _begin(self, work: _Work) -> Sequence[Move] | StoreError:
+    def _begin(self, work: Work) -> Sequence[Move] | StoreError:
         """Begin a transaction and do ``work`` in it; what it moved, or why it was rolled back."""
         try:
             self._cursor.execute("BEGIN IMMEDIATE")
@@ -202,57 +198,6 @@ class Store:
                     jobs[after] += 1
                 self._retried += retried
         done(error)
-
-    def forget(self, ended_before_ms: int, limit: int, gone: Callable[[], None] = lambda: None) -> int:
-        """Delete jobs that ended before that time, oldest end first, with all they left: at most ``limit``, and fewer where they
-        are large. How many they are; 0 when none is left. With durability ``full`` they are gone a moment later: until ``gone``
-        is called nothing may be written that starts from a job as reads show it.
-
-        Raises:
-            StoreError: nothing was deleted; with durability ``full`` by the call before.
-        """
-        seqs = [seq for (seq,) in self._rows(self._sql.oldest_ended, ended_before_ms, limit)]
-        moves: list[Move] = []
-
-        def work() -> Sequence[Move]:
-            moves.extend(self._forget(seqs))
-            return moves
-
-        if seqs and not self._forgetting:
-            self._forgetting = True
-            self._transact(work, lambda error: self._forgot(error, gone))
-        failure, self._forget_failure = self._forget_failure, None
-        if failure is not None:
-            raise failure
-        return len(moves) or len(seqs)  # those, when their turn has yet to come
-
-    def forget_oldest(self, limit: int, gone: Callable[[], None] = lambda: None) -> int:
-        """As ``forget``, whenever they ended: to make room.
-
-        Raises:
-            StoreError: nothing was deleted; with durability ``full`` by the call before.
-        """
-        return self.forget(_END_OF_TIME, limit, gone)
-
-    def _forget(self, seqs: Sequence[int]) -> list[Move]:
-        """Delete these jobs, or as many of them as free ``FORGET_BYTES``."""
-        moves = []
-        enough = self._pragma(self._db, "freelist_count") + FORGET_BYTES // self._pragma(self._db, "page_size")
-        for seq in seqs:
-            moves.append(Forget(seq).apply(self._cursor.execute, self._sql))
-            if self._pragma(self._db, "freelist_count") >= enough:
-                break
-        return moves
-
-    @property
-    def forgetting(self) -> bool:
-        """Whether jobs are being deleted, which reads show until that is durable."""
-        return self._forgetting
-
-    def _forgot(self, error: StoreError | None, gone: Callable[[], None]) -> None:
-        self._forgetting = False
-        self._forget_failure = error
-        gone()
 
     def set_owner(self, owner: str) -> None:
         """Write that the store belongs to the handler ``owner``; durable when this returns. To be called before any commit.
@@ -376,11 +321,6 @@ class Store:
             yield
         except sqlite3.Error as error:
             raise explain(error, self._path) from error
-
-    @staticmethod
-    def _pragma(db: sqlite3.Connection, name: str) -> int:
-        ((value,),) = db.execute(f"PRAGMA {name}")
-        return int(value)
 
 
 def _job(row: _Row) -> Job:

@@ -359,7 +359,7 @@ class StoreLife(RuleBasedStateMachine):
             for job in self.model.jobs.values()
             if job.status.terminal and job.ended_ms < before_ms
         )[:limit]
-        assert self.store.forget(before_ms, limit) == len(ended)
+        assert self.store.retention.forget(before_ms, limit) == len(ended)
         if ended and self.durability == "full":
             self.delivered.get(timeout=20)()
         for _, seq in ended:

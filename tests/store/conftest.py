@@ -71,7 +71,8 @@ def forget(loop: Loop) -> Callable[[Store, int | None, int], int]:
     """Forget (``None``: the oldest, whenever they ended), and see that it is done."""
 
     def forget(store: Store, ended_before_ms: int | None, limit: int) -> int:
-        number = store.forget_oldest(limit) if ended_before_ms is None else store.forget(ended_before_ms, limit)
+        old = store.retention
+        number = old.forget_oldest(limit) if ended_before_ms is None else old.forget(ended_before_ms, limit)
         if number and waits_for_disk(store):
             loop.turn()
         return number

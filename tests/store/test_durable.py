@@ -88,11 +88,11 @@ def test_commits_and_forgetting_keep_their_order(store, loop, disk):
     store.commit([insert(1), Start(1, 11, "w"), End(1, outcome, 12)], note("first"))
     store.commit([insert(2), Start(1, 13, "w")], note("wrong"))
     store.commit([insert(2)], note("third"))
-    assert store.forget(100, 9) == 0  # it does not see the first yet
+    assert store.retention.forget(100, 9) == 0  # it does not see the first yet
     disk.write()
     loop.turn()
     assert answers == ["first", "TransitionError"]
-    assert store.forget(100, 9) == 1
+    assert store.retention.forget(100, 9) == 1
     store.commit([insert(1)], note("again"))  # the id is free by then
     assert numbered(store, 1).status is JobStatus.COMPLETED
     for _ in range(3):
@@ -108,8 +108,8 @@ def test_a_piece_that_is_being_forgotten_is_not_begun_twice(store, loop, disk, b
     bring(store, 1, JobStatus.FAILED)
     disk.write()
     bring(store, 2, JobStatus.FAILED)
-    assert store.forget_oldest(1) == 1
-    assert store.forget_oldest(1) == 1  # there is something left to do
+    assert store.retention.forget_oldest(1) == 1
+    assert store.retention.forget_oldest(1) == 1  # there is something left to do
     disk.write()
     loop.turn()
     assert [numbered(store, seq) is None for seq in (1, 2)] == [True, False]
@@ -124,10 +124,10 @@ def test_a_disk_that_refuses_is_said_by_done_and_the_next_time_by_forget(store, 
     loop.turn()
     assert answers == [disk.refusal]
     assert (store.get("job-2"), store.counts().jobs[JobStatus.IN_QUEUE]) == (None, 0)
-    assert store.forget_oldest(9) == 1
+    assert store.retention.forget_oldest(9) == 1
     loop.turn()
     with pytest.raises(StoreError, match="the disk is full"):
-        store.forget_oldest(9)
+        store.retention.forget_oldest(9)
     loop.turn()
     assert store.counts().jobs[JobStatus.FAILED] == 1
     disk.refusal = None

@@ -97,7 +97,7 @@ def test_every_job_is_there_as_it_was(version_1, commit):
         # and they go on as any others
         commit(store, AddChunk(9, 1, 3, b"3"), End(9, Outcome(JobStatus.COMPLETED, b"1"), 4000), Start(10, 4001, "w"))
         commit(store, Insert(11, JobRequest("another", b"1"), 4002))
-        assert store.forget(3004, 9) == 2
+        assert store.retention.forget(3004, 9) == 2
 
 
 def test_its_tables_are_those_of_a_new_store(version_1, tmp_path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from supervisor.job import JobRequest, JobStatus, Outcome
-from supervisor.store.store import FORGET_BYTES, Store
+from supervisor.store.retention import FORGET_BYTES
+from supervisor.store.store import Store
 from supervisor.store.writes import LARGE_INPUT, AddChunk, AddLog, AddWebhook, End, Insert, Requeue, Start, TakeChunks
 from tests.store.numbered import numbered
 
@@ -117,7 +118,7 @@ def test_the_file_stays_within_a_limit_that_is_kept_by_forgetting(file, commit, 
         for seq in range(1, 61):
             ended = End(seq, Outcome(JobStatus.COMPLETED, b"1" * 100_000), seq)
             commit(store, Insert(seq, JobRequest(f"{seq}", b"1"), 1, 2, "w"), ended)
-            while store.used > 1_000_000 and store.forget_oldest(1):
+            while store.used > 1_000_000 and store.retention.forget_oldest(1):
                 pass
         assert 700_000 < store.used <= 1_000_000
         assert next(seq for seq in range(1, 61) if numbered(store, seq)) > 45

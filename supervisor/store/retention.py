@@ -1,0 +1,93 @@
+"""Deletes jobs that ended long ago, or the oldest to make room, in small pieces; used by the supervisor process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from supervisor.errors import StoreError
+from supervisor.store.committer import Done
+from supervisor.store.sql import Queries
+from supervisor.store.writes import Execute, Forget, Move
+
+FORGET_BYTES = 2**20
+"""A piece of forgetting ends once it has freed this much: the pages of a large value are read one by one to be freed."""
+
+_END_OF_TIME = 2**62
+
+Work = Callable[[], Sequence[Move]]
+"""What is done in one transaction; it returns what moved."""
+
+
+class Retention:
+    """Forgets jobs, one piece at a time. Called from the store's thread."""
+
+    def __init__(
+        self,
+        execute: Execute,
+        rows: Callable[..., list[tuple[Any, ...]]],
+        transact: Callable[[Work, Done], None],
+        queries: Queries,
+    ) -> None:
+        """``Store.retention`` is the one to use: ``execute`` writes, ``rows`` reads, ``transact`` does work in a transaction."""
+        self._execute = execute
+        self._rows = rows
+        self._transact = transact
+        self._sql = queries
+        self._forgetting = False
+        self._failure: StoreError | None = None
+
+    @property
+    def forgetting(self) -> bool:
+        """Whether jobs are being deleted, which reads show until that is durable."""
+        return self._forgetting
+
+    def forget(self, ended_before_ms: int, limit: int, gone: Callable[[], None] = lambda: None) -> int:
+        """Delete jobs that ended before that time, oldest end first, with all they left: at most ``limit``, and fewer where they
+        are large. How many they are; 0 when none is left. With durability ``full`` they are gone a moment later: until ``gone``
+        is called nothing may be written that starts from a job as reads show it.
+
+        Raises:
+            StoreError: nothing was deleted; with durability ``full`` by the call before.
+        """
+        seqs = [seq for (seq,) in self._rows(self._sql.oldest_ended, ended_before_ms, limit)]
+        moves: list[Move] = []
+
+        def work() -> Sequence[Move]:
+            moves.extend(self._delete(seqs))
+            return moves
+
+        if seqs and not self._forgetting:
+            self._forgetting = True
+            self._transact(work, lambda error: self._forgot(error, gone))
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+        return len(moves) or len(seqs)  # those, when their turn has yet to come
+
+    def forget_oldest(self, limit: int, gone: Callable[[], None] = lambda: None) -> int:
+        """As ``forget``, whenever they ended: to make room.
+
+        Raises:
+            StoreError: nothing was deleted; with durability ``full`` by the call before.
+        """
+        return self.forget(_END_OF_TIME, limit, gone)
+
+    def _delete(self, seqs: Sequence[int]) -> list[Move]:
+        """Delete these jobs, or as many of them as free ``FORGET_BYTES``."""
+        moves = []
+        enough = self._pragma("freelist_count") + FORGET_BYTES // self._pragma("page_size")
+        for seq in seqs:
+            moves.append(Forget(seq).apply(self._execute, self._sql))
+            if self._pragma("freelist_count") >= enough:
+                break
+        return moves
+
+    def _forgot(self, error: StoreError | None, gone: Callable[[], None]) -> None:
+        self._forgetting = False
+        self._failure = error
+        gone()
+
+    def _pragma(self, name: str) -> int:
+        ((value,),) = self._execute(f"PRAGMA {name}", ())
+        return int(value)
