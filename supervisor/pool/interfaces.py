@@ -8,8 +8,9 @@ from typing import Protocol
 import msgspec
 
 from supervisor.gpu.records import Gpu, GpuSample
+from supervisor.pool.pipes.ends import Pipes
 from supervisor.pool.slots.steps import Event
-from supervisor.pool.template.process import Gone, Pipes
+from supervisor.pool.template.process import Gone
 from supervisor.wire import messages as wire
 
 

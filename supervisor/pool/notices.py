@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from supervisor.host import ports
 from supervisor.pool import events
-from supervisor.pool.pipes.message_pipe import Link, Said
+from supervisor.pool.pipes.log_pipe import Said
+from supervisor.pool.pipes.pipes import Link
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.slot import Slot, SlotState
 from supervisor.wire import messages as wire
@@ -84,7 +85,7 @@ class Telling:
     def lost(self, link: Link, action: steps.JobLost, *, machinery: bool) -> None:
         """A job has lost its worker; ``machinery``: by the death of the template."""
         error = f"worker {link.slot} (pid {link.pid}) {action.how}"
-        if words := link.last_words(action.job):
+        if words := link.log.tail_of(action.job):
             error += "; its last output:\n" + "\n".join(words)
         self._events.append(events.JobLost(action.job, link.slot, error, action.charged, machinery))
 

@@ -15,8 +15,7 @@ from supervisor.host.processes import STACK_SIGNAL
 from supervisor.pool import events
 from supervisor.pool.interfaces import Loop, Memory, Place, Starter
 from supervisor.pool.notices import Telling
-from supervisor.pool.pipes.message_pipe import Link
-from supervisor.pool.pipes.pipes import Links
+from supervisor.pool.pipes.pipes import Link, Links
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.machine import Machine, Rules
 from supervisor.pool.slots.slot import OUT_OF_SERVICE, Next, Slot, SlotState
@@ -79,7 +78,7 @@ class Pool:
         """Give a job to the worker in slot ``name``, which has room; it is sent by ``perform``."""
         link = self._links[name]
         if not self.slots[name].running:
-            link.forget_words()
+            link.log.clear_tails()
         self._step(name, steps.Assign(run.job), now)
         self._runs.append((link, run))
 
@@ -263,14 +262,14 @@ class Pool:
 
     def _read(self, link: Link, now: float) -> None:
         try:
-            for message in link.receive():
+            for message in link.messages.receive():
                 self._from_worker(link, message, now)
         except WireError as error:
             self._misbehaved(link, str(error), now)
         self._links.heard(link)
 
     def _read_log(self, link: Link) -> None:
-        self._telling.printed(link, link.read_log(self.slots[link.slot].running), self.slots[link.slot].running)
+        self._telling.printed(link, link.log.read(self.slots[link.slot].running), self.slots[link.slot].running)
         self._links.heard(link)
 
     def _from_worker(self, link: Link, message: wire.FromWorker, now: float) -> None:
@@ -279,8 +278,8 @@ class Pool:
             if message.job not in slot.running:
                 raise WireError(f"{message.status} of job {message.job[:128]!r}: no end of a job that runs here")
             # All of it, and its unfinished line too: what it printed is in the pipe before its end is in the other.
-            if link.log_waits:
-                self._telling.printed(link, link.last_log_of(message.job, slot.running), slot.running)
+            if link.log.waits:
+                self._telling.printed(link, link.log.read_end_of(message.job, slot.running), slot.running)
             self._telling.tell(events.JobEnded(message.job, link.slot, message))
             self._telling.port_taken(link, message.error or "", self._links)
             cause = (
@@ -312,7 +311,7 @@ class Pool:
             self._step(link.slot, steps.Forked(message.pid), now)
         link.kind = message.kind
         if message.mark:
-            link.expect_marks(message.mark)
+            link.log.expect_marks(message.mark)
         self._step(link.slot, steps.Ready(min(message.capacity, wire.MAX_CAPACITY)), now)
         self._telling.say(
             "worker", f"ready (pid {message.pid}, {message.kind}, loaded in {message.load_ms:.1f} ms)", link.slot
@@ -326,11 +325,11 @@ class Pool:
     def _last_words(self, link: Link, now: float) -> None:
         """On a death, drain both pipes before judging: ``Done`` may be in one."""
         try:
-            for message in link.receive(LAST_BYTES, most=LAST_BYTES):
+            for message in link.messages.receive(LAST_BYTES, most=LAST_BYTES):
                 self._from_worker(link, message, now)
         except WireError as error:
             self._telling.say("warning", f"its last message was unreadable: {error}", link.slot)
-        self._telling.printed(link, link.last_log(self.slots[link.slot].running), self.slots[link.slot].running)
+        self._telling.printed(link, link.log.read_rest(self.slots[link.slot].running), self.slots[link.slot].running)
 
     # --- the template's words -------------------------------------------------------------------------------------------
 

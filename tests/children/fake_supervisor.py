@@ -16,7 +16,8 @@ from pathlib import Path
 
 from supervisor.host.orphans import orphans_of_this_process, sweep_orphans
 from supervisor.host.processes import set_subreaper
-from supervisor.pool.template.process import Gone, Template, make_pipes
+from supervisor.pool.pipes.ends import make_pipes
+from supervisor.pool.template.process import Gone, Template
 from supervisor.wire import messages as wire
 
 folder = Path(__file__).resolve().parent

@@ -10,7 +10,8 @@ from supervisor.job import JobStatus
 from supervisor.pool import events
 from supervisor.pool.notices import WARNINGS
 from supervisor.pool.pipes import validation
-from supervisor.pool.pipes.message_pipe import CLOGGED_BYTES, TURN_LINES, TURN_MESSAGES
+from supervisor.pool.pipes.log_pipe import TURN_LINES
+from supervisor.pool.pipes.message_pipe import CLOGGED_BYTES, TURN_MESSAGES
 from supervisor.wire import messages as wire
 
 MIB = 2**20

@@ -6,7 +6,8 @@ import os
 import socket
 from typing import Any
 
-from supervisor.pool.template.process import Gone, Pipes, make_pipes
+from supervisor.pool.pipes.ends import Pipes, make_pipes
+from supervisor.pool.template.process import Gone
 from supervisor.wire import messages as wire
 
 TEMPLATE_PID = 39_999

@@ -8,8 +8,7 @@ import os
 
 import uvloop
 
-from supervisor.pool.pipes.message_pipe import Link
-from supervisor.pool.pipes.pipes import Links
+from supervisor.pool.pipes.pipes import Link, Links
 from supervisor.wire import messages as wire
 
 DEADLINE_S = 30
@@ -32,18 +31,18 @@ def test_a_worker_that_dies_with_a_message_unread_is_still_heard_by_its_other_pi
         theirs.close()
         await asyncio.wait_for(spoke.wait(), DEADLINE_S)
         assert links.take_spoken() == [link]
-        assert link.receive() == [wire.Capacity(2)]
+        assert link.messages.receive() == [wire.Capacity(2)]
         links.heard(link)
-        assert not link.at_end  # it was not looked for: what came is less than one read takes
+        assert not link.messages.at_end  # it was not looked for: what came is less than one read takes
         spoke.clear()
         os.close(their_log)
         await asyncio.wait_for(spoke.wait(), DEADLINE_S)
         assert link in links.take_printed()
-        link.read_log(())
+        link.log.read(())
         links.heard(link)
         await asyncio.wait_for(spoke.wait(), DEADLINE_S)
-        assert link.receive() == []
-        assert link.at_end
+        assert link.messages.receive() == []
+        assert link.messages.at_end
         links.drop("gpu0")
 
     loop = uvloop.new_event_loop()

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import pytest
 
 from supervisor.host.processes import children_of
-from supervisor.pool.template.process import Gone, Pipes, Template, make_pipes
+from supervisor.pool.pipes.ends import Pipes, make_pipes
+from supervisor.pool.template.process import Gone, Template
 from supervisor.wire import messages as wire
 
 CHILDREN = Path(__file__).resolve().parent.parent / "children"

@@ -12,7 +12,8 @@ import pytest
 
 from supervisor.config.settings import SECRET_VARIABLES
 from supervisor.host.exit_status import describe_exit
-from supervisor.pool.template.process import LOG_PIPE_BYTES, Gone, make_pipes, without_secrets
+from supervisor.pool.pipes.ends import LOG_PIPE_BYTES, make_pipes
+from supervisor.pool.template.process import Gone, without_secrets
 from supervisor.wire import messages as wire
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.pool.pipes.message_pipe import Link
+from supervisor.pool.pipes.log_pipe import LogPipe
 from supervisor.wire import messages as wire
 
 DEADLINE = 30.0
@@ -31,10 +31,10 @@ class Heard:
     def __init__(self, child: Any) -> None:
         self.child = child
         ready = child.ready()
-        self._link = Link("gpu0", 3, child.conn, os.dup(child._log), 1 << 20)
-        os.set_blocking(self._link.log_fd, False)
+        self._log = LogPipe(os.dup(child._log))
+        os.set_blocking(self._log.fd, False)
         assert ready.capacity == 3
-        self._link.expect_marks(ready.mark)
+        self._log.expect_marks(ready.mark)
         self.running: list[str] = []
         self.lines: dict[str | None, list[str]] = defaultdict(list)
 
@@ -46,31 +46,31 @@ class Heard:
     def until(self, condition: Callable[[], bool]) -> None:
         """Read until ``condition``."""
         while not condition():
-            assert select.select([self._link.log_fd], [], [], DEADLINE)[0], f"nothing comes after {dict(self.lines)}"
-            self._take(self._link.read_log(self.running))
-            assert not self._link.log_at_end, dict(self.lines)
+            assert select.select([self._log.fd], [], [], DEADLINE)[0], f"nothing comes after {dict(self.lines)}"
+            self._take(self._log.read(self.running))
+            assert not self._log.at_end, dict(self.lines)
 
     def end(self) -> wire.Done:
         """The next end of a job, with all that it printed."""
         done: wire.Done = self.child.receive_until(wire.Done)[-1]
-        self._take(self._link.last_log_of(done.job, self.running))
+        self._take(self._log.read_end_of(done.job, self.running))
         self.running.remove(done.job)
         return done
 
     def die(self) -> None:
         """All that a worker has said that ends by itself."""
         self.child.wait()
-        self._take(self._link.last_log(self.running))
+        self._take(self._log.read_rest(self.running))
 
-    def last_words(self, job: str) -> list[str]:
-        return self._link.last_words(job)
+    def tail_of(self, job: str) -> list[str]:
+        return self._log.tail_of(job)
 
     def _take(self, said: Any) -> None:
         for job, lines in said:
             self.lines[job] += lines
 
     def close(self) -> None:
-        os.close(self._link.log_fd)  # the other descriptor is the child's
+        self._log.close()  # the other descriptor is the child's
 
 
 @pytest.fixture
@@ -235,8 +235,8 @@ def test_a_death_leaves_each_job_its_own_last_words_and_the_workers(hear):
     worker.run("a")
     worker.run("b", value=1)
     worker.die()
-    assert worker.last_words("a") == ["a began", "native complaint"]
-    assert sorted(worker.last_words("b")) == ["b began", "last words ", "native complaint"]
+    assert worker.tail_of("a") == ["a began", "native complaint"]
+    assert sorted(worker.tail_of("b")) == ["b began", "last words ", "native complaint"]
 
 
 REDIRECTS = """

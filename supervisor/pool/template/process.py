@@ -6,8 +6,6 @@ other machines would live behind the same face.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import signal
 import socket
@@ -15,8 +13,6 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Union
 
@@ -28,9 +24,6 @@ from supervisor.host.processes import kill
 from supervisor.wire import messages as wire
 
 PROGRAM = Path(__file__).resolve().parents[2] / "template" / "main.py"
-
-LOG_PIPE_BYTES = 1024 * 1024
-"""A log pipe holds at most this (`/proc/sys/fs/pipe-max-size`): what a worker wrote before ``Done`` is no more."""
 
 SERVICE_MANAGERS = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 """What systemd gives to this process alone: a handler's library that speaks to it would speak for the service."""
@@ -44,20 +37,6 @@ class Gone(msgspec.Struct, frozen=True):
     """The template is dead. ``status`` is ``-N`` for signal N, else its exit code; None if it could not be learnt."""
 
     status: int | None
-
-
-class Pipes(msgspec.Struct, frozen=True):
-    """The pipes of one worker generation: ``connection`` and ``log`` are the supervisor's and never block."""
-
-    connection: Connection
-    worker_connection: Connection
-    log: int
-    worker_log: int
-
-    def close_workers(self) -> None:
-        """Close the worker's ends, after ``Template.fork`` has sent them: only then does the supervisor see them close."""
-        self.worker_connection.close()
-        os.close(self.worker_log)
 
 
 Report = Union[wire.FromTemplate, Gone]
@@ -237,26 +216,6 @@ class Template:
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
     """``environ`` as handlers may see it. Taken out before the template is exec'ed: ``/proc/PID/environ`` keeps showing it."""
     return {name: value for name, value in environ.items() if name not in SECRET_VARIABLES | SERVICE_MANAGERS}
-
-
-def make_pipes() -> Pipes:
-    """New pipes for one worker generation.
-
-    Raises:
-        OSError: there are no descriptors left.
-    """
-    connection, worker_connection = Pipe(duplex=True)
-    try:
-        log, worker_log = os.pipe2(os.O_CLOEXEC)
-    except OSError:
-        connection.close()
-        worker_connection.close()
-        raise
-    os.set_blocking(connection.fileno(), False)
-    os.set_blocking(log, False)
-    with contextlib.suppress(OSError):  # over this user's share of pipe memory: the pipe is small, and works
-        fcntl.fcntl(log, fcntl.F_SETPIPE_SZ, LOG_PIPE_BYTES)
-    return Pipes(connection, worker_connection, log, worker_log)
 
 
 def _close_all(descriptors: Sequence[int]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from supervisor.errors import WireError
 from supervisor.host.orphans import sweep_marked, sweep_orphans
-from supervisor.pool.template.process import Gone, Pipes, Template, make_pipes
+from supervisor.pool.pipes.ends import Pipes, make_pipes
+from supervisor.pool.template.process import Gone, Template
 from supervisor.wire import messages as wire
 
 

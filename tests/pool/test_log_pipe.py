@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,24 +10,23 @@ from pathlib import Path
 import pytest
 
 from supervisor.errors import WireError
-from supervisor.pool.pipes import message_pipe as link
-from supervisor.pool.pipes.message_pipe import LINE_BYTES, NO_JOB, TAIL_LINES, TURN_LINES, Link
-from supervisor.pool.template.process import LOG_PIPE_BYTES
+from supervisor.pool.pipes import log_pipe
+from supervisor.pool.pipes.ends import LOG_PIPE_BYTES
+from supervisor.pool.pipes.log_pipe import LINE_BYTES, NO_JOB, TAIL_LINES, TURN_LINES, LogPipe
 from supervisor.wire.log_frames import Marker
 
 MARK = "0123456789abcdef"
-PACKAGE = Path(link.__file__).parents[2]
+PACKAGE = Path(log_pipe.__file__).parents[2]
 
 
 class Pipe:
-    """The worker's end of a link's log pipe."""
+    """Both ends of a log pipe."""
 
     def __init__(self) -> None:
-        self._connection, theirs = multiprocessing.Pipe()
         read, self._write = os.pipe()
         fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, LOG_PIPE_BYTES)
         os.set_blocking(read, False)
-        self.link = Link("gpu0", 1, theirs, read, 1000)
+        self.log = LogPipe(read)
 
     def write(self, text: str, job: str | None = None) -> None:
         data = text.encode()
@@ -36,15 +34,14 @@ class Pipe:
             os.write(self._write, frame)
 
     def read(self, *running: str) -> list[tuple[str | None, list[str]]]:
-        return [tuple(said) for said in self.link.read_log(running)]
+        return [tuple(said) for said in self.log.read(running)]
 
     def ended(self, job: str, *running: str) -> list[tuple[str | None, list[str]]]:
-        return [tuple(said) for said in self.link.last_log_of(job, running)]
+        return [tuple(said) for said in self.log.read_end_of(job, running)]
 
     def close(self) -> None:
-        self.link.close()
+        self.log.close()
         os.close(self._write)
-        self._connection.close()
 
 
 @pytest.fixture
@@ -56,7 +53,7 @@ def pipe() -> Iterator[Pipe]:
 
 @pytest.fixture
 def marked(pipe: Pipe) -> Pipe:
-    pipe.link.expect_marks(MARK)
+    pipe.log.expect_marks(MARK)
     return pipe
 
 
@@ -83,43 +80,43 @@ def test_lines_go_to_the_jobs_that_they_name(marked: Pipe) -> None:
 def test_the_end_of_a_job_finishes_only_its_own_line(marked: Pipe) -> None:
     for job in ("a", "b", None):
         marked.write(f"unfinished {job}", job)
-    assert marked.link.log_waits
+    assert marked.log.waits
     assert marked.ended("a", "a", "b") == [("a", ["unfinished a"])]
     marked.write("!\n", "b")
     assert marked.read("b") == [("b", ["unfinished b!"])]
     assert marked.ended("b", "b") == [(None, ["unfinished None"])]
-    assert not marked.link.log_waits
+    assert not marked.log.waits
 
 
 def test_a_job_that_has_ended_is_not_named(marked: Pipe) -> None:
     marked.write("left behind\n", "a")
     assert marked.read("b") == [(NO_JOB, ["left behind"])]
-    assert marked.link.last_words("b") == []
+    assert marked.log.tail_of("b") == []
 
 
 def test_last_words_are_those_of_the_job_and_of_no_job_in_their_order(marked: Pipe) -> None:
     for text, job in [("one\n", "a"), ("secret\n", "b"), ("Fatal Python error\n", None), ("two\n", "a"), ("thr", "a")]:
         marked.write(text, job)
-    marked.link.last_log(("a", "b"))
-    assert marked.link.last_words("a") == ["one", "Fatal Python error", "two", "thr"]
-    assert marked.link.last_words("b") == ["secret", "Fatal Python error"]
+    marked.log.read_rest(("a", "b"))
+    assert marked.log.tail_of("a") == ["one", "Fatal Python error", "two", "thr"]
+    assert marked.log.tail_of("b") == ["secret", "Fatal Python error"]
 
 
 def test_a_talkative_job_does_not_push_out_the_words_of_another(marked: Pipe) -> None:
     marked.write("quiet\n", "a")
     for n in range(200):
         marked.write(f"line {n}\n", "b")
-    marked.link.last_log(("a", "b"))
-    assert marked.link.last_words("a") == ["quiet"]
-    assert marked.link.last_words("b") == [f"line {n}" for n in range(200 - TAIL_LINES, 200)]
-    marked.link.forget_words()
-    assert marked.link.last_words("b") == []
+    marked.log.read_rest(("a", "b"))
+    assert marked.log.tail_of("a") == ["quiet"]
+    assert marked.log.tail_of("b") == [f"line {n}" for n in range(200 - TAIL_LINES, 200)]
+    marked.log.clear_tails()
+    assert marked.log.tail_of("b") == []
 
 
 def test_a_frame_that_a_death_cut_off_is_not_lost(marked: Pipe) -> None:
     marked.write("\0" + MARK[:7])
     assert marked.read("a") == []
-    assert [tuple(said) for said in marked.link.last_log(("a",))] == [(None, ["\0" + MARK[:7]])]
+    assert [tuple(said) for said in marked.log.read_rest(("a",))] == [(None, ["\0" + MARK[:7]])]
 
 
 @pytest.mark.parametrize("job", [None, "a"])
@@ -136,25 +133,25 @@ def test_a_long_line_is_cut_alike_however_it_arrives(marked: Pipe, length: int, 
 
 def test_what_is_no_mark_breaks_the_protocol(pipe: Pipe) -> None:
     with pytest.raises(WireError):
-        pipe.link.expect_marks("anything")
+        pipe.log.expect_marks("anything")
 
 
 def test_lines_that_are_too_many_for_one_turn_are_for_the_next(pipe: Pipe) -> None:
     lines = [str(number) for number in range(TURN_LINES + 10)]
     pipe.write("".join(f"{line}\n" for line in lines) + "and the beg")
     assert pipe.read() == [(None, lines[:TURN_LINES])]
-    assert pipe.link.more_log
+    assert pipe.log.more
     pipe.write("inning\n")
     assert pipe.read() == [(None, [*lines[TURN_LINES:], "and the beginning"])]
-    assert not pipe.link.more_log
+    assert not pipe.log.more
 
 
 def test_lines_that_were_held_back_are_not_lost_at_the_end_of_a_job(pipe: Pipe) -> None:
     pipe.write("\n" * (TURN_LINES + 10) + "last")
     assert pipe.read("a") == [(None, [""] * TURN_LINES)]
-    assert pipe.link.log_waits
+    assert pipe.log.waits
     assert pipe.ended("a", "a") == [(None, [*[""] * 10, "last"])]
-    assert not pipe.link.log_waits
+    assert not pipe.log.waits
 
 
 @pytest.mark.parametrize("text", ["a\r\nb\r\n", "ä\n€\n", "\ud800\n\x80\n", "\n\n", "a\0b\n", "x" * LINE_BYTES + "\n"])
