@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
-import msgspec
 
 from supervisor.cli import remote
+from supervisor.cli.gpu_list import ListedGpu, ListedProcess
 from supervisor.gpu import locks
 from supervisor.gpu.client import Reader, ReaderGone
 from supervisor.gpu.records import Gpu, GpuSample, Listing, Reading, WorkerRef
@@ -20,37 +20,6 @@ LIST_S = 30.0
 
 READ_S = 10.0
 """How long reading them may take."""
-
-
-class ProcessView(msgspec.Struct, frozen=True, rename="camel"):
-    """A process on a GPU; ``supervisor`` is the pid of the supervisor below which it runs. Of one that is not ``visible`` in this
-    PID namespace neither name nor supervisor is known; ``pid`` may then be another namespace's."""
-
-    pid: int
-    memory_mib: int | None = msgspec.field(default=None, name="memoryMiB")
-    name: str | None = None
-    supervisor: int | None = None
-    visible: bool = True
-
-
-class GpuView(msgspec.Struct, frozen=True, rename="camel"):
-    """A GPU or MIG instance (``mig``: its number, ``parent``: its GPU's UUID), and the supervisor whose lock is on it."""
-
-    index: int
-    uuid: str
-    name: str
-    mig: int | None = None
-    parent: str | None = None
-    simulated: bool = False
-    memory_used_mib: int | None = msgspec.field(default=None, name="memoryUsedMiB")
-    memory_total_mib: int | None = msgspec.field(default=None, name="memoryTotalMiB")
-    utilization: int | None = None
-    temperature_c: int | None = None
-    power_w: float | None = None
-    processes: tuple[ProcessView, ...] | None = None
-    holder: locks.Holder | None = None
-    error: str | None = None
-    lost: bool = False
 
 
 @click.command(context_settings=remote.HELP)
@@ -123,10 +92,10 @@ def _read(reader: Reader, trees: Mapping[str, WorkerRef]) -> Reading:
                 return event
 
 
-def _view(gpu: Gpu, sample: GpuSample | None, holder: locks.Holder | None) -> GpuView:
+def _view(gpu: Gpu, sample: GpuSample | None, holder: locks.Holder | None) -> ListedGpu:
     sample = sample or GpuSample(gpu.uuid)
     processes = sample.processes
-    return GpuView(
+    return ListedGpu(
         index=gpu.index,
         uuid=gpu.uuid,
         name=gpu.name,
@@ -142,7 +111,7 @@ def _view(gpu: Gpu, sample: GpuSample | None, holder: locks.Holder | None) -> Gp
         processes=None
         if processes is None or gpu.simulated
         else tuple(
-            ProcessView(each.pid, each.memory_mib, each.name, int(each.slot) if each.slot else None, each.visible)
+            ListedProcess(each.pid, each.memory_mib, each.name, int(each.slot) if each.slot else None, each.visible)
             for each in processes
         ),
         holder=holder,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import click
 import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from supervisor.cli.gpu_list import ListedGpu
 from supervisor.cli.remote import explain
 from supervisor.cli.serving.event_log import visible
 from supervisor.client.client import JobView
@@ -17,9 +18,6 @@ from supervisor.dashboard.machine import MARKS
 from supervisor.dashboard.table import Cell, Column, table
 from supervisor.dashboard.text import duration, harmless, mib
 from supervisor.protocol.views import WorkerView
-
-if TYPE_CHECKING:
-    from supervisor.cli.gpus import GpuView
 
 _STYLES = {"COMPLETED": "green", "FAILED": "red", "TIMED_OUT": "red", "CANCELLED": "yellow", "IN_PROGRESS": "cyan"}
 _NONE = "-"
@@ -89,7 +87,7 @@ def workers(views: Sequence[WorkerView]) -> None:
     show(columns)
 
 
-def gpus(views: Sequence[GpuView]) -> None:
+def gpus(views: Sequence[ListedGpu]) -> None:
     """A line for each GPU, and below them one for each process."""
     show(
         [
@@ -162,7 +160,7 @@ def _mib(size: int | None) -> str | None:
     return None if size is None else mib(size)
 
 
-def _memory(gpu: GpuView) -> str | None:
+def _memory(gpu: ListedGpu) -> str | None:
     if gpu.memory_total_mib is None:
         return _mib(gpu.memory_used_mib)
     used = _NONE if gpu.memory_used_mib is None else mib(gpu.memory_used_mib)

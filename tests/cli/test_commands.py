@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from supervisor.cli import app, remote, tables
-from supervisor.cli.gpus import GpuView, ProcessView
+from supervisor.cli.gpu_list import ListedGpu, ListedProcess
 from supervisor.gpu.locks import Holder
 from supervisor.protocol.views import RefreshView, WorkerView
 
@@ -334,9 +334,11 @@ def test_tables_fit(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     refresh = RefreshView(0, "by hand", 1.0, 2.0, 3.0, 6.0)
     tables.workers([WorkerView("gpu0-1", "gpu0", (0,), "busy", 4, 1, 2, 3, 4, ("j" * 32,), 812, refresh, "why " * 9)])
     holder = Holder(41, None, 0.0, "r", "handler\x1b[2J.py")
-    processes = ProcessView(7, 2000, "python", 41), ProcessView(1 << 22, None, visible=False)
-    gpu = GpuView(0, "GPU-" + "0" * 36, "NVIDIA H200", None, None, False, 812, 143_000, 5, 41, None, processes, holder)
-    tables.gpus([gpu, GpuView(1, "MIG-1", "NVIDIA H200", mig=2, error="GPU is lost", lost=True)])
+    processes = ListedProcess(7, 2000, "python", 41), ListedProcess(1 << 22, None, visible=False)
+    gpu = ListedGpu(
+        0, "GPU-" + "0" * 36, "NVIDIA H200", None, None, False, 812, 143_000, 5, 41, None, processes, holder
+    )
+    tables.gpus([gpu, ListedGpu(1, "MIG-1", "NVIDIA H200", mig=2, error="GPU is lost", lost=True)])
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= max(width, 45)
     assert "\x1b" not in out
