@@ -1,6 +1,6 @@
 """A supervisor inside a Python program (README, "From Python"); in the user's process.
 
-``supervisor.py`` is what programs use, ``job.py`` their jobs, ``house.py`` the thread in which the engine lives.
+``supervisor.py`` is what programs use, ``job.py`` their jobs, ``runtime.py`` the thread in which the engine lives.
 """
 
 from supervisor.embed.job import Job as Job

@@ -22,7 +22,7 @@ _decode = msgspec.json.Decoder().decode
 _UNREAD = object()
 
 
-class House(Protocol):
+class Runner(Protocol):
     """Where the job lives."""
 
     def call(self, ask: Callable[[Engine], T]) -> T:
@@ -44,11 +44,11 @@ class Job(Future[Any]):
     Unlike theirs, ``cancel`` also stops a job that runs, and ``result`` says in what way a job did not complete.
     """
 
-    def __init__(self, job_id: str, house: House) -> None:
+    def __init__(self, job_id: str, runner: Runner) -> None:
         """``Supervisor.submit`` makes jobs."""
         super().__init__()
         self.id = job_id
-        self._house = house
+        self._runner = runner
         self._status: JobStatus | None = None
         self._error: JobError | None = None
         self._value: Any = _UNREAD
@@ -62,7 +62,7 @@ class Job(Future[Any]):
     def status(self) -> JobStatus:
         """The job's state."""
         if self._status is None:
-            known = self._house.call(lambda engine: engine.job(self.id))
+            known = self._runner.call(lambda engine: engine.job(self.id))
             return known.status if known is not None else JobStatus.IN_QUEUE
         return self._status
 
@@ -101,17 +101,17 @@ class Job(Future[Any]):
 
         In a callback nothing can be waited for: there it returns whether the job had not ended yet.
         """
-        return self.cancelled() or (not self.done() and self._house.cancel(self))
+        return self.cancelled() or (not self.done() and self._runner.cancel(self))
 
     def progress(self) -> Any:
         """The newest progress that the running job reported; ``None`` without any, and once it has ended."""
-        newest = None if self.done() else self._house.call(lambda engine: engine.progress(self.id))
+        newest = None if self.done() else self._runner.call(lambda engine: engine.progress(self.id))
         return None if newest is None else _decode(newest)
 
     def stream(self) -> Iterator[Any]:
         """The chunks that the handler yields, as they come, each handed out once; then raises what ``result`` would."""
         while True:
-            chunks = self._house.wait_for(lambda: self._house.take_chunks(self))
+            chunks = self._runner.wait_for(lambda: self._runner.take_chunks(self))
             if not chunks and self.done():
                 break
             yield from map(_decode, chunks)

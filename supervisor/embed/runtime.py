@@ -41,7 +41,7 @@ STREAM_WAIT_S = 3600.0
 T = TypeVar("T")
 
 
-class House:
+class EngineThread:
     """The thread with the loop, and the only way into it."""
 
     def __init__(self, settings: Settings, *, temporary: bool) -> None:
@@ -355,8 +355,8 @@ class House:
             self._assembly.disown()
 
 
-def _forked(house: weakref.ref[House]) -> None:
-    alive = house()
+def _forked(thread: weakref.ref[EngineThread]) -> None:
+    alive = thread()
     if alive is not None:
         alive.forked()
 

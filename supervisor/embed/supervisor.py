@@ -15,7 +15,7 @@ import msgspec
 
 from supervisor.config.resolve import make_settings
 from supervisor.embed.job import Job
-from supervisor.embed.runtime import House
+from supervisor.embed.runtime import EngineThread
 from supervisor.engine.engine import Engine
 from supervisor.job import JobRequest
 from supervisor.protocol.requests import job_request, new_id
@@ -40,7 +40,7 @@ class Supervisor:
         """
         self.settings = settings = make_settings(handler, **options)
         unnamed = settings.store == Path(".supervise", f"{settings.endpoint_id}.db").absolute()
-        self._house = House(settings, temporary=unnamed and options.get("store") is None)
+        self._thread = EngineThread(settings, temporary=unnamed and options.get("store") is None)
 
     def start(self) -> Supervisor:
         """Start the workers and wait until one is ready.
@@ -49,13 +49,13 @@ class Supervisor:
             HandlerError, StartError: no worker could load the handler, with the handler's own traceback.
             UsageError: a GPU or the store cannot be had.
         """
-        self._house.start()
+        self._thread.start()
         return self
 
     def close(self, *, drain: bool = True) -> None:
         """End the workers and all they started. ``drain`` waits for every job that was submitted; without it those that have
         not ended are cancelled, or stay in the ``store`` that was given for the next supervisor to run. May be called twice."""
-        self._house.close(drain=drain)
+        self._thread.close(drain=drain)
 
     def __enter__(self) -> Supervisor:
         """As ``start``."""
@@ -88,8 +88,8 @@ class Supervisor:
         else:
             options = {"webhook": webhook, "policy": policy, "s3Config": s3Config, "id": id}
             request = job_request(_encode({"input": input, **options}))
-        job = Job(request.id, self._house)
-        self._house.submit(request, job)
+        job = Job(request.id, self._thread)
+        self._thread.submit(request, job)
         return job
 
     def map(self, inputs: Iterable[Any], *, as_completed: bool = False, buffersize: int | None = None) -> Iterator[Any]:
@@ -106,7 +106,7 @@ class Supervisor:
 
     def workers(self) -> tuple[WorkerView, ...]:
         """The slots and the workers in them, as `/workers` shows them."""
-        return self._house.call(lambda engine: engine.snapshot().workers)
+        return self._thread.call(lambda engine: engine.snapshot().workers)
 
     def refresh(self, slot: str) -> None:
         """Replace the worker in ``slot``, after the jobs that it runs.
@@ -114,12 +114,12 @@ class Supervisor:
         Raises:
             RequestError: there is no such slot, or no worker in it to replace now.
         """
-        self._house.call(lambda engine: engine.refresh(slot))
+        self._thread.call(lambda engine: engine.refresh(slot))
 
     # --- map ------------------------------------------------------------------------------------------------------------
 
     def _window(self) -> int:
-        return max(LEAST_WINDOW, 4 * self._house.call(_capacity))
+        return max(LEAST_WINDOW, 4 * self._thread.call(_capacity))
 
     def _map_in_order(self, inputs: Iterator[Any], size: int) -> Iterator[Any]:
         ahead: deque[Job] = deque()
@@ -130,7 +130,7 @@ class Supervisor:
                 ahead.extend(map(self.submit, itertools.islice(inputs, 1)))
                 yield output
         finally:
-            self._house.withdraw(ahead)
+            self._thread.withdraw(ahead)
 
     def _map_as_completed(self, inputs: Iterator[Any], size: int) -> Iterator[Any]:
         ended: SimpleQueue[Future[Any]] = SimpleQueue()
@@ -150,7 +150,7 @@ class Supervisor:
                 feed(1)
                 yield output
         finally:
-            self._house.withdraw(ahead)
+            self._thread.withdraw(ahead)
 
 
 def _capacity(engine: Engine) -> int:

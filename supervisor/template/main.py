@@ -42,7 +42,7 @@ from supervisor.template import child, guard
 from supervisor.template.folders import Folders
 from supervisor.template.preload.preload import Preloaded, SpoiltError, freeze, import_shared, preload
 from supervisor.template.preload.thread_pools import find_pools
-from supervisor.template.process_limit import Crowd
+from supervisor.template.process_limit import ProcessLimiter
 from supervisor.template.reap import Reaper
 from supervisor.template.standby import Standby
 from supervisor.wire import messages as wire
@@ -154,7 +154,7 @@ class Template:
         self._wakeup = self._listen_for_deaths()
         self._reaper = Reaper()
         self._folders = Folders(setup.tmp_root, self._reaper)
-        self._crowd = Crowd(setup.limits.processes, self._reaper)
+        self._limiter = ProcessLimiter(setup.limits.processes, self._reaper)
         self._standby = Standby(self._fork_worker, self._reaper)
         for descriptor in (self._sock.fileno(), self._wakeup, guard.open_supervisor()):
             if descriptor is not None:
@@ -186,11 +186,11 @@ class Template:
             if isinstance(event, wire.Swept):
                 self._folders.discard(event.slot, event.generation)
         self._folders.clean()
-        self._crowd.turn()
+        self._limiter.turn()
         self._standby.turn()
 
     def _patience_ms(self) -> int | None:
-        looks = (self._reaper.next_look, self._folders.next_look, self._crowd.next_look, self._standby.next_look)
+        looks = (self._reaper.next_look, self._folders.next_look, self._limiter.next_look, self._standby.next_look)
         deadlines = [at for at in looks if at is not None]
         return max(0, int((min(deadlines) - time.monotonic()) * 1000) + 1) if deadlines else None
 

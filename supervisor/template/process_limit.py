@@ -30,7 +30,7 @@ FREEZE_S = 3.0
 """How long the template may be busy with stopping one tree. What then still runs is killed like any other, one by one."""
 
 
-class Crowd:
+class ProcessLimiter:
     """Watches the trees of the workers, and what dead ones left, which counts as one more."""
 
     def __init__(self, most: int, reaper: Reaper) -> None:

@@ -338,7 +338,7 @@ def test_those_who_go_already_make_room_once() -> None:
         def drop(self) -> None:
             self.dropped += 1
 
-    door = connection_limit.Crowd(3)
+    door = connection_limit.ConnectionLimiter(3)
     idle, busy, new, newer, newest = (Client(since) for since in (1.0, None, 3.0, 4.0, 5.0))
     assert door.admit(busy, [idle, busy])
     assert door.admit(new, [idle, busy, new])

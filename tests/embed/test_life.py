@@ -169,7 +169,7 @@ def test_a_fault_in_the_loop_reaches_everybody(make, held):
     sv = make().start()
     job = sv.submit(held.input)
     pid = held.runs(job)
-    sv._house._loop.call_soon_threadsafe(fault)
+    sv._thread._loop.call_soon_threadsafe(fault)
     with pytest.raises(JobCancelled, match="a fault"):
         job.result(timeout=SOON)
     with pytest.raises(RuntimeError, match="closed"):

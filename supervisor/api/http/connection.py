@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-    from supervisor.api.http.connection_limit import Crowd
+    from supervisor.api.http.connection_limit import ConnectionLimiter
 
 MAX_HEAD = 64 * 1024
 """Most bytes of a request's line and headers, and of a chunked body's trailers: the parser has no limit."""
@@ -77,12 +77,14 @@ class _Parser(httptools.HttpRequestParser):
 class Connection(HttpToolsProtocol):
     """A client's connection. ``on_lost`` is called when it is gone."""
 
-    def __init__(self, config: Config, state: ServerState, crowd: Crowd, on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self, config: Config, state: ServerState, limiter: ConnectionLimiter, on_lost: Callable[[], None]
+    ) -> None:
         """Serve ``config``'s application, if ``crowd`` has room for it."""
         super().__init__(config=config, server_state=state, app_state={})
         self.parser = _Parser(self)
         self.offered = False
-        self._crowd = crowd
+        self._limiter = limiter
         self._on_lost = on_lost
         self._requests = 0
         self._in_head = False
@@ -99,7 +101,7 @@ class Connection(HttpToolsProtocol):
         """The client is here."""
         super().connection_made(transport)
         self._heard_at = self.loop.time()
-        if not self._crowd.admit(self, cast("set[Connection]", self.connections)):
+        if not self._limiter.admit(self, cast("set[Connection]", self.connections)):
             self._refuse(b"503 Service Unavailable", "too many clients are connected", {b"retry-after": b"5"})
             return
         self._silence = self.loop.call_later(SILENCE_S, self._check_silence)
@@ -109,7 +111,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._silence is not None:
             self._silence.cancel()
-        self._crowd.left(self)
+        self._limiter.left(self)
         self._on_lost()
 
     def data_received(self, data: bytes) -> None:

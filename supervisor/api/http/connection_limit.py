@@ -1,7 +1,7 @@
 """How many clients may be connected, and who has to go when another comes; in the supervisor.
 
 Every connection is a descriptor of this process, which needs some for its own pipes, files and webhooks: without them no worker
-could be replaced. So some are kept back, and a crowd of clients that are idle or never finish a request keeps nobody out.
+could be replaced. So some are kept back, and any number of clients that are idle or never finish a request keep nobody out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Client(Protocol):
         """Close it."""
 
 
-class Crowd:
+class ConnectionLimiter:
     """Decides about each client that comes."""
 
     def __init__(self, most: int = MOST) -> None:

@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 from supervisor.api.app import App
 from supervisor.api.http import connection_limit
 from supervisor.api.http.connection import KEEP_ALIVE_S, Connection
-from supervisor.api.http.connection_limit import Crowd
+from supervisor.api.http.connection_limit import ConnectionLimiter
 from supervisor.errors import UsageError
 
 BACKLOG = 2048
@@ -116,7 +116,7 @@ class Server:
         loop = asyncio.get_running_loop()
         self._tell_time()
         self._clock = loop.create_task(self._tick())
-        connection = functools.partial(Connection, self._config, self._state, Crowd(self._most), self._lost)
+        connection = functools.partial(Connection, self._config, self._state, ConnectionLimiter(self._most), self._lost)
         for sock in self._sockets:
             create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
             self._servers.append(await create(connection, sock=sock, backlog=BACKLOG))
