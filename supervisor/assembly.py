@@ -23,14 +23,15 @@ from supervisor.gpu import cpu_share, locks, pinning
 from supervisor.gpu.client import Reader
 from supervisor.gpu.records import Gpu, Listing
 from supervisor.host import file_limits, temporary
-from supervisor.host.orphans import reap_orphans
+from supervisor.host.orphans import reap_orphans, sweep_marked, sweep_orphans
 from supervisor.host.processes import set_subreaper
 from supervisor.pool import events
 from supervisor.pool.interfaces import Place
 from supervisor.pool.pool import Pool
 from supervisor.pool.release.watcher import GpuMemory
 from supervisor.pool.slots.machine import Rules
-from supervisor.pool.template.starter import TemplateStarter
+from supervisor.pool.template.client import TemplateClient
+from supervisor.pool.template.process import TemplateProcess
 from supervisor.protocol.responses import status_body
 from supervisor.reload import SourceFiles, Watch
 from supervisor.store import owner, place
@@ -108,21 +109,20 @@ class Assembly:
         held = [*gpu_locks, *store_locks]
         self._lock_fds = (folder_lock, *(fd for lock in held for fd in lock.fds))
         self.engine = Engine(settings, self.store, self._secrets, self._loop, status_body)
-        self._starter = TemplateStarter(
-            wire.Setup(
-                version=wire.VERSION,
-                run_id=self.run_id,
-                handler=settings.spec,
-                preload=settings.preload,
-                tmp_root=str(self.tmp_root),
-                preload_timeout=settings.preload_timeout,
-                max_result=settings.max_result,
-                limits=limits,
-            ),
-            self._lock_fds,
-            self._known_children if self._own_process else None,
+        setup = wire.Setup(
+            version=wire.VERSION,
+            run_id=self.run_id,
+            handler=settings.spec,
+            preload=settings.preload,
+            tmp_root=str(self.tmp_root),
+            preload_timeout=settings.preload_timeout,
+            max_result=settings.max_result,
+            limits=limits,
         )
-        self._undo.callback(lambda: self._starter.stop(TEMPLATE_STOP_S))
+        self._template = TemplateClient(
+            lambda: TemplateProcess(setup, self._lock_fds), self._sweep, self._loop, self.engine.wake
+        )
+        self._undo.callback(lambda: self._template.stop(TEMPLATE_STOP_S))
         if self._own_process and os.getpid() == 1:
             self._reap_orphans()
             self._undo.callback(self._stop_reaping)
@@ -164,7 +164,7 @@ class Assembly:
 
     def resume_template(self) -> None:
         """Let the template go on if somebody has stopped it: it has to report the workers' ends."""
-        self._starter.resume()
+        self._template.resume()
 
     def disown(self) -> None:
         """In a process that the program has forked: let go of the locks, which would outlive this supervisor there. Their
@@ -278,7 +278,7 @@ class Assembly:
         limit = (
             max(settings.max_result, wire.MAX_PROGRESS) + wire.OVERHEAD
         )  # a worker says itself that a result is too long
-        return Pool(places, rules, self._starter, self._memory, self._loop, self.engine.wake, limit)
+        return Pool(places, rules, self._template, self._memory, self._loop, self.engine.wake, limit)
 
     def _environment(self, plan: pinning.SlotPlan, pin_by: str, cpus: Sequence[int]) -> dict[str, str | None]:
         """What the workers of a slot, which are pinned to ``cpus``, find in their environment besides the generation's own."""
@@ -296,12 +296,16 @@ class Assembly:
 
     def _reap_orphans(self) -> None:
         """By the clock: SIGCHLD is the loop's own (uvloop)."""
-        template = self._starter.pid
+        template = self._template.pid
         reap_orphans(self._known_children() | ({template} if template is not None else set()))
         self._next_reaping = self._loop.call_later(REAP_S, self._reap_orphans)
 
     def _stop_reaping(self) -> None:
         self._next_reaping.cancel()
+
+    def _sweep(self) -> int:
+        """End what a dead template left: all children but ours, or, in a user's program, what bears this run's mark."""
+        return sweep_orphans(self._known_children()) if self._own_process else sweep_marked(self.run_id)
 
     def _known_children(self) -> set[int]:
         known = {pid for children in self._children for pid in children()}

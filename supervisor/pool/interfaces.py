@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
 from supervisor.gpu.records import Gpu, GpuSample
-from supervisor.pool.pipes.ends import Pipes
 from supervisor.pool.slots.steps import Event
 from supervisor.pool.template.process import Gone
 from supervisor.wire import messages as wire
@@ -43,17 +42,18 @@ class Loop(Protocol):
         """Stop that."""
 
 
-class Starter(Protocol):
-    """Starts, signals and ends workers: ``pool.starter.TemplateStarter``, or a fake."""
+class Template(Protocol):
+    """A template that was started: ``pool.template.process.TemplateProcess``, or a fake. Only ``wait`` waits."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
 
     def fileno(self) -> int:
         """Readable when ``receive`` has something."""
 
-    def start(self) -> None:
-        """Start the template process (again)."""
-
-    def receive(self) -> list[wire.FromTemplate | Gone]:
-        """What has happened, without waiting."""
+    def send(self, message: wire.ToTemplate, descriptors: Sequence[int] = ()) -> None:
+        """Send ``message`` with copies of ``descriptors``. Raises ``OSError`` when none are left."""
 
     @property
     def wants_write(self) -> bool:
@@ -62,24 +62,24 @@ class Starter(Protocol):
     def flush(self) -> None:
         """Send what waits."""
 
-    def pipes(self) -> Pipes:
-        """Pipes for one worker generation."""
+    def receive(self) -> list[wire.FromTemplate | Gone]:
+        """What has happened; ``Gone`` is the last of all."""
 
-    def fork(self, slot: str, generation: int, env: Mapping[str, str | None], pipes: Pipes) -> None:
-        """Ask for a worker and hand its ends of ``pipes`` over. Raises ``OSError`` when no descriptors are left."""
+    def resume(self) -> None:
+        """SIGCONT it."""
 
-    def signal(self, slot: str, generation: int, signum: int) -> None:
-        """Signal a worker."""
+    def kill(self) -> None:
+        """SIGKILL it."""
 
-    def end_tree(self, slot: str, generation: int) -> None:
-        """SIGKILL a worker and all it started."""
+    def wait(self, timeout: float) -> int | None:
+        """Its exit status, or None after ``timeout`` seconds."""
 
-    def sweep(self) -> int:
-        """End what a dead template left behind."""
+    def close(self) -> None:
+        """Let go of it: one that lives ends all that it forked, and itself."""
 
 
 class Memory(Protocol):
-    """Watches the GPUs' memory: ``pool.memory.GpuMemory``, or a fake."""
+    """Watches the GPUs' memory: ``pool.release.watcher.GpuMemory``, or a fake."""
 
     @property
     def samples(self) -> Mapping[str, GpuSample]:

@@ -13,13 +13,14 @@ from supervisor.gpu.records import GpuSample
 from supervisor.host.exit_status import describe_exit
 from supervisor.host.processes import STACK_SIGNAL
 from supervisor.pool import events
-from supervisor.pool.interfaces import Loop, Memory, Place, Starter
+from supervisor.pool.interfaces import Loop, Memory, Place
 from supervisor.pool.notices import Telling
+from supervisor.pool.pipes.ends import make_pipes
 from supervisor.pool.pipes.pipes import Link, Links
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.machine import Machine, Rules
 from supervisor.pool.slots.slot import OUT_OF_SERVICE, Next, Slot, SlotState
-from supervisor.pool.template.keeper import Keeper, Lost
+from supervisor.pool.template.client import Lost, TemplateClient
 from supervisor.wire import messages as wire
 
 LAST_BYTES = 16 * 1024 * 1024
@@ -36,7 +37,7 @@ class Pool:
         self,
         places: Sequence[Place],
         rules: Rules,
-        starter: Starter,
+        template: TemplateClient,
         memory: Memory | None,
         loop: Loop,
         wake: Callable[[], None],
@@ -49,13 +50,12 @@ class Pool:
             for place in places
         }
         self._machine = Machine(rules)
-        self._starter = starter
         self._memory = memory
         self._loop = loop
         self._wake = wake
         self._limit = message_limit
         self._links = Links(loop, wake)
-        self._template = Keeper(starter, loop, wake)
+        self._template = template
         self._memory_spoke = False
         self._waiting_forks: list[str] = []
         self._actions: list[tuple[str, steps.Action]] = []
@@ -381,7 +381,7 @@ class Pool:
     def _template_gone(self, lost: Lost, now: float) -> None:
         for link in self._links:
             self._last_words(link, now)
-        left = self._starter.sweep()
+        left = self._template.sweep()
         self._telling.say("warning", f"the template process {lost.how}; starting another", left_behind=left)
         for name in self.slots:
             self._step(name, steps.TemplateGone(), now)
@@ -416,11 +416,10 @@ class Pool:
 
     def _signal(self, link: Link, action: steps.SendSignal | steps.ShowStack | steps.EndTree) -> None:
         if isinstance(action, steps.EndTree):
-            self._starter.end_tree(link.slot, link.generation)
+            self._template.end_tree(link.slot, link.generation)
         else:
             signum = action.signum if isinstance(action, steps.SendSignal) else STACK_SIGNAL
-            self._starter.signal(link.slot, link.generation, signum)
-        self._template.flush()
+            self._template.signal(link.slot, link.generation, signum)
 
     def _fork(self, name: str, now: float) -> None:
         slot, place = self.slots[name], self.places[name]
@@ -431,7 +430,7 @@ class Pool:
         if self._memory is not None and slot.has_gpu:
             self._memory.before_fork(place)
         try:
-            pipes = self._starter.pipes()
+            pipes = make_pipes()
         except OSError as error:
             self._step(name, steps.ForkFailed(str(error)), now)
             return
@@ -441,12 +440,10 @@ class Pool:
         pinned = place.env_by_uuid if self._indices_shifted and place.env_by_uuid is not None else place.env
         env = {**pinned, "SUPERVISE_WORKER_ID": worker_id, "RUNPOD_POD_ID": worker_id}
         try:
-            self._starter.fork(name, slot.generation, env, pipes)
+            self._template.fork(name, slot.generation, env, pipes)
         except OSError as error:
             self._links.drop(name)
             self._step(name, steps.ForkFailed(str(error)), now)
-            return
-        self._template.flush()
 
     def _release(self, name: str, now: float) -> None:
         self._links.drop(name)

@@ -17,15 +17,15 @@ from pathlib import Path
 from supervisor.host.orphans import orphans_of_this_process, sweep_orphans
 from supervisor.host.processes import set_subreaper
 from supervisor.pool.pipes.ends import make_pipes
-from supervisor.pool.template.process import Gone, Template
+from supervisor.pool.template.process import Gone, TemplateProcess
 from supervisor.wire import messages as wire
 
 folder = Path(__file__).resolve().parent
 lock = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT)
 fcntl.flock(lock, fcntl.LOCK_EX)
 set_subreaper()
-template = Template(folder / "template_stand_in.py")
-template.start(wire.Setup(wire.VERSION, "run-1", wire.HandlerSpec("file", "unused.py"), (), sys.argv[1]), [lock])
+setup = wire.Setup(wire.VERSION, "run-1", wire.HandlerSpec("file", "unused.py"), (), sys.argv[1])
+template = TemplateProcess(setup, [lock], program=folder / "template_stand_in.py")
 
 
 def receive():
@@ -43,7 +43,7 @@ pids = {"template": template.pid, "bystander": bystander}
 pipes = [make_pipes() for _ in range(2)]
 for number, pair in enumerate(pipes):
     env = {"CHILD": str(folder / "leaves_a_grandchild.py")}
-    template.fork(f"cpu{number}", 1, env, pair.worker_connection.fileno(), pair.worker_log)
+    template.send(wire.Fork(f"cpu{number}", 1, env), (pair.worker_connection.fileno(), pair.worker_log))
     pair.close_workers()
     if not wait([pair.connection], 10):
         sys.exit("the worker is silent")

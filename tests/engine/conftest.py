@@ -143,7 +143,8 @@ class House:
             refresh_worker=self.settings.refresh_worker,
             refresh_after_jobs=self.settings.refresh_after_jobs,
         )
-        self.pool = Pool(places, rules, self.starter, memory, loop, self.engine.wake, limit)
+        template = self.starter.client(loop, self.engine.wake)
+        self.pool = Pool(places, rules, template, memory, loop, self.engine.wake, limit)
         self.engine.attach(self.pool)
         self.faults = []
         loop.set_exception_handler(lambda _, context: self.faults.append(context))
@@ -192,7 +193,7 @@ class House:
     def close(self):
         self.engine.close()
         self.store.close()
-        self.starter.close()
+        self.starter.end()
 
 
 @pytest.fixture

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
-from supervisor.pool.pipes.ends import Pipes, make_pipes
+from supervisor.pool.interfaces import Loop
+from supervisor.pool.template.client import TemplateClient
 from supervisor.pool.template.process import Gone
 from supervisor.wire import messages as wire
 
 TEMPLATE_PID = 39_999
 
 
+class WorkersPipes:
+    """A worker's ends of its pipes, copies of those that were sent."""
+
+    def __init__(self, connection: int, log: int) -> None:
+        self.worker_connection = Connection(os.dup(connection))
+        self.worker_log = os.dup(log)
+
+    def close_workers(self) -> None:
+        self.worker_connection.close()
+        os.close(self.worker_log)
+
+
 class PlayedWorker:
     """A worker's end of its pipes, in the hands of the test."""
 
-    def __init__(self, template: PlayedTemplate, slot: str, generation: int, env: Any, pipes: Pipes) -> None:
+    def __init__(self, template: PlayedTemplate, slot: str, generation: int, env: Any, pipes: WorkersPipes) -> None:
         self.slot, self.generation, self.env = slot, generation, env
         self.pid = TEMPLATE_PID + template.forks
         self.alive = True
@@ -64,6 +79,7 @@ class PlayedWorker:
 class PlayedTemplate:
     """The template: it forks when it is ``up`` and nothing ``refuses``, and its workers end when the test says so."""
 
+    pid = TEMPLATE_PID
     wants_write = False
 
     def __init__(self, worker: type[PlayedWorker] = PlayedWorker) -> None:
@@ -94,29 +110,29 @@ class PlayedTemplate:
         self._reports = []  # what it said last is lost with it
         self.report(Gone(-9))
 
-    # --- what the pool does with it
+    def client(self, loop: Loop, wake: Callable[[], None]) -> TemplateClient:
+        """What a pool gets: a client whose template this is, each time that it starts one."""
+        return TemplateClient(self._launch, self.sweep, loop, wake)
+
+    def _launch(self) -> PlayedTemplate:
+        self.start()
+        return self
+
+    def end(self) -> None:
+        """The test is over."""
+        for worker in self.workers.values():
+            worker.goes()
+        self._ours.close()
+        self._theirs.close()
+
+    # --- what it does when it is asked to, or started
 
     def start(self) -> None:
         self.up = True
         self.report(wire.TemplateReady(wire.VERSION, TEMPLATE_PID))
 
-    def fileno(self) -> int:
-        return self._ours.fileno()
-
-    def flush(self) -> None:
-        pass
-
-    def receive(self) -> list[wire.FromTemplate | Gone]:
-        if self._reports:
-            self._ours.recv(65536)
-        reports, self._reports = self._reports, []
-        return reports
-
-    def pipes(self) -> Pipes:
-        return make_pipes()
-
-    def fork(self, slot: str, generation: int, env: Any, pipes: Pipes) -> None:
-        if not self.up:  # it has died, which is heard in a moment
+    def fork(self, slot: str, generation: int, env: Any, pipes: WorkersPipes) -> None:
+        if not self.up:  # it has died, which is read in a moment
             pipes.close_workers()
             return
         old = self.workers.get(slot)
@@ -134,15 +150,40 @@ class PlayedTemplate:
         if worker is not None and worker.generation == generation:
             worker.is_told(signum)
 
-    def end_tree(self, slot: str, generation: int) -> None:
-        self.signal(slot, generation, "tree")
-
     def sweep(self) -> int:
         self.swept += 1
         return 0
 
+    # --- what the client does with it
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def send(self, message: wire.ToTemplate, descriptors: Sequence[int] = ()) -> None:
+        if isinstance(message, wire.Fork):
+            self.fork(message.slot, message.generation, message.env, WorkersPipes(*descriptors))
+        elif isinstance(message, wire.Signal):
+            self.signal(message.slot, message.generation, message.signum)
+        elif isinstance(message, wire.EndTree):
+            self.signal(message.slot, message.generation, "tree")
+
+    def flush(self) -> None:
+        pass
+
+    def receive(self) -> list[wire.FromTemplate | Gone]:
+        if self._reports:
+            self._ours.recv(65536)
+        reports, self._reports = self._reports, []
+        return reports
+
+    def resume(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        self.dies()
+
+    def wait(self, timeout: float) -> int | None:
+        return None if self.up else -9
+
     def close(self) -> None:
-        for worker in self.workers.values():
-            worker.goes()
-        self._ours.close()
-        self._theirs.close()
+        """The client lets go of this one; it may start it again."""

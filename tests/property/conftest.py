@@ -209,7 +209,8 @@ class PlayedHouse:
             refresh_worker=options.refresh_worker,
             refresh_after_jobs=options.refresh_after_jobs,
         )
-        self.pool = Pool(places, rules, self.starter, self.memory, loop, self.engine.wake, 2**20)
+        template = self.starter.client(loop, self.engine.wake)
+        self.pool = Pool(places, rules, template, self.memory, loop, self.engine.wake, 2**20)
         self.engine.attach(self.pool)
         self.engine.start()
 
@@ -233,7 +234,7 @@ class PlayedHouse:
         self.engine.close()
         self.store.close()
         self.store = None
-        self.starter.close()
+        self.starter.end()
         if self.memory is not None:
             self.memory.close()
 

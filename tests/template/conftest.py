@@ -14,7 +14,7 @@ import pytest
 
 from supervisor.host.processes import children_of
 from supervisor.pool.pipes.ends import Pipes, make_pipes
-from supervisor.pool.template.process import Gone, Template
+from supervisor.pool.template.process import Gone, TemplateProcess
 from supervisor.wire import messages as wire
 
 CHILDREN = Path(__file__).resolve().parent.parent / "children"
@@ -72,8 +72,8 @@ class House:
             wire.VERSION, "run-1", handler, preload, str(self.tmp_root), preload_timeout, limits=limits
         )
         path = os.pathsep.join([str(ROOT), *filter(None, [environ.pop("PYTHONPATH", "")])])
-        self.template = Template(CHILDREN / "template_stand_in.py")
-        self.template.start(self.setup, locks, {**os.environ, "PYTHONPATH": path, **environ})
+        environ = {**os.environ, "PYTHONPATH": path, **environ}
+        self.template = TemplateProcess(self.setup, locks, environ, CHILDREN / "template_stand_in.py")
 
     def start(self) -> House:
         self.ready = self.expect(wire.TemplateReady)
@@ -82,7 +82,8 @@ class House:
     def fork(self, child: str, slot: str = "cpu0", generation: int = 1, **env: str | None) -> Worker:
         pipes = make_pipes()
         env = {"CHILD": str(CHILDREN / f"{child}.py"), **env}
-        self.template.fork(slot, generation, env, pipes.worker_connection.fileno(), pipes.worker_log)
+        ends = (pipes.worker_connection.fileno(), pipes.worker_log)
+        self.template.send(wire.Fork(slot, generation, env), ends)
         pipes.close_workers()
         worker = Worker(slot, generation, pipes)
         self.workers.append(worker)

@@ -18,7 +18,7 @@ import pytest
 
 import supervisor
 from supervisor.host.processes import children_of
-from supervisor.pool.template.process import Template
+from supervisor.pool.template.process import TemplateProcess
 from supervisor.wire import messages as wire
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def test_full_folder_is_removed_by_a_cleaner_that_is_no_orphan(house):
 def test_signal_sent_right_after_the_fork_is_not_lost(house):
     for generation in range(20):
         worker = house.fork("reports_itself", generation=generation)
-        house.template.signal("cpu0", generation, signal.SIGTERM)
+        house.template.send(wire.Signal("cpu0", generation, signal.SIGTERM))
         died, _ = house.ends(worker)
         assert died.status == -signal.SIGTERM
 
@@ -149,9 +149,9 @@ def test_signal_sent_right_after_the_fork_is_not_lost(house):
 def test_signals_to_dead_and_unknown_workers_are_ignored(house):
     worker = house.fork("ends_as_told")
     house.ends(worker)
-    house.template.signal("cpu0", 1, signal.SIGTERM)
-    house.template.end_tree("cpu0", 1)
-    house.template.end_tree("gpu9", 1)
+    house.template.send(wire.Signal("cpu0", 1, signal.SIGTERM))
+    house.template.send(wire.EndTree("cpu0", 1))
+    house.template.send(wire.EndTree("gpu9", 1))
     assert house.fork("reports_itself", generation=2).hears()["generation"] == 2
 
 
@@ -260,9 +260,8 @@ def test_package_is_found_and_its_folder_hides_nothing(tmp_path):
         "with open(os.environ['TOLD'], 'w') as file: json.dump([sys.path, supervisor.__file__], file)"
     )
     told = tmp_path / "told.json"
-    template = Template()
     setup = wire.Setup(wire.VERSION, "run-1", wire.HandlerSpec("file", "unused.py"), ("tells",), str(tmp_path / "run"))
-    template.start(setup, environ={**os.environ, "PYTHONPATH": str(tmp_path), "TOLD": str(told)})
+    template = TemplateProcess(setup, environ={**os.environ, "PYTHONPATH": str(tmp_path), "TOLD": str(told)})
     try:
         assert wait([template], DEADLINE)
         (ready,) = template.receive()

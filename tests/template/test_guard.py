@@ -100,7 +100,7 @@ def test_worker_dies_with_the_template_though_nobody_sweeps(house, watch):
 def test_quit_ends_all_and_then_the_template(house, watch):
     worker = house.fork("leaves_a_grandchild")
     grandchild = watch(worker.hears()["grandchild"])
-    house.template.quit()
+    house.template.send(wire.Quit())
     assert house.expect(Gone) == Gone(0)
     assert grandchild.ended()
     assert not house.tmp_root.exists()
@@ -109,7 +109,7 @@ def test_quit_ends_all_and_then_the_template(house, watch):
 def test_supervisor_that_breaks_the_protocol_is_as_good_as_gone(house, watch):
     worker = house.fork("leaves_a_grandchild")
     grandchild = watch(worker.hears()["grandchild"])
-    house.template._send(house.setup)
+    house.template.send(house.setup)
     assert house.expect(Gone) == Gone(70)
     assert grandchild.ended()
 

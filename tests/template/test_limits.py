@@ -69,7 +69,7 @@ def test_tree_over_the_limit_is_ended_and_others_are_not(make_house, kind):
     assert died.status < 0
     left = house.expect(wire.Forked, lambda report: report.slot == "cpu1").pid
     assert len(tree(picture(), {left})) == 40
-    house.template.end_tree("cpu1", 1)
+    house.template.send(wire.EndTree("cpu1", 1))
     died, swept = house.ends(modest)
     assert (died.cause, swept.killed) == ("", 39)
 
@@ -98,7 +98,7 @@ def test_what_a_dead_worker_left_is_limited_too(make_house):
     """Nobody lists runners as fast as they fork; the worker is dead, so it is the template's sweep that meets them."""
     house = make_house(limits=wire.Limits(processes=20))
     bomb = house.fork("forks_to_a_number", NUMBER="150", SESSIONS="1")
-    house.template.end_tree("cpu0", 1)
+    house.template.send(wire.EndTree("cpu0", 1))
     house.ends(bomb)
     assert len(children_of(house.template.pid)) <= 1  # the worker forked ahead
 
@@ -121,7 +121,7 @@ def test_private_tmp(make_house, tmp_path):
         worker.tell("go")
         died, swept = house.ends(worker)
         assert (died.status, swept.killed) == (0, 0)
-    house.template.quit()
+    house.template.send(wire.Quit())
     assert house.template.wait(30) == 0
     assert not house.tmp_root.exists()
     assert (kept / "file").exists()

@@ -13,14 +13,14 @@ import pytest
 from supervisor.config.settings import SECRET_VARIABLES
 from supervisor.host.exit_status import describe_exit
 from supervisor.pool.pipes.ends import LOG_PIPE_BYTES, make_pipes
-from supervisor.pool.template.process import Gone, without_secrets
+from supervisor.pool.template.process import Gone, TemplateProcess, without_secrets
 from supervisor.wire import messages as wire
 
 
 def test_requests_wait_for_a_template_that_does_not_read(house, children):
     os.kill(house.template.pid, signal.SIGSTOP)
     while not house.template.wants_write:
-        house.template.signal("gpu9", 1, signal.SIGTERM)
+        house.template.send(wire.Signal("gpu9", 1, signal.SIGTERM))
     # Queued behind them, with copies of the descriptors: the caller closes its own.
     worker = house.fork("reports_itself")
     os.kill(house.template.pid, signal.SIGCONT)
@@ -35,11 +35,23 @@ def test_requests_to_a_dead_template_are_dropped(house):
     assert house.expect(Gone) == Gone(-signal.SIGKILL)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - how many
     worker = house.fork("reports_itself")
-    house.template.end_tree("cpu0", 1)
+    house.template.send(wire.EndTree("cpu0", 1))
     assert not house.template.wants_write
     assert len(os.listdir("/proc/self/fd")) == before + 2  # noqa: PTH208 - the supervisor's ends of the worker's pipes
     with pytest.raises(EOFError):
         worker.pipes.connection.recv_bytes()
+
+
+def test_a_template_that_cannot_be_understood_is_as_good_as_dead(tmp_path):
+    program = tmp_path / "babbles.py"
+    program.write_text(
+        "import signal, socket, sys\nsocket.socket(fileno=int(sys.argv[1])).send(b'?')\nsignal.pause()\n"
+    )
+    setup = wire.Setup(wire.VERSION, "run-1", wire.HandlerSpec("file", "unused.py"), (), str(tmp_path))
+    template = TemplateProcess(setup, program=program)
+    assert wait([template], 30)
+    assert template.receive() == [Gone(-signal.SIGKILL)]
+    template.close()
 
 
 def test_a_fork_for_which_descriptors_are_missing_keeps_none(house):
@@ -52,7 +64,7 @@ def test_a_fork_for_which_descriptors_are_missing_keeps_none(house):
             filler.extend(os.dup(0) for _ in range(256))
         os.close(filler.pop())  # room for one; a fork needs two
         with pytest.raises(OSError, match="Too many open files"):
-            house.template.fork("cpu0", 1, {}, pipes.worker_connection.fileno(), pipes.worker_log)
+            house.template.send(wire.Fork("cpu0", 1, {}), (pipes.worker_connection.fileno(), pipes.worker_log))
         filler.append(os.dup(0))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)

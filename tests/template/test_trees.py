@@ -34,7 +34,7 @@ def test_only_what_the_dead_worker_started_dies(house, watch, kind):
     first, second = house.fork("leaves_a_grandchild", "cpu0", **kind), house.fork("leaves_a_grandchild", "cpu1", **kind)
     pids = [worker.hears()["grandchild"] for worker in (first, second)]
     mine, others = map(watch, pids)
-    house.template.end_tree("cpu0", 1)
+    house.template.send(wire.EndTree("cpu0", 1))
     died, swept = house.ends(first)
     assert died.status == -signal.SIGKILL
     assert swept.killed == 1
@@ -50,7 +50,7 @@ def test_two_that_die_at_once_are_both_swept(house, watch):
     workers = [house.fork("leaves_a_grandchild", f"cpu{number}") for number in range(4)]
     grandchildren = [watch(worker.hears()["grandchild"]) for worker in workers]
     for worker in workers:
-        house.template.end_tree(worker.slot, 1)
+        house.template.send(wire.EndTree(worker.slot, 1))
     assert sum(house.ends(worker)[1].killed for worker in workers) == 4
     assert all(grandchild.ended() for grandchild in grandchildren)
 
@@ -58,7 +58,7 @@ def test_two_that_die_at_once_are_both_swept(house, watch):
 def test_runners_that_keep_forking_are_caught_while_others_are_served(house):
     storm = house.fork("keeps_forking")
     assert storm.hears() == "running"
-    house.template.end_tree("cpu0", 1)
+    house.template.send(wire.EndTree("cpu0", 1))
     assert house.fork("reports_itself", "cpu1").hears()["generation"] == 1
     _, swept = house.ends(storm)
     assert swept.killed >= 1
