@@ -20,8 +20,9 @@ from supervisor.engine import scaling
 from supervisor.engine.engine import Engine
 from supervisor.errors import HandlerError, StartError, SuperviseError
 from supervisor.gpu import cpu_share, locks, pinning
+from supervisor.gpu.claim import claim_gpus
 from supervisor.gpu.client import Reader
-from supervisor.gpu.records import Gpu, Listing
+from supervisor.gpu.records import Gpu
 from supervisor.host import file_limits, temporary
 from supervisor.host.orphans import reap_orphans, sweep_marked, sweep_orphans
 from supervisor.host.processes import set_subreaper
@@ -109,19 +110,7 @@ class Assembly:
         held = [*gpu_locks, *store_locks]
         self._lock_fds = (folder_lock, *(fd for lock in held for fd in lock.fds))
         self.engine = Engine(settings, self.store, self._secrets, self._loop, status_body)
-        setup = wire.Setup(
-            version=wire.VERSION,
-            run_id=self.run_id,
-            handler=settings.spec,
-            preload=settings.preload,
-            tmp_root=str(self.tmp_root),
-            preload_timeout=settings.preload_timeout,
-            max_result=settings.max_result,
-            limits=limits,
-        )
-        self._template = TemplateClient(
-            lambda: TemplateProcess(setup, self._lock_fds), self._sweep, self._loop, self.engine.wake
-        )
+        self._template = self._make_template(limits)
         self._undo.callback(lambda: self._template.stop(TEMPLATE_STOP_S))
         if self._own_process and os.getpid() == 1:
             self._reap_orphans()
@@ -194,7 +183,6 @@ class Assembly:
 
     def _take_gpus(self, holder: locks.Holder) -> tuple[list[Gpu], list[locks.Lock]]:
         """Those that ``--gpus`` means and no other supervisor holds, with their locks."""
-        settings = self._settings
         if self._reader is None:
             return [], []
         waits = f"waiting for the NVIDIA driver, which does not answer yet; {LIST_GPUS_S:g} s at most"
@@ -202,24 +190,10 @@ class Assembly:
         if not listing.complete:
             self._pin_by = "uuid"  # CUDA may number the others differently than NVML
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = pinning.select(settings.gpus, listing.gpus, visible, listing.reason)
-        if not gpus:
-            self._note(_why_no_gpu(listing, visible, settings.workers))
-            return [], []
-        if listing.reason:
-            self._note(listing.reason)
-        if settings.simulate_gpus:
-            self._note(f"{len(gpus)} simulated GPUs: their memory is the workers' own memory")
-        if settings.share_gpus:
-            return gpus, []
-        automatic = settings.gpus == "auto"
-        ours, held = locks.lock_gpus(gpus, holder, settings.lock_dir, skip_held=automatic)
+        gpus, held = claim_gpus(self._settings, listing, visible, holder, self._note)
         for lock in held:
             self._undo.callback(lock.close)
-        if len(ours) < len(gpus):
-            others = [gpu for gpu in gpus if gpu not in ours]
-            self._note(f"left to other supervisors: {pinning.describe(others)}")
-        return ours, held
+        return gpus, held
 
     def _open_store(self, holder: locks.Holder) -> list[locks.Lock]:
         """The store and its secrets, with the lock on it, which one that nobody else can see does not need."""
@@ -253,6 +227,20 @@ class Assembly:
         kept = temporary.check_private_tmp(settings.spec) if settings.private_tmp else ()
         return wire.Limits(settings.max_processes, settings.private_tmp, kept, cpus)
 
+    def _make_template(self, limits: wire.Limits) -> TemplateClient:
+        settings = self._settings
+        setup = wire.Setup(
+            version=wire.VERSION,
+            run_id=self.run_id,
+            handler=settings.spec,
+            preload=settings.preload,
+            tmp_root=str(self.tmp_root),
+            preload_timeout=settings.preload_timeout,
+            max_result=settings.max_result,
+            limits=limits,
+        )
+        return TemplateClient(lambda: TemplateProcess(setup, self._lock_fds), self._sweep, self._loop, self.engine.wake)
+
     def _make_places(self, cpus: Mapping[str, Sequence[int]]) -> list[Place]:
         return [
             Place(
@@ -275,9 +263,8 @@ class Assembly:
             refresh_above=settings.refresh_above,
             refresh_on_oom=settings.refresh_on_oom,
         )
-        limit = (
-            max(settings.max_result, wire.MAX_PROGRESS) + wire.OVERHEAD
-        )  # a worker says itself that a result is too long
+        # A worker says itself that a result is too long: this is for one that does not.
+        limit = max(settings.max_result, wire.MAX_PROGRESS) + wire.OVERHEAD
         return Pool(places, rules, self._template, self._memory, self._loop, self.engine.wake, limit)
 
     def _environment(self, plan: pinning.SlotPlan, pin_by: str, cpus: Sequence[int]) -> dict[str, str | None]:
@@ -332,10 +319,3 @@ def start_failure(settings: Settings, first: events.FirstLoad) -> SuperviseError
     if failed.traceback:
         text = f"{failed.traceback.rstrip()}\n{text}"
     return HandlerError(text)
-
-
-def _why_no_gpu(listing: Listing, visible: str | None, workers: int) -> str:
-    slots = f"{workers} CPU slot{'s' if workers != 1 else ''}"
-    if listing.gpus:
-        return f"CUDA_VISIBLE_DEVICES={visible} hides every GPU of this machine: serving on {slots}"
-    return f"no GPU on this machine ({listing.reason or 'NVML shows none'}): serving on {slots}"

@@ -1,0 +1,45 @@
+"""Claims GPUs for one supervisor: those that ``--gpus`` means and no other supervisor holds. In the supervisor, as it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from supervisor.config.settings import Settings
+from supervisor.gpu import locks, pinning
+from supervisor.gpu.records import Gpu, Listing
+
+
+def claim_gpus(
+    settings: Settings, listing: Listing, visible: str | None, holder: locks.Holder, note: Callable[[str], None]
+) -> tuple[list[Gpu], list[locks.Lock]]:
+    """The GPUs to serve on, of those in ``listing``, and the locks on them; none where the CPU serves.
+
+    ``visible`` is the parent's ``CUDA_VISIBLE_DEVICES``. ``note`` is told what a person should know of the choice.
+
+    Raises:
+        GpuError: one that was asked for is not there, or hidden.
+        LockedError: another supervisor holds it.
+        UsageError: the folder of the locks cannot be used.
+    """
+    gpus = pinning.select(settings.gpus, listing.gpus, visible, listing.reason)
+    if not gpus:
+        note(_why_no_gpu(listing, visible, settings.workers))
+        return [], []
+    if listing.reason:
+        note(listing.reason)
+    if settings.simulate_gpus:
+        note(f"{len(gpus)} simulated GPUs: their memory is the workers' own memory")
+    if settings.share_gpus:
+        return gpus, []
+    ours, held = locks.lock_gpus(gpus, holder, settings.lock_dir, skip_held=settings.gpus == "auto")
+    if len(ours) < len(gpus):
+        others = [gpu for gpu in gpus if gpu not in ours]
+        note(f"left to other supervisors: {pinning.describe(others)}")
+    return ours, held
+
+
+def _why_no_gpu(listing: Listing, visible: str | None, workers: int) -> str:
+    slots = f"{workers} CPU slot{'s' if workers != 1 else ''}"
+    if listing.gpus:
+        return f"CUDA_VISIBLE_DEVICES={visible} hides every GPU of this machine: serving on {slots}"
+    return f"no GPU on this machine ({listing.reason or 'NVML shows none'}): serving on {slots}"
