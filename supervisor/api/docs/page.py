@@ -72,7 +72,7 @@ def page(document: Json, url: str) -> Page:
 
 
 def _file(name: str) -> str:
-    return resources.files("supervisor.api").joinpath("page").joinpath(name).read_text("utf-8")
+    return resources.files("supervisor.api.docs").joinpath("assets").joinpath(name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:
