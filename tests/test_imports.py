@@ -231,6 +231,14 @@ def test_every_file_is_in_a_room() -> None:
     assert not strangers, f"{strangers}: in no room of MAY_IMPORT; give each a level there and in CONTRIBUTING"
 
 
+def test_the_picture_in_contributing_shows_the_same_rooms() -> None:
+    rows = re.findall(
+        r"^\| ((?:`[a-z_]+(?:/|\.py)` ?)+)\|", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.MULTILINE
+    )
+    shown = [room for row in rows for room in re.findall(r"`(\w+)(?:/|\.py)`", row)]
+    assert shown == [room for room in MAY_IMPORT if not room.startswith("__")]
+
+
 def test_lower_rooms_do_not_import_upper_ones() -> None:
     faults = [fault for entry in IMPORTS if room_of(entry.source) in MAY_IMPORT and (fault := fault_of(entry))]
     assert not faults, "\n" + "\n".join(faults)
