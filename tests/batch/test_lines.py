@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.batch import results as results_module
+from supervisor.batch import results
 from supervisor.batch import source as source_module
 from supervisor.batch.request import id_of, output_line, read_request, refused
 from supervisor.batch.results import Done, FileSink, read_output
@@ -203,7 +203,7 @@ def test_ten_million_answers_cost_little() -> None:
 def test_what_a_full_disk_refuses_is_written_when_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results_module, "RETRY_S", 0.01)
+    monkeypatch.setattr(results, "RETRY_S", 0.01)
 
     async def write() -> None:
         loop, written, troubles = asyncio.get_running_loop(), asyncio.Event(), []

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from supervisor.cli.serving import event_log as lines_module
+from supervisor.cli.serving import event_log
 from supervisor.cli.serving.event_log import LIMIT, PAUSE, Lines
 
 AT = 1_700_000_000_123
@@ -205,7 +205,7 @@ def test_the_last_words_wait_for_a_slow_machine_and_not_for_ever(
 ) -> None:
     """The writer gets no processor for much longer than a reader would be waited for."""
     go_on, looks = threading.Event(), 0
-    write, is_full = lines_module._write, lines_module._is_full
+    write, is_full = event_log._write, event_log._is_full
 
     def late(fd: int, data: bytes) -> None:
         assert go_on.wait(DEADLINE_S)
@@ -218,9 +218,9 @@ def test_the_last_words_wait_for_a_slow_machine_and_not_for_ever(
             go_on.set()
         return is_full(fd)
 
-    monkeypatch.setattr(lines_module, "_write", late)
-    monkeypatch.setattr(lines_module, "_is_full", look)
-    monkeypatch.setattr(lines_module, "PATIENCE", patience)
+    monkeypatch.setattr(event_log, "_write", late)
+    monkeypatch.setattr(event_log, "_is_full", look)
+    monkeypatch.setattr(event_log, "PATIENCE", patience)
     lines = Lines(pipe, "text")
     lines.event(*LISTENING)
     assert lines.close(5 * PAUSE) is (patience > 50 * PAUSE)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.webhooks import connection as lines
+from supervisor.webhooks import connection
 from supervisor.webhooks.addresses import is_public
 from supervisor.webhooks.connection import Line, PrivateAddressError
 
@@ -63,7 +63,7 @@ def test_a_name_that_is_another_address_the_next_time(
     """The look-up that is judged is the one whose address is connected to; every try is judged by its own."""
     receiver = make_receiver(does.answer(500))
     judged: list[str] = []
-    monkeypatch.setattr(lines, "is_public", lambda address: judged.append(address) or address == "127.0.0.1")
+    monkeypatch.setattr(connection, "is_public", lambda address: judged.append(address) or address == "127.0.0.1")
     answers = [["127.0.0.1"], ["10.0.0.7", "169.254.169.254"]]
 
     def resolve(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
@@ -79,7 +79,7 @@ def test_a_name_that_is_another_address_the_next_time(
 
 def test_private_ones_among_the_addresses_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(lines, "is_public", lambda address: address == "127.0.0.1")
+        monkeypatch.setattr(connection, "is_public", lambda address: address == "127.0.0.1")
         port = server.getsockname()[1]
         line = Line(
             5, deny_private=True, resolve=lambda *_, **__: [(*entry[:4], (entry[4][0], port)) for entry in mixed]

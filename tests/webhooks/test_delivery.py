@@ -18,8 +18,7 @@ from supervisor import __version__
 from supervisor.errors import StoreError
 from supervisor.store.store import Store
 from supervisor.store.writes import DropWebhook, PutOffWebhook
-from supervisor.webhooks import delivery as deliveries
-from supervisor.webhooks import post as posting
+from supervisor.webhooks import delivery, post
 
 if TYPE_CHECKING:
     from conftest import Behaviour, Does, Office, Receiver
@@ -200,9 +199,9 @@ def test_a_receiver_that_hangs_delays_no_other(
     for number in range(50):
         office.add(answers.name, f"answers_{number}")
     office.until(lambda: office.webhooks.delivered == 50)
-    for _ in range(deliveries.TRIES_PER_STRANGER):
+    for _ in range(delivery.TRIES_PER_STRANGER):
         office.next(hangs)
-    assert hangs.connections == deliveries.TRIES_PER_STRANGER
+    assert hangs.connections == delivery.TRIES_PER_STRANGER
     assert office.webhooks.pending == 50
     assert {posted.headers["webhook-id"] for posted in answers.posts} == {f"answers_{n}" for n in range(50)}
 
@@ -210,7 +209,7 @@ def test_a_receiver_that_hangs_delays_no_other(
 def test_nor_do_many_that_hang(
     make_office: MakeOffice, make_receiver: MakeReceiver, does: Does, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(deliveries, "TRIES", 8)
+    monkeypatch.setattr(delivery, "TRIES", 8)
     hang = [make_receiver(does.hang) for _ in range(3)]
     answers = make_receiver(does.answer(200))
     office = make_office(webhook_timeout=60)
@@ -226,8 +225,8 @@ def test_nor_do_many_that_hang(
 def test_those_due_first_go_first(
     make_office: MakeOffice, make_receiver: MakeReceiver, does: Does, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(deliveries, "TRIES_PER_STRANGER", 1)
-    monkeypatch.setattr(deliveries, "TRIES_PER_RECEIVER", 1)
+    monkeypatch.setattr(delivery, "TRIES_PER_STRANGER", 1)
+    monkeypatch.setattr(delivery, "TRIES_PER_RECEIVER", 1)
     receiver = make_receiver(does.answer(200))
     office = make_office()
     for number in (3, 1, 2, 0):
@@ -240,7 +239,7 @@ def test_those_due_first_go_first(
 def test_bodies_are_read_when_there_is_room(
     make_office: MakeOffice, make_receiver: MakeReceiver, does: Does, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(deliveries, "BODY_BYTES", 1000)
+    monkeypatch.setattr(delivery, "BODY_BYTES", 1000)
     go_on = threading.Event()
     fails, answers = make_receiver(lambda *_: go_on.wait(DEADLINE), does.answer(200)), make_receiver(does.answer(200))
     office = make_office()
@@ -256,7 +255,7 @@ def test_bodies_are_read_when_there_is_room(
 def test_large_bodies_are_read_one_by_one(
     make_office: MakeOffice, make_receiver: MakeReceiver, does: Does, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(deliveries, "READ_BYTES", 1000)
+    monkeypatch.setattr(delivery, "READ_BYTES", 1000)
     receiver = make_receiver(does.answer(200))
     office = make_office()
     turns: list[str] = []
@@ -273,7 +272,7 @@ def test_large_bodies_are_read_one_by_one(
 def test_a_store_that_cannot_be_read_is_read_again(
     make_office: MakeOffice, make_receiver: MakeReceiver, does: Does, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(deliveries, "READ_AGAIN_S", 0.01)
+    monkeypatch.setattr(delivery, "READ_AGAIN_S", 0.01)
     office = make_office()
     read, failures = office.outbox.receivers, [StoreError("the disk is gone")]
 
@@ -321,7 +320,7 @@ def test_what_is_under_way_at_the_end_is_posted_again(
 def test_what_is_answered_soon_is_waited_for_at_the_end(
     make_office: MakeOffice, make_receiver: MakeReceiver, does: Does, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliveries, "CLOSE_S", DEADLINE)
+    monkeypatch.setattr(delivery, "CLOSE_S", DEADLINE)
     go_on = threading.Event()
 
     def late(receiver: Receiver, sock: socket.socket) -> None:
@@ -383,7 +382,7 @@ def test_a_fault_of_ours_costs_a_try_and_shows_no_url(
     def fails(*_: object) -> None:
         raise LookupError("t0ken")
 
-    monkeypatch.setattr(posting, "post", fails)
+    monkeypatch.setattr(post, "post", fails)
     office = make_office(webhook_retries=0)
     office.deliver("http://far.example/t0ken")
     assert office.warnings == [
