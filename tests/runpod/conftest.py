@@ -34,7 +34,7 @@ ENTER = """
 import os, sys, time
 sys.path.insert(1, {root!r})  # also where it is installed, the checkout is what is tested
 {before}
-from supervisor import wire
+from supervisor.wire import messages as wire
 from supervisor.worker import main
 handler = wire.HandlerSpec("file", {handler!r})
 main.prepare()(main.WorkerStart("gpu0", 3, {fd}, wire.Setup(wire.VERSION, "run", handler, (), {folder!r}), time.monotonic()))
@@ -53,7 +53,7 @@ def real_package() -> str | None:
 NURSERY = """
 import json, os, socket, sys, time, traceback
 sys.path.insert(1, {root!r})
-from supervisor import wire
+from supervisor.wire import messages as wire
 from supervisor.worker import main
 from supervisor.worker.runpod import routing
 routing.install()
