@@ -21,6 +21,9 @@ from supervisor.config.sources import variables
 ROOT = Path(__file__).parents[1]
 PACKAGE = "supervisor"
 
+MOST_LINES = 400
+"""Of a file of the package."""
+
 # A room is a file or a folder of the package, and imports only rooms that stand above it here.
 MAY_IMPORT: dict[str, set[str]] = {
     # The words that all share, and what handlers import.
@@ -287,6 +290,12 @@ def test_no_circles() -> None:
         if entry.source in knot and entry.target in knot and not entry.typing_only
     ]
     assert not knots, "these modules import each other:\n" + "\n".join(lines)
+
+
+def test_no_file_is_longer_than_a_head_can_hold() -> None:
+    lengths = {place(module, 1): len(path.read_text("utf-8").splitlines()) for module, path in FILES.items()}
+    too_long = {name: length for name, length in lengths.items() if length > MOST_LINES}
+    assert not too_long, f"{too_long}: one subject a file, {MOST_LINES} lines at most"
 
 
 def test_the_package_itself_imports_nothing() -> None:
