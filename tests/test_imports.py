@@ -33,10 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serverless": {"upload"},
     # What every process may need.
     "wire": {"errors"},
-    "config": {"errors", "wire"},
-    "protocol": {"errors", "job"},
-    "store": {"errors", "job"},
     "host": {"errors", "wire"},
+    "config": {"errors", "host", "wire"},
+    "protocol": {"errors", "job"},
+    "store": {"config", "errors", "host", "job", "wire"},
     # The reader, the children, and what sees the program as any client does.
     "gpu": {"config", "errors", "host", "wire"},
     "worker": {"errors", "host", "job", "serverless", "wire"},
@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # What puts it together.
     "reload": {"wire"},
     "assembly": {"config", "engine", "errors", "gpu", "host", "pool", "protocol", "reload", "store", "wire"},
-    "embed": {"assembly", "config", "engine", "errors", "job", "pool", "protocol", "webhooks"},
+    "embed": {"assembly", "config", "engine", "errors", "job", "pool", "protocol", "store", "webhooks"},
     "cli": {
         *("api", "assembly", "batch", "client", "config", "dashboard", "engine", "errors", "gpu", "host"),
         *("job", "pool", "protocol", "store", "webhooks"),

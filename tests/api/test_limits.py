@@ -12,7 +12,7 @@ import pytest
 
 from supervisor.api import app
 from supervisor.api.http import connection
-from supervisor.api.http.connection_limit import Crowd
+from supervisor.api.http.connection_limit import ConnectionLimiter
 from supervisor.job import JobStatus
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _pieces(data: bytes, size: int) -> list[bytes]:
 def test_headers_are_counted_however_they_arrive(site: Site, name: str, piece: int) -> None:
     async def answer() -> bytes:
         wire = Wire()
-        made = connection.Connection(site.server._config, site.server._state, Crowd(), lambda: None)
+        made = connection.Connection(site.server._config, site.server._state, ConnectionLimiter(), lambda: None)
         made.connection_made(wire)
         for part in _pieces(TOO_LARGE[name], piece):
             made.data_received(part)

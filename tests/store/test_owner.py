@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.config.settings import Settings
+from supervisor.config.resolve import make_settings
 from supervisor.errors import StoreError, UsageError
 from supervisor.job import JobStatus
 from supervisor.store import opening, owner, summary
@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def named(folder: Path) -> Callable[[str], str]:
     """The name in the default store of the handler that the command line calls so."""
-    return lambda handler: owner.name_of(Settings.make(handler).spec, folder / ".supervise/handler.db")
+    return lambda handler: owner.name_of(make_settings(handler).spec, folder / ".supervise/handler.db")
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_unfinished_jobs_of_another_file_are_refused(
 ) -> None:
     with left("../h1/handler.py", status, JobStatus.FAILED) as store:
         with pytest.raises(UsageError) as refusal:
-            owner.check(store, Settings.make("h2/handler.py"))
+            owner.check(store, make_settings("h2/handler.py"))
         assert store.owner == "../h1/handler.py"
     said = str(refusal.value)
     names = ("store .supervise/handler.db", "1 unfinished job of ", folder / "h1/handler.py", folder / "h2/handler.py")
@@ -202,7 +202,7 @@ def test_unfinished_jobs_of_another_file_are_refused(
 def test_whoever_says_so_takes_it_over(
     left: Callable[..., Store], theirs: str, options: dict[str, object], why: str
 ) -> None:
-    settings = Settings.make("h2/handler.py", **options)
+    settings = make_settings("h2/handler.py", **options)
     with left(theirs, JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS) as store:
         said = owner.check(store, settings)
         assert said is not None
@@ -215,7 +215,7 @@ def test_whoever_says_so_takes_it_over(
 
 def test_what_only_ended_is_taken_over(left: Callable[..., Store]) -> None:
     with left("../h1/handler.py", *(status for status in JobStatus if status.terminal)) as store:
-        said = owner.check(store, Settings.make("h2/handler.py"))
+        said = owner.check(store, make_settings("h2/handler.py"))
         assert said is not None
         assert said.endswith("h1/handler.py, with 0 unfinished jobs")
 
@@ -223,8 +223,8 @@ def test_what_only_ended_is_taken_over(left: Callable[..., Store]) -> None:
 @pytest.mark.parametrize("theirs", [None, "../h2/handler.py", "../h1/../h2/handler.py"])
 def test_what_is_nobodys_or_ones_own_is_had_in_silence(left: Callable[..., Store], theirs: str | None) -> None:
     with left(theirs, JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS) as store:
-        assert owner.check(store, Settings.make("h2/handler.py", adopt=True)) is None
-        assert owner.check(store, Settings.make("h2/handler.py")) is None
+        assert owner.check(store, make_settings("h2/handler.py", adopt=True)) is None
+        assert owner.check(store, make_settings("h2/handler.py")) is None
 
 
 def test_a_folder_may_be_moved_with_its_store(
@@ -232,23 +232,23 @@ def test_a_folder_may_be_moved_with_its_store(
 ) -> None:
     with Store.open(folder / ".supervise/handler.db") as store:
         bring(store, 1, JobStatus.IN_QUEUE)
-        owner.claim(store, Settings.make("h1/handler.py").spec)
+        owner.claim(store, make_settings("h1/handler.py").spec)
     moved = folder.rename(tmp_path_factory.mktemp("another") / "place")
     monkeypatch.chdir(moved)
     with Store.open(moved / ".supervise/handler.db") as store:
-        assert owner.check(store, Settings.make("h1/handler.py")) is None
+        assert owner.check(store, make_settings("h1/handler.py")) is None
         with pytest.raises(UsageError, match=f"of {moved}/h1/handler.py, and this is {moved}/h2/handler.py"):
-            owner.check(store, Settings.make("h2/handler.py"))
+            owner.check(store, make_settings("h2/handler.py"))
 
 
 def test_the_owner_of_a_planted_store_commands_no_terminal(left: Callable[..., Store]) -> None:
     with left("../\x1b[2J\nh1/handler.py", JobStatus.IN_QUEUE) as store, pytest.raises(UsageError) as refusal:
-        owner.check(store, Settings.make("h2/handler.py"))
+        owner.check(store, make_settings("h2/handler.py"))
     assert str(refusal.value).isprintable()
 
 
 def test_the_store_of_a_batch_is_named_by_its_output(left: Callable[..., Store]) -> None:
-    settings = msgspec.structs.replace(Settings.make("h2/handler.py", endpoint_id="x", input="-"), store_given=None)
+    settings = msgspec.structs.replace(make_settings("h2/handler.py", endpoint_id="x", input="-"), store_given=None)
     refusal = pytest.raises(UsageError, match=r"another file with --output, or .* --adopt$")
     with left("../h1/handler.py", JobStatus.IN_QUEUE) as store, refusal:
         owner.check(store, settings)
