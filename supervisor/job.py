@@ -27,6 +27,9 @@ class JobStatus(str, enum.Enum):
         return self not in (JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS)
 
 
+IN_QUEUE, IN_PROGRESS = JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS
+"""For code that looks at them several times for each job: up to Python 3.11 the member of an enum is looked up slowly."""
+
 #: Which state may follow which. The store's SQL refuses every other step as well.
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.IN_QUEUE: frozenset({JobStatus.IN_PROGRESS, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.TIMED_OUT}),
@@ -38,6 +41,10 @@ TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.CANCELLED: frozenset(),
     JobStatus.TIMED_OUT: frozenset({JobStatus.IN_QUEUE}),
 }
+
+
+HOST_KILL_STARTS = 3
+"""Most starts of a job that a killed supervisor, template or host had under way."""
 
 
 def may_follow(before: JobStatus, after: JobStatus) -> bool:

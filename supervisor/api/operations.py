@@ -195,19 +195,19 @@ async def snapshot(call: Call) -> Reply:
 
 async def refresh(call: Call) -> Reply:
     """POST /workers/{slot}/refresh: answers when it was accepted."""
-    call.engine.refresh(call.param)
+    await call.engine.slots.refresh(call.param)
     return Reply(_encode({"slot": call.param, "status": "refreshing"}))
 
 
 async def pause(call: Call) -> Reply:
     """POST /workers/{slot}/pause: answers when it was accepted."""
-    call.engine.pause(call.param)
+    await call.engine.slots.pause(call.param)
     return Reply(_encode({"slot": call.param, "status": "paused"}))
 
 
 async def resume(call: Call) -> Reply:
     """POST /workers/{slot}/resume: answers when it was accepted."""
-    call.engine.resume(call.param)
+    await call.engine.slots.resume(call.param)
     return Reply(_encode({"slot": call.param, "status": "resumed"}))
 
 

@@ -129,6 +129,13 @@ class EngineThread:
         self.wait_for(lambda: self._engine.cancel(job.id))
         return job.cancelled()
 
+    def refresh(self, slot: str) -> None:
+        """Replace the worker in ``slot``; as ``Supervisor.refresh``. In a callback nothing can be waited for, nor refused."""
+        if threading.current_thread() is self._thread:
+            self._engine.slots.refresh(slot)
+        else:
+            self.wait_for(lambda: self._engine.slots.refresh(slot))
+
     def withdraw(self, given_up: Iterable[Job]) -> None:
         """Cancel those that are still queued; does not wait."""
         waiting = [job for job in given_up if not job.done()]

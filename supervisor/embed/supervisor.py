@@ -114,7 +114,7 @@ class Supervisor:
         Raises:
             RequestError: there is no such slot, or no worker in it to replace now.
         """
-        self._thread.call(lambda engine: engine.refresh(slot))
+        self._thread.refresh(slot)
 
     # --- map ------------------------------------------------------------------------------------------------------------
 

@@ -19,12 +19,7 @@ class Deadlines:
         """Look up expired jobs in ``store``."""
         self._store = store
         self._starts: dict[str, tuple[float, int]] = {}
-        self._expiry: int | None = None
-        self._stale = False
-
-    def recover(self) -> None:
-        """Take up what the store holds."""
-        self._expiry = self._store.next_expiry()
+        self._expiry = store.next_expiry()
 
     def accepted(self, job: Job) -> None:
         """``job`` waits from now on."""
@@ -36,31 +31,26 @@ class Deadlines:
         if job.timeout_ms is not None:
             self._starts[job.id] = (now + job.timeout_ms / 1000, job.timeout_ms)
 
-    def left(self, job_id: str) -> tuple[float, int] | None:
-        """A job is no longer in a worker; what ``back`` needs."""
-        return self._starts.pop(job_id, None)
-
-    def back(self, job_id: str, start: tuple[float, int] | None) -> None:
-        """A job has not left its worker after all, and no time was gained by that."""
-        if start is not None:
-            self._starts[job_id] = start
+    def left(self, job_id: str) -> None:
+        """A job is no longer in a worker."""
+        self._starts.pop(job_id, None)
 
     def due(self, now: float, wall_ms: int) -> Iterator[tuple[str, str]]:
         """The ids of jobs that are out of time, and why."""
-        for job_id, (deadline, timeout_ms) in list(self._starts.items()):
+        for job_id, (deadline, timeout_ms) in self._starts.items():
             if now >= deadline:
                 yield job_id, f"the job ran longer than its execution time-out of {timeout_ms / 1000:g} s"
-        if self._expiry is not None and wall_ms >= self._expiry:
-            expired = self._store.expired(wall_ms, PIECE)
-            self._stale = True
-            for job_id in expired:
+        if self.expired(wall_ms):
+            for job_id in self._store.expired(wall_ms, PIECE):
                 yield job_id, "the job was older than its ttl"
 
-    def settled(self) -> None:
-        """A turn that had something due is on disk."""
-        if self._stale:
-            self._stale = False
-            self._expiry = self._store.next_expiry()
+    def expired(self, wall_ms: int) -> bool:
+        """Whether some job is older than its ``ttl``."""
+        return self._expiry is not None and wall_ms >= self._expiry
+
+    def ended(self) -> None:
+        """Expired jobs have ended, on disk: look up the next."""
+        self._expiry = self._store.next_expiry()
 
     def next(self, now: float, wall_ms: int) -> float | None:
         """When ``due`` has something again, in monotonic seconds."""

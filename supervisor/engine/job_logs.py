@@ -45,6 +45,46 @@ class OpenLog:
         self.dropped = 0
 
 
+class LogDraft:
+    """What a turn adds to an open ``log``, which stays as it is until ``apply``."""
+
+    __slots__ = ("at", "closed", "dropped", "log", "new", "written")
+
+    def __init__(self, log: OpenLog) -> None:
+        """Nothing yet."""
+        self.log = log
+        self.at = log.at
+        self.new = bytearray()
+        self.dropped = log.dropped
+        self.written = False
+        self.closed = False
+
+    @property
+    def size(self) -> int:
+        """Bytes that are not written yet."""
+        return len(self.new) if self.written else len(self.log.text) + len(self.new)
+
+    def write(self, job: Job, more: bytes = b"") -> AddLog:
+        """Make the row of what is not written yet, with ``more`` behind it."""
+        row = AddLog(job.seq, self.at, (b"" if self.written else bytes(self.log.text)) + bytes(self.new) + more)
+        self.at += len(row.text)
+        self.written = True
+        self.new.clear()
+        return row
+
+    def apply(self) -> None:
+        """Change the log."""
+        if self.written:
+            self.log.text.clear()
+        self.log.text += self.new
+        self.log.at = self.at
+        self.log.dropped = self.dropped
+
+
+Drafts = dict[str, LogDraft]
+"""What one turn adds to the logs of jobs, by their ids."""
+
+
 class JobLogs:
     """The logs of all jobs. What is written goes into the engine's turn; what is read is on disk, or printed just now."""
 
@@ -60,47 +100,48 @@ class JobLogs:
 
     # --- in a turn ------------------------------------------------------------------------------------------------------
 
-    def printed(self, job: Job, lines: Sequence[str]) -> AddLog | None:
-        """A running job printed ``lines``; what is to be written now, if anything."""
-        log = self._open.get(job.id)
-        if log is None:
-            log = self._open[job.id] = OpenLog(self._store.log_end(job.seq))
+    def printed(self, drafts: Drafts, job: Job, lines: Sequence[str]) -> AddLog | None:
+        """Add ``lines`` that a running job printed; what is to be written now, if anything."""
+        draft = drafts.get(job.id)
+        if draft is None:
+            log = self._open.get(job.id) or OpenLog(self._store.log_end(job.seq))
+            draft = drafts[job.id] = LogDraft(log)
         whole = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
-        if not log.dropped and log.at + len(log.text) + len(whole) <= self._limit:
-            log.text += whole
+        if not draft.dropped and draft.at + draft.size + len(whole) <= self._limit:
+            draft.new += whole
         else:
-            self._fill(log, whole)
-        return self._take(job, log) if len(log.text) >= PIECE else None
+            self._fill(draft, whole)
+        return draft.write(job) if draft.size >= PIECE else None
 
-    def _fill(self, log: OpenLog, whole: bytes) -> None:
+    def _fill(self, draft: LogDraft, whole: bytes) -> None:
         """Keep the first lines of ``whole``, as many as ``--max-log`` allows."""
         for text in io.BytesIO(whole):
-            if log.dropped or log.at + len(log.text) + len(text) > self._limit:
-                log.dropped += len(text)
+            if draft.dropped or draft.at + draft.size + len(text) > self._limit:
+                draft.dropped += len(text)
             else:
-                log.text += text
+                draft.new += text
 
-    def left(self, job: Job) -> OpenLog | None:
-        """``job`` has left its worker: what it printed there and ``rest`` has not written yet, if anything."""
-        return self._open.pop(job.id, None)
+    def close(self, drafts: Drafts, job: Job) -> AddLog | None:
+        """End the log of a job that leaves its worker; what is to be written of it, if anything."""
+        draft = drafts.get(job.id)
+        if draft is None:
+            log = self._open.get(job.id)
+            if log is None:
+                return None
+            draft = drafts[job.id] = LogDraft(log)
+        draft.closed = True
+        cut = f"[{draft.dropped} more bytes were printed; --max-log keeps {self._limit}]\n".encode()
+        more = cut if draft.dropped else b""
+        return draft.write(job, more) if draft.size or more else None
 
-    def back(self, job: Job, log: OpenLog | None) -> None:
-        """``job`` has not left its worker after all."""
-        if log is not None:
-            self._open[job.id] = log
-
-    def rest(self, job: Job, log: OpenLog) -> AddLog | None:
-        """What is to be written of ``log``, which stays as it is; ``None``: nothing."""
-        text = bytes(log.text)
-        if log.dropped:
-            text += f"[{log.dropped} more bytes were printed; --max-log keeps {self._limit}]\n".encode()
-        return AddLog(job.seq, log.at, text) if text else None
-
-    def _take(self, job: Job, log: OpenLog) -> AddLog:
-        piece = AddLog(job.seq, log.at, bytes(log.text))
-        log.at += len(piece.text)
-        log.text.clear()
-        return piece
+    def apply(self, drafts: Drafts) -> None:
+        """Keep what a turn that is on disk has left unwritten."""
+        for job_id, draft in drafts.items():
+            if draft.closed:
+                self._open.pop(job_id, None)
+            else:
+                draft.apply()
+                self._open[job_id] = draft.log
 
     # --- for clients ----------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
-from collections.abc import Callable, Container, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from types import MappingProxyType
 from typing import Protocol
 
 from supervisor.job import Job
@@ -17,6 +19,9 @@ LARGE_INPUT = 2048
 
 Loader = Callable[[bool, int, int], list[Job]]
 """``(low_priority, after_seq, limit)`` → the next queued jobs of that lane from the store."""
+
+
+NOTHING_TAKEN: Mapping[str, int] = MappingProxyType({})
 
 
 class Taker(Protocol):
@@ -39,15 +44,18 @@ class Taker(Protocol):
         """How many more it can take now."""
 
 
-def plan(waiting: int, slots: Iterable[Taker]) -> list[str]:
-    """The slots that take the next ``waiting`` jobs, in the order of the queue.
+def plan(waiting: int, slots: Iterable[Taker], taken: Mapping[str, int] = NOTHING_TAKEN) -> list[str]:
+    """Choose the slots that take the next ``waiting`` jobs, in the order of the queue.
 
-    A slot may take several when it has room for them; the emptiest first: jobs spread over the GPUs before they share one.
+    ``taken``: how many jobs each was given that do not show in its ``room`` yet. A slot may take several when it has room for
+    them; the emptiest first: jobs spread over the GPUs before they share one.
     """
     if waiting == 0:
         return []
     rooms = [
-        (len(slot.running) + taken, slot.index, slot.name) for slot in slots for taken in range(min(slot.room, waiting))
+        (len(slot.running) + more, slot.index, slot.name)
+        for slot in slots
+        for more in range(taken.get(slot.name, 0), min(slot.room, waiting))
     ]
     rooms.sort()
     return [name for _, _, name in rooms[:waiting]]
@@ -74,46 +82,27 @@ class Lane:
 
     def put_back(self, job: Job) -> None:
         """Add a job that was taken before, at its old place."""
-        bisect.insort(self._returned, _without_large_input(job), key=lambda queued: queued.seq)
+        bisect.insort(self._returned, _without_large_input(job), key=_seq)
         self.count += 1
 
-    def pop(self, leaving: Container[str], below: int | None = None) -> Job | None:
-        """Take the oldest job, if its number is ``below``; those whose id is in ``leaving`` are on their way out and not seen
-        in the store.
+    def __iter__(self) -> Iterator[Job]:
+        """Iterate over the queued jobs, oldest first; they stay. Those beyond the window are loaded as they are reached.
 
-        Its input is empty, which no JSON is, where it waits in the store.
+        Only while memory and store agree. A job's input is empty, which no JSON is, where it waits in the store.
         """
-        job = self._pop(leaving)
-        if job is None or below is None or job.seq < below:
-            return job
-        self.put_back(job)
-        return None
+        return heapq.merge(self._stored(), self._returned, key=_seq) if self._returned else self._stored()
 
-    def oldest(self, count: int) -> list[Job]:
-        """The first ``count`` jobs, which stay; between turns, when what has left the queue is not in the store's either."""
-        self._load_window((), count)
-        first = [*itertools.islice(self._window.values(), count), *self._returned[:count]]
-        return sorted(first, key=lambda job: job.seq)[:count]
-
-    def _load_window(self, leaving: Container[str], least: int) -> None:
-        """Have at least ``least`` jobs in memory, as far as there are so many."""
-        while len(self._window) < least and self.count > len(self._window) + len(self._returned):
+    def _stored(self) -> Iterator[Job]:
+        yield from self._window.values()
+        while self.count > len(self._window) + len(self._returned):
             jobs = self._load(self._low, self._last_seq, WINDOW)
             if not jobs:
-                break
+                return
             self._last_seq = jobs[-1].seq
-            back = {job.id for job in self._returned}  # the store may list those, too
-            self._window.update((job.id, job) for job in jobs if job.id not in leaving and job.id not in back)
-
-    def _pop(self, leaving: Container[str]) -> Job | None:
-        self._load_window(leaving, 1)
-        if self._returned and (not self._window or self._returned[0].seq < next(iter(self._window.values())).seq):
-            self.count -= 1
-            return self._returned.pop(0)
-        for job_id in self._window:
-            self.count -= 1
-            return self._window.pop(job_id)
-        return None
+            back = {job.id for job in self._returned}  # the store lists those, too
+            more = [job for job in jobs if job.id not in back]
+            self._window.update((job.id, job) for job in more)
+            yield from more
 
     def get(self, job_id: str) -> Job | None:
         """A queued job, if it is in memory."""
@@ -145,17 +134,17 @@ class Backlog:
         """The lane of that priority."""
         return self._lanes[low_priority]
 
-    def pop(self, leaving: Container[str] = (), below: int | None = None) -> Job | None:
-        """Take the next job; with ``below``, only one with a lower number."""
-        return self._lanes[0].pop(leaving, below) or self._lanes[1].pop(leaving, below)
-
     def oldest(self, count: int) -> list[Job]:
-        """The next ``count`` jobs of each lane, which stay; between turns."""
-        return [job for lane in self._lanes for job in lane.oldest(count)]
+        """The next ``count`` jobs of each lane, which stay."""
+        return [job for lane in self._lanes for job in itertools.islice(lane, count)]
 
     def get(self, job_id: str) -> Job | None:
         """A queued job, if it is in memory."""
         return self._lanes[0].get(job_id) or self._lanes[1].get(job_id)
+
+
+def _seq(job: Job) -> int:
+    return job.seq
 
 
 def _without_large_input(job: Job) -> Job:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from supervisor.config.settings import Settings
 from supervisor.engine.job_logs import JobLogs
-from supervisor.engine.jobs import HOST_KILL_STARTS, Jobs, Observer
-from supervisor.job import JobStatus, Outcome
+from supervisor.engine.jobs import Jobs
+from supervisor.engine.lifecycle import Lifecycle, Observer
+from supervisor.engine.turn import Turn
+from supervisor.job import HOST_KILL_STARTS, JobStatus, Outcome
 from supervisor.pool import events
 from supervisor.pool.pool import Pool
 from supervisor.store.writes import AddChunk
@@ -24,65 +28,72 @@ CHUNK_COST = 100
 
 
 class Reports:
-    """Takes the workers' reports. One about a job that does not run in that slot any more changes nothing."""
+    """Decides what the workers' reports mean. One about a job that does not run in that slot any more changes nothing."""
 
-    def __init__(self, settings: Settings, jobs: Jobs, logs: JobLogs, observer: Observer) -> None:
+    def __init__(
+        self, settings: Settings, jobs: Jobs, lifecycle: Lifecycle, logs: JobLogs, observer: Observer, pool: Pool
+    ) -> None:
         """Decide about ``jobs`` and keep ``logs``."""
         self._settings = settings
         self._jobs = jobs
+        self._lifecycle = lifecycle
         self._logs = logs
         self._observer = observer
+        self._pool = pool
         self._limit = min(settings.max_result, LARGEST)
         self._stream_limit = STREAM_RESULTS * max(self._limit, LEAST_RESULT)
 
-    def printed(self, event: events.Printed) -> None:
+    def printed(self, turn: Turn, event: events.Printed) -> None:
         """A worker printed lines while it ran one job, or marked them as this job's."""
-        active = self._jobs.active.get(event.job) if event.job is not None else None
-        if active is None or active.slot != event.slot:
+        job = turn.running(event.job, event.slot) if event.job is not None else None
+        if job is None:
             return
-        piece = self._logs.printed(active.job, event.lines)
+        piece = self._logs.printed(turn.logs, job, event.lines)
         if piece is not None:
-            self._jobs.batch.append(piece)
-        if active.job.id in self._logs.waiters:
-            self._jobs.wakes.append(lambda: self._logs.waiters.wake(active.job.id))
+            turn.rows.append(piece)
+        if job.id in self._logs.waiters:
+            turn.wakes.append(partial(self._logs.waiters.wake, job.id))
 
-    def ended(self, event: events.JobEnded) -> None:
+    def ended(self, turn: Turn, event: events.JobEnded) -> None:
         """A worker has ended a job."""
-        active = self._jobs.leave(event.job, event.slot)
-        if active is None:
+        job = turn.running(event.job, event.slot)
+        if job is None:
             return
-        job, done = active.job, event.done
+        done = event.done
         size = len(done.output or b"") + len(done.error or "")
         if size > self._limit:
-            self._jobs.end(job, self._too_large("the result", size))
+            self._lifecycle.end(turn, job, self._too_large("the result", size))
         else:
-            self._jobs.end(job, Outcome(JobStatus(done.status), done.output, done.error))
+            self._lifecycle.end(turn, job, Outcome(JobStatus(done.status), done.output, done.error))
 
-    def progressed(self, event: events.JobProgressed) -> None:
+    def progressed(self, turn: Turn, event: events.JobProgressed) -> None:
         """A running job reported progress, which is nowhere but in memory."""
-        active = self._jobs.active.get(event.job)
-        if active is not None and active.slot == event.slot:
-            active.progress = event.value
+        if turn.running(event.job, event.slot) is not None:
+            turn.progress[event.job] = event.value
 
-    def yielded(self, event: events.JobYielded, pool: Pool, now: float) -> None:
+    def yielded(self, turn: Turn, event: events.JobYielded) -> None:
         """A running job produced a chunk; the worker is not to be trusted when it is not the next one."""
-        active = self._jobs.active.get(event.job)
-        if active is None or active.slot != event.slot:
+        job = turn.running(event.job, event.slot)
+        if job is None:
             return
-        job = active.job
         if event.index != job.chunks:
-            pool.distrust(event.slot, f"chunk {event.index} out of order", now)
+            cause = f"chunk {event.index} out of order"
+            turn.closed.add(event.slot)
+            turn.acts.append(partial(self._pool.distrust, event.slot, cause, turn.now))
             return
-        active.streamed_bytes += len(event.value) + CHUNK_COST
-        too_much = self._too_much(event, active.streamed_bytes)
+        streamed = turn.streamed.get(job.id)
+        if streamed is None:
+            streamed = self._jobs.active[job.id].streamed_bytes
+        turn.streamed[job.id] = streamed = streamed + len(event.value) + CHUNK_COST
+        too_much = self._too_much(event, streamed)
         if too_much is not None:
-            self._jobs.leave(job.id)
-            self._jobs.end(job, too_much)
-            pool.cancel(event.slot, job.id)
-        else:
-            self._jobs.batch.append(AddChunk(job.seq, job.attempts, event.index, event.value))
-            active.job = job.replace(chunks=job.chunks + 1)
-            self._jobs.wakes.append(lambda: self._observer.job_yielded(job.id))
+            self._lifecycle.end(turn, job, too_much)
+            turn.closed.add(event.slot)
+            turn.acts.append(partial(self._pool.cancel, event.slot, job.id, turn.now))
+            return
+        turn.rows.append(AddChunk(job.seq, job.attempts, event.index, event.value))
+        turn.put(job.replace(chunks=job.chunks + 1), job)
+        turn.wakes.append(partial(self._observer.job_yielded, job.id))
 
     def _too_much(self, event: events.JobYielded, streamed: int) -> Outcome | None:
         """How a job ends by this chunk, with which its stream has ``streamed`` bytes."""
@@ -100,9 +111,9 @@ class Reports:
         error = f"{what} is {size} bytes long, more than --max-result allows ({self._limit})"
         return Outcome(JobStatus.FAILED, error=error)
 
-    def lost(self, event: events.JobLost) -> None:
+    def lost(self, turn: Turn, event: events.JobLost) -> None:
         """A job's worker is gone."""
-        active = self._jobs.leave(event.job, event.slot)
-        if active is not None:
+        job = turn.running(event.job, event.slot)
+        if job is not None:
             starts = HOST_KILL_STARTS if event.machinery else self._settings.max_attempts
-            self._jobs.lost(active.job, event.error, starts if event.charged or event.machinery else None)
+            self._lifecycle.lost(turn, job, event.error, starts if event.charged or event.machinery else None)

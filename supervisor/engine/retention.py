@@ -18,7 +18,7 @@ SOON_S = 0.01
 """When there is more to forget."""
 
 
-class Housekeeping:
+class Retention:
     """Keeps the store as small as ``--retention`` and ``--max-store`` ask. ``next`` is when it wants to be called again, in
     monotonic seconds."""
 

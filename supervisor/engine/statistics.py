@@ -78,12 +78,6 @@ class Statistics:
         if before.terminal:
             self._before[before] -= 1
 
-    def not_retried(self, before: JobStatus) -> None:
-        """That was taken back."""
-        self._retried -= 1
-        if before.terminal:
-            self._before[before] += 1
-
     def ended(self, job: Job, now: float) -> None:
         """A job ended at ``now``, monotonic seconds."""
         self._ended += 1

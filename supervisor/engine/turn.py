@@ -1,142 +1,168 @@
-"""When the engine has its turns: soon after something happened, or at a deadline. In the supervisor."""
+"""One turn's decisions: the rows they write, and what they change once those are on disk. In the supervisor.
+
+Memory stands still while a turn decides. A decision that must see an earlier one of the same turn sees it through the ``Turn``;
+``apply`` brings memory to where the turn has it. A turn that the disk refuses is dropped: there is nothing to take back.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+import heapq
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 
-from supervisor.errors import RequestError
+from supervisor.engine.job_logs import Drafts
+from supervisor.engine.jobs import Active, Jobs
+from supervisor.job import IN_PROGRESS, IN_QUEUE, Job
+from supervisor.store.writes import Forget, Write
 
-GATHER_S = 0.001
-"""How long a job that must wait for a worker anyway may wait for others to share its commit: at a high load the next turn comes
-sooner by itself, so nobody waits longer, and a job costs one commit in place of two."""
-
-T = TypeVar("T")
-Wakes = list[Callable[[], object]]
-"""What is to be called once a turn is on disk."""
+_seq = attrgetter("seq")
 
 
-class Clock:
-    """The two clocks: a fake one makes turns replayable."""
+class Turn:
+    """What one turn decides, at ``now`` (monotonic seconds).
 
-    def monotonic(self) -> float:
-        """Seconds for deadlines."""
-        return time.monotonic()
+    ``rows`` are written in one transaction. Once they are on disk, memory is changed, then ``acts`` are carried out on the
+    pool, then who waits is told by ``wakes``, each in the order of their decisions.
+    """
 
-    def wall_ms(self) -> int:
-        """Milliseconds since 1970 for people."""
-        return time.time_ns() // 1_000_000
+    __slots__ = (
+        "_deleted",
+        "_memory",
+        "acts",
+        "closed",
+        "commands",
+        "events",
+        "jobs",
+        "leaving",
+        "logs",
+        "next_seq",
+        "now",
+        "progress",
+        "returning",
+        "rows",
+        "secrets",
+        "started",
+        "starts_held",
+        "streamed",
+        "taken",
+        "waiting",
+        "wakes",
+    )
+
+    def __init__(self, jobs: Jobs, now: float, events: int = 0, commands: int = 0) -> None:
+        """Decide about ``jobs``, which stay as they are, by so many ``events`` and ``commands``."""
+        self.now = now
+        self.events = events
+        self.commands = commands
+        self.rows: list[Write] = []
+        self.acts: list[Callable[[], object]] = []
+        self.wakes: list[Callable[[], object]] = []
+        self.jobs: dict[str, Job] = {}
+        """The newest state of each job that something was decided about."""
+        self.leaving: set[str] = set()
+        """Those of them that wait in the queue as memory has it, and will not."""
+        self.returning: list[str] = []
+        """Those that come back to the queue: they were taken from their worker, or are run again."""
+        self.waiting = len(jobs.backlog)
+        """How many jobs will wait."""
+        self.started: dict[str, str] = {}
+        """The slots of jobs that start."""
+        self.taken: dict[str, int] = {}
+        """How many jobs each slot is given."""
+        self.closed: set[str] = set()
+        """Slots that are given no job: something else is about to happen to their worker."""
+        self.progress: dict[str, bytes] = {}
+        self.streamed: dict[str, int] = {}
+        self.logs: Drafts = {}
+        self.secrets: list[str] = []
+        """Ids of new jobs whose ``s3Config`` was put into its file, which goes if they do not come."""
+        self.next_seq = jobs.next_seq
+        self.starts_held = False
+        """No job starts: the queue is about to be purged."""
+        self._memory = jobs
+        self._deleted: Mapping[str, int] = {}
+
+    def get(self, job_id: str, *, whole: bool = True) -> Job | None:
+        """Get a job as it will be, ``None`` when unknown or deleted. Without ``whole``, input and output may be missing."""
+        return self.jobs.get(job_id) or self._memory.get(job_id, whole=whole)
+
+    def slot_of(self, job_id: str) -> str | None:
+        """Get the slot in which a job will run; ``None``: in none."""
+        job = self.jobs.get(job_id)
+        if job is not None and job.status is not IN_PROGRESS:
+            return None
+        slot = self.started.get(job_id)
+        active = self._memory.active.get(job_id)
+        return active.slot if slot is None and active is not None else slot
+
+    def running(self, job_id: str, slot: str | None = None) -> Job | None:
+        """Get a job that will be in a worker, or in the one of that ``slot``."""
+        where = self.slot_of(job_id)
+        if where is None or (slot is not None and slot != where):
+            return None
+        return self.jobs.get(job_id) or self._memory.active[job_id].job
+
+    def put(self, job: Job, before: Job | None) -> None:
+        """Decide that ``job`` will be so, which is ``before`` as this turn has it; ``None``: it is new."""
+        if before is not None and before.status is IN_QUEUE:
+            self.waiting -= 1
+            if job.id not in self.jobs:
+                self.leaving.add(job.id)
+        if job.status is IN_QUEUE:
+            self.waiting += 1
+            if before is not None:
+                self.returning.append(job.id)
+        self.jobs[job.id] = job
+
+    def queued(self, low_priority: bool) -> Iterator[Job]:
+        """Iterate over the jobs of a lane that will wait, oldest first, while they are decided about."""
+        lane, jobs = self._memory.backlog.lane(low_priority), self.jobs
+        staying = (job for job in lane if job.id not in jobs)
+        if self.returning:
+            back = {job.seq: job for job in map(jobs.__getitem__, self.returning) if _waits(job, low_priority)}
+            staying = heapq.merge(staying, map(back.__getitem__, sorted(back)), key=_seq)
+        yield from staying
+        first_new = self._memory.next_seq
+        yield from [job for job in jobs.values() if job.seq >= first_new and _waits(job, low_priority)]
+
+    def transaction(self) -> list[Write]:
+        """Get all that is to be written: jobs that nobody wants any more are deleted with the next commit that is made anyway."""
+        if not self.rows:
+            return []
+        self._deleted = self._memory.to_delete
+        return [*map(Forget, self._deleted.values()), *self.rows] if self._deleted else self.rows
+
+    # --- once the rows are on disk ------------------------------------------------------------------------------------------
+
+    def apply(self) -> None:
+        """Bring memory to where this turn has it."""
+        memory = self._memory
+        active, deadlines = memory.active, memory.deadlines
+        for job_id, job in self.jobs.items():
+            slot, status = self.started.get(job_id), job.status
+            if job_id in self.leaving:
+                memory.backlog.lane(job.low_priority).remove(job)
+            if status is IN_PROGRESS and slot is None:
+                active[job_id].job = job
+                continue
+            if active.pop(job_id, None) is not None:
+                deadlines.left(job_id)
+            if status is IN_QUEUE:
+                memory.wait(job)
+                deadlines.accepted(job)
+            elif slot is not None and status is IN_PROGRESS:
+                active[job_id] = Active(job, slot)
+                deadlines.accepted(job)
+                deadlines.started(job, self.now)
+        memory.next_seq = self.next_seq
+        memory.deleted(self._deleted)
+        for job_id, size in self.streamed.items():
+            if job_id in active:
+                active[job_id].streamed_bytes = size
+        for job_id, value in self.progress.items():
+            if job_id in active:
+                active[job_id].progress = value
 
 
-class Turns:
-    """Calls ``turn`` when there is something to do, and carries what clients ask into it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, turn: Callable[[], None]) -> None:
-        """Nothing is called before ``wake``."""
-        self._loop = loop
-        self._clock = clock
-        self._turn = turn
-        self._asked: list[Callable[[float, Wakes], None]] = []
-        self._unanswered: list[asyncio.Future[Any]] = []
-        self._scheduled = False
-        self._gathering: asyncio.TimerHandle | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._over: asyncio.Future[None] = loop.create_future()
-
-    def wake(self) -> None:
-        """Have a turn soon; several calls share one."""
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._turn)
-
-    def ask(self, decide: Callable[[float], T], *, gather: bool = False, patient: bool = True) -> asyncio.Future[T]:
-        """Run ``decide(now)`` in the next turn, which ``gather`` lets come a moment later; the future gives what it returned
-        once that turn is on disk. Who is not ``patient`` is refused when the disk does not take it."""
-        future: asyncio.Future[T] = self._loop.create_future()
-
-        def command(now: float, wakes: Wakes) -> None:
-            try:
-                decided = decide(now)
-            except RequestError as error:
-                if not future.done():
-                    future.set_exception(error)
-            else:
-                wakes.append(lambda: _resolve(future, decided))
-                if not patient:
-                    self._unanswered.append(future)
-
-        self._asked.append(command)
-        if not gather:
-            self.wake()
-        elif self._gathering is None and not self._scheduled:
-            self._gathering = self._loop.call_later(GATHER_S, self.wake)
-        return future
-
-    def begin(self) -> None:
-        """A turn begins."""
-        self._scheduled = False
-        if self._gathering is not None:
-            self._gathering.cancel()
-            self._gathering = None
-
-    def answer(self, now: float, wakes: Wakes) -> None:
-        """Decide what was asked since the last turn; ``wakes`` gets who is to be told."""
-        asked, self._asked = self._asked, []
-        for command in asked:
-            command(now, wakes)
-
-    def refuse(self, error: RequestError) -> None:
-        """The disk does not take this turn: tell the impatient."""
-        unanswered, self._unanswered = self._unanswered, []
-        for future in unanswered:
-            if not future.done():
-                future.set_exception(error)
-
-    def end(self, now: float, at: float) -> None:
-        """A turn is over and on disk; the next is at ``at`` (monotonic) at the latest."""
-        self._unanswered.clear()
-        if not self._over.done():
-            self._over.set_result(None)
-        if self._asked:
-            self.wake()
-        if self._timer is not None:
-            if now < self._timer_at <= at:
-                return
-            self._timer.cancel()
-        self._timer_at = at
-        self._timer = self._loop.call_later(max(0.0, at - now), self._timer_fired)
-
-    async def until(self, reached: Callable[[], bool], timeout: float, at_once: asyncio.Event) -> None:
-        """Until ``reached`` is true after some turn, ``at_once`` is set, or ``timeout`` seconds have passed."""
-        deadline = self._clock.monotonic() + timeout
-        hurry = asyncio.ensure_future(at_once.wait())
-        try:
-            while not reached() and not at_once.is_set():
-                left = deadline - self._clock.monotonic()
-                if left <= 0:
-                    return
-                self._over = self._loop.create_future()
-                waits: set[asyncio.Future[Any]] = {self._over, hurry}
-                await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            hurry.cancel()
-
-    def close(self) -> None:
-        """Have no turn at any deadline any more."""
-        for timer in (self._timer, self._gathering):
-            if timer is not None:
-                timer.cancel()
-
-    def _timer_fired(self) -> None:
-        """Not under way any more: the loop's clock is coarse, so it may come before its time and must be set again then."""
-        self._timer = None
-        self.wake()
-
-
-def _resolve(future: asyncio.Future[T], value: T) -> None:
-    """Give ``value``, unless nobody waits any more."""
-    if not future.done():
-        future.set_result(value)
+def _waits(job: Job, low_priority: bool) -> bool:
+    return job.status is IN_QUEUE and job.low_priority is low_priority

@@ -59,8 +59,6 @@ class Pool:
         self._memory_spoke = False
         self._waiting_forks: list[str] = []
         self._actions: list[tuple[str, steps.Action]] = []
-        self._runs: list[tuple[Link, wire.Run]] = []
-        self._cancels: dict[tuple[str, str], steps.CancelJob] = {}
         self._telling = Telling(self.slots)
         self._indices_shifted = False
 
@@ -69,36 +67,28 @@ class Pool:
     def start(self, now: float) -> None:
         """Start the template, and a worker in every slot that is not to be spare."""
         self._template.start(now)
-        self.listen(True)
+        self.resume_reading()
         for name, slot in self.slots.items():
             if not slot.pausing:
                 self._step(name, steps.Start(), now)
 
     def assign(self, name: str, run: wire.Run, now: float) -> None:
-        """Give a job to the worker in slot ``name``, which has room; it is sent by ``perform``."""
+        """Send a job to the worker in slot ``name``, which has room."""
         link = self._links[name]
         if not self.slots[name].running:
             link.log.clear_tails()
         self._step(name, steps.Assign(run.job), now)
-        self._runs.append((link, run))
+        self._links.send(link, run)
 
     @property
     def takers(self) -> Collection[Slot]:
         """The slots that may be given jobs, as far as each has room."""
-        slots = self.slots.values()
         closed = self._links.clogged
-        if self._cancels:  # a worker that is about to be told takes no job
-            closed = {*closed, *(name for name, _ in self._cancels)}
-        return [slot for slot in slots if slot.name not in closed] if closed else slots
+        return [slot for slot in self.slots.values() if slot.name not in closed] if closed else self.slots.values()
 
-    def withdraw(self, name: str, job: str, now: float) -> None:
-        """Take back a job that was assigned since the last ``perform``."""
-        self._runs = [(link, run) for link, run in self._runs if run.job != job]
-        self._step(name, steps.Withdraw(job), now)
-
-    def cancel(self, name: str, job: str, *, out_of_time: bool = False) -> None:
+    def cancel(self, name: str, job: str, now: float, *, out_of_time: bool = False) -> None:
         """Stop a job if it runs still: coroutines are told, anything else loses its worker, and so does one that is
-        ``out_of_time``, unless others run beside it. It is done by ``perform``, and the slot is as before until then."""
+        ``out_of_time``, unless others run beside it."""
         running = self.slots[name].running
         if job not in running:
             return
@@ -108,11 +98,7 @@ class Pool:
             step = steps.CancelJob(job, gently and len(running) > 1, stuck=True, cause=cause)
         else:
             step = steps.CancelJob(job, gently)
-        self._cancels.setdefault((name, job), step)
-
-    def leave_running(self, name: str, job: str) -> None:
-        """Do not stop a job that ``cancel`` named since the last ``perform``."""
-        self._cancels.pop((name, job), None)
+        self._step(name, step, now)
 
     def cancels_gently(self, name: str) -> bool:
         """Whether a job in slot ``name`` can be stopped without its worker."""
@@ -168,19 +154,25 @@ class Pool:
         """The newest reading of each GPU, by UUID."""
         return self._memory.samples if self._memory is not None else {}
 
-    def listen(self, listening: bool) -> None:
-        """Hear workers, template and GPUs, or leave what they say where it is: a loop that may not read must not look either."""
+    def resume_reading(self) -> None:
+        """Read what workers, template and GPUs say."""
         for link in self._links:
-            self._links.listen(link, listening)
-        self._template.listen(listening)
-        if self._memory is not None and listening:
+            self._links.listen(link, True)
+        self._template.listen(True)
+        if self._memory is not None:
             self._loop.add_reader(self._memory.fileno(), self._hear_memory)
-        elif self._memory is not None:
+
+    def pause_reading(self) -> None:
+        """Leave what they say where it is."""
+        for link in self._links:
+            self._links.listen(link, False)
+        self._template.listen(False)
+        if self._memory is not None:
             self._loop.remove_reader(self._memory.fileno())
 
     def close(self) -> None:
         """Let go of every pipe."""
-        self.listen(False)
+        self.pause_reading()
         for name in self.slots:
             self._links.drop(name)
         self._template.close()
@@ -208,14 +200,6 @@ class Pool:
 
     def perform(self, now: float) -> list[events.PoolEvent]:
         """Carry out what the steps asked for; returns what came of it at once (a slot without a GPU is free immediately)."""
-        # First of all: a job that was started and cancelled in one turn is told so in that order.
-        for link, run in self._runs:
-            self._links.send(link, run)
-        self._runs.clear()
-        cancels, self._cancels = self._cancels, {}
-        for (name, job), step in cancels.items():
-            if job in self.slots[name].running:
-                self._step(name, step, now)
         while self._actions:
             name, action = self._actions.pop(0)
             self._perform(name, action, now)

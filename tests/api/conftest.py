@@ -45,6 +45,7 @@ class FakeEngine:
     def __init__(self, settings: Settings, *, auto: bool = False) -> None:
         self.settings = settings
         self.auto = auto
+        self.slots = self
         self.ready = True
         self.draining = False
         self.jobs: dict[str, Job] = {}
@@ -124,11 +125,11 @@ class FakeEngine:
             jobs = jobs[1 + [job.id for job in jobs].index(after) :]
         return Page(jobs[:limit], jobs[limit - 1].id if len(jobs) > limit else None)
 
-    def pause(self, slot: str) -> None:
+    async def pause(self, slot: str) -> None:
         self._check(slot)
         self.by_hand.append(f"pause {slot}")
 
-    def resume(self, slot: str) -> None:
+    async def resume(self, slot: str) -> None:
         self._check(slot)
         self.by_hand.append(f"resume {slot}")
 
@@ -137,7 +138,7 @@ class FakeEngine:
         if slot != "gpu0":
             raise RequestError(404, f"no slot {slot!r}; there are: gpu0")
 
-    def refresh(self, slot: str) -> None:
+    async def refresh(self, slot: str) -> None:
         self._check(slot)
         if self.refreshed:
             raise RequestError(409, "slot gpu0 is ending: it has no worker to refresh now")

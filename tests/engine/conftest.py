@@ -9,7 +9,7 @@ import pytest
 
 from supervisor.config.resolve import make_settings
 from supervisor.engine.engine import Engine
-from supervisor.engine.turn import Clock
+from supervisor.engine.turns import Clock
 from supervisor.gpu.records import Gpu
 from supervisor.job import JobRequest
 from supervisor.pool.interfaces import Place

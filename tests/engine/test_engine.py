@@ -403,11 +403,11 @@ def test_prints_carry_their_slot_and_job(house):
 
 def test_refresh_by_hand(house):
     with pytest.raises(RequestError, match="no slot 'gpu9'; there are: cpu0"):
-        house.engine.refresh("gpu9")
-    house.engine.refresh("cpu0")
+        house.wait(house.engine.slots.refresh("gpu9"))
+    house.wait(house.engine.slots.refresh("cpu0"))
     assert house.worker().heard() == wire.Exit()
     with pytest.raises(RequestError, match="cpu0 is ending") as refused:
-        house.engine.refresh("cpu0")
+        house.wait(house.engine.slots.refresh("cpu0"))
     assert refused.value.status == 409
 
 

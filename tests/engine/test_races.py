@@ -36,10 +36,10 @@ def test_what_ran_and_what_waited_at_a_kill_is_taken_once_and_in_order(make_hous
 
     after = make_house(slots=3, store=Store.open(house.settings.store))
     after.start(ready=False)
-    after.engine.pool.listen(False)
+    after.engine.pool.pause_reading()
     for name in ("cpu0", "cpu1", "cpu2"):
         after.worker(name).ready()
-    after.engine.pool.listen(True)
+    after.engine.pool.resume_reading()
     after.until(lambda: all(slot.running for slot in after.pool.slots.values()))
     assert [after.worker(name).heard().job for name in ("cpu0", "cpu1", "cpu2")] == ["b", "c", "d"]
 
@@ -270,7 +270,7 @@ def test_a_worker_that_is_to_end_before_it_was_forked_is_gone_at_once(house):
     """A slot comes out of its backoff in the turn that ends it."""
     house.worker().dies(1)
     house.until(lambda: house.pool.slots["cpu0"].state.value == "backoff")
-    house.engine.draining = True
+    house.engine._loop.draining = True
     house.engine.reload("SIGHUP")
     house.wait(house.engine.drain(5.0, asyncio.Event()))
     assert house.pool.parked
@@ -385,7 +385,7 @@ def test_held_memory_that_clears_while_a_person_overrides_it(make_house, played_
     house.starter.dies()
     house.settle()  # a fork must wait now
     memory.learned.append(("cpu0", steps.Released(900)))
-    house.engine.refresh("cpu0")
+    house.wait(house.engine.slots.refresh("cpu0"))
     house.clock.now += 1.0
     house.until(lambda: house.worker().generation == 2)
 

@@ -217,7 +217,7 @@ def test_a_pause_is_no_answer_to_how_the_handler_loads(make_house):
     house = make_house(slots=2, min_workers=1)
     house.engine.start()
     house.until(lambda: "cpu0" in house.starter.workers)
-    house.engine.pause("cpu0")
+    house.wait(house.engine.slots.pause("cpu0"))
     house.until(lambda: "cpu1" in house.starter.workers)
     house.worker("cpu0").dies(-15)
     comes_to(house, "parked")
@@ -247,7 +247,7 @@ def test_the_time_alone_starts_it(make_house):
     begin(house, "cpu0")
     house.submit("a")
     house.submit("b")
-    assert 0 < house.engine._scaling.deadline - house.clock.now <= 0.05
+    assert 0 < house.engine._loop._scaling.deadline - house.clock.now <= 0.05
     house.clock.now += 0.05
     house.clock.wall += 50
     give_up = house.loop.time() + DEADLINE_S
@@ -294,7 +294,7 @@ def test_an_idle_worker_stops_and_its_memory_is_seen_to_be_free(make_house, play
     house = make_house(slots=2, memory=played_memory, min_workers=least)
     begin(house, "cpu0")
     time_passes(house, 59)
-    house.engine.resume("cpu1")  # a person may
+    house.wait(house.engine.slots.resume("cpu1"))  # a person may
     house.until(lambda: "cpu1" in house.starter.workers)
     house.worker("cpu1").ready()
     comes_to(house, "idle", "cpu1")
@@ -357,7 +357,7 @@ def test_what_keeps_no_worker_alive(make_house):
     for happening in ("a refresh", "a crash", "polls"):
         time_passes(house, 15)
         if happening == "a refresh":
-            house.engine.refresh("cpu0")
+            house.wait(house.engine.slots.refresh("cpu0"))
             assert isinstance(house.worker().heard(), wire.Exit)
             house.worker().dies(0)
             house.until(lambda: house.worker().generation == 2)
@@ -382,8 +382,8 @@ def test_what_keeps_no_worker_alive(make_house):
 def test_what_a_person_has_paused_stays_so(make_house):
     house = make_house(slots=3, min_workers=1)
     begin(house, "cpu0")
-    house.engine.pause("cpu2")  # a spare one
-    house.engine.pause("cpu0")  # and the one in service, in whose place another starts
+    house.wait(house.engine.slots.pause("cpu2"))  # a spare one
+    house.wait(house.engine.slots.pause("cpu0"))  # and the one in service, in whose place another starts
     house.until(lambda: "cpu1" in house.starter.workers)
     leaves(house)
     house.worker("cpu1").ready()
@@ -392,7 +392,7 @@ def test_what_a_person_has_paused_stays_so(make_house):
     time_passes(house, 10)
     assert states(house) == ["parked", "busy", "parked"]
     assert [slot.cause for slot in house.pool.slots.values()] == ["paused by hand", None, "paused by hand"]
-    house.engine.resume("cpu2")
+    house.wait(house.engine.slots.resume("cpu2"))
     house.until(lambda: "cpu2" in house.starter.workers)
 
 
@@ -406,7 +406,7 @@ def test_there_are_never_more_than_the_most(make_house, played_memory, again):
         house.worker().dies(-9)
         comes_to(house, "lost")
     else:
-        house.engine.pause("cpu0")
+        house.wait(house.engine.slots.pause("cpu0"))
         played_memory.learned.append(("cpu0", steps.Measured()))
         assert isinstance(house.worker().heard(), wire.Exit)
         house.settle()
@@ -420,7 +420,7 @@ def test_there_are_never_more_than_the_most(make_house, played_memory, again):
     if again == "back":
         played_memory.learned.append(("cpu0", steps.GpuBack()))
     else:
-        house.engine.resume("cpu0")
+        house.wait(house.engine.slots.resume("cpu0"))
     comes_to(house, "releasing")
     assert house.worker("cpu0").generation == 1, "a worker was forked that is one too many"
     played_memory.learned.append(("cpu0", steps.Released()))

@@ -52,7 +52,7 @@ def test_what_is_said_meanwhile_is_heard_afterwards_and_keeps_nobody_busy(house,
     house.submit("a")
     waiting = house.engine.submit(JobRequest("b", b"2"))
     house.settle()
-    assert house.engine._commits.pending
+    assert house.engine._loop.pending
     turns = []
     turn = house.engine._turns._turn
     house.engine._turns._turn = lambda: (turns.append(1), turn())

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from supervisor.engine.jobs import HOST_KILL_STARTS
 from supervisor.engine.scaling import bounds
 from supervisor.errors import RequestError
-from supervisor.job import JobRequest, JobStatus
+from supervisor.job import HOST_KILL_STARTS, JobRequest, JobStatus
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.slot import OUT_OF_SERVICE, SlotState
 from supervisor.wire import messages as wire
@@ -153,13 +152,11 @@ class Life(RuleBasedStateMachine):
 
     @rule(slot=SLOTS, order=st.sampled_from(("refresh", "pause", "resume", "resume", "reload")), then=THEN)
     def orders_by_hand(self, slot, order, then):
-        refused = None
-        whom = "SIGHUP" if order == "reload" else f"slot{slot % self.house.slots}"
-        try:
-            getattr(self.house.engine, order)(whom)
-        except RequestError as error:
-            refused = error.status
-        assert refused in (None, 409)
+        if order == "reload":
+            self.house.engine.reload("SIGHUP")
+        else:
+            step = getattr(self.house.engine.slots, order)
+            self.asked.append((order, None, step(f"slot{slot % self.house.slots}")))
         self.then(then)
 
     def ask(self, what, job, call):
@@ -168,7 +165,7 @@ class Life(RuleBasedStateMachine):
             self.asked.append((what, job, call()))
         except RequestError as error:
             refused = error.status
-        assert refused in (None, 503 if self.house.engine._commits.refusal else 429)
+        assert refused in (None, 503 if self.house.engine._loop.refusal else 429)
 
     # --- workers
 
@@ -373,7 +370,7 @@ class Life(RuleBasedStateMachine):
                     self.behave(worker)
             house.loop.now += 1
         drain.result()
-        assert house.engine._commits.refusal is not None or not house.store.running()
+        assert house.engine._loop.refusal is not None or not house.store.running()
         self.look_at_answers(killed=True)
         house.kill()
         house.refusing = False
@@ -397,7 +394,7 @@ class Life(RuleBasedStateMachine):
         house = self.house
         assert not house.faults, house.faults
         self.look_at_answers()
-        refused = house.engine._commits.refusal is not None
+        refused = house.engine._loop.refusal is not None
         for job_id in "abcdefgh":
             job = house.store.get(job_id)
             if job is None:
@@ -528,7 +525,9 @@ class Life(RuleBasedStateMachine):
     def look_at_no_answer(self, what, job_id, *, killed):
         """Only while the disk refuses may one be missing. What it was about may have happened all the same."""
         house = self.house
-        assert killed or house.engine._commits.refusal is not None or house.engine._orders.purging, f"{what}: no answer"
+        assert killed or house.engine._loop.refusal is not None or house.engine._loop.commands.purging, (
+            f"{what}: no answer"
+        )
         if what == "submit":
             self.unsure.add(job_id)
         elif what == "retry" and killed:
@@ -607,7 +606,7 @@ class Life(RuleBasedStateMachine):
                 self.behave(worker)
             for name, slot in house.pool.slots.items():
                 if slot.pausing and not slot.spare:
-                    house.engine.resume(name)
+                    house.engine.slots.resume(name)
                 if slot.state is SlotState.LOST:
                     house.memory.learn(name, steps.GpuBack())
                 elif house.memory is not None and name in house.memory.releasing:

@@ -152,7 +152,7 @@ def test_a_job_that_is_being_forgotten_is_not_run_again(make, monkeypatch):
     until(accepted.done)
     house.loop.now += 2
     house.clock.wall += 2_000
-    until(lambda: house.store.get("a").status is JobStatus.TIMED_OUT and not house.engine._commits.pending)
+    until(lambda: house.store.get("a").status is JobStatus.TIMED_OUT and not house.engine._loop.pending)
     house.clock.wall += 31 * 86_400_000
     disk.clear()
     house.loop.now += 31

@@ -160,15 +160,12 @@ class SlotLife(RuleBasedStateMachine):
     # --- jobs
 
     @precondition(lambda self: self.slot.room > 0)
-    @rule(count=st.integers(1, 3), taken_back=RARE)
-    def gets_jobs(self, count, taken_back):
+    @rule(count=st.integers(1, 3))
+    def gets_jobs(self, count):
         for _ in range(min(count, self.slot.room)):
             job = f"job-{len(self.ends)}"
             self.ends[job] = 0
             self.step(steps.Assign(job))
-        if taken_back:
-            self.step(steps.Withdraw(job))
-            self.job_ends(job)
 
     @precondition(lambda self: self.worker == "ready" and self.slot.running)
     @rule(pick=st.integers(0, 2), refresh=st.booleans(), full=st.booleans())
@@ -321,7 +318,7 @@ class SlotLife(RuleBasedStateMachine):
         assert self.by_hand(steps.ResumeAsked()) == (self.slot.state is S.STARTING)
         if self.slot.state is not S.PARKED:
             self.comes_to(S.IDLE)
-            self.gets_jobs(1, False)
+            self.gets_jobs(1)
         if self.slot.state is not S.PARKED:
             self.step(steps.Stop(at_once=bool(len(self.ends) % 2)))
             self.comes_to(S.PARKED)

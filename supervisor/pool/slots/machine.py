@@ -57,7 +57,6 @@ from supervisor.pool.slots.steps import (
     TemplateGone,
     Tick,
     Warn,
-    Withdraw,
 )
 
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -100,7 +99,6 @@ class Machine:
             Ready: self._ready,
             CapacityChanged: self._capacity,
             Assign: self._assign,
-            Withdraw: self._withdraw,
             JobDone: self._job_done,
             CancelJob: self._cancel,
             RefreshAsked: self._refresh_asked,
@@ -195,13 +193,6 @@ class Machine:
         if slot.room < 1 or event.job in slot.running:
             raise _illegal(slot, event)
         return changed(slot, state=SlotState.BUSY, running=(*slot.running, event.job), failures=0), []
-
-    def _withdraw(self, slot: Slot, event: Withdraw, now: float) -> Step:
-        if event.job not in slot.running:
-            raise _illegal(slot, event)
-        running = tuple(job for job in slot.running if job != event.job)
-        slot = changed(slot, running=running)
-        return (slot if running or slot.state is not SlotState.BUSY else changed(slot, state=SlotState.IDLE)), []
 
     def _job_done(self, slot: Slot, event: JobDone, now: float) -> Step:
         if event.job not in slot.running:

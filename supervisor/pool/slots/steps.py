@@ -43,12 +43,6 @@ class Assign(msgspec.Struct, frozen=True):
     job: str
 
 
-class Withdraw(msgspec.Struct, frozen=True):
-    """Take back a job that was assigned and not sent."""
-
-    job: str
-
-
 class JobDone(msgspec.Struct, frozen=True):
     """The worker has ended this job. ``refresh`` says why it wants a fresh worker, if it does; ``out_of_memory``: of a GPU."""
 
@@ -167,7 +161,6 @@ Event = Union[
     Ready,
     CapacityChanged,
     Assign,
-    Withdraw,
     JobDone,
     CancelJob,
     RefreshAsked,

@@ -52,10 +52,10 @@ def test_a_job_past_its_execution_time_out_ends_and_loses_its_worker(house):
 
 def test_the_engine_wakes_at_the_deadline_of_a_job(house):
     run(house, timeout_ms=5_000)
-    assert house.engine._orders.deadline(house.clock.now) == pytest.approx(house.clock.now + 5)
+    assert house.engine._loop.commands.deadline(house.clock.now) == pytest.approx(house.clock.now + 5)
     house.worker().say(done())
     house.ended()
-    assert house.engine._orders.deadline(house.clock.now) is None
+    assert house.engine._loop.commands.deadline(house.clock.now) is None
 
 
 def test_the_default_execution_time_out_holds_for_a_job_that_has_none(make_house):
@@ -570,14 +570,14 @@ def test_a_look_at_chunks_keeps_a_killed_supervisor_from_running_the_job_again(m
 
 
 def test_a_paused_slot_ends_its_worker_and_takes_no_job_until_it_is_resumed(house):
-    house.engine.pause("cpu0")
+    house.wait(house.engine.slots.pause("cpu0"))
     assert isinstance(house.worker().heard(), wire.Exit)
     house.worker().dies(0)
     house.until(lambda: house.pool.slots["cpu0"].state.value == "parked")
     assert house.pool.slots["cpu0"].cause == "paused by hand"
     house.submit()
     assert statuses(house, "a") == ["IN_QUEUE"]
-    house.engine.resume("cpu0")
+    house.wait(house.engine.slots.resume("cpu0"))
     house.until(lambda: house.starter.workers["cpu0"].generation == 2)
     house.worker().ready()
     assert isinstance(house.worker().heard(), wire.Run)
@@ -587,7 +587,7 @@ def test_a_paused_slot_ends_its_worker_and_takes_no_job_until_it_is_resumed(hous
 @pytest.mark.parametrize("ends", ["well", "by a crash"])
 def test_a_pause_waits_for_the_running_job(house, ends):
     run(house)
-    house.engine.pause("cpu0")
+    house.wait(house.engine.slots.pause("cpu0"))
     house.submit("b")
     assert statuses(house, "a", "b") == ["IN_PROGRESS", "IN_QUEUE"]
     if ends == "well":
@@ -603,8 +603,8 @@ def test_a_pause_waits_for_the_running_job(house, ends):
 
 def test_a_pause_that_is_taken_back_in_time_changes_nothing(house):
     run(house)
-    house.engine.pause("cpu0")
-    house.engine.resume("cpu0")
+    house.wait(house.engine.slots.pause("cpu0"))
+    house.wait(house.engine.slots.resume("cpu0"))
     house.worker().say(done())
     house.ended()
     house.submit("b")
@@ -613,7 +613,7 @@ def test_a_pause_that_is_taken_back_in_time_changes_nothing(house):
 
 def test_a_slot_that_is_not_paused_cannot_be_resumed(house):
     with pytest.raises(RequestError, match="not paused") as caught:
-        house.engine.resume("cpu0")
+        house.wait(house.engine.slots.resume("cpu0"))
     assert caught.value.status == 409
 
 

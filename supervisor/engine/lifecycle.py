@@ -1,0 +1,300 @@
+"""The way of a job from its arrival to its end: decisions of one turn, which change nothing by themselves. In the supervisor."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import Protocol
+
+import msgspec
+
+from supervisor.config.settings import Settings
+from supervisor.engine.job_logs import JobLogs
+from supervisor.engine.jobs import Jobs
+from supervisor.engine.overview import Overview
+from supervisor.engine.queue import plan
+from supervisor.engine.turn import Turn
+from supervisor.errors import RequestError, StoreError
+from supervisor.job import IN_PROGRESS, IN_QUEUE, Job, JobRequest, JobStatus, Outcome
+from supervisor.pool.pool import Pool
+from supervisor.pool.slots.slot import Slot
+from supervisor.store.secrets import SecretFiles
+from supervisor.store.store import Store
+from supervisor.store.writes import AddWebhook, End, Insert, Requeue, ShowChunks, Start, TakeChunks
+from supervisor.wire import messages as wire
+
+
+class Observer(Protocol):
+    """Callbacks for job events, invoked after the commit."""
+
+    def job_ended(self, job: Job) -> None:
+        """``job`` has ended."""
+
+    def job_yielded(self, job_id: str) -> None:
+        """A job has a new chunk."""
+
+    def webhook_waits(self) -> None:
+        """There is a webhook to deliver."""
+
+    def status_body(self, job: Job) -> bytes:
+        """What `/status` answers for ``job``; called while a turn decides."""
+
+    def warn(self, text: str) -> None:
+        """Log ``text`` as a warning."""
+
+
+class Lifecycle:
+    """Decides what becomes of jobs. Each method adds to the ``turn`` that it is given."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        secrets: SecretFiles,
+        jobs: Jobs,
+        logs: JobLogs,
+        overview: Overview,
+        wall_ms: Callable[[], int],
+        observer: Observer,
+        pool: Pool,
+    ) -> None:
+        """Start ``jobs`` in ``pool``; tell ``observer`` what becomes of them."""
+        self._settings = settings
+        self._store = store
+        self._secrets = secrets
+        self._jobs = jobs
+        self._logs = logs
+        self._overview = overview
+        self._wall_ms = wall_ms
+        self._observer = observer
+        self._pool = pool
+
+    # --- the way in -----------------------------------------------------------------------------------------------------
+
+    def accept(self, turn: Turn, request: JobRequest, *, queue_only: bool) -> Job:
+        """Take a new job in; an idle worker gets it at once. The id of a job that exists gives that job.
+
+        Raises:
+            RequestError: 503, its ``s3Config`` could not be written.
+        """
+        known = None if request.generated else turn.get(request.id)
+        if known is not None:
+            return known
+        if request.s3_config is not None:
+            self._keep_secret(turn, request.id, request.s3_config)
+        job = self._new_job(turn, request)
+        turn.acts.append(self._overview.statistics.submitted)
+        slots = () if queue_only or turn.starts_held or turn.waiting else plan(1, self._takers(turn), turn.taken)
+        if slots:
+            return self._start(turn, job, slots[0], _merged(request.extras, request.s3_config), arriving=request)
+        turn.rows.append(Insert(job.seq, request, job.created_ms, None, None, job.timeout_ms, job.expires_ms))
+        turn.put(job, None)
+        return job
+
+    def _new_job(self, turn: Turn, request: JobRequest) -> Job:
+        created = self._wall_ms()
+        ttl = request.ttl_ms or int(self._settings.ttl * 1000)
+        turn.next_seq += 1
+        return Job(
+            seq=turn.next_seq - 1,
+            id=request.id,
+            status=IN_QUEUE,
+            input=request.input,
+            created_ms=created,
+            extras=request.extras,
+            has_s3_config=request.s3_config is not None,
+            low_priority=request.low_priority,
+            timeout_ms=request.timeout_ms or int(self._settings.execution_timeout * 1000) or None,
+            expires_ms=created + ttl if ttl else None,
+        )
+
+    def assign(self, turn: Turn) -> None:
+        """Give the oldest queued jobs to the slots that have room."""
+        waiting = 0 if turn.starts_held else turn.waiting
+        names = plan(waiting, self._takers(turn), turn.taken) if waiting else []
+        if not names:
+            return
+        queue = itertools.chain.from_iterable(map(turn.queued, (False, True)))
+        for name in names:
+            found = self._next(turn, queue)
+            if found is None:
+                return
+            job, extras = found
+            self._start(turn, job, name, extras)
+
+    def waits(self, count: int) -> list[float]:
+        """How many seconds each of the ``count`` jobs has waited that have waited longest; called between turns."""
+        now = self._wall_ms()
+        waits = [(now - job.created_ms) / 1000 for job in self._jobs.backlog.oldest(count)]
+        # One that comes from the future waits since the clock was set back, and nobody knows how long it did before.
+        return sorted((wait if wait >= 0 else math.inf for wait in waits), reverse=True)[:count]
+
+    def _takers(self, turn: Turn) -> Collection[Slot]:
+        """The slots that may be given jobs, as far as each has room."""
+        takers = self._pool.takers
+        return [slot for slot in takers if slot.name not in turn.closed] if turn.closed else takers
+
+    def _next(self, turn: Turn, queue: Iterator[Job]) -> tuple[Job, bytes | None] | None:
+        """The next job of ``queue``, whole, with its extras; one whose ``s3Config`` cannot be read has failed."""
+        for queued in queue:
+            try:
+                secret = self._secrets.get(queued.id) if queued.has_s3_config else None
+            except StoreError as error:
+                self.end(turn, queued, Outcome(JobStatus.FAILED, error=str(error)))
+                continue
+            job = queued
+            if not job.input and (stored := self._store.get(job.id)) is not None:
+                job = job.replace(input=stored.input)
+            return job, _merged(job.extras, secret)
+        return None
+
+    def _start(self, turn: Turn, job: Job, name: str, extras: bytes | None, arriving: JobRequest | None = None) -> Job:
+        """Start ``job`` in slot ``name``: the start is counted on disk before the worker hears of it."""
+        started = self._wall_ms()
+        worker_id = f"{name}-{self._pool.slots[name].generation}"
+        if arriving is not None:
+            turn.rows.append(
+                Insert(job.seq, arriving, job.created_ms, started, worker_id, job.timeout_ms, job.expires_ms)
+            )
+        else:
+            turn.rows.append(Start(job.seq, started, worker_id))
+        running = job.replace(
+            status=IN_PROGRESS, started_ms=started, worker_id=worker_id, attempts=job.attempts + 1
+        )
+        turn.put(running, None if arriving is not None else job)
+        turn.started[job.id] = name
+        turn.taken[name] = turn.taken.get(name, 0) + 1
+        turn.acts.append(partial(self._pool.assign, name, wire.Run(job.id, job.input, extras), turn.now))
+        return running
+
+    # --- the way out ----------------------------------------------------------------------------------------------------
+
+    def end(self, turn: Turn, job: Job, outcome: Outcome) -> Job:
+        """End ``job``, which is as this turn has it; who waits for it is woken after the commit."""
+        self._leave(turn, job)
+        ended_ms = self._wall_ms()
+        turn.rows.append(End(job.seq, outcome, ended_ms))
+        ended = job.replace(status=outcome.status, output=outcome.output, error=outcome.error, ended_ms=ended_ms)
+        turn.put(ended, job)
+        if ended.extras is not None:
+            self._add_webhook(turn, ended)
+        turn.wakes.append(partial(self._after_end, ended))
+        return ended
+
+    def lost(self, turn: Turn, job: Job, error: str, starts: int | None) -> None:
+        """Queue a running job again at its old place, where it may run again, else it has failed.
+
+        ``starts`` is how many it may have in all; ``None``: this one does not count.
+        """
+        streamed = job.streamed and not self._settings.requeue_streams
+        if streamed or (starts is not None and job.attempts >= starts):
+            self.end(turn, job, Outcome(JobStatus.FAILED, error=error))
+        else:
+            self.requeue(turn, job, charged=starts is not None)
+
+    def requeue(self, turn: Turn, job: Job, *, charged: bool) -> None:
+        """Have a running job wait again; ``charged`` keeps its start counted."""
+        self._leave(turn, job)
+        turn.rows.append(Requeue(job.seq, charged))
+        turn.put(queued_again(job, attempts=job.attempts if charged else job.attempts - 1), job)
+        turn.acts.append(partial(self._overview.statistics.retried, job.status))
+
+    def put_back_all(self, turn: Turn) -> None:
+        """Take every running job from its worker, uncharged: the supervisor stops."""
+        for job_id in self._jobs.active:
+            job = turn.running(job_id)
+            if job is not None:
+                self.lost(turn, job, "the supervisor stopped while the job ran", None)
+
+    def _leave(self, turn: Turn, job: Job) -> None:
+        """Write what is left of the log of a job that leaves its worker."""
+        row = self._logs.close(turn.logs, job) if job.status is IN_PROGRESS else None
+        if row is not None:
+            turn.rows.append(row)
+
+    def _add_webhook(self, turn: Turn, job: Job) -> None:
+        """Add the job's webhook to the outbox, in the same transaction as its end."""
+        url = msgspec.json.decode(job.extras or b"{}", type=_Extras).webhook
+        if url is not None:
+            webhook_id = f"msg_{os.urandom(12).hex()}"
+            body = self._observer.status_body(job)
+            turn.rows.append(AddWebhook(webhook_id, job.id, url, job.ended_ms or 0, body))
+            turn.wakes.append(self._observer.webhook_waits)
+
+    def _after_end(self, job: Job) -> None:
+        if job.has_s3_config:
+            self.drop_secret(job.id)
+        self._logs.waiters.wake(job.id)
+        self._observer.job_ended(job)
+
+    # --- secrets --------------------------------------------------------------------------------------------------------
+
+    def _keep_secret(self, turn: Turn, job_id: str, data: bytes) -> None:
+        try:
+            self._secrets.put(job_id, data)
+        except StoreError as error:
+            raise RequestError(503, str(error), retry_after=5) from error
+        turn.secrets.append(job_id)
+
+    def drop_secret(self, job_id: str) -> None:
+        """Remove the ``s3Config`` of a job that has ended, or has not come."""
+        try:
+            self._secrets.drop(job_id)
+        except StoreError as error:
+            self._observer.warn(f"a job has ended, and {error}")
+
+    # --- streams --------------------------------------------------------------------------------------------------------
+
+    def set_taken(self, turn: Turn, job: Job, taken: int) -> bool:
+        """Write that the first ``taken`` chunks were handed out; false when the job is gone or was put back since."""
+        if not self._is_still(turn, job):
+            return False
+        turn.rows.append(TakeChunks(job.seq, taken))
+        running = turn.running(job.id)
+        if running is not None:
+            turn.put(running.replace(chunks_taken=taken, streamed=True), running)
+        return True
+
+    def set_shown(self, turn: Turn, job: Job) -> bool:
+        """Write that chunks of the job are shown to somebody; false when the job is gone or was put back since."""
+        if not self._is_still(turn, job):
+            return False
+        turn.rows.append(ShowChunks(job.seq))
+        running = turn.running(job.id)
+        if running is not None:
+            turn.put(running.replace(streamed=True), running)
+        return True
+
+    @staticmethod
+    def _is_still(turn: Turn, job: Job) -> bool:
+        now = turn.get(job.id, whole=False)
+        return now is not None and (now.seq, now.retries) == (job.seq, job.retries)
+
+
+class _Extras(msgspec.Struct):
+    webhook: str | None = None
+
+
+def queued_again(job: Job, *, attempts: int) -> Job:
+    """``job`` as it waits once more, after that many ``attempts`` which count."""
+    return job.replace(
+        status=IN_QUEUE,
+        attempts=attempts,
+        retries=job.retries + 1,
+        started_ms=None,
+        worker_id=None,
+        chunks=0,
+        chunks_taken=0,
+        streamed=False,
+    )
+
+
+def _merged(extras: bytes | None, secret: bytes | None) -> bytes | None:
+    """A job's ``webhook`` and ``policy`` together with its ``s3Config``, as one JSON object."""
+    if secret is None:
+        return extras
+    merged = msgspec.json.decode(extras, type=dict[str, msgspec.Raw]) if extras else {}
+    return msgspec.json.encode({**merged, "s3Config": msgspec.Raw(secret)})

@@ -1,0 +1,242 @@
+"""The turns of the engine: read, decide, commit, apply. In the supervisor.
+
+Nothing is undone. What workers said and what clients ask for is kept until the turn that decided about it is on disk. When the
+disk refuses, requests are answered 503 and dropped; what has happened in the world is decided again, since memory has not moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from supervisor.config.settings import Settings
+from supervisor.engine.commands import Commands
+from supervisor.engine.job_logs import JobLogs
+from supervisor.engine.jobs import Jobs
+from supervisor.engine.lifecycle import Lifecycle, Observer
+from supervisor.engine.overview import Overview
+from supervisor.engine.reports import Reports
+from supervisor.engine.retention import Retention
+from supervisor.engine.scaling import Scaling
+from supervisor.engine.slots import SlotCommands
+from supervisor.engine.turn import Turn
+from supervisor.engine.turns import Clock, Turns
+from supervisor.errors import RequestError, StoreError, TransitionError
+from supervisor.pool import events
+from supervisor.pool.pool import Pool
+from supervisor.store.secrets import SecretFiles
+from supervisor.store.store import Store
+from supervisor.store.writes import Probe
+
+RETRY_S = 0.5
+"""How often a disk that refuses is tried again."""
+
+
+class Listener(Observer, Protocol):
+    """Who hears of what a turn came to, once it is on disk: the engine."""
+
+    def tell(self, event: events.PoolEvent) -> None:
+        """Pass on what the pool says to people."""
+
+
+class TurnLoop:
+    """Has one turn after another. ``refusal`` is why the disk did not take the last one; ``pending``: one is on its way there.
+
+    ``lifecycle`` and ``commands`` decide about jobs, ``slots`` about slots by hand. No job starts while ``draining``.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        secrets: SecretFiles,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        turns: Turns,
+        jobs: Jobs,
+        logs: JobLogs,
+        overview: Overview,
+        pool: Pool,
+        listener: Listener,
+    ) -> None:
+        """Decide about ``jobs`` and ``pool`` when ``turns`` says so."""
+        wall_ms = clock.wall_ms
+        self.refusal: StoreError | None = None
+        self.pending = False
+        self.draining = False
+        self.lifecycle = Lifecycle(settings, store, secrets, jobs, logs, overview, wall_ms, listener, pool)
+        self.commands = Commands(jobs, self.lifecycle, overview, wall_ms, pool)
+        self.slots = SlotCommands(loop, turns.wake, pool)
+        self._reports = reports = Reports(settings, jobs, self.lifecycle, logs, listener, pool)
+        self._decisions: dict[type[events.PoolEvent], Callable[[Turn, Any], None]] = {
+            events.JobEnded: reports.ended,
+            events.JobLost: reports.lost,
+            events.JobProgressed: reports.progressed,
+            events.JobYielded: reports.yielded,
+            events.Printed: self._printed,
+            events.FirstLoad: self._told,
+            events.Notice: self._told,
+        }
+        self._scaling = Scaling(settings, len(pool.slots))
+        self._retention = Retention(settings, store, wall_ms, listener.warn, turns.wake)
+        self._store = store
+        self._loop = loop
+        self._clock = clock
+        self._turns = turns
+        self._jobs = jobs
+        self._logs = logs
+        self._pool = pool
+        self._listener = listener
+        self._events: list[events.PoolEvent] = []
+        self._reading = True
+        self._held = False
+        self._retry: asyncio.TimerHandle | None = None
+
+    def start(self, now: float) -> None:
+        """Start the workers that are to run from the beginning; ``now`` in monotonic seconds."""
+        self._scaling.begin(self._pool, now)
+        self._pool.start(now)
+        self._turns.wake()
+
+    def close(self) -> None:
+        """Try a disk that refuses no more."""
+        if self._retry is not None:
+            self._retry.cancel()
+
+    def turn(self) -> None:
+        """Read what came, decide about it, and put that on disk."""
+        if self.pending or self._store.retention.forgetting:
+            # Level-triggered readers would fire on every iteration of the loop; a turn comes when the commit is done.
+            self._read(False)
+            return
+        trying = self.refusal is None or self._retry is None
+        if self._held and not trying:
+            self.slots.refuse(self.refused())
+            return
+        now = self._clock.monotonic()
+        if not self._held:
+            self.slots.run(now)
+            self._events += self._pool.collect(now)
+        turn = self._decide(now, trying)
+        if self.refusal is not None and not trying and turn.rows:
+            # What has happened has happened: nothing goes on before it is on disk.
+            self._held = True
+            self._read(False)
+        else:
+            if self.refusal is not None and trying and not turn.rows:
+                turn.rows.append(Probe())
+            self._commit(turn)
+
+    # --- decide ---------------------------------------------------------------------------------------------------------
+
+    def _decide(self, now: float, trying: bool) -> Turn:
+        """Decide about all that came; unless the disk is worth ``trying``, about nothing that comes of itself."""
+        turn = Turn(self._jobs, now, len(self._events), len(self._turns.commands))
+        for event in self._events:
+            self._decisions[type(event)](turn, event)
+        for command in self._turns.commands:
+            command.run(turn)
+        if trying:
+            self.commands.time_out(turn)
+            if self.commands.purging:  # what is to be purged must not start meanwhile
+                self.commands.go_on_purging(turn)
+            elif not self.draining:
+                self.lifecycle.assign(turn)
+        return turn
+
+    def _printed(self, turn: Turn, event: events.Printed) -> None:
+        self._reports.printed(turn, event)
+        self._told(turn, event)
+
+    def _told(self, turn: Turn, event: events.FirstLoad | events.Notice | events.Printed) -> None:
+        turn.wakes.append(partial(self._listener.tell, event))
+
+    # --- commit ---------------------------------------------------------------------------------------------------------
+
+    def _commit(self, turn: Turn) -> None:
+        rows = turn.transaction()
+        if not rows:
+            self._apply(turn)
+            return
+        self.pending = True
+        self._store.commit(rows, partial(self._landed, turn))
+
+    def _landed(self, turn: Turn, error: StoreError | None) -> None:
+        """The store has written a turn, or says why not.
+
+        Raises:
+            TransitionError: the rows are wrong themselves; no retry mends a fault of this program.
+        """
+        if isinstance(error, TransitionError):
+            raise error
+        self.pending = False
+        before, self.refusal = self.refusal, error
+        if error is not None:
+            if before is None:
+                self._listener.warn(f"the job store cannot be written, trying again: {error}")
+            self._refused(turn)
+            return
+        if before is not None:
+            self._held = False
+            self._listener.warn("the job store can be written again")
+        self._apply(turn)
+
+    def _refused(self, turn: Turn) -> None:
+        """Refuse what clients asked for. What has happened is decided again, without that, until it is on disk."""
+        refusal = self.refused()
+        for job_id in turn.secrets:
+            self.lifecycle.drop_secret(job_id)
+        self.commands.refuse(refusal)
+        self._turns.refuse(turn.commands, refusal)
+        self._retry = self._loop.call_later(RETRY_S, self._try_again)
+        self._turns.wake()
+
+    def refused(self) -> RequestError:
+        """What is answered while the disk refuses."""
+        return RequestError(503, f"the job store cannot be written: {self.refusal}", retry_after=5)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._turns.wake()
+
+    # --- apply ----------------------------------------------------------------------------------------------------------
+
+    def _apply(self, turn: Turn) -> None:
+        """Bring memory to where the turn has it, act on the pool, and tell who waits."""
+        now = self._clock.monotonic()
+        del self._events[: turn.events]
+        del self._turns.commands[: turn.commands]
+        turn.apply()
+        self._logs.apply(turn.logs)
+        for act in turn.acts:
+            act()
+        if self.draining:
+            self._pool.stop(now, idle_only=True)
+        elif not self.commands.purging:
+            self._scaling.act(self._pool, self.lifecycle.waits, now)
+        self._events += self._pool.perform(now)
+        for wake in turn.wakes:
+            wake()
+        self._read(True)
+        if self._events or self._turns.commands or self.commands.purging:
+            self._turns.wake()
+        self._retention.tidy(now)
+        self._turns.end(now, self._next(now))
+
+    def _next(self, now: float) -> float:
+        """When there must be another turn at the latest."""
+        own = self.commands.deadline(now) if self.refusal is None else None
+        scaling = None if self.draining else self._scaling.deadline
+        times = (self._pool.deadline(), own, scaling, self._retention.next)
+        return min(at for at in times if at is not None)
+
+    def _read(self, reading: bool) -> None:
+        if reading is not self._reading:
+            self._reading = reading
+            if reading:
+                self._pool.resume_reading()
+                self._turns.wake()
+            else:
+                self._pool.pause_reading()

@@ -1,0 +1,96 @@
+"""What people do to slots: refresh, pause, resume, and reload of the handler. In the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from supervisor.errors import RequestError
+from supervisor.pool.pool import Pool
+from supervisor.pool.slots.machine import IllegalStepError
+
+
+class _Asked(NamedTuple):
+    """A step of ``slot`` that somebody waits for."""
+
+    slot: str
+    step: Callable[[str, str, float], None]
+    refusal: str
+    answer: asyncio.Future[None]
+
+
+class SlotCommands:
+    """Steps of slots by hand. Nothing of them is written, so they are done as a turn begins, before anything is decided."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None], pool: Pool) -> None:
+        """Step the slots of ``pool``; call ``wake`` to have a turn."""
+        self._loop = loop
+        self._wake = wake
+        self._pool = pool
+        self._asked: list[_Asked] = []
+        self._reload = False
+
+    def refresh(self, slot: str) -> asyncio.Future[None]:
+        """Replace the worker in ``slot``, after the jobs that it runs; done once that has begun.
+
+        Raises:
+            RequestError: 404 for an unknown slot; by the future, 409 when it has no worker to replace now, and 503 when the
+                disk refuses.
+        """
+        return self._ask(slot, self._pool.refresh, "it has no worker to refresh now")
+
+    def pause(self, slot: str) -> asyncio.Future[None]:
+        """Take ``slot`` out of service, after the jobs that its worker runs, and free its GPU. Raises as ``refresh`` does."""
+        return self._ask(slot, self._pool.pause, "it cannot be paused now")
+
+    def resume(self, slot: str) -> asyncio.Future[None]:
+        """Put a paused ``slot`` back into service. Raises as ``refresh`` does."""
+        return self._ask(slot, self._pool.resume, "it is not paused")
+
+    def reload(self) -> None:
+        """Replace every worker after the jobs that it runs, so that each loads the handler anew."""
+        self._reload = True
+        self._wake()
+
+    def run(self, now: float) -> None:
+        """Do what was asked for since the last turn; ``now`` in monotonic seconds."""
+        asked, self._asked = self._asked, []
+        for each in asked:
+            _settle(each.answer, self._step(each, now))
+        if self._reload:
+            self._reload = False
+            self._pool.reload(now)
+
+    def _step(self, asked: _Asked, now: float) -> RequestError | None:
+        """Do it; why it cannot be done."""
+        try:
+            asked.step(asked.slot, "hand", now)
+        except IllegalStepError:
+            state = self._pool.slots[asked.slot].state.value
+            return RequestError(409, f"slot {asked.slot} is {state}: {asked.refusal}")
+        return None
+
+    def refuse(self, error: RequestError) -> None:
+        """Do nothing of what was asked for: the disk refuses, and nothing goes on. A reload comes when it does no more."""
+        asked, self._asked = self._asked, []
+        for each in asked:
+            _settle(each.answer, error)
+
+    def _ask(self, slot: str, step: Callable[[str, str, float], None], refusal: str) -> asyncio.Future[None]:
+        if slot not in self._pool.slots:
+            known = ", ".join(self._pool.slots)
+            raise RequestError(404, f"no slot {slot[:80]!r}; there are: {known}")
+        answer: asyncio.Future[None] = self._loop.create_future()
+        self._asked.append(_Asked(slot, step, refusal, answer))
+        self._wake()
+        return answer
+
+
+def _settle(answer: asyncio.Future[None], error: RequestError | None) -> None:
+    if answer.done():
+        return  # nobody waits any more
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(None)

@@ -1,0 +1,159 @@
+"""When the engine has its turns: soon after something happened, or at a deadline. In the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from supervisor.engine.turn import Turn
+from supervisor.errors import RequestError
+
+GATHER_S = 0.001
+"""How long a job that must wait for a worker anyway may wait for others to share its commit: at a high load the next turn comes
+sooner by itself, so nobody waits longer, and a job costs one commit in place of two."""
+
+T = TypeVar("T")
+
+
+class Clock:
+    """The two clocks: a fake one makes turns replayable."""
+
+    def monotonic(self) -> float:
+        """Seconds for deadlines."""
+        return time.monotonic()
+
+    def wall_ms(self) -> int:
+        """Milliseconds since 1970 for people."""
+        return time.time_ns() // 1_000_000
+
+
+class Command:
+    """What a client asks for: decided in a turn, and answered by ``future`` once that is on disk."""
+
+    __slots__ = ("arrives", "decide", "future", "patient")
+
+    def __init__(
+        self, decide: Callable[[Turn], Any], future: asyncio.Future[Any], patient: bool, arrives: bool
+    ) -> None:
+        """One that is not ``patient`` is refused when the disk refuses its turn; ``arrives``: it is a new job."""
+        self.decide = decide
+        self.future = future
+        self.patient = patient
+        self.arrives = arrives
+
+    def run(self, turn: Turn) -> None:
+        """Decide."""
+        if self.future.done() and not self.future.cancelled():
+            return  # refused before, in a turn that the disk did not take
+        try:
+            answer = self.decide(turn)
+        except RequestError as error:
+            self.refuse(error)
+        else:
+            turn.wakes.append(partial(_resolve, self.future, answer))
+
+    def refuse(self, error: RequestError) -> None:
+        """Answer with ``error``, unless nobody waits any more."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Turns:
+    """Calls ``turn`` when there is something to do, and keeps what clients ask for until it is on disk."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, turn: Callable[[], None]) -> None:
+        """Nothing is called before ``wake``."""
+        self.commands: list[Command] = []
+        self._loop = loop
+        self._clock = clock
+        self._turn = turn
+        self._scheduled = False
+        self._gathering: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._over: asyncio.Future[None] = loop.create_future()
+
+    def wake(self) -> None:
+        """Have a turn soon; several calls share one."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def ask(
+        self, decide: Callable[[Turn], T], *, gather: bool = False, patient: bool = True, arrives: bool = False
+    ) -> asyncio.Future[T]:
+        """Run ``decide`` in the next turn, which ``gather`` lets come a moment later; the future gives what it returned once
+        that turn is on disk. Who is not ``patient`` is refused when the disk does not take it; the others are decided again."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self.commands.append(Command(decide, future, patient, arrives))
+        if not gather:
+            self.wake()
+        elif self._gathering is None and not self._scheduled:
+            self._gathering = self._loop.call_later(GATHER_S, self.wake)
+        return future
+
+    @property
+    def arriving(self) -> int:
+        """How many new jobs are on their way to the disk."""
+        return sum(command.arrives for command in self.commands)
+
+    def begin(self) -> None:
+        """A turn begins."""
+        self._scheduled = False
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+
+    def refuse(self, count: int, error: RequestError) -> None:
+        """The disk does not take the first ``count`` commands: tell the impatient, keep the others."""
+        kept = [command for command in self.commands[:count] if command.patient]
+        for command in self.commands[:count]:
+            if not command.patient:
+                command.refuse(error)
+        self.commands[:count] = kept
+
+    def end(self, now: float, at: float) -> None:
+        """A turn is over; the next is at ``at`` (monotonic) at the latest."""
+        if not self._over.done():
+            self._over.set_result(None)
+        if self._timer is not None:
+            if now < self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_later(max(0.0, at - now), self._timer_fired)
+
+    async def until(self, reached: Callable[[], bool], timeout: float, at_once: asyncio.Event) -> None:
+        """Until ``reached`` is true after some turn, ``at_once`` is set, or ``timeout`` seconds have passed."""
+        deadline = self._clock.monotonic() + timeout
+        hurry = asyncio.ensure_future(at_once.wait())
+        try:
+            while not reached() and not at_once.is_set():
+                left = deadline - self._clock.monotonic()
+                if left <= 0:
+                    return
+                self._over = self._loop.create_future()
+                waits: set[asyncio.Future[Any]] = {self._over, hurry}
+                await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurry.cancel()
+
+    def close(self) -> None:
+        """Have no turn at any deadline any more."""
+        for timer in (self._timer, self._gathering):
+            if timer is not None:
+                timer.cancel()
+
+    def _timer_fired(self) -> None:
+        """Not under way any more: the loop's clock is coarse, so it may come before its time and must be set again then."""
+        self._timer = None
+        self.wake()
+
+
+def _resolve(future: asyncio.Future[T], value: T) -> None:
+    """Give ``value``, unless nobody waits any more."""
+    if not future.done():
+        future.set_result(value)
