@@ -10,6 +10,7 @@
     ├── StartError              exit code 3: no worker could start
     ├── StoreError              the job database cannot be used
     │   ├── StoreVersionError   it was written by a newer version of this program
+    │   ├── SecretError         the file of a job's s3Config cannot be used; carries its name and why
     │   └── TransitionError     a job cannot go from the state it is in to the one asked for
     ├── WireError               a message between processes breaks the protocol
     │   └── FrameTooLargeError  it is longer than its reader accepts
@@ -63,6 +64,16 @@ class StoreError(SuperviseError):
 
 class StoreVersionError(StoreError):
     """The job store was written by a newer version of supervise."""
+
+
+class SecretError(StoreError):
+    """The file of a job's s3Config cannot be used."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        """Take the ``file``, and the operating system's ``reason``."""
+        super().__init__(f"{file}: the file of a job's s3Config cannot be used ({reason})")
+        self.file = file
+        self.reason = reason
 
 
 class TransitionError(StoreError):

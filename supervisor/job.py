@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from supervisor.cause import JobCause
+
 
 class JobStatus(str, enum.Enum):
     """The states of a job, in the words of RunPod's API."""
@@ -75,9 +77,10 @@ class Job(msgspec.Struct, frozen=True):
     """One job as the store has it. Times are milliseconds since 1970 (wall clock).
 
     ``seq`` is the order of arrival. ``attempts`` counts its starts, on disk before each start; ``retries`` counts how often it
-    went back to the queue. ``started_ms`` is the newest start. ``output`` and ``error`` are set once it ended; ``chunks`` and
-    ``chunks_taken`` say how many stream chunks there are of the newest attempt and how many were handed out for good, and
-    ``streamed`` that somebody was shown one. ``timeout_ms``: how long a start may last. ``expires_ms``: when the job times out.
+    went back to the queue. ``started_ms`` is the newest start. ``output``, ``error`` and ``cause`` (as in ``Outcome``) are set
+    once it ended; ``chunks`` and ``chunks_taken`` say how many stream chunks there are of the newest attempt and how many were
+    handed out for good, and ``streamed`` that somebody was shown one. ``timeout_ms``: how long a start may last. ``expires_ms``:
+    when the job times out.
     """
 
     seq: int
@@ -100,6 +103,7 @@ class Job(msgspec.Struct, frozen=True):
     streamed: bool = False
     timeout_ms: int | None = None
     expires_ms: int | None = None
+    cause: JobCause | None = None
 
     def replace(self, **changes: Any) -> Job:
         """A copy with ``changes``."""
@@ -107,11 +111,15 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How an attempt ended: a terminal ``status`` with the ``output`` (JSON) and the ``error`` text that it left."""
+    """How an attempt ended: a terminal ``status`` with the ``output`` (JSON) that it left.
+
+    ``error`` is the handler's own text; where this program ended the job there is a ``cause`` in its place, and no output.
+    """
 
     status: JobStatus
     output: bytes | None = None
     error: str | None = None
+    cause: JobCause | None = None
 
 
 def delay_ms(job: Job, now_ms: int | None = None) -> int:

@@ -12,6 +12,7 @@ import msgspec
 
 from supervisor.job import Job, JobStatus, delay_ms, execution_ms
 from supervisor.protocol.views import JobCounts, Snapshot, WorkerCounts, WorkerView
+from supervisor.protocol.wording import error_of
 
 _text = msgspec.json.Encoder().encode
 _STATUS = {status: status.value.encode() for status in JobStatus}
@@ -71,8 +72,9 @@ def status_body(job: Job, progress: bytes | None = None, now_ms: int | None = No
     output = job.output if terminal else progress if job.status is JobStatus.IN_PROGRESS else None
     if output is not None:
         body += b',"output":%b' % output
-    if job.error is not None:
-        body += b',"error":%b' % _text(job.error)
+    error = error_of(job)
+    if error is not None:
+        body += b',"error":%b' % _text(error)
     return b'%b,"retries":%d}' % (body, job.retries)
 
 

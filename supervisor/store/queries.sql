@@ -4,7 +4,7 @@
 -- fragment: facts
     seq, id, status, created_ms, extras, has_s3_config, low_priority, attempts, retries, started_ms, ended_ms, worker_id, error,
     (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts), chunks_taken,
-    streamed, timeout_ms, expires_ms
+    streamed, timeout_ms, expires_ms, cause
 
 -- fragment: whole_input
     COALESCE(input, (SELECT value FROM inputs WHERE inputs.seq = jobs.seq))
@@ -29,12 +29,12 @@ WHERE seq = ? AND status = 'IN_QUEUE'
 
 -- name: end_running
 UPDATE jobs
-SET status = ?, output = ?, error = ?, ended_ms = ?
+SET status = ?, output = ?, error = ?, cause = ?, ended_ms = ?
 WHERE seq = ? AND status = 'IN_PROGRESS'
 
 -- name: end_queued
 UPDATE jobs
-SET status = ?, output = ?, error = ?, ended_ms = ?
+SET status = ?, output = ?, error = ?, cause = ?, ended_ms = ?
 WHERE seq = ? AND status = 'IN_QUEUE'
 
 -- name: requeue
@@ -46,7 +46,7 @@ WHERE seq = ? AND status = 'IN_PROGRESS'
 -- name: retry
 UPDATE jobs
 SET status = 'IN_QUEUE', retries = retries + 1, attempts = 0, started_ms = NULL, worker_id = NULL, chunks_taken = 0,
-    streamed = 0, ended_ms = NULL, output = NULL, error = NULL, created_ms = ?, expires_ms = ?
+    streamed = 0, ended_ms = NULL, output = NULL, error = NULL, cause = NULL, created_ms = ?, expires_ms = ?
 WHERE seq = ? AND status = ?
 
 -- name: add_chunk

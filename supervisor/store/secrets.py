@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from supervisor.errors import StoreError
+from supervisor.errors import SecretError
 from supervisor.host import files
 
 _NAME = re.compile(r"[0-9a-f]{64}(\.new)?")
@@ -21,7 +21,7 @@ _NAME = re.compile(r"[0-9a-f]{64}(\.new)?")
 class SecretFiles:
     """The secrets of the jobs in ``folder``, one file each, for their owner alone. Each method can be repeated safely.
 
-    A file's name is the SHA-256 of the job's id, which a client may have chosen. Every method raises ``StoreError`` where
+    A file's name is the SHA-256 of the job's id, which a client may have chosen. Every method raises ``SecretError`` where
     the operating system refuses; it names the folder and the job's file, never what is in it.
     """
 
@@ -97,10 +97,8 @@ class SecretFiles:
         try:
             yield
         except OSError as error:
-            file = self._folder / name
-            raise StoreError(
-                f"{file}: the file of a job's s3Config cannot be used ({error.strerror or error})"
-            ) from error
+            file = os.fsencode(self._folder / name).decode("utf-8", "backslashreplace")
+            raise SecretError(file, error.strerror or str(error)) from error
 
 
 def _name(job_id: str) -> str:

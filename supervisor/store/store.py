@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from supervisor.cause import JobCause
 from supervisor.errors import StoreError, TransitionError
 from supervisor.job import Job, JobStatus
 from supervisor.store.committer import Committer, Deliver, Done
@@ -26,6 +27,7 @@ from supervisor.store.retention import Retention, Work
 from supervisor.store.sql import Queries, read_queries
 from supervisor.store.writes import Move, Write
 
+_decode_cause = msgspec.json.Decoder[JobCause](JobCause).decode
 _Row = tuple[Any, ...]
 
 
@@ -344,6 +346,7 @@ def _job(row: _Row) -> Job:
         streamed,
         timeout_ms,
         expires_ms,
+        cause,
         job_input,
         output,
     ) = row
@@ -368,4 +371,5 @@ def _job(row: _Row) -> Job:
         streamed != 0,
         timeout_ms,
         expires_ms,
+        None if cause is None else _decode_cause(cause),
     )

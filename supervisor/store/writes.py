@@ -100,7 +100,8 @@ class End(msgspec.Struct, frozen=True):
     def apply(self, execute: Execute, sql: Queries) -> Move:
         """Write it, or raise ``TransitionError`` (``sqlite3.IntegrityError`` where the outcome itself is illegal)."""
         outcome = self.outcome
-        row = (outcome.status.value, outcome.output, outcome.error, self.ended_ms, self.seq)
+        cause = None if outcome.cause is None else msgspec.json.encode(outcome.cause).decode()
+        row = (outcome.status.value, outcome.output, outcome.error, cause, self.ended_ms, self.seq)
         if execute(sql.end_running, row).rowcount:
             return JobStatus.IN_PROGRESS, outcome.status, 0
         if execute(sql.end_queued, row).rowcount:

@@ -28,6 +28,7 @@ from supervisor.store.writes import (
     Start,
     TakeChunks,
 )
+from tests.protocol.causes import JOB_CAUSES
 from tests.store.numbered import numbered
 
 RARE = st.sampled_from((False, False, True))
@@ -39,7 +40,7 @@ OUTCOMES = st.builds(
     st.sampled_from([status for status in JobStatus if status.terminal]),
     st.none() | VALUES,
     st.none() | st.just("why"),
-)
+) | st.builds(Outcome, st.just(JobStatus.FAILED), cause=st.sampled_from([cause for cause, _, _ in JOB_CAUSES]))
 
 
 class Illegal(Exception):  # noqa: N818 - what the model says to a batch
@@ -111,7 +112,11 @@ class Model:
         if outcome.status not in TRANSITIONS[job.status]:
             raise Illegal
         self.jobs[job.seq] = job.replace(
-            status=outcome.status, output=outcome.output, error=outcome.error, ended_ms=write.ended_ms
+            status=outcome.status,
+            output=outcome.output,
+            error=outcome.error,
+            cause=outcome.cause,
+            ended_ms=write.ended_ms,
         )
 
     def back(self, job, **changes):
@@ -135,7 +140,9 @@ class Model:
         job = self.in_status(write.seq, JobStatus.FAILED, JobStatus.TIMED_OUT)
         self.logs[job.seq] = []
         created, expires = write.created_ms, write.expires_ms
-        self.back(job, attempts=0, ended_ms=None, output=None, error=None, created_ms=created, expires_ms=expires)
+        self.back(
+            job, attempts=0, ended_ms=None, output=None, error=None, cause=None, created_ms=created, expires_ms=expires
+        )
 
     def on_AddChunk(self, write):  # noqa: N802
         job = self.in_status(write.seq, JobStatus.IN_PROGRESS)

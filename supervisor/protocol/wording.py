@@ -1,0 +1,205 @@
+"""Causes in words, for whoever reads a status, a list, a line or a screen; pure, in the supervisor. No other file words them.
+
+A phrase says what a worker did (``was killed by SIGKILL``), so it can follow the worker's name, or what happened (``a cancelled
+job was still running``). The table has one for each cause; the few that put several facts together are functions.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any, Union
+
+from supervisor import cause as c
+from supervisor.errors import SecretError
+from supervisor.job import Job
+from supervisor.protocol.job_error import first_line
+
+Cause = Union[c.JobCause, c.SlotReason, c.TemplateEnd]
+
+_CRASHES = frozenset(
+    {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP}
+)
+
+XIDS = {
+    13: "graphics engine exception",
+    31: "GPU memory page fault",
+    43: "GPU stopped processing",
+    45: "preemptive cleanup, due to previous errors",
+    48: "double bit ECC error",
+    62: "internal micro-controller halt",
+    63: "ECC page retirement or row remapping",
+    64: "ECC page retirement or row remapping failed",
+    68: "video processor exception",
+    74: "NVLink error",
+    79: "GPU has fallen off the bus",
+    92: "high single-bit ECC error rate",
+    94: "contained ECC error",
+    95: "uncontained ECC error",
+    109: "context switch timeout",
+    119: "GSP RPC timeout",
+    120: "GSP error",
+    154: "GPU recovery action changed",
+}
+"""Those that are met most, after NVIDIA's Xid catalogue; any other is known to people by its number alone."""
+
+
+def words(cause: Cause) -> str:
+    """The phrase for ``cause``; of a job's the whole sentence."""
+    made = _WORDS[type(cause)]
+    return made.format(cause) if isinstance(made, str) else made(cause)
+
+
+def of_worker(end: c.WorkerEnd) -> str:
+    """Why a worker ended, in words that follow its name."""
+    return f"was ended because {words(end)}" if isinstance(end, _NOT_OF_THE_WORKER) else words(end)
+
+
+def error_of(job: Job) -> str | None:
+    """The ``error`` of ``job`` as clients are told it: the handler's own, or why the program ended it."""
+    return job.error if job.cause is None else words(job.cause)
+
+
+def error_line(job: Job) -> str | None:
+    """The first line of ``error_of(job)``, for lists; of an exception its type and message."""
+    error = error_of(job)
+    return first_line(error) if error else None
+
+
+def xid(code: int) -> str:
+    """The driver's error number ``code``, with its meaning where that is known."""
+    return f"Xid {code} ({XIDS[code]})" if code in XIDS else f"Xid {code}"
+
+
+def held_memory(gpus: tuple[c.HeldGpu, ...]) -> str:
+    """How much is in use still, and by whom."""
+    return "; ".join(map(_held, gpus))
+
+
+def unknown_memory(gpus: tuple[c.UnknownGpu, ...]) -> str:
+    """Why it cannot be said whose the memory is that is in use."""
+    return "; ".join(map(_unknown, gpus))
+
+
+def _signalled(end: c.Signalled) -> str:
+    try:
+        signum = signal.Signals(end.signum)
+    except ValueError:
+        return f"was killed by signal {end.signum}"
+    if signum is signal.SIGKILL:
+        return "was killed by SIGKILL; it may have run out of memory"
+    return f"crashed with {signum.name}" if signum in _CRASHES else f"was killed by {signum.name}"
+
+
+def _too_many_processes(end: c.TooManyProcesses) -> str:
+    more = " dead processes that it did not wait for" if end.dead else " processes"
+    return f"had more than {end.limit}{more} (--max-processes)"
+
+
+def _gpus_lost(end: c.GpusLost) -> str:
+    return f"lost its {', '.join(map(_lost, end.gpus))}"
+
+
+def _lost(gpu: c.LostGpu) -> str:
+    if gpu.xid is not None:
+        return f"GPU {gpu.index}: {xid(gpu.xid)}"
+    return f"GPU {gpu.index} ({gpu.error or 'GPU is lost'})"
+
+
+def _held(gpu: c.HeldGpu) -> str:
+    label = f"{gpu.gpu}: " if gpu.gpu is not None else ""
+    if gpu.mib is None:
+        return f"{label}no reading"
+    listed = ", ".join(f"pid {process.pid} ({process.name or 'unknown'})" for process in gpu.by)
+    return f"{label}{gpu.mib} MiB still in use by {listed or 'no process that NVML lists'}"
+
+
+def _unknown(gpu: c.UnknownGpu) -> str:
+    label = f"{gpu.gpu}: " if gpu.gpu is not None else ""
+    more = f"{gpu.mib} MiB more in use than before, and NVML"
+    return (
+        label
+        + {
+            c.Unknown.NO_READING: "NVML gave no reading of its memory",
+            c.Unknown.NO_BASELINE: "NVML gave no reading from before the worker came",
+            c.Unknown.NO_PROCESSES: f"{more} lists no processes",
+            c.Unknown.NOT_SHOWN: f"{more} does not show whose it is",
+        }[gpu.why]
+    )
+
+
+def _worker_lost(cause: c.WorkerLost) -> str:
+    tail = "; its last output:\n" + "\n".join(cause.tail) if cause.tail else ""
+    return f"worker {cause.slot} (pid {cause.pid}) {of_worker(cause.end)}{tail}"
+
+
+def _timed_out(cause: c.ExecutionTimedOut) -> str:
+    return f"the job ran longer than its execution time-out of {cause.limit_ms / 1000:g} s"
+
+
+def _closed(cause: c.SupervisorClosed) -> str:
+    return "the supervisor was closed before the job ended" + ("; it waits in its store" if cause.kept else "")
+
+
+_ON_DEMAND = "starts when jobs wait"
+
+_NOT_OF_THE_WORKER = (c.TemplateDied, c.CancelledJobRan, c.OverdueJobRan, c.SupervisorStops)
+"""Those whose phrase does not say what the worker did."""
+
+_WORDS: dict[type, Union[str, Callable[[Any], str]]] = {
+    # how a process ended
+    c.Exited: "exited with code {0.code}",
+    c.Signalled: _signalled,
+    # why there is no template
+    c.TemplateNotStarted: "could not be started: {0.error}",
+    c.TemplateVanished: "ended",
+    # who asked for a refresh
+    c.AskedByHandler: "the handler",
+    c.CudaContextBroken: "a CUDA error ({0.error})",
+    c.GpuMemoryFull: "a full GPU (--refresh-on-oom)",
+    c.AfterEachJob: "--refresh-worker",
+    c.AfterSomeJobs: "--refresh-after-jobs",
+    c.HoldsTooMuch: "--refresh-above",
+    c.RefreshedByHand: "hand",
+    c.HandlerReloaded: "a reload",
+    # why a slot is paused
+    c.PausedByHand: "paused by hand",
+    c.StartsOnDemand: _ON_DEMAND,
+    c.IdleTooLong: "idle for {0.limit_s:g} s; " + _ON_DEMAND,
+    c.EnoughOthers: "--max-workers {0.most} are in service; " + _ON_DEMAND,
+    # why a worker ended
+    c.TooManyProcesses: _too_many_processes,
+    c.HandlerNotLoaded: "could not load the handler: {0.message}",
+    c.ForkRefused: "could not be forked: {0.error}",
+    c.NoTemplate: lambda end: f"was never forked: the template process {words(end.end)}",
+    c.TemplateDied: "the template process died",
+    c.StartTimedOut: "did not become ready within {0.limit_s:g} s (--start-timeout)",
+    c.CancelledJobRan: "a cancelled job was still running",
+    c.OverdueJobRan: "a job that was out of time was still running",
+    c.CancelIgnored: "did not stop a cancelled job within {0.limit_s:g} s (--grace)",
+    c.ProtocolBroken: "broke the protocol: {0.what}",
+    c.GpusLost: _gpus_lost,
+    c.SupervisorStops: "the supervisor stops",
+    # what keeps a slot from its next worker
+    c.MemoryStaysInUse: lambda obstacle: held_memory(obstacle.gpus),
+    c.StuckInKernel: "process {0.pid} is still there {0.waited_s:g} s after SIGKILL:"
+    " it hangs in the kernel, perhaps in a driver",
+    # why a job ended
+    c.WorkerLost: _worker_lost,
+    c.ResultTooLarge: "the result is {0.size} bytes long, more than --max-result allows ({0.limit})",
+    c.ChunkTooLarge: "chunk {0.index} is {0.size} bytes long, more than --max-result allows ({0.limit})",
+    c.StreamTooLarge: "its {0.chunks} chunks, each with {0.cost} bytes for its place, are larger than {0.limit} bytes"
+    " ({0.results} times --max-result, at least {0.results} MiB)",
+    c.NotEncodable: "{0.what}",
+    c.ExecutionTimedOut: _timed_out,
+    c.TtlPassed: "the job was older than its ttl",
+    c.SupervisorKilled: "the supervisor was killed while the job ran (--on-restart fail)",
+    c.KilledTooOften: "the supervisor was killed while the job ran, {0.starts} times",
+    c.ChunksHandedOut: "the supervisor was killed after chunks of the job were handed out"
+    " (--requeue-streams runs it again)",
+    c.SupervisorStopped: "the supervisor stopped while the job ran",
+    c.SecretUnreadable: lambda cause: str(SecretError(cause.file, cause.error)),
+    c.SupervisorClosed: _closed,
+    c.SupervisorFailed: "the supervisor failed: {0.error}",
+    c.LineRefused: "{0.why}",
+}

@@ -1,0 +1,62 @@
+"""Why the program ended a job is kept as a value: through a restart, in the words that were released, and for jobs of before."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from supervisor import cause as c
+from supervisor.job import JobRequest, JobStatus, Outcome
+from supervisor.store.migrations import migrate
+from supervisor.store.store import Store
+from supervisor.store.writes import End, Insert, Requeue, Retry, Start
+from tests.protocol.causes import JOB_CAUSES
+
+VERSION_1 = Path(__file__).parent / "version1.sql"
+LOST = c.WorkerLost("gpu0", 41, c.Signalled(9), ("last words: ü\0",))
+
+
+@pytest.mark.parametrize(("cause", "words", "text"), JOB_CAUSES)
+def test_a_cause_is_stored_as_it_was_released(cause, words, text):
+    assert msgspec.json.encode(cause).decode() == text
+    assert msgspec.json.decode(text, type=c.JobCause) == cause
+
+
+def failed(cause: c.JobCause) -> Outcome:
+    return Outcome(JobStatus.FAILED, cause=cause)
+
+
+@pytest.mark.parametrize("cause", [cause for cause, _, _ in JOB_CAUSES])
+def test_every_cause_outlives_a_restart(file, commit, cause):
+    with Store.open(file) as store:
+        commit(store, Insert(1, JobRequest("a", b"1"), 10), Start(1, 11, "w"), End(1, failed(cause), 12))
+    with Store.open(file) as store:
+        job = store.get("a")
+        assert (job.status, job.cause, job.error, job.output) == (JobStatus.FAILED, cause, None, None)
+        assert store.facts("a").cause == store.newest_ended(1)[0].cause == store.page(9, 0, None, 1)[0].cause == cause
+
+
+def test_a_job_that_ends_in_the_queue_has_its_cause(store, commit):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10), End(1, Outcome(JobStatus.TIMED_OUT, cause=c.TtlPassed()), 12))
+    assert store.get("a").cause == c.TtlPassed()
+
+
+def test_a_retry_clears_it(store, commit):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10), Start(1, 11, "w"), End(1, failed(LOST), 12), Retry(1, 50))
+    assert store.get("a").cause is None
+    commit(store, Start(1, 51, "w"), Requeue(1, charged=True), Start(1, 52, "w"))
+    commit(store, End(1, Outcome(JobStatus.FAILED, error="its own"), 53))
+    assert (store.get("a").cause, store.get("a").error) == (None, "its own")
+
+
+def test_jobs_that_ended_under_version_2_have_their_text_and_no_cause(file):
+    with closing(sqlite3.connect(file, isolation_level=None)) as db:
+        db.executescript(VERSION_1.read_text("utf-8"))
+        migrate(db, 1, 2)
+    with Store.open(file) as store:
+        job = store.get("failed")
+        assert (job.error, job.cause) == ("broke: é", None)
