@@ -101,6 +101,13 @@ def _parse(path: Path) -> list[ast.stmt]:
         raise _UnreadableError(f"its source is not Python: {error}") from None
 
 
+class _Stop(msgspec.Struct, frozen=True):
+    """What may have changed what imports see. ``placed``: it says in which file."""
+
+    what: str
+    placed: bool = False
+
+
 class _Follower:
     """Goes through files as Python would, until something may have changed what imports see."""
 
@@ -109,7 +116,7 @@ class _Follower:
         self.left_out: dict[str, str] = {}
         self._places = places
         self._followed: set[Path] = set()
-        self._stop: str | None = None
+        self._stop: _Stop | None = None
         self._line: int | None = None
 
     def follow(self, file: _File, collects: bool) -> None:
@@ -126,16 +133,15 @@ class _Follower:
         except _UnreadableError as error:
             if collects:
                 raise
-            self._stop = self._stop or f"runs {file.path.name}: {error}"
+            self._stop = self._stop or _Stop(f"runs {file.path.name}: {error}", placed=True)
             return
         if len(self._followed) > MOST_FILES:
-            self._stop = self._stop or f"runs more than {MOST_FILES} files"
+            self._stop = self._stop or _Stop(f"runs more than {MOST_FILES} files", placed=True)
         self._block(statements, file, collects)
 
-    @property
-    def _reason(self) -> str:
+    def _reason(self, stop: _Stop) -> str:
         where = "in a package that" if self._line is None else f"imported below line {self._line}, which"
-        return f"{where} {self._stop}"
+        return f"{where} {stop.what}"
 
     def _block(self, statements: Sequence[ast.stmt], file: _File, collects: bool) -> None:
         for statement in statements:
@@ -154,7 +160,8 @@ class _Follower:
             self._import_from(node, file, collects)
         else:
             if self._stop is None:
-                self._stop = effect(node, file.names)
+                what = effect(node, file.names)
+                self._stop = None if what is None else _Stop(what)
             self._nested(node, file, collects)
 
     def _nested(self, node: ast.stmt, file: _File, collects: bool) -> None:
@@ -206,7 +213,7 @@ class _Follower:
         elif kind is Place.NAMESPACE:
             self.left_out.setdefault(wanted.module, "it is in a namespace package")
         elif kind is Place.INSTALLED and self._stop is not None:
-            self.left_out.setdefault(wanted.module, self._reason)
+            self.left_out.setdefault(wanted.module, self._reason(self._stop))
         elif kind in (Place.INSTALLED, Place.STANDARD) and self._stop is None:
             self.imports.append(wanted)
 
@@ -216,10 +223,10 @@ class _Follower:
             found = _file(spec)
             if found is not None:
                 self.follow(found, collects=False)
-                if self._stop is not None and not self._stop.startswith("runs "):
-                    self._stop = f"runs {found.path.name}, which {self._stop}"
+                if self._stop is not None and not self._stop.placed:
+                    self._stop = _Stop(f"runs {found.path.name}, which {self._stop.what}", placed=True)
             elif spec.origin is not None:
-                self._stop = f"runs {spec.name}, which has no source"
+                self._stop = _Stop(f"runs {spec.name}, which has no source", placed=True)
             if self._stop is not None:
                 return
 
