@@ -30,10 +30,11 @@ from supervisor.pool import events
 from supervisor.pool.interfaces import Place
 from supervisor.pool.pool import Pool
 from supervisor.pool.release.watcher import GpuMemory
-from supervisor.pool.slots.machine import Rules
+from supervisor.pool.slots.rules import Rules
 from supervisor.pool.template.client import TemplateClient
 from supervisor.pool.template.process import TemplateProcess
 from supervisor.protocol.responses import status_body
+from supervisor.protocol.wording import of_worker
 from supervisor.reload import SourceFiles, Watch
 from supervisor.store import owner, place
 from supervisor.store.opening import TEMPORARY
@@ -139,11 +140,11 @@ class Assembly:
     def _watch_sources(self) -> None:
         engine = self.engine
 
-        def changed(names: str) -> None:
+        def changed(names: tuple[str, ...]) -> None:
             if not engine.draining:
-                engine.reload(f"{names} changed")
+                engine.reload(names)
 
-        watch = Watch(SourceFiles(self._settings.spec), self._loop, lambda text: engine.say("note", text), changed)
+        watch = Watch(SourceFiles(self._settings.spec), self._loop, engine.notify, changed)
         watch.start()
         self._undo.callback(watch.close)
 
@@ -314,7 +315,8 @@ def start_failure(settings: Settings, first: events.FirstLoad) -> SuperviseError
     """Why no worker came into service, for the user."""
     failed = first.failed
     if failed is None:
-        return StartError(f"no worker could start: the worker in slot {first.slot} {first.how}")
+        assert first.end is not None  # else a worker is ready
+        return StartError(f"no worker could start: the worker in slot {first.slot} {of_worker(first.end)}")
     text = f"{settings.handler}: {failed.message}"
     if failed.traceback:
         text = f"{failed.traceback.rstrip()}\n{text}"

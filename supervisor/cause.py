@@ -245,17 +245,21 @@ class HeldGpu(msgspec.Struct, frozen=True):
 class Unknown(str, enum.Enum):
     """Why NVML cannot tell whose the memory is."""
 
+    NO_COUNTER = "no_counter"
     NO_READING = "no_reading"
     NO_BASELINE = "no_baseline"
     NO_PROCESSES = "no_processes"
     NOT_SHOWN = "not_shown"
+    UNSEEN = "unseen"
 
 
 class UnknownGpu(msgspec.Struct, frozen=True):
-    """It cannot be said whose the ``mib`` are that are in use. ``gpu`` as in ``HeldGpu``."""
+    """It cannot be said whose the ``mib`` are that are in use. ``unseen`` are processes that NVML lists and this PID namespace
+    does not show; ``gpu`` as in ``HeldGpu``."""
 
     why: Unknown
     mib: int | None = None
+    unseen: tuple[int, ...] = ()
     gpu: str | None = None
 
 

@@ -15,12 +15,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from supervisor.notice import FilesWatched
 from supervisor.wire.messages import HandlerSpec
 
 LOOK_S = 0.5
@@ -39,9 +41,6 @@ more, each look takes the next."""
 MOST = 20_000
 """How many files and folders are watched, the nearest first."""
 
-NAMED = 3
-"""How many changed files are named."""
-
 HOT = 100
 """How many files that changed before are looked at each time."""
 
@@ -50,6 +49,8 @@ SKIPPED = frozenset({"__pycache__", "site-packages", "dist-packages", "node_modu
 
 ENVIRONMENTS = frozenset({"pyvenv.cfg", "conda-meta"})
 """What virtual environments have in them."""
+
+T = TypeVar("T")
 
 Mark = tuple[int, int, int, int]
 """By what a file or folder is known to be the same: the time of its change (ns), its size, its inode and device. What takes the
@@ -257,10 +258,10 @@ class Watch:
         self,
         files: SourceFiles,
         loop: asyncio.AbstractEventLoop,
-        begun: Callable[[str], None],
-        changed: Callable[[str], None],
+        begun: Callable[[FilesWatched], None],
+        changed: Callable[[tuple[str, ...]], None],
     ) -> None:
-        """Have ``loop`` call ``begun`` once with what is watched, and ``changed`` with what changed, in words for people."""
+        """Have ``loop`` call ``begun`` once with what is watched, and ``changed`` with the names of what changed."""
         self._files = files
         self._loop = loop
         self._begun = begun
@@ -279,30 +280,21 @@ class Watch:
     def _run(self) -> None:
         files = self._files
         files.look(time.monotonic())
-        self._tell(self._begun, described(files))
+        self._tell(self._begun, watched(files))
         while not self._closing.wait(files.pause):
             if changed := files.look(time.monotonic()):
-                self._tell(self._changed, listed([files.name(path) for path in changed]))
+                self._tell(self._changed, tuple(map(files.name, changed)))
 
-    def _tell(self, call: Callable[[str], None], text: str) -> None:
+    def _tell(self, call: Callable[[T], None], what: T) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(call, text)
+            self._loop.call_soon_threadsafe(call, what)
 
 
-def described(files: SourceFiles) -> str:
+def watched(files: SourceFiles) -> FilesWatched:
     """What is watched."""
-    count = len(files)
-    more = "" if files.complete else f"; there is more than the {MOST:,} files and folders that are watched at most"
-    return f"watching {count:,} Python file{'s' if count != 1 else ''} in {readable(files.folder)}{more}"
+    return FilesWatched(len(files), readable(files.folder), None if files.complete else MOST)
 
 
 def readable(path: str) -> str:
     """``path`` as text: file names are any bytes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def listed(names: Sequence[str]) -> str:
-    """``names``, or the first of many."""
-    if len(names) <= NAMED:
-        return ", ".join(names)
-    return f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"

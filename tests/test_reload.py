@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from supervisor import reload
-from supervisor.reload import LOOK_S, QUIET_S, SETTLE_S, STEP, SourceFiles, Watch, described, listed
+from supervisor.notice import FilesWatched
+from supervisor.reload import LOOK_S, QUIET_S, SETTLE_S, STEP, SourceFiles, Watch, watched
 from supervisor.wire.messages import HandlerSpec
 
 DEADLINE_S = 30.0
@@ -237,7 +238,7 @@ def test_more_than_are_watched(project: Project, monkeypatch: pytest.MonkeyPatch
     far = [project.write(f"a/b/c/far{number}.py") for number in range(9)]
     project.begin()
     assert not project.files.complete
-    assert "there is more than the 8 files and folders" in described(project.files)
+    assert watched(project.files) == FilesWatched(len(project.files), str(project.folder), most=8)
     near.write_text("new")
     assert project.told() == [["near.py"]]
     for path in far:
@@ -303,16 +304,16 @@ def test_below_the_root_only_folders_with_sources_are_watched(tmp_path: Path, mo
 class Loop:
     """Calls at once what is handed over."""
 
-    def call_soon_threadsafe(self, call: Callable[[str], None], text: str) -> None:
-        call(text)
+    def call_soon_threadsafe(self, call: Callable[[object], None], what: object) -> None:
+        call(what)
 
 
 def test_the_thread(project: Project) -> None:
-    said: list[str] = []
+    said: list[object] = []
     begun, changed = threading.Event(), threading.Event()
 
-    def tell(event: threading.Event) -> Callable[[str], None]:
-        return lambda text: (said.append(text), event.set())[0]
+    def tell(event: threading.Event) -> Callable[[object], None]:
+        return lambda what: (said.append(what), event.set())[0]
 
     project.handler.touch()
     thread = Watch(SourceFiles(HandlerSpec("file", str(project.handler))), Loop(), tell(begun), tell(changed))
@@ -323,15 +324,7 @@ def test_the_thread(project: Project) -> None:
         assert changed.wait(DEADLINE_S)
     finally:
         thread.close()
-    assert said == [f"watching 1 Python file in {project.folder}", "handler.py"]
-
-
-@pytest.mark.parametrize(
-    ("names", "text"),
-    [(["a.py"], "a.py"), (["a.py", "b.py", "c.py"], "a.py, b.py, c.py"), (list("abcde"), "a, b, c and 2 more")],
-)
-def test_many_changes_are_told_shortly(names: list[str], text: str) -> None:
-    assert listed(names) == text
+    assert said == [FilesWatched(1, str(project.folder)), ("handler.py",)]
 
 
 def test_a_name_that_is_no_text(project: Project) -> None:

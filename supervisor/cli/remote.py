@@ -14,6 +14,7 @@ from supervisor.cli.serving.event_log import visible
 from supervisor.client.client import DEFAULT_URL, Client, JobState, JobView
 from supervisor.errors import RefusedError
 from supervisor.job import JobStatus
+from supervisor.protocol.job_error import raised_in
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -23,14 +24,6 @@ as_json = click.option(
     is_flag=True,
     help="Print the API's JSON, one object a line; so does an output that is no terminal.",
 )
-
-
-class _Raised(msgspec.Struct):
-    """The error of a handler that raised."""
-
-    error_type: str
-    error_message: str
-    error_traceback: str = ""
 
 
 def asks(command: Callable[..., int]) -> Callable[..., int]:
@@ -81,12 +74,11 @@ def exit_code(view: JobView) -> int:
 
 def explain(error: str) -> tuple[str, str]:
     """A job's error as one line to read, and what else there is of it."""
-    try:
-        raised = msgspec.json.decode(error, type=_Raised)
-    except (msgspec.MsgspecError, UnicodeEncodeError):
+    raised = raised_in(error)
+    if raised is None:
         head, _, rest = error.strip().partition("\n")
         return head, rest
-    return f"{raised.error_type[8:-2]}: {raised.error_message}".partition("\n")[0], raised.error_traceback
+    return raised.line.partition("\n")[0], raised.error_traceback
 
 
 def order_each(jobs: Iterable[str], order: Callable[[str], JobState], wanted: JobStatus, as_json: bool) -> int:

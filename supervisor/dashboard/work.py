@@ -10,6 +10,7 @@ from supervisor.dashboard import progress
 from supervisor.dashboard.section import Drawn, Section
 from supervisor.dashboard.table import Cell, Column, table
 from supervisor.dashboard.text import clock, count, crop, duration, harmless
+from supervisor.notice import Level
 from supervisor.protocol.views import EndedJobView, LogLine, RunningJobView, Snapshot
 
 ENDINGS = {
@@ -19,6 +20,9 @@ ENDINGS = {
     "TIMED_OUT": ("◷", "yellow"),
 }
 """Sign and colour of each way a job ends."""
+
+LEVELS = {Level.INFO: "bold", Level.WARNING: "bold yellow", Level.ERROR: "bold red"}
+"""Colour of a line that the program itself wrote."""
 
 _SLOT_COLOURS = ("cyan", "green", "magenta", "blue", "yellow")
 _WITH_TITLES = 4  # rows from which a list of jobs can spare one for its titles
@@ -125,7 +129,8 @@ def log(snapshot: Snapshot) -> Section:
     def line(entry: LogLine, width: int) -> Text:
         text = Text.assemble((f"{clock(entry.at)} ", "dim")) if width >= 60 else Text()
         if entry.slot is None:
-            return text.append(f"{'·':<{name}} ", "dim").append(harmless(entry.text), "bold")
+            style = LEVELS[entry.level or Level.INFO]
+            return text.append(f"{'·':<{name}} ", "dim").append(harmless(entry.text), style)
         colour = _SLOT_COLOURS[order.get(entry.slot, 0) % len(_SLOT_COLOURS)]
         text.append(f"{crop(entry.slot, name):<{name}} ", colour)
         if entry.job is not None and width >= 60:

@@ -12,10 +12,12 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from supervisor import job as jobs
+from supervisor.cause import WorkerLost
 from supervisor.engine.engine import Engine
-from supervisor.engine.overview import first_line
 from supervisor.errors import JobCancelled, JobError, JobFailed, JobTimedOut, WorkerDied
 from supervisor.job import JobStatus
+from supervisor.protocol.job_error import first_line, raised_in
+from supervisor.protocol.wording import error_of
 
 T = TypeVar("T")
 _decode = msgspec.json.Decoder().decode
@@ -153,14 +155,6 @@ class Job(Future[Any]):
             raise TimeoutError(f"job {self.id} has not ended within {timeout:g} s") from None
 
 
-class _Raised(msgspec.Struct):
-    """The error of a handler that raised."""
-
-    error_type: str
-    error_message: str
-    error_traceback: str
-
-
 class _InTheWorker(Exception):  # noqa: N818 - shown as the cause of another
     """The handler's own traceback."""
 
@@ -170,26 +164,19 @@ class _InTheWorker(Exception):  # noqa: N818 - shown as the cause of another
 
 def _error_of(job: jobs.Job) -> JobError:
     """The exception for a job that ended but did not complete."""
-    error = job.error
+    error = error_of(job)
     kind: type[JobError] = JobFailed
     if job.status is JobStatus.CANCELLED:
         kind = JobCancelled
     elif job.status is JobStatus.TIMED_OUT:
         kind = JobTimedOut
-    elif error is not None and error.startswith(f"worker {(job.worker_id or '').rpartition('-')[0]} (pid "):
+    elif isinstance(job.cause, WorkerLost):
         kind = WorkerDied
-    raised = _raised(error)
+    raised = raised_in(job.error) if job.error is not None else None
     what = first_line(error) if raised is not None and error is not None else error
     exception = kind(
         job.id, job.status.value, error, f"job {job.id} is {job.status.value}" + (f": {what}" if what else "")
     )
-    if raised is not None:
+    if raised is not None and raised.error_traceback:
         exception.__cause__ = _InTheWorker(raised.error_traceback)
     return exception
-
-
-def _raised(error: str | None) -> _Raised | None:
-    try:
-        return msgspec.json.decode(error or "", type=_Raised)
-    except (msgspec.MsgspecError, UnicodeEncodeError):
-        return None

@@ -23,12 +23,15 @@ import uvloop
 
 from supervisor import job as jobs
 from supervisor.assembly import Assembly, start_failure
+from supervisor.cause import JobCause, SupervisorClosed, SupervisorFailed
 from supervisor.config.settings import Settings
 from supervisor.embed.job import Job
 from supervisor.engine.engine import Engine, Happening
 from supervisor.errors import RequestError
 from supervisor.job import JobRequest, JobStatus
+from supervisor.notice import AnyNotice, Level
 from supervisor.pool import events
+from supervisor.protocol import event_lines
 from supervisor.store import summary
 from supervisor.webhooks.delivery import Webhooks
 
@@ -37,6 +40,9 @@ OUTPUT = logging.getLogger("supervisor.output")
 
 STREAM_WAIT_S = 3600.0
 """How long one look for stream chunks lasts; then comes the next."""
+
+LEVELS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
+"""What logging calls them."""
 
 T = TypeVar("T")
 
@@ -291,10 +297,8 @@ class EngineThread:
         elif isinstance(happening, events.Printed):
             for line in happening.lines:
                 OUTPUT.info("%s: %s", happening.slot, line, extra={"slot": happening.slot, "job": happening.job})
-        elif isinstance(happening, events.Notice):
-            bad = happening.kind == "warning" or happening.fields.get("broken") or "held" in happening.text
-            where = f"{happening.slot}: " if happening.slot else ""
-            LOG.log(logging.WARNING if bad else logging.INFO, "%s%s", where, happening.text)
+        elif isinstance(happening, AnyNotice):
+            LOG.log(LEVELS[happening.level], "%s", event_lines.line(happening))
 
     @staticmethod
     def _guard(tell: Callable[[T], None], what: T) -> None:
@@ -350,11 +354,11 @@ class EngineThread:
         while self._submissions:
             with contextlib.suppress(IndexError):  # another thread does the same
                 waiting.append(self._submissions.popleft()[1])
-        why = "the supervisor was closed before the job ended" + ("" if self._temporary else "; it waits in its store")
+        why: JobCause = SupervisorClosed(kept=not self._temporary)
         if self._failure is not None:
-            why = f"the supervisor failed: {self._failure!r}"
+            why = SupervisorFailed(repr(self._failure))
         for job in waiting:
-            self._guard(job.settle, jobs.Job(0, job.id, JobStatus.CANCELLED, b"null", 0, error=why))
+            self._guard(job.settle, jobs.Job(0, job.id, JobStatus.CANCELLED, b"null", 0, cause=why))
 
     def forked(self) -> None:
         """In a child of the user's program: nothing here is the child's."""

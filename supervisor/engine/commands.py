@@ -75,10 +75,10 @@ class Commands:
     def time_out(self, turn: Turn) -> None:
         """End the jobs that are out of time."""
         wall_ms, deadlines = self._wall_ms(), self._jobs.deadlines
-        for job_id, why in deadlines.due(turn.now, wall_ms):
+        for job_id, cause in deadlines.due(turn.now, wall_ms):
             job = turn.get(job_id)
             if job is not None and not job.status.terminal:
-                self._stop(turn, job, Outcome(JobStatus.TIMED_OUT, error=why), out_of_time=True)
+                self._stop(turn, job, Outcome(JobStatus.TIMED_OUT, cause=cause), out_of_time=True)
         if deadlines.expired(wall_ms):
             turn.acts.append(deadlines.ended)
 
@@ -111,7 +111,7 @@ class Commands:
         turn.rows.append(Retry(job.seq, created, expires))
         turn.acts.append(partial(self._overview.statistics.retried, job.status))
         again = queued_again(job, attempts=0).replace(
-            created_ms=created, expires_ms=expires, ended_ms=None, output=None, error=None
+            created_ms=created, expires_ms=expires, ended_ms=None, output=None, error=None, cause=None
         )
         turn.put(again, job)
         return again

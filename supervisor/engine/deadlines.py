@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from supervisor.cause import ExecutionTimedOut, JobCause, TtlPassed
 from supervisor.job import Job
 from supervisor.store.store import Store
 
@@ -35,14 +36,14 @@ class Deadlines:
         """A job is no longer in a worker."""
         self._starts.pop(job_id, None)
 
-    def due(self, now: float, wall_ms: int) -> Iterator[tuple[str, str]]:
+    def due(self, now: float, wall_ms: int) -> Iterator[tuple[str, JobCause]]:
         """The ids of jobs that are out of time, and why."""
         for job_id, (deadline, timeout_ms) in self._starts.items():
             if now >= deadline:
-                yield job_id, f"the job ran longer than its execution time-out of {timeout_ms / 1000:g} s"
+                yield job_id, ExecutionTimedOut(timeout_ms)
         if self.expired(wall_ms):
             for job_id in self._store.expired(wall_ms, PIECE):
-                yield job_id, "the job was older than its ttl"
+                yield job_id, TtlPassed()
 
     def expired(self, wall_ms: int) -> bool:
         """Whether some job is older than its ``ttl``."""

@@ -25,6 +25,7 @@ from supervisor.engine.turns import Clock, Turns
 from supervisor.engine.waiters import Waiters
 from supervisor.errors import RequestError, StoreError
 from supervisor.job import Job, JobRequest, JobStatus
+from supervisor.notice import Notice, Reloading, SecretKept
 from supervisor.pool import events
 from supervisor.pool.pool import Pool
 from supervisor.protocol.views import Snapshot
@@ -103,7 +104,7 @@ class Engine:
         try:  # what a killed supervisor left of jobs that had ended
             self._secrets.sweep(self._store.with_s3_config())
         except StoreError as error:
-            self.warn(str(error))
+            self.notify(SecretKept(str(error), ended=False))
         self._turns.ask(lambda turn: recover(turn, self._store, self.settings, self._loop.lifecycle))
         self._loop.start(now)
 
@@ -285,9 +286,10 @@ class Engine:
         """Refresh, pause and resume slots by hand."""
         return self._loop.slots
 
-    def reload(self, why: str) -> None:
-        """Replace every worker after the jobs that it runs, so that each loads the handler anew; ``why`` is for people."""
-        self.say("reload", f"{why}: reloading")
+    def reload(self, changed: tuple[str, ...] = ()) -> None:
+        """Replace every worker after the jobs that it runs, so that each loads the handler anew: these files ``changed``, or
+        without any, SIGHUP."""
+        self.notify(Reloading(changed))
         self._loop.slots.reload()
 
     def snapshot(self) -> Snapshot:
@@ -326,13 +328,9 @@ class Engine:
         if self.on_webhook is not None:
             self.on_webhook()
 
-    def warn(self, text: str) -> None:
-        """Tell a person of ``text``, which is not as it should be."""
-        self.say("warning", text)
-
-    def say(self, kind: str, text: str) -> None:
-        """Tell a person ``text``; ``kind`` as in ``Notice``."""
-        self.tell(events.Notice(kind, text))
+    def notify(self, notice: Notice) -> None:
+        """Give notice of something to whoever watches, at once."""
+        self.tell(notice)
 
     def tell(self, event: events.PoolEvent) -> None:
         """Pass on what the pool says to people."""

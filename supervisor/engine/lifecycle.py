@@ -11,14 +11,16 @@ from typing import Protocol
 
 import msgspec
 
+from supervisor.cause import JobCause, SecretUnreadable, SupervisorStopped
 from supervisor.config.settings import Settings
 from supervisor.engine.job_logs import JobLogs
 from supervisor.engine.jobs import Jobs
 from supervisor.engine.overview import Overview
 from supervisor.engine.queue import plan
 from supervisor.engine.turn import Turn
-from supervisor.errors import RequestError, StoreError
+from supervisor.errors import RequestError, SecretError, StoreError
 from supervisor.job import IN_PROGRESS, IN_QUEUE, Job, JobRequest, JobStatus, Outcome
+from supervisor.notice import Notice, SecretKept
 from supervisor.pool.pool import Pool
 from supervisor.pool.slots.slot import Slot
 from supervisor.store.secrets import SecretFiles
@@ -42,8 +44,8 @@ class Observer(Protocol):
     def status_body(self, job: Job) -> bytes:
         """What `/status` answers for ``job``; called while a turn decides."""
 
-    def warn(self, text: str) -> None:
-        """Log ``text`` as a warning."""
+    def notify(self, notice: Notice) -> None:
+        """Give notice of something; called at once."""
 
 
 class Lifecycle:
@@ -142,8 +144,9 @@ class Lifecycle:
         for queued in queue:
             try:
                 secret = self._secrets.get(queued.id) if queued.has_s3_config else None
-            except StoreError as error:
-                self.end(turn, queued, Outcome(JobStatus.FAILED, error=str(error)))
+            except SecretError as error:
+                cause = SecretUnreadable(error.file, error.reason)
+                self.end(turn, queued, Outcome(JobStatus.FAILED, cause=cause))
                 continue
             job = queued
             if not job.input and (stored := self._store.get(job.id)) is not None:
@@ -161,9 +164,7 @@ class Lifecycle:
             )
         else:
             turn.rows.append(Start(job.seq, started, worker_id))
-        running = job.replace(
-            status=IN_PROGRESS, started_ms=started, worker_id=worker_id, attempts=job.attempts + 1
-        )
+        running = job.replace(status=IN_PROGRESS, started_ms=started, worker_id=worker_id, attempts=job.attempts + 1)
         turn.put(running, None if arriving is not None else job)
         turn.started[job.id] = name
         turn.taken[name] = turn.taken.get(name, 0) + 1
@@ -177,21 +178,23 @@ class Lifecycle:
         self._leave(turn, job)
         ended_ms = self._wall_ms()
         turn.rows.append(End(job.seq, outcome, ended_ms))
-        ended = job.replace(status=outcome.status, output=outcome.output, error=outcome.error, ended_ms=ended_ms)
+        ended = job.replace(
+            status=outcome.status, output=outcome.output, error=outcome.error, cause=outcome.cause, ended_ms=ended_ms
+        )
         turn.put(ended, job)
         if ended.extras is not None:
             self._add_webhook(turn, ended)
         turn.wakes.append(partial(self._after_end, ended))
         return ended
 
-    def lost(self, turn: Turn, job: Job, error: str, starts: int | None) -> None:
-        """Queue a running job again at its old place, where it may run again, else it has failed.
+    def lost(self, turn: Turn, job: Job, cause: JobCause, starts: int | None) -> None:
+        """Queue a running job again at its old place, where it may run again, else it has failed by ``cause``.
 
         ``starts`` is how many it may have in all; ``None``: this one does not count.
         """
         streamed = job.streamed and not self._settings.requeue_streams
         if streamed or (starts is not None and job.attempts >= starts):
-            self.end(turn, job, Outcome(JobStatus.FAILED, error=error))
+            self.end(turn, job, Outcome(JobStatus.FAILED, cause=cause))
         else:
             self.requeue(turn, job, charged=starts is not None)
 
@@ -207,7 +210,7 @@ class Lifecycle:
         for job_id in self._jobs.active:
             job = turn.running(job_id)
             if job is not None:
-                self.lost(turn, job, "the supervisor stopped while the job ran", None)
+                self.lost(turn, job, SupervisorStopped(), None)
 
     def _leave(self, turn: Turn, job: Job) -> None:
         """Write what is left of the log of a job that leaves its worker."""
@@ -244,7 +247,7 @@ class Lifecycle:
         try:
             self._secrets.drop(job_id)
         except StoreError as error:
-            self._observer.warn(f"a job has ended, and {error}")
+            self._observer.notify(SecretKept(str(error), ended=True))
 
     # --- streams --------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from supervisor.engine.slots import SlotCommands
 from supervisor.engine.turn import Turn
 from supervisor.engine.turns import Clock, Turns
 from supervisor.errors import RequestError, StoreError, TransitionError
+from supervisor.notice import StoreStalled, StoreWritable
 from supervisor.pool import events
 from supervisor.pool.pool import Pool
 from supervisor.store.secrets import SecretFiles
@@ -76,11 +77,9 @@ class TurnLoop:
             events.JobProgressed: reports.progressed,
             events.JobYielded: reports.yielded,
             events.Printed: self._printed,
-            events.FirstLoad: self._told,
-            events.Notice: self._told,
         }
         self._scaling = Scaling(settings, len(pool.slots))
-        self._retention = Retention(settings, store, wall_ms, listener.warn, turns.wake)
+        self._retention = Retention(settings, store, wall_ms, listener.notify, turns.wake)
         self._store = store
         self._loop = loop
         self._clock = clock
@@ -135,7 +134,7 @@ class TurnLoop:
         """Decide about all that came; unless the disk is worth ``trying``, about nothing that comes of itself."""
         turn = Turn(self._jobs, now, len(self._events), len(self._turns.commands))
         for event in self._events:
-            self._decisions[type(event)](turn, event)
+            self._decisions.get(type(event), self._tell_of)(turn, event)
         for command in self._turns.commands:
             command.run(turn)
         if trying:
@@ -148,9 +147,9 @@ class TurnLoop:
 
     def _printed(self, turn: Turn, event: events.Printed) -> None:
         self._reports.printed(turn, event)
-        self._told(turn, event)
+        self._tell_of(turn, event)
 
-    def _told(self, turn: Turn, event: events.FirstLoad | events.Notice | events.Printed) -> None:
+    def _tell_of(self, turn: Turn, event: events.PoolEvent) -> None:
         turn.wakes.append(partial(self._listener.tell, event))
 
     # --- commit ---------------------------------------------------------------------------------------------------------
@@ -175,12 +174,12 @@ class TurnLoop:
         before, self.refusal = self.refusal, error
         if error is not None:
             if before is None:
-                self._listener.warn(f"the job store cannot be written, trying again: {error}")
+                self._listener.notify(StoreStalled(str(error)))
             self._refused(turn)
             return
         if before is not None:
             self._held = False
-            self._listener.warn("the job store can be written again")
+            self._listener.notify(StoreWritable())
         self._apply(turn)
 
     def _refused(self, turn: Turn) -> None:

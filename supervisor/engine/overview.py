@@ -14,11 +14,12 @@ from supervisor.config.settings import Settings
 from supervisor.engine.statistics import Statistics
 from supervisor.gpu.records import Gpu, GpuSample
 from supervisor.job import Job, delay_ms, execution_ms
+from supervisor.notice import AnyNotice, Refreshed
 from supervisor.pool import events
 from supervisor.pool.interfaces import Place
 from supervisor.pool.pool import Pool
 from supervisor.pool.slots.slot import Slot
-from supervisor.pool.slots.steps import RefreshReport
+from supervisor.protocol.event_lines import line
 from supervisor.protocol.views import (
     EndedJobView,
     GpuProcessView,
@@ -29,15 +30,13 @@ from supervisor.protocol.views import (
     Snapshot,
     WorkerView,
 )
+from supervisor.protocol.wording import error_line, words
 
 LOG_LINES = 200
 """How many log lines a snapshot carries."""
 
 ENDED_JOBS = 50
 """How many of the newest ends a snapshot carries."""
-
-ERROR_CHARS = 200
-"""How much of a job's error a snapshot carries; the whole is in its ``/status``."""
 
 
 class Running(Protocol):
@@ -65,21 +64,17 @@ class Overview:
         """A job ended; ``now`` in monotonic seconds."""
         self.statistics.ended(job, now)
         # Without what may be large. The view is made when somebody looks, not for each of thousands a second.
-        error = first_line(job.error) if job.error else None
-        self._ended.append(job.replace(input=b"", extras=None, output=None, error=error))
+        self._ended.append(job.replace(input=b"", extras=None, output=None, error=error_line(job), cause=None))
 
     def happened(self, event: events.PoolEvent, at_ms: int) -> None:
         """Remember what a person may want to read."""
         if isinstance(event, events.Printed):
-            self._log.extend(LogLine(at_ms, line, event.slot, event.job) for line in event.lines[-LOG_LINES:])
-        elif isinstance(event, events.Notice):
-            prefix = f"{event.slot}: " if event.slot else ""
-            self._log.append(LogLine(at_ms, prefix + event.text))
-            report = event.fields.get("report")
-            if isinstance(report, RefreshReport) and event.slot:
-                self._refreshed[event.slot] = refresh_view(report, at_ms)
-                steps = (report.end_s, report.release_s, report.start_s)
-                self.statistics.refreshed(*steps, verified=report.verified)
+            self._log.extend(LogLine(at_ms, text, event.slot, event.job) for text in event.lines[-LOG_LINES:])
+        elif isinstance(event, AnyNotice):
+            self._log.append(LogLine(at_ms, line(event), level=event.level))
+            if isinstance(event, Refreshed):
+                self._refreshed[event.slot] = refresh_view(event, at_ms)
+                self.statistics.refreshed(event.end_s, event.release_s, event.start_s, verified=event.verified)
 
     def workers(self, pool: Pool) -> tuple[WorkerView, ...]:
         """All slots, as ``/workers`` shows them."""
@@ -122,17 +117,17 @@ class Overview:
             running=slot.running,
             gpu_memory_mib=_memory_of(slot.name, place.gpus, samples),
             last_refresh=self._refreshed.get(slot.name),
-            reason=slot.cause,
+            reason=None if slot.reason is None else words(slot.reason),
             spare=slot.spare,
         )
 
 
-def refresh_view(report: RefreshReport, at_ms: int) -> RefreshView:
+def refresh_view(report: Refreshed, at_ms: int) -> RefreshView:
     """The times of a refresh in milliseconds, to the microsecond."""
     end, release, start = (round(s * 1000, 3) for s in (report.end_s, report.release_s, report.start_s))
     return RefreshView(
         at=at_ms,
-        cause=report.cause,
+        cause=words(report.cause),
         end_ms=end,
         release_ms=release,
         start_ms=start,
@@ -140,22 +135,6 @@ def refresh_view(report: RefreshReport, at_ms: int) -> RefreshView:
         freed_mib=report.freed_mib,
         verified=report.verified,
     )
-
-
-def first_line(error: str) -> str:
-    """The first line of a job's error; of an exception (JSON text) its type and message."""
-    try:
-        raised = msgspec.json.decode(error, type=_Raised)
-    except (msgspec.MsgspecError, UnicodeEncodeError):
-        text = error
-    else:
-        text = f"{raised.error_type[8:-2]}: {raised.error_message}"
-    return text.strip().split("\n", 1)[0][:ERROR_CHARS]
-
-
-class _Raised(msgspec.Struct):
-    error_type: str
-    error_message: str
 
 
 def _ended(job: Job) -> EndedJobView:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from supervisor.cause import ChunkTooLarge, ResultTooLarge, StreamTooLarge
 from supervisor.config.settings import Settings
 from supervisor.engine.job_logs import JobLogs
 from supervisor.engine.jobs import Jobs
@@ -62,9 +63,9 @@ class Reports:
         done = event.done
         size = len(done.output or b"") + len(done.error or "")
         if size > self._limit:
-            self._lifecycle.end(turn, job, self._too_large("the result", size))
+            self._lifecycle.end(turn, job, Outcome(JobStatus.FAILED, cause=ResultTooLarge(size, self._limit)))
         else:
-            self._lifecycle.end(turn, job, Outcome(JobStatus(done.status), done.output, done.error))
+            self._lifecycle.end(turn, job, Outcome(JobStatus(done.status), done.output, done.error, done.cause))
 
     def progressed(self, turn: Turn, event: events.JobProgressed) -> None:
         """A running job reported progress, which is nowhere but in memory."""
@@ -98,22 +99,15 @@ class Reports:
     def _too_much(self, event: events.JobYielded, streamed: int) -> Outcome | None:
         """How a job ends by this chunk, with which its stream has ``streamed`` bytes."""
         if len(event.value) > self._limit:
-            return self._too_large(f"chunk {event.index}", len(event.value))
+            return Outcome(JobStatus.FAILED, cause=ChunkTooLarge(event.index, len(event.value), self._limit))
         if streamed <= self._stream_limit:
             return None
-        error = (
-            f"its {event.index + 1} chunks, each with {CHUNK_COST} bytes for its place, are larger than"
-            f" {self._stream_limit} bytes ({STREAM_RESULTS} times --max-result, at least {STREAM_RESULTS} MiB)"
-        )
-        return Outcome(JobStatus.FAILED, error=error)
-
-    def _too_large(self, what: str, size: int) -> Outcome:
-        error = f"{what} is {size} bytes long, more than --max-result allows ({self._limit})"
-        return Outcome(JobStatus.FAILED, error=error)
+        cause = StreamTooLarge(event.index + 1, CHUNK_COST, self._stream_limit, STREAM_RESULTS)
+        return Outcome(JobStatus.FAILED, cause=cause)
 
     def lost(self, turn: Turn, event: events.JobLost) -> None:
         """A job's worker is gone."""
         job = turn.running(event.job, event.slot)
         if job is not None:
             starts = HOST_KILL_STARTS if event.machinery else self._settings.max_attempts
-            self._lifecycle.lost(turn, job, event.error, starts if event.charged or event.machinery else None)
+            self._lifecycle.lost(turn, job, event.cause, starts if event.charged or event.machinery else None)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from supervisor.config.settings import Settings
 from supervisor.errors import StoreError
+from supervisor.notice import OldJobsKept
 from supervisor.store.store import Store
 
 PIECE = 200
@@ -27,16 +28,16 @@ class Retention:
         settings: Settings,
         store: Store,
         wall_ms: Callable[[], int],
-        warn: Callable[[str], None],
+        notify: Callable[[OldJobsKept], None],
         gone: Callable[[], None],
     ) -> None:
-        """Tidy ``store``; ``warn`` of what cannot be done, and call ``gone`` when jobs were forgotten, which may take the disk a
-        moment."""
+        """Tidy ``store``; ``notify`` of what cannot be done, and call ``gone`` when jobs were forgotten, which may take the disk
+        a moment."""
         self.next = 0.0
         self._settings = settings
         self._store = store
         self._wall_ms = wall_ms
-        self._warn = warn
+        self._notify = notify
         self._gone = gone
 
     def tidy(self, now: float) -> None:
@@ -49,6 +50,6 @@ class Retention:
             if forgotten < PIECE and self._settings.max_store and self._store.used > self._settings.max_store:
                 forgotten = self._store.retention.forget_oldest(PIECE, self._gone)
         except StoreError as error:
-            self._warn(f"old jobs could not be removed: {error}")
+            self._notify(OldJobsKept(str(error)))
             forgotten = 0
         self.next = now + (SOON_S if forgotten else EVERY_S)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 
+from supervisor.cause import EnoughOthers, IdleTooLong, SpareCause, StartsOnDemand
 from supervisor.config.settings import Settings
 from supervisor.errors import UsageError
 from supervisor.pool.pool import Pool
@@ -19,17 +20,15 @@ from supervisor.pool.slots.slot import OUT_OF_SERVICE, Slot, SlotState
 COMING = frozenset({SlotState.STARTING, SlotState.ENDING, SlotState.RELEASING})
 """The states of a slot in service that lead to a worker which takes a job; one that backs off may not get there."""
 
-SPARE = "starts when jobs wait"
-
 Waits = Callable[[int], Sequence[float]]
 """How many seconds each of that many jobs has waited, the longest first; fewer if fewer wait."""
 
 
 class Order(msgspec.Struct, frozen=True):
-    """Start this slot, or stop it for the reason that ``stop`` tells a person."""
+    """Start this slot, or ``stop`` it for that reason."""
 
     slot: str
-    stop: str | None = None
+    stop: SpareCause | None = None
 
 
 def bounds(settings: Settings, slots: int) -> tuple[int, int]:
@@ -62,13 +61,13 @@ class Scaling:
     def begin(self, pool: Pool, now: float) -> None:
         """Make those slots spare that do not start with the program: one does in any case, which checks the handler."""
         for name in list(pool.slots)[max(self._least, 1) :]:
-            pool.spare(name, SPARE, now)
+            pool.spare(name, StartsOnDemand(), now)
 
     def act(self, pool: Pool, waits: Waits, now: float) -> None:
         """Start and stop what is to be started and stopped now; between turns, before the pool performs what they decided."""
         for order in self.decide(pool.slots.values(), waits, now):
             if order.stop is None:
-                pool.resume(order.slot, "scaling", now)
+                pool.resume(order.slot, now)
             else:
                 pool.spare(order.slot, order.stop, now)
 
@@ -105,22 +104,21 @@ class Scaling:
         if above <= 0:
             return []
         ends = {
-            slot.name: slot.free_since + self._idle_timeout
+            slot.name: slot.idle_slot_since + self._idle_timeout
             for slot in reversed(staying)
-            if slot.state is SlotState.IDLE and slot.free_since is not None
+            if slot.state is SlotState.IDLE and slot.idle_slot_since is not None
         }
         over = [name for name, end in ends.items() if end <= now][:above]
         if len(over) < above:
             self._look_again(end for end in ends.values() if end > now)
-        return [Order(name, f"idle for {self._idle_timeout:g} s; {SPARE}") for name in over]
+        return [Order(name, IdleTooLong(self._idle_timeout)) for name in over]
 
     def _too_many(self, staying: Sequence[Slot]) -> list[Order]:
         """A slot came back by itself or by hand, and another has its place: the last of those that run no job goes, at best one
         that is not ready."""
         free = [slot for slot in reversed(staying) if slot.state is not SlotState.BUSY]
         free.sort(key=lambda slot: slot.state is SlotState.IDLE)
-        why = f"--max-workers {self._most} are in service; {SPARE}"
-        return [Order(slot.name, why) for slot in free[: len(staying) - self._most]]
+        return [Order(slot.name, EnoughOthers(self._most)) for slot in free[: len(staying) - self._most]]
 
     def _look_again(self, times: Iterable[float]) -> None:
         self.deadline = min([*times, *([] if self.deadline is None else [self.deadline])], default=None)

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from supervisor.errors import RequestError
 from supervisor.pool.pool import Pool
-from supervisor.pool.slots.machine import IllegalStepError
+from supervisor.pool.slots.rules import IllegalStepError
 
 
 class _Asked(NamedTuple):
     """A step of ``slot`` that somebody waits for."""
 
     slot: str
-    step: Callable[[str, str, float], None]
+    step: Callable[[str, float], None]
     refusal: str
     answer: asyncio.Future[None]
 
@@ -65,7 +65,7 @@ class SlotCommands:
     def _step(self, asked: _Asked, now: float) -> RequestError | None:
         """Do it; why it cannot be done."""
         try:
-            asked.step(asked.slot, "hand", now)
+            asked.step(asked.slot, now)
         except IllegalStepError:
             state = self._pool.slots[asked.slot].state.value
             return RequestError(409, f"slot {asked.slot} is {state}: {asked.refusal}")
@@ -77,7 +77,7 @@ class SlotCommands:
         for each in asked:
             _settle(each.answer, error)
 
-    def _ask(self, slot: str, step: Callable[[str, str, float], None], refusal: str) -> asyncio.Future[None]:
+    def _ask(self, slot: str, step: Callable[[str, float], None], refusal: str) -> asyncio.Future[None]:
         if slot not in self._pool.slots:
             known = ", ".join(self._pool.slots)
             raise RequestError(404, f"no slot {slot[:80]!r}; there are: {known}")

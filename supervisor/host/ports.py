@@ -16,39 +16,23 @@ from supervisor.host.processes import picture, tree
 _IN_USE = re.compile(r"address already in use|EADDRINUSE|Errno 98\b", re.IGNORECASE)
 _PORT = re.compile(r"', (\d{1,5})[,)]|\bport[ =:]+(\d{1,5})\b|(?:\d\.\d{1,3}|localhost|\]):(\d{1,5})\b", re.IGNORECASE)
 _LISTEN = "0A"  # TCP_LISTEN of the kernel's tcp_states.h
-_MOST_NAMED = 5
 
 
-def hint(error: str, slot: str, pids: Mapping[str, int]) -> str | None:
-    """What to tell a person whose worker in ``slot`` failed with ``error``; None if it is not about a port of a sibling's.
+def taken(error: str, slot: str, pids: Mapping[str, int]) -> dict[str, set[int]]:
+    """Which workers have the port that the one in ``slot`` wanted and failed with ``error``: their ports by slot, those named in
+    ``error`` alone if it names any. Nobody, if it is not about a port of a sibling's.
 
     ``pids`` are the workers by slot. It reads ``/proc`` for some milliseconds, so ask once for a worker.
     """
     if not _IN_USE.search(error):
-        return None
+        return {}
     named = {int(number) for groups in _PORT.findall(error) for number in groups if number}
     family = picture()
     listeners = _listeners()
-    taken = {
-        other: ports
-        for other, pid in pids.items()
-        if other != slot and (ports := _ports(tree(family, {pid}), listeners))
+    found = {other: _ports(tree(family, {pid}), listeners) for other, pid in pids.items() if other != slot}
+    return {
+        other: ports for other, open_ports in found.items() if (ports := open_ports & named if named else open_ports)
     }
-    if named:
-        taken = {other: ports & named for other, ports in taken.items() if ports & named}
-    if not taken:
-        return None
-    whose = "; ".join(_described(other, ports) for other, ports in taken.items())
-    return (
-        f"the address that it wanted is in use, and {whose}: workers share this machine, so give each a port of its own, "
-        "such as 9000 + int(os.environ['SUPERVISE_SLOT_INDEX'])"
-    )
-
-
-def _described(slot: str, ports: Collection[int]) -> str:
-    numbers = [str(port) for port in sorted(ports)]
-    listed = ", ".join(numbers[:_MOST_NAMED]) + (", …" if len(numbers) > _MOST_NAMED else "")
-    return f"the worker in slot {slot} listens on port{'s' if len(numbers) > 1 else ''} {listed}"
 
 
 def _listeners() -> dict[str, int]:

@@ -6,6 +6,8 @@ from typing import Union
 
 import msgspec
 
+from supervisor.cause import WorkerEnd, WorkerLost
+from supervisor.notice import Notice
 from supervisor.wire import messages as wire
 
 
@@ -35,7 +37,7 @@ class JobEnded(msgspec.Struct, frozen=True):
 
 
 class JobLost(msgspec.Struct, frozen=True):
-    """A running job lost its worker; ``error`` says how, with the worker's last words.
+    """A running job lost its worker; ``cause`` says how, with the worker's last words.
 
     ``charged``: it may be the reason, so the start counts as one of its attempts. ``machinery``: the template died, which is
     nobody's fault that is known.
@@ -43,7 +45,7 @@ class JobLost(msgspec.Struct, frozen=True):
 
     job: str
     slot: str
-    error: str
+    cause: WorkerLost
     charged: bool
     machinery: bool = False
 
@@ -57,21 +59,17 @@ class Printed(msgspec.Struct, frozen=True):
 
 
 class FirstLoad(msgspec.Struct, frozen=True):
-    """How the first start of a slot ended. ``failed`` is the worker's own word when the handler cannot be served."""
+    """How the first start of a slot ended: a worker is ready (no ``end``), or why there is none. ``failed`` is the worker's own
+    word when the handler cannot be served."""
 
     slot: str
-    ok: bool
+    end: WorkerEnd | None = None
     failed: wire.LoadFailed | None = None
-    how: str = ""
 
-
-class Notice(msgspec.Struct, frozen=True):
-    """Something to tell a person: ``kind`` is ``worker``, ``refresh``, ``restart``, ``gpu``, ``warning``, …"""
-
-    kind: str
-    text: str
-    slot: str | None = None
-    fields: dict[str, object] = {}
+    @property
+    def ok(self) -> bool:
+        """Whether a worker is ready."""
+        return self.end is None
 
 
 PoolEvent = Union[JobProgressed, JobYielded, JobEnded, JobLost, Printed, FirstLoad, Notice]

@@ -8,17 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from supervisor import notice
+from supervisor.cause import (
+    AskedByHandler,
+    CudaContextBroken,
+    ForkRefused,
+    HandlerNotLoaded,
+    NoTemplate,
+    OverdueJobRan,
+    PausedByHand,
+    ProtocolBroken,
+    RefreshedByHand,
+    SpareCause,
+    WorkerEnd,
+    process_end,
+)
 from supervisor.errors import WireError
 from supervisor.gpu.records import GpuSample
-from supervisor.host.exit_status import describe_exit
 from supervisor.host.processes import STACK_SIGNAL
 from supervisor.pool import events
 from supervisor.pool.interfaces import Loop, Memory, Place
-from supervisor.pool.notices import Telling
+from supervisor.pool.notices import EventBuffer
 from supervisor.pool.pipes.ends import make_pipes
 from supervisor.pool.pipes.pipes import Link, Links
 from supervisor.pool.slots import steps
-from supervisor.pool.slots.machine import Machine, Rules
+from supervisor.pool.slots.machine import Machine
+from supervisor.pool.slots.rules import Rules
 from supervisor.pool.slots.slot import OUT_OF_SERVICE, Next, Slot, SlotState
 from supervisor.pool.template.client import Lost, TemplateClient
 from supervisor.wire import messages as wire
@@ -59,7 +74,7 @@ class Pool:
         self._memory_spoke = False
         self._waiting_forks: list[str] = []
         self._actions: list[tuple[str, steps.Action]] = []
-        self._telling = Telling(self.slots)
+        self._events = EventBuffer(self.slots)
         self._indices_shifted = False
 
     # --- what the engine asks for ---------------------------------------------------------------------------------------
@@ -94,8 +109,7 @@ class Pool:
             return
         gently = self.cancels_gently(name)
         if out_of_time:
-            cause = "a job that was out of time was still running"
-            step = steps.CancelJob(job, gently and len(running) > 1, stuck=True, cause=cause)
+            step = steps.CancelJob(job, gently and len(running) > 1, stuck=True, cause=OverdueJobRan())
         else:
             step = steps.CancelJob(job, gently)
         self._step(name, step, now)
@@ -104,39 +118,39 @@ class Pool:
         """Whether a job in slot ``name`` can be stopped without its worker."""
         return self._links[name].kind in ("coroutine", "async_generator", "unknown")
 
-    def refresh(self, name: str, cause: str, now: float) -> None:
-        """Replace the worker in slot ``name``.
+    def refresh(self, name: str, now: float) -> None:
+        """Replace the worker in slot ``name``, by hand.
 
         Raises:
             IllegalStepError: not in its present state.
         """
-        self._step(name, steps.RefreshAsked(cause), now)
+        self._step(name, steps.RefreshAsked(RefreshedByHand()), now)
 
     def reload(self, now: float) -> None:
         """Replace every worker that has read the handler, or is at it; try again at once where one could not."""
-        self._telling.reloading()
+        self._events.reloading()
         for name in self.slots:
             self._step(name, steps.HandlerChanged(), now)
 
-    def pause(self, name: str, cause: str, now: float) -> None:
-        """Take slot ``name`` out of service, after the jobs that its worker runs. Raises as ``refresh`` does."""
-        self._step(name, steps.PauseAsked(f"paused by {cause}"), now)
+    def pause(self, name: str, now: float) -> None:
+        """Take slot ``name`` out of service by hand, after the jobs that its worker runs. Raises as ``refresh`` does."""
+        self._step(name, steps.PauseAsked(PausedByHand()), now)
 
-    def spare(self, name: str, why: str, now: float) -> None:
-        """Take slot ``name``, which nobody has paused, out of service until jobs need it; ``why`` is for people.
+    def spare(self, name: str, cause: SpareCause, now: float) -> None:
+        """Take slot ``name``, which nobody has paused, out of service until jobs need it.
 
         Raises:
             IllegalStepError: it is paused.
         """
-        self._step(name, steps.PauseAsked(why, spare=True), now)
+        self._step(name, steps.PauseAsked(cause), now)
 
-    def resume(self, name: str, cause: str, now: float) -> None:  # noqa: ARG002 - as its siblings
+    def resume(self, name: str, now: float) -> None:
         """Put the paused slot ``name`` back into service. Raises as ``refresh`` does."""
         self._step(name, steps.ResumeAsked(), now)
 
-    def distrust(self, name: str, cause: str, now: float) -> None:
-        """The worker in slot ``name`` broke the protocol: kill it."""
-        self._misbehaved(self._links[name], cause, now)
+    def distrust(self, name: str, what: str, now: float) -> None:
+        """The worker in slot ``name`` broke the protocol, by ``what``: kill it."""
+        self._misbehaved(self._links[name], what, now)
 
     def stop(self, now: float, *, at_once: bool = False, idle_only: bool = False) -> None:
         """End the workers (``idle_only``: those without a job) and keep the slots parked."""
@@ -191,19 +205,19 @@ class Pool:
             self._memory_spoke = False
             for name, event in self._memory.collect(now):
                 self._step(name, event, now)
-                if isinstance(event, steps.Released) and event.why:
-                    self._telling.say("gpu", f"release unverified: {event.why}", name)
+                if isinstance(event, steps.Released) and event.unknown:
+                    self._events.emit(notice.ReleaseUnverified(name, event.unknown))
         for name, slot in self.slots.items():
             if slot.deadline is not None and now >= slot.deadline:
                 self._step(name, steps.Tick(), now)
-        return self._telling.take()
+        return self._events.drain()
 
     def perform(self, now: float) -> list[events.PoolEvent]:
         """Carry out what the steps asked for; returns what came of it at once (a slot without a GPU is free immediately)."""
         while self._actions:
             name, action = self._actions.pop(0)
             self._perform(name, action, now)
-        return self._telling.take()
+        return self._events.drain()
 
     def deadline(self) -> float | None:
         """When ``collect`` must run again at the latest."""
@@ -222,20 +236,15 @@ class Pool:
         self.slots[name] = after
         for action in actions:
             if isinstance(action, steps.JobLost):
-                self._telling.lost(self._links[name], action, machinery=isinstance(event, steps.TemplateGone))
-            elif isinstance(action, steps.RefreshReport):
-                self._telling.refreshed(name, action)
-            elif isinstance(action, steps.StartFailed):
-                self._telling.say(
-                    "worker", f"{action.cause}; next try in {action.retry_s:g} s", name, broken=action.broken
-                )
-                self._telling.not_loaded(name, action.cause)
-            elif isinstance(action, steps.Warn):
-                self._telling.say("warning", action.text, name)
+                self._events.lost(self._links[name], action, machinery=isinstance(event, steps.TemplateGone))
+            elif isinstance(action, notice.AnyNotice):
+                self._events.emit(action)
+                if isinstance(action, (notice.StartFailed, notice.SlotBroken)):
+                    self._events.not_loaded(name, action.end)
             else:
                 self._actions.append((name, action))
         if after.state is not before.state:
-            self._telling.came_to(after)
+            self._events.state_changed(after)
             if after.state in OUT_OF_SERVICE:
                 self._wake()  # another may be wanted in its place
         self._indices_shifted = self._indices_shifted or isinstance(event, steps.GpuLost)
@@ -253,7 +262,7 @@ class Pool:
         self._links.heard(link)
 
     def _read_log(self, link: Link) -> None:
-        self._telling.printed(link, link.log.read(self.slots[link.slot].running), self.slots[link.slot].running)
+        self._events.printed(link, link.log.read(self.slots[link.slot].running), self.slots[link.slot].running)
         self._links.heard(link)
 
     def _from_worker(self, link: Link, message: wire.FromWorker, now: float) -> None:
@@ -263,26 +272,25 @@ class Pool:
                 raise WireError(f"{message.status} of job {message.job[:128]!r}: no end of a job that runs here")
             # All of it, and its unfinished line too: what it printed is in the pipe before its end is in the other.
             if link.log.waits:
-                self._telling.printed(link, link.log.read_end_of(message.job, slot.running), slot.running)
-            self._telling.tell(events.JobEnded(message.job, link.slot, message))
-            self._telling.port_taken(link, message.error or "", self._links)
-            cause = (
-                f"a CUDA error ({message.poisoned})" if message.poisoned else "the handler" if message.refresh else None
-            )
-            self._step(link.slot, steps.JobDone(message.job, cause, message.out_of_memory), now)
+                self._events.printed(link, link.log.read_end_of(message.job, slot.running), slot.running)
+            self._events.emit(events.JobEnded(message.job, link.slot, message))
+            self._events.port_taken(link, message.error or "", self._links)
+            refresh = AskedByHandler() if message.refresh else None
+            broken = CudaContextBroken(message.poisoned) if message.poisoned else None
+            self._step(link.slot, steps.JobDone(message.job, broken or refresh, message.out_of_memory), now)
         elif isinstance(message, wire.Progress):
-            self._telling.tell(events.JobProgressed(message.job, link.slot, message.value))
+            self._events.emit(events.JobProgressed(message.job, link.slot, message.value))
         elif isinstance(message, wire.Chunk):
-            self._telling.tell(events.JobYielded(message.job, link.slot, message.index, message.value))
+            self._events.emit(events.JobYielded(message.job, link.slot, message.index, message.value))
         elif isinstance(message, wire.Ready):
             self._worker_ready(link, message, now)
         elif isinstance(message, wire.LoadFailed):
             link.load_failed = message
-            self._telling.port_taken(link, message.message, self._links)
+            self._events.port_taken(link, message.message, self._links)
         elif isinstance(message, wire.Capacity):
             self._step(link.slot, steps.CapacityChanged(min(message.capacity, wire.MAX_CAPACITY)), now)
         else:
-            self._telling.warned(link, message.message)
+            self._events.warned(link, message.message)
 
     def _worker_ready(self, link: Link, message: wire.Ready, now: float) -> None:
         state = self.slots[link.slot].state
@@ -297,14 +305,12 @@ class Pool:
         if message.mark:
             link.log.expect_marks(message.mark)
         self._step(link.slot, steps.Ready(min(message.capacity, wire.MAX_CAPACITY)), now)
-        self._telling.say(
-            "worker", f"ready (pid {message.pid}, {message.kind}, loaded in {message.load_ms:.1f} ms)", link.slot
-        )
-        self._telling.loaded(link.slot)
+        self._events.emit(notice.WorkerReady(link.slot, message.pid, message.kind, message.load_ms))
+        self._events.loaded(link.slot)
 
-    def _misbehaved(self, link: Link, cause: str, now: float) -> None:
+    def _misbehaved(self, link: Link, what: str, now: float) -> None:
         if self.slots[link.slot].state in (SlotState.STARTING, SlotState.IDLE, SlotState.BUSY, SlotState.ENDING):
-            self._step(link.slot, steps.Misbehaved(f"broke the protocol: {cause}"), now)
+            self._step(link.slot, steps.Misbehaved(ProtocolBroken(what)), now)
 
     def _last_words(self, link: Link, now: float) -> None:
         """On a death, drain both pipes before judging: ``Done`` may be in one."""
@@ -312,8 +318,8 @@ class Pool:
             for message in link.messages.receive(LAST_BYTES, most=LAST_BYTES):
                 self._from_worker(link, message, now)
         except WireError as error:
-            self._telling.say("warning", f"its last message was unreadable: {error}", link.slot)
-        self._telling.printed(link, link.log.read_rest(self.slots[link.slot].running), self.slots[link.slot].running)
+            self._events.emit(notice.LastMessageUnreadable(link.slot, str(error)))
+        self._events.printed(link, link.log.read_rest(self.slots[link.slot].running), self.slots[link.slot].running)
 
     # --- the template's words -------------------------------------------------------------------------------------------
 
@@ -333,31 +339,31 @@ class Pool:
                 self._memory.forked(message.slot, message.pid)
             self._step(message.slot, steps.Forked(message.pid), now)
         elif isinstance(message, wire.ForkFailed):
-            self._step(message.slot, steps.ForkFailed(message.error), now)
+            self._step(message.slot, steps.ForkFailed(ForkRefused(message.error)), now)
         elif isinstance(message, wire.Died):
-            self._worker_died(link, message.cause or describe_exit(message.status), now)
+            self._worker_died(link, message.cause or process_end(message.status), now)
         else:
             self._step(message.slot, steps.Swept(), now)
 
-    def _worker_died(self, link: Link, how: str, now: float) -> None:
+    def _worker_died(self, link: Link, end: WorkerEnd, now: float) -> None:
         self._last_words(link, now)
         before = self.slots[link.slot]
         if link.load_failed is not None:
-            how = f"could not load the handler: {link.load_failed.message}"
+            end = HandlerNotLoaded(link.load_failed.message)
         if before.state is SlotState.ENDING and before.next is not Next.PARK and before.cause:
-            how = before.cause
+            end = before.cause
         if (
             before.next not in (Next.REFRESH, Next.PAUSE) or before.state is not SlotState.ENDING
         ):  # its end was no answer to how it loads
-            self._telling.not_loaded(link.slot, how, link.load_failed)
-        self._step(link.slot, steps.Died(how), now)
+            self._events.not_loaded(link.slot, end, link.load_failed)
+        self._step(link.slot, steps.Died(end), now)
         after = self.slots[link.slot]
         if after.restarts > before.restarts:
-            self._telling.say("restart", f"worker (pid {link.pid}) {after.cause or how}; restarting", link.slot)
+            self._events.emit(notice.WorkerRestarts(link.slot, link.pid, after.cause or end))
 
     def _template_is_ready(self, message: wire.TemplateReady, now: float) -> None:
         for module, why in message.skipped:
-            self._telling.say("warning", f"not preloaded: {module}: {why}")
+            self._events.emit(notice.NotPreloaded(module, why))
         waiting, self._waiting_forks = self._waiting_forks, []
         for name in waiting:
             self._fork(name, now)
@@ -366,12 +372,12 @@ class Pool:
         for link in self._links:
             self._last_words(link, now)
         left = self._template.sweep()
-        self._telling.say("warning", f"the template process {lost.how}; starting another", left_behind=left)
+        self._events.emit(notice.TemplateRestarts(lost.end, left))
         for name in self.slots:
             self._step(name, steps.TemplateGone(), now)
         if lost.hopeless:
             for name in self.slots:
-                self._telling.not_loaded(name, f"was never forked: the template process {lost.how}")
+                self._events.not_loaded(name, NoTemplate(lost.end))
 
     # --- actions --------------------------------------------------------------------------------------------------------
 
@@ -386,7 +392,7 @@ class Pool:
             self._release(name, now)
         elif name in self._waiting_forks:
             self._waiting_forks.remove(name)
-            self._step(name, steps.ForkFailed("ended before it was forked"), now)
+            self._step(name, steps.Unforked(), now)
         elif link is None:
             return
         elif isinstance(action, steps.TellCancel):
@@ -408,7 +414,7 @@ class Pool:
     def _fork(self, name: str, now: float) -> None:
         slot, place = self.slots[name], self.places[name]
         if slot.state is SlotState.ENDING:
-            self._step(name, steps.ForkFailed("ended before it was forked"), now)
+            self._step(name, steps.Unforked(), now)
         if slot.state is not SlotState.STARTING:
             return
         if self._memory is not None and slot.has_gpu:
@@ -416,7 +422,7 @@ class Pool:
         try:
             pipes = make_pipes()
         except OSError as error:
-            self._step(name, steps.ForkFailed(str(error)), now)
+            self._step(name, steps.ForkFailed(ForkRefused(str(error))), now)
             return
         link = Link(name, slot.generation, pipes.connection, pipes.log, self._limit)
         self._links.add(link)
@@ -427,7 +433,7 @@ class Pool:
             self._template.fork(name, slot.generation, env, pipes)
         except OSError as error:
             self._links.drop(name)
-            self._step(name, steps.ForkFailed(str(error)), now)
+            self._step(name, steps.ForkFailed(ForkRefused(str(error))), now)
 
     def _release(self, name: str, now: float) -> None:
         self._links.drop(name)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from supervisor.notice import Level
+
 
 class RefreshView(msgspec.Struct, frozen=True, rename="camel"):
     """One finished refresh: how long each step took and how much GPU memory came back.
@@ -123,12 +125,13 @@ class EndedJobView(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class LogLine(msgspec.Struct, frozen=True, rename="camel"):
-    """A line that a worker wrote, or (without ``slot``) an event of the program itself."""
+    """A line that a worker wrote, or (without ``slot``) an event of the program itself, which has a ``level``."""
 
     at: int
     text: str
     slot: str | None = None
     job: str | None = None
+    level: Level | None = None
 
 
 class Stats(msgspec.Struct, frozen=True, rename="camel"):

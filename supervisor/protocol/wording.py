@@ -120,10 +120,12 @@ def _unknown(gpu: c.UnknownGpu) -> str:
     return (
         label
         + {
+            c.Unknown.NO_COUNTER: "NVML has no counter of this GPU's memory",
             c.Unknown.NO_READING: "NVML gave no reading of its memory",
             c.Unknown.NO_BASELINE: "NVML gave no reading from before the worker came",
             c.Unknown.NO_PROCESSES: f"{more} lists no processes",
             c.Unknown.NOT_SHOWN: f"{more} does not show whose it is",
+            c.Unknown.UNSEEN: f"{more} lists pid {', '.join(map(str, gpu.unseen))}, of which nothing is known here",
         }[gpu.why]
     )
 

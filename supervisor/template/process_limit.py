@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Collection, Mapping
 
+from supervisor.cause import TooManyProcesses
 from supervisor.host.processes import Kin, kill, picture, tree
 from supervisor.template.reap import Reaper
 
@@ -66,12 +67,7 @@ class ProcessLimiter:
         for pid in list(self._reaper.workers):
             size, dead = _size(kin, {pid})
             if size > self._most:
-                many = (
-                    f"{self._most * DEAD} dead processes that it did not wait for"
-                    if dead
-                    else f"{self._most} processes"
-                )
-                self._reaper.condemn(pid, f"had more than {many} (--max-processes)")
+                self._reaper.condemn(pid, TooManyProcesses(self._most * DEAD if dead else self._most, dead))
                 end_tree({pid})
             else:
                 largest = max(largest, size)

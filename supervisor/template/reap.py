@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection
 from typing import Union
 
+from supervisor.cause import TooManyProcesses
 from supervisor.host.processes import children_of, kill, kill_with_group, reap_any
 from supervisor.wire.messages import Died, Swept
 
@@ -43,7 +44,7 @@ class Reaper:
         self._spared = set(children_of(self._own_pid))
         self._trees: dict[int, _Tree] = {}
         self._orphans: dict[int, frozenset[int]] = {}
-        self._causes: dict[int, str] = {}
+        self._causes: dict[int, TooManyProcesses] = {}
         self._delay = _SOONEST
         self._next_look: float | None = None
 
@@ -76,7 +77,7 @@ class Reaper:
         """The pids of what is spared and has not ended."""
         return self._spared
 
-    def condemn(self, pid: int, cause: str) -> None:
+    def condemn(self, pid: int, cause: TooManyProcesses) -> None:
         """The worker ``pid`` is about to be killed; ``cause`` goes into its ``Died``."""
         self._causes.setdefault(pid, cause)
 
@@ -120,7 +121,7 @@ class Reaper:
             slot, generation = worker
             del self._pids[worker]
             self._trees[pid] = _Tree(slot, generation, pid)
-            events.append(Died(slot, generation, pid, status, self._causes.pop(pid, "")))
+            events.append(Died(slot, generation, pid, status, self._causes.pop(pid, None)))
         elif pid in self._spared:
             self._spared.discard(pid)
         else:

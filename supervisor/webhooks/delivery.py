@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from supervisor.config.kinds import webhook_key
 from supervisor.config.settings import Settings
 from supervisor.errors import StoreError
+from supervisor.notice import Notice, WebhookGivenUp, WebhooksLost, WebhooksStalled
 from supervisor.store.outbox import Outbox, Webhook
 from supervisor.store.writes import DropWebhook, PutOffWebhook, Write
 from supervisor.webhooks.connection import Line, Resolve
@@ -67,8 +68,8 @@ class Engine(Protocol):
     def write(self, write: Write) -> asyncio.Future[None]:
         """Write something; done once it is on disk."""
 
-    def warn(self, text: str) -> None:
-        """Tell a person ``text``."""
+    def notify(self, notice: Notice) -> None:
+        """Give notice of something."""
 
 
 class _Try:
@@ -126,7 +127,7 @@ class Webhooks:
         await self._until(lambda: not self._under_way() and not self._engine.outbox.receivers(), patience, at_once)
         left = self.pending
         if left:
-            self._engine.warn(f"{left} webhook{'s were' if left > 1 else ' was'} not delivered")
+            self._engine.notify(WebhooksLost(left))
 
     async def close(self, at_once: asyncio.Event) -> None:
         """Begin no more, and give those under way ``CLOSE_S``, or until ``at_once``. What is left stays in the outbox as if it
@@ -176,7 +177,7 @@ class Webhooks:
         try:
             wait = self._begin_all()
         except (StoreError, RuntimeError) as error:  # the latter: no more threads
-            self._engine.warn(f"webhooks wait, trying again: {error}")
+            self._engine.notify(WebhooksStalled(str(error)))
             wait = READ_AGAIN_S
         if wait is not None:
             self._timer = self._loop.call_later(wait, self._wake)
@@ -288,8 +289,7 @@ class Webhooks:
             self.delivered += 1
         elif last:
             self.failed += 1
-            counted = f"{tries} tries" if tries > 1 else "1 try"
-            self._engine.warn(f"webhook of job {webhook.job} to {webhook.receiver} given up after {counted}: {why}")
+            self._engine.notify(WebhookGivenUp(webhook.job, webhook.receiver, tries, why))
         self._leave(begun)
 
     def _leave(self, begun: _Try) -> None:

@@ -21,9 +21,10 @@ from typing import Generic, TypeVar, Union
 
 import msgspec
 
+from supervisor.cause import ResultFault, TooManyProcesses
 from supervisor.errors import FrameTooLargeError, WireError
 
-VERSION = 2
+VERSION = 3
 """Raised by one whenever a message changes; a template of another version is refused at its first word."""
 
 
@@ -115,9 +116,9 @@ class Chunk(msgspec.Struct, frozen=True, tag="chunk"):
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """A job ended in the worker: ``status`` is ``COMPLETED``, ``FAILED`` or ``CANCELLED``.
 
-    ``output`` is JSON or absent; ``error`` is set when it failed. ``refresh`` is the result's (or config's) wish for a fresh
-    worker; ``poisoned`` names a CUDA error after which this process cannot be used, ``out_of_memory`` says that a GPU's
-    memory was full.
+    ``output`` is JSON or absent. One that failed has the handler's own ``error``, or in its place a ``cause``: its value cannot
+    be passed on. ``refresh`` is the result's (or config's) wish for a fresh worker; ``poisoned`` names a CUDA error after
+    which this process cannot be used, ``out_of_memory`` says that a GPU's memory was full.
     """
 
     job: str
@@ -127,6 +128,7 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     refresh: bool = False
     poisoned: str | None = None
     out_of_memory: bool = False
+    cause: ResultFault | None = None
 
 
 class Warning(msgspec.Struct, frozen=True, tag="warning"):  # noqa: A001 - the word for what it is, used as wire.Warning
@@ -248,14 +250,14 @@ class ForkFailed(msgspec.Struct, frozen=True, tag="fork_failed"):
 class Died(msgspec.Struct, frozen=True, tag="died"):
     """That worker's process is dead and reaped. ``status`` is ``-N`` for signal N, else its exit code.
 
-    ``cause`` is why the template itself ended it, in words that follow its name; else it is empty.
+    ``cause`` is why the template itself ended it, if it did.
     """
 
     slot: str
     generation: int
     pid: int
     status: int
-    cause: str = ""
+    cause: TooManyProcesses | None = None
 
 
 class Swept(msgspec.Struct, frozen=True, tag="swept"):

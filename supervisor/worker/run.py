@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 
 import supervisor
+from supervisor.cause import ChunkTooLarge, NotEncodable, ResultFault, ResultTooLarge
 from supervisor.errors import EncodeError
 from supervisor.job import JobStatus
 from supervisor.wire import messages as wire
@@ -174,16 +175,16 @@ class Runner:
                 await values.aclose()
         return self._streamed(attempt)
 
-    def _chunk(self, attempt: _Attempt, value: Any) -> str | None:
-        """Send what was yielded. If that is an error or cannot be sent: the text of the error instead."""
+    def _chunk(self, attempt: _Attempt, value: Any) -> str | ResultFault | None:
+        """Send what was yielded. If that is an error or cannot be sent: its text, or why not."""
         if isinstance(value, dict) and value.get("error"):
             return error_text(value["error"])
         try:
             chunk = encode(value, f"output[{attempt.chunks}]")
         except EncodeError as failure:
-            return blame.message(failure)
+            return NotEncodable(blame.message(failure))
         if len(chunk) > self._max_result:
-            return self._too_long(f"chunk {attempt.chunks}", len(chunk))
+            return ChunkTooLarge(attempt.chunks, len(chunk), self._max_result)
         self._channel.send(wire.Chunk(attempt.id, attempt.chunks, chunk))
         attempt.chunks += 1
         if self._config.return_aggregate_stream:
@@ -206,7 +207,7 @@ class Runner:
         try:
             encoded = None if value is _NOTHING else encode(value)
         except EncodeError as failure:
-            return self._failed(attempt, blame.message(failure), refresh)
+            return self._failed(attempt, NotEncodable(blame.message(failure)), refresh)
         return wire.Done(attempt.id, JobStatus.COMPLETED.value, encoded, refresh=refresh)
 
     def _beside(self, attempt: _Attempt, value: Any) -> bytes | None:
@@ -220,21 +221,24 @@ class Runner:
     def _failed(
         self,
         attempt: _Attempt,
-        error: str,
+        error: str | ResultFault,
         refresh: bool = False,
         beside: bytes | None = None,
         spoken: str | None = None,
     ) -> wire.Done:
-        """``spoken`` is the part of ``error`` that may speak of CUDA, if that is not all of it."""
-        spoken = error if spoken is None else spoken
+        """A job with the handler's own ``error``, or with what is wrong with its value; ``spoken`` is the part of it that may
+        speak of CUDA, if that is not all."""
+        text, fault = (error, None) if isinstance(error, str) else (None, error)
+        spoken = text or _text_of(fault) if spoken is None else spoken
         return wire.Done(
             attempt.id,
             JobStatus.FAILED.value,
             beside,
-            error,
+            text,
             refresh or self._config.refresh_worker,
             cuda.poison(spoken),
             cuda.out_of_memory(spoken),
+            fault,
         )
 
     def _failure(self, attempt: _Attempt, error: BaseException) -> wire.Done:
@@ -253,18 +257,16 @@ class Runner:
         return self._failed(attempt, json.dumps(report, ensure_ascii=False), spoken=_spoken(error))
 
     def _end(self, done: wire.Done) -> None:
-        length = len(done.output or b"") + (len(done.error.encode("utf-8", "surrogatepass")) if done.error else 0)
+        text = done.error or _text_of(done.cause)
+        length = len(done.output or b"") + len(text.encode("utf-8", "surrogatepass"))
         if length > self._max_result:
-            error = self._too_long("the result", length)
-            done = msgspec.structs.replace(done, status=JobStatus.FAILED.value, output=None, error=error)
+            fault = ResultTooLarge(length, self._max_result)
+            done = msgspec.structs.replace(done, status=JobStatus.FAILED.value, output=None, error=None, cause=fault)
         output.flush()  # all that the job printed is in the log pipe before its end is in the other
         self._running.pop(done.job, None)
         self._channel.ended(done)
         output.JOB.set(None)
         self._ask_capacity()
-
-    def _too_long(self, what: str, length: int) -> str:
-        return f"{what} is {length} bytes long, more than --max-result allows ({self._max_result})"
 
     def _ask_capacity(self) -> None:
         wanted = self._wanted_capacity(self.capacity)
@@ -284,6 +286,11 @@ class Runner:
         if wanted > wire.MAX_CAPACITY:
             self._channel.warn(f"concurrency_modifier asks for {wanted} jobs at once; the most is {wire.MAX_CAPACITY}")
         return min(wanted, wire.MAX_CAPACITY)
+
+
+def _text_of(fault: ResultFault | None) -> str:
+    """What of ``fault`` is the value's own text: it may be long, or speak of CUDA."""
+    return fault.what if isinstance(fault, NotEncodable) else ""
 
 
 def _spoken(error: BaseException | None) -> str:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from supervisor.api.openai import errors
+from supervisor.cause import Signalled, TtlPassed, WorkerLost
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobStatus
+from supervisor.protocol.wording import words
 
 if TYPE_CHECKING:
     from conftest import Answer, Site
@@ -194,6 +196,7 @@ def test_no_result(ask: Callable[..., Asked], stream: bool, output: bytes | None
 RAISED = {"error_type": "<class 'ValueError'>", "error_message": "no such thing", "error_traceback": "secret/path.py"}
 NOT_FOUND = {"message": "no m", "type": "NotFoundError", "param": "model", "code": 404}
 ERROR = encoded({"error": NOT_FOUND}).decode()
+LOST = WorkerLost("gpu0", 41, Signalled(9), ("the server answered with HTTP 404", json.dumps(NOT_FOUND)))
 
 FAILURES: list[tuple[str, dict[str, Any]]] = [
     (json.dumps(NOT_FOUND), {"status": 404, **NOT_FOUND}),
@@ -227,8 +230,8 @@ def test_failures(error: str, expected: dict[str, Any]) -> None:
     ("end", "status", "message", "asks_again"),
     [
         ({"status": JobStatus.FAILED, "error": json.dumps(NOT_FOUND)}, 404, "no m", True),
-        ({"status": JobStatus.FAILED, "error": "worker gpu0 was killed"}, 500, "worker gpu0 was killed", False),
-        ({"status": JobStatus.TIMED_OUT, "error": "longer than 5 s"}, 504, "longer than 5 s", False),
+        ({"status": JobStatus.FAILED, "cause": LOST}, 500, words(LOST), False),
+        ({"status": JobStatus.TIMED_OUT, "cause": TtlPassed()}, 504, words(TtlPassed()), False),
         ({"status": JobStatus.CANCELLED}, 499, "the job was cancelled", False),
         ({"status": JobStatus.COMPLETED, "output": encoded({"object": "error", **NOT_FOUND})}, 404, "no m", True),
         ({"status": JobStatus.COMPLETED, "output": encoded([json.dumps({"error": NOT_FOUND})])}, 404, "no m", True),

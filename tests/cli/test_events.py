@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
+from supervisor.cause import Exited, Signalled, WorkerLost
 from supervisor.cli.serving import events as module
 from supervisor.cli.serving.events import JOBS_PER_SECOND, LINES_AT_ONCE, News
 from supervisor.job import Job, JobStatus
+from supervisor.notice import TemplateRestarts, WorkerRestarts
 from supervisor.pool import events
 
 
@@ -61,6 +63,13 @@ def test_a_failure_says_why_in_one_line(lines):
     assert fields["error"] == "no"
 
 
+def test_a_job_whose_worker_died_says_so_in_one_line(lines):
+    tell(lines, job(status=JobStatus.FAILED, cause=WorkerLost("gpu0", 41, Signalled(11), ("last words",))))
+    ((_, text, fields),) = lines.said
+    assert fields["error"] == "worker gpu0 (pid 41) crashed with SIGSEGV; its last output:"
+    assert text == f"job a FAILED in 20 ms on gpu0-1: {fields['error']}"
+
+
 def test_a_job_that_never_started_ran_nowhere(lines):
     tell(lines, job(status=JobStatus.CANCELLED, started_ms=None, worker_id=None))
     assert lines.said[0][1] == "job a CANCELLED"
@@ -91,14 +100,14 @@ def test_prints_and_notices(lines):
     tell(
         lines,
         events.Printed("gpu0", "a", ["one", "two"]),
-        events.Notice("restart", "worker died; restarting", "gpu0"),
-        events.Notice("warning", "the template process died", fields={"left_behind": 2}),
+        WorkerRestarts("gpu0", 7, Exited(1)),
+        TemplateRestarts(Exited(1), left_behind=2),
     )
     assert lines.said == [
         ("log", "one", {"slot": "gpu0", "job": "a"}),
         ("log", "two", {"slot": "gpu0", "job": "a"}),
-        ("restart", "gpu0: worker died; restarting", {"slot": "gpu0"}),
-        ("warning", "the template process died", {"left_behind": 2}),
+        ("restart", "gpu0: worker (pid 7) exited with code 1; restarting", {"slot": "gpu0"}),
+        ("warning", "the template process exited with code 1; starting another", {"left_behind": 2}),
     ]
 
 

@@ -12,8 +12,12 @@ import msgspec
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from rich.style import Style
+from rich.text import Text
 
+from supervisor.dashboard import machine, work
 from supervisor.dashboard.view import Look, picture
+from supervisor.notice import Level
 from supervisor.protocol import views as s
 
 Make = Callable[..., s.Snapshot]
@@ -302,3 +306,34 @@ def test_colour_stays_where_it_belongs(snapshot: Make) -> None:
     for words in ("saved /tmp/out.png (2.1 MiB)", "handlers/my_handler.py", "00a77e10-1c2d-4e…", "1.8 s"):
         style = next((style for text, style in styles.items() if text.startswith(words)), "not found")
         assert not style, f"{words}: {style}"
+
+
+WORDS = "it was held, lost, broken and killed; warning: error"
+
+
+@pytest.mark.parametrize(
+    ("level", "slot", "colour"),
+    [
+        (Level.INFO, None, None),
+        (Level.WARNING, None, "yellow"),
+        (Level.ERROR, None, "red"),
+        (None, "gpu0", None),
+    ],
+)
+def test_the_colour_of_a_line_is_its_levels_whatever_its_words(
+    snapshot: Make, level: Level | None, slot: str | None, colour: str | None
+) -> None:
+    view = snapshot(1)
+    line = s.LogLine(view.at, WORDS, slot, level=level)
+    (drawn,) = work.log(change(view, log=(line,))).draw(1, 120).rows
+    (span,) = [span for span in drawn.spans if drawn.plain[span.start : span.end] == WORDS] or [None]
+    found = None if span is None else Style.parse(str(span.style)).color
+    assert (None if found is None else found.name) == colour
+
+
+@pytest.mark.parametrize(("state", "colour"), [(state, style) for state, (_, style) in machine.MARKS.items()])
+def test_the_colour_of_a_slot_is_its_states_whatever_the_reason(snapshot: Make, state: str, colour: str) -> None:
+    worker = change(snapshot(1).workers[0], state=state, reason=WORDS, running=())
+    cell = machine._slot_state(worker)
+    assert isinstance(cell, Text)
+    assert cell.style == colour

@@ -57,6 +57,40 @@ def test_a_worker_that_dies(sv, given, how):
     assert sv.submit(1).result(timeout=SOON) == 1, "another worker came"
 
 
+@pytest.mark.parametrize(
+    "words", ["worker cpu0 (pid 1) was killed by SIGKILL", "the supervisor stopped while the job ran"]
+)
+def test_a_handlers_own_words_are_never_taken_for_ours(sv, words):
+    with pytest.raises(JobFailed) as caught:
+        sv.submit({"error": words}).result(timeout=SOON)
+    assert type(caught.value) is JobFailed
+    assert caught.value.error == words
+
+
+def test_a_worker_that_died_is_told_apart_after_a_restart_too(make, tmp_path):
+    store, mine = tmp_path / "kept.db", "worker cpu0 (pid 1) was killed by SIGKILL"
+    with make(store=store) as sv, pytest.raises(WorkerDied, match="last words") as before:
+        sv.submit({"signal": signal.SIGKILL}, id="killed").result(timeout=SOON)
+    with make(store=store) as sv, pytest.raises(JobFailed):
+        sv.submit({"error": mine}, id="mine").result(timeout=SOON)
+    with make(store=store) as sv:
+        with pytest.raises(WorkerDied) as killed:
+            sv.submit(None, id="killed").result(timeout=SOON)
+        assert killed.value.error == before.value.error
+        with pytest.raises(JobFailed, match="was killed") as failed:
+            sv.submit(None, id="mine").result(timeout=SOON)
+        assert type(failed.value) is JobFailed
+
+
+def test_what_the_program_says_of_a_job_is_its_error(make):
+    with make(max_result="1KiB") as sv:
+        with pytest.raises(JobFailed, match="the result is 2002 bytes long, more than --max-result allows") as caught:
+            sv.submit("x" * 2000).result(timeout=SOON)
+        assert type(caught.value) is JobFailed
+        with pytest.raises(JobTimedOut, match=r"longer than its execution time-out of 0\.1 s"):
+            sv.submit({"hold": "/nowhere"}, policy={"executionTimeout": 100}).result(timeout=SOON)
+
+
 def test_errors_can_be_pickled():
     error = pickle.loads(pickle.dumps(WorkerDied("a", "FAILED", "worker cpu0 died", "job a is FAILED")))
     assert (type(error), error.id, error.status, error.error) == (WorkerDied, "a", "FAILED", "worker cpu0 died")

@@ -14,7 +14,7 @@ from supervisor.gpu.records import Gpu
 from supervisor.job import JobRequest
 from supervisor.pool.interfaces import Place
 from supervisor.pool.pool import Pool
-from supervisor.pool.slots.machine import Rules
+from supervisor.pool.slots.rules import Rules
 from supervisor.protocol.responses import status_body
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store

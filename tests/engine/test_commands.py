@@ -6,6 +6,7 @@ import signal
 import msgspec
 import pytest
 
+from supervisor.cause import ExecutionTimedOut, PausedByHand, TtlPassed
 from supervisor.engine.commands import PURGE_PIECE
 from supervisor.errors import RequestError, StoreError
 from supervisor.host.processes import STACK_SIGNAL
@@ -41,8 +42,7 @@ def test_a_job_past_its_execution_time_out_ends_and_loses_its_worker(house):
     assert statuses(house, "a") == ["IN_PROGRESS"]
     house.clock.now += 0.2
     job = house.ended()
-    assert job.status is JobStatus.TIMED_OUT
-    assert "execution time-out of 5 s" in job.error
+    assert (job.status, job.cause) == (JobStatus.TIMED_OUT, ExecutionTimedOut(5_000))
     house.clock.now += 0.2
     house.until(lambda: house.worker().signals == [STACK_SIGNAL, signal.SIGTERM])  # where it was stuck, then its end
     house.worker().dies(-15)
@@ -99,8 +99,7 @@ def test_a_job_past_its_ttl_times_out_queued_or_running(house, running):
     assert statuses(house, "a") == ["IN_PROGRESS" if running else "IN_QUEUE"]
     house.clock.wall += 2_000
     job = house.ended()
-    assert job.status is JobStatus.TIMED_OUT
-    assert "ttl" in job.error
+    assert (job.status, job.cause) == (JobStatus.TIMED_OUT, TtlPassed())
     if not running:
         assert job.started_ms is None
         house.worker().say(done("first"))
@@ -141,7 +140,8 @@ def test_a_failed_job_runs_again_by_its_id_and_nothing_old_is_left(house, status
         house.until(lambda: house.pool.slots["cpu0"].state.value == "idle")
     before = house.engine.job("a")
     job = house.wait(house.engine.retry("a"))
-    assert (job.status, job.output, job.error, job.retries) == (JobStatus.IN_QUEUE, None, None, before.retries + 1)
+    assert (job.status, job.output, job.error, job.cause) == (JobStatus.IN_QUEUE, None, None, None)
+    assert job.retries == before.retries + 1
     assert job.expires_ms - job.created_ms == 60_000
     assert house.worker().heard() == wire.Run("a", b'{"n":1}')
     assert house.engine.logs.read("a").text == b""
@@ -574,7 +574,7 @@ def test_a_paused_slot_ends_its_worker_and_takes_no_job_until_it_is_resumed(hous
     assert isinstance(house.worker().heard(), wire.Exit)
     house.worker().dies(0)
     house.until(lambda: house.pool.slots["cpu0"].state.value == "parked")
-    assert house.pool.slots["cpu0"].cause == "paused by hand"
+    assert house.pool.slots["cpu0"].cause == PausedByHand()
     house.submit()
     assert statuses(house, "a") == ["IN_QUEUE"]
     house.wait(house.engine.slots.resume("cpu0"))

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from supervisor import cause as c
 from supervisor.errors import RequestError, StoreError
 from supervisor.host.processes import STACK_SIGNAL
 from supervisor.job import JobRequest, JobStatus
@@ -79,7 +80,7 @@ def test_last_words_come_before_the_end(house):
     house.worker().dies(-signal.SIGSEGV)
     ended = house.ended()
     assert ended.status is JobStatus.FAILED
-    assert ended.error == "worker cpu0 (pid 40000) crashed with SIGSEGV; its last output:\none\ntwo\nhalf a li"
+    assert ended.cause == c.WorkerLost("cpu0", 40000, c.Signalled(11), ("one", "two", "half a li"))
 
 
 def test_a_result_in_the_pipe_counts_although_its_worker_died(house):
@@ -102,7 +103,7 @@ def test_a_dead_workers_job_runs_again_while_attempts_are_left(make_house):
         house.worker().ready()
     ended = house.ended()
     assert (ended.status, ended.retries) == (JobStatus.FAILED, 1)
-    assert "was killed by SIGKILL; it may have run out of memory" in ended.error
+    assert ended.cause.end == c.Signalled(9)
 
 
 def test_cancel_of_a_queued_job(house):
@@ -210,7 +211,7 @@ def test_a_worker_that_breaks_the_protocol_hurts_its_own_job_only(make_house, sa
     bad.dies(-signal.SIGKILL)
     ended = house.ended("a")
     assert ended.status is JobStatus.FAILED
-    assert words in ended.error
+    assert words in ended.cause.end.what
     good.say(wire.Done("b", "COMPLETED", b"1"))
     assert house.ended("b").status is JobStatus.COMPLETED
 
@@ -247,21 +248,21 @@ def test_the_template_dies_and_jobs_run_again_but_not_for_ever(house):
         house.worker().ready()
     ended = house.ended()
     assert ended.status is JobStatus.FAILED
-    assert "the template process died" in ended.error
+    assert ended.cause.end == c.TemplateDied()
 
 
 @pytest.mark.parametrize(
-    ("options", "attempts", "taken", "expected"),
+    ("options", "attempts", "taken", "cause"),
     [
-        ({}, 1, 0, JobStatus.IN_QUEUE),
-        ({}, 2, 0, JobStatus.IN_QUEUE),
-        ({}, 3, 0, JobStatus.FAILED),
-        ({"on_restart": "fail"}, 1, 0, JobStatus.FAILED),
-        ({}, 1, 1, JobStatus.FAILED),
-        ({"requeue_streams": True}, 1, 1, JobStatus.IN_QUEUE),
+        ({}, 1, 0, None),
+        ({}, 2, 0, None),
+        ({}, 3, 0, c.KilledTooOften(3)),
+        ({"on_restart": "fail"}, 1, 0, c.SupervisorKilled()),
+        ({}, 1, 1, c.ChunksHandedOut()),
+        ({"requeue_streams": True}, 1, 1, None),
     ],
 )
-def test_what_ran_when_the_supervisor_was_killed(make_house, options, attempts, taken, expected):
+def test_what_ran_when_the_supervisor_was_killed(make_house, options, attempts, taken, cause):
     house = make_house(slots=1, max_attempts=5, **options)
     house.start()
     house.submit()
@@ -280,8 +281,9 @@ def test_what_ran_when_the_supervisor_was_killed(make_house, options, attempts, 
     after = make_house(slots=1, store=Store.open(house.settings.store), **options)
     after.start(ready=False)
     after.settle()
-    assert after.engine.job("a").status is expected
-    if expected is JobStatus.IN_QUEUE:
+    job = after.engine.job("a")
+    assert (job.status, job.cause) == (JobStatus.IN_QUEUE if cause is None else JobStatus.FAILED, cause)
+    if cause is None:
         after.worker().ready()
         assert after.worker().heard() == run()
 
@@ -332,7 +334,7 @@ def test_a_result_that_is_too_large_fails_its_job(make_house):
     house.worker().say(wire.Done("a", "COMPLETED", b'"' + b"x" * 99 + b'"'))
     ended = house.ended()
     assert (ended.status, ended.output) == (JobStatus.FAILED, None)
-    assert ended.error == "the result is 101 bytes long, more than --max-result allows (100)"
+    assert ended.cause == c.ResultTooLarge(101, 100)
 
 
 def test_jobs_are_taken_while_workers_still_load(make_house):
@@ -363,7 +365,7 @@ def test_a_worker_that_dies_in_its_first_load_is_another_failure(make_house):
     house.start(ready=False)
     house.worker().dies(-signal.SIGSEGV)
     first = house.wait(house.engine.first_load)
-    assert (first.ok, first.failed, first.how) == (False, None, "crashed with SIGSEGV")
+    assert (first.ok, first.failed, first.end) == (False, None, c.Signalled(11))
 
 
 def test_a_worker_that_hangs_in_its_first_load(make_house):
@@ -376,7 +378,7 @@ def test_a_worker_that_hangs_in_its_first_load(make_house):
     house.worker().dies(-signal.SIGTERM)
     first = house.wait(house.engine.first_load)
     assert (first.ok, first.failed) == (False, None)
-    assert "--start-timeout" in first.how
+    assert first.end == c.StartTimedOut(60.0)
 
 
 def test_a_template_that_never_comes_up(make_house):
@@ -387,7 +389,7 @@ def test_a_template_that_never_comes_up(make_house):
         house.settle()
         house.clock.now += 10
     first = house.wait(house.engine.first_load)
-    assert (first.ok, first.how) == (False, "was never forked: the template process exited with code 1")
+    assert (first.ok, first.end) == (False, c.NoTemplate(c.Exited(1)))
 
 
 def test_prints_carry_their_slot_and_job(house):

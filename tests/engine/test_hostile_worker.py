@@ -5,13 +5,15 @@ import signal
 import msgspec
 import pytest
 
+from supervisor import notice
+from supervisor.cause import ProtocolBroken, StreamTooLarge
 from supervisor.engine import reports
 from supervisor.job import JobStatus
-from supervisor.pool import events
 from supervisor.pool.notices import WARNINGS
 from supervisor.pool.pipes import validation
 from supervisor.pool.pipes.log_pipe import TURN_LINES
 from supervisor.pool.pipes.message_pipe import CLOGGED_BYTES, TURN_MESSAGES
+from supervisor.protocol.wording import error_of
 from supervisor.wire import messages as wire
 
 MIB = 2**20
@@ -73,9 +75,9 @@ def test_a_breach_of_the_protocol_costs_the_worker_and_its_job(make_house, name)
     bad.dies(-signal.SIGKILL)
     failed = house.ended("a")
     assert failed.status is JobStatus.FAILED
-    assert "broke the protocol: " in failed.error
-    assert words in failed.error
-    assert len(failed.error) < 1000
+    assert isinstance(failed.cause.end, ProtocolBroken)
+    assert words in failed.cause.end.what
+    assert len(error_of(failed)) < 1000
     good.say(wire.Done("b", "COMPLETED", DONE))
     assert house.ended("b").status is JobStatus.COMPLETED
     assert len(msgspec.json.encode(house.engine.snapshot())) < 20_000
@@ -110,7 +112,7 @@ def test_what_is_out_of_place_changes_nothing_for_others(make_house, name):
     assert house.pool.slots["cpu0"].capacity <= wire.MAX_CAPACITY
     bad.dies(-signal.SIGKILL)
     if name == "a load that failed long ago":
-        assert len(house.ended("a").error) < 2 * validation.MAX_TEXT
+        assert len(error_of(house.ended("a"))) < 2 * validation.MAX_TEXT
 
 
 def test_an_end_said_twice_counts_once(house):
@@ -134,10 +136,10 @@ def test_warnings_without_end_are_heard_no_more(house):
     house.worker().say(*(wire.Warning(f"number {number}") for number in range(2 * WARNINGS)))
     house.worker().say(wire.Capacity(3))
     house.until(lambda: house.pool.slots["cpu0"].capacity == 3)
-    told = [told.text for told in house.told if isinstance(told, events.Notice) and told.kind == "warning"]
+    told = [told for told in house.told if isinstance(told, notice.AnyNotice) and told.level is notice.Level.WARNING]
     assert told[-2:] == [
-        f"number {WARNINGS - 1}",
-        f"more than {WARNINGS} warnings of its worker: the others are left out",
+        notice.WorkerWarned("cpu0", f"number {WARNINGS - 1}"),
+        notice.WarningsLeftOut("cpu0", WARNINGS),
     ]
 
 
@@ -155,8 +157,7 @@ def test_a_stream_without_end_has_one(make_house, monkeypatch, size):
     house.worker().write(wire.Chunk("a", room, value))
     ended = house.ended()
     assert ended.status is JobStatus.FAILED
-    assert f"its {room + 1} chunks" in ended.error
-    assert "larger than 163840 bytes (10 times --max-result" in ended.error
+    assert ended.cause == StreamTooLarge(room + 1, reports.CHUNK_COST, 163_840, reports.STREAM_RESULTS)
     house.until(lambda: house.worker().signals == [signal.SIGTERM])
 
 
@@ -234,4 +235,4 @@ def test_a_message_that_would_be_too_long_is_refused_at_its_first_bytes(make_hou
     house.worker().write_raw(size.to_bytes(4, "big"))
     house.until(lambda: house.worker().signals == ["tree"])
     house.worker().dies(-signal.SIGKILL)
-    assert f"a message of {size} bytes is over the limit of {MIB + wire.OVERHEAD}" in house.ended().error
+    assert f"a message of {size} bytes is over the limit of {MIB + wire.OVERHEAD}" in house.ended().cause.end.what

@@ -3,13 +3,15 @@
 import msgspec
 import pytest
 
+from supervisor.cause import AskedByHandler, Exited, WorkerLost
 from supervisor.config.resolve import make_settings
-from supervisor.engine.overview import ENDED_JOBS, ERROR_CHARS, LOG_LINES, Overview, first_line
+from supervisor.engine.overview import ENDED_JOBS, LOG_LINES, Overview
 from supervisor.engine.statistics import SAMPLES, WINDOW_S, Buckets, Statistics
 from supervisor.gpu.records import GpuProcess, GpuSample
 from supervisor.job import Job, JobStatus, delay_ms, execution_ms
+from supervisor.notice import Level, Refreshed, WorkerReady
 from supervisor.pool import events
-from supervisor.pool.slots.steps import RefreshReport
+from supervisor.protocol.job_error import ERROR_CHARS, first_line
 
 
 def job(seq=1, status=JobStatus.COMPLETED, **fields):
@@ -76,8 +78,7 @@ def test_buckets_hold_their_upper_bounds():
 def test_refreshes_are_counted_by_step():
     overview = Overview(make_settings("echo:handler"))
     for verified in (True, False):
-        report = RefreshReport("the handler", 0.02, 0.001, 0.5, 270, verified)
-        overview.happened(events.Notice("refreshed", "refreshed", "gpu0", {"report": report}), 1)
+        overview.happened(Refreshed("gpu0", AskedByHandler(), 0.02, 0.001, 0.5, 270, verified), 1)
     totals = overview.statistics.totals()
     assert {step: round(times.sum) for step, times in totals.refresh.items()} == {
         "end": 40,
@@ -127,6 +128,7 @@ def test_times_of_a_job(times, now_ms, delay, execution):
     [
         ("plain\nmore", "plain"),
         ('{"error_type": "<class \'ValueError\'>", "error_message": "no\\nwhy"}', "ValueError: no"),
+        ('{"error_type": "MyError!", "error_message": "no"}', "MyError!: no"),  # a metaclass wrote it
         ('{"other": 1}', '{"other": 1}'),
         ("x" * 1_000, "x" * ERROR_CHARS),
         ("\ud800 half a pair", "\ud800 half a pair"),
@@ -140,6 +142,9 @@ def test_of_jobs_that_ended_nothing_large_is_kept():
     overview = Overview(make_settings("test:handler"))
     for seq in range(ENDED_JOBS + 5):
         overview.job_ended(job(seq, JobStatus.FAILED, extras=b"{}", output=b"1" * 10_000, error="e" * 10_000), 1.0)
+    lost = WorkerLost("cpu0", 7, Exited(1), ("t" * 10_000,))
+    overview.job_ended(job(0, JobStatus.FAILED, cause=lost), 1.0)
+    assert overview._ended[-1].error == "worker cpu0 (pid 7) exited with code 1; its last output:"
     assert len(overview._ended) == ENDED_JOBS
     assert sum(len(msgspec.msgpack.encode(kept)) for kept in overview._ended) < ENDED_JOBS * 1_000
 
@@ -147,11 +152,12 @@ def test_of_jobs_that_ended_nothing_large_is_kept():
 def test_the_log_keeps_the_newest_lines_with_their_slot_and_job():
     overview = Overview(make_settings("test:handler"))
     overview.happened(events.Printed("cpu0", "a", [f"line {number}" for number in range(1_000)]), 5)
-    overview.happened(events.Notice("worker", "ready", "cpu0"), 6)
+    overview.happened(WorkerReady("cpu0", 7, "function", 1.25), 6)
     assert len(overview._log) == LOG_LINES
     newest, before = overview._log[-1], overview._log[-2]
-    assert (newest.text, newest.slot) == ("cpu0: ready", None)
+    assert (newest.text, newest.slot) == ("cpu0: ready (pid 7, function, loaded in 1.2 ms)", None)
     assert (before.text, before.slot, before.job, before.at) == ("line 999", "cpu0", "a", 5)
+    assert (newest.level, before.level) == (Level.INFO, None)
 
 
 @pytest.mark.parametrize(

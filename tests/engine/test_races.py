@@ -5,11 +5,20 @@ import signal
 
 import pytest
 
+from supervisor.cause import (
+    ChunkTooLarge,
+    CudaContextBroken,
+    HeldGpu,
+    MemoryStaysInUse,
+    ResultTooLarge,
+    SecretUnreadable,
+)
 from supervisor.engine.queue import LARGE_INPUT
 from supervisor.engine.streams import READ_BYTES
-from supervisor.errors import RequestError, StoreError
+from supervisor.errors import RequestError, SecretError, StoreError
 from supervisor.host.processes import STACK_SIGNAL
 from supervisor.job import JobRequest, JobStatus
+from supervisor.notice import SecretKept
 from supervisor.pool.slots import steps
 from supervisor.store.store import Store
 from supervisor.wire import messages as wire
@@ -87,20 +96,19 @@ def test_jobs_that_come_together_do_not_overfill_the_queue(make_house):
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("said", "cause"),
     [
-        (wire.Done("a", "FAILED", None, "x" * 101), "the result is 101 bytes long"),
-        (wire.Chunk("a", 0, b'"' + b"x" * 99 + b'"'), "chunk 0 is 101 bytes long"),
+        (wire.Done("a", "FAILED", None, "x" * 101), ResultTooLarge(101, 100)),
+        (wire.Chunk("a", 0, b'"' + b"x" * 99 + b'"'), ChunkTooLarge(0, 101, 100)),
     ],
 )
-def test_no_word_of_a_worker_is_too_long_for_the_store(make_house, said, words):
+def test_no_word_of_a_worker_is_too_long_for_the_store(make_house, said, cause):
     house = make_house(max_result=100)
     house.start()
     house.submit()
     house.worker().say(said)
     ended = house.ended()
-    assert ended.status is JobStatus.FAILED
-    assert words in ended.error
+    assert (ended.status, ended.cause, ended.error) == (JobStatus.FAILED, cause, None)
     if isinstance(said, wire.Chunk):
         house.until(lambda: house.worker().signals == [signal.SIGTERM])  # what it yields now is for nobody
 
@@ -109,7 +117,7 @@ def test_no_word_of_a_worker_is_too_long_for_the_store(make_house, said, words):
 
 
 def refuse(*_):
-    raise StoreError("the file of a job's s3Config cannot be used")
+    raise SecretError("jobs.db.secrets/a", "Permission denied")
 
 
 def test_a_secret_that_cannot_be_kept_is_the_clients_503(house):
@@ -127,7 +135,8 @@ def test_a_secret_that_cannot_be_read_fails_its_job_and_the_next_one_runs(house)
     house.secrets.get = refuse
     house.worker().heard()
     house.worker().say(wire.Done("a", "COMPLETED", DONE))
-    assert house.ended("b").status is JobStatus.FAILED
+    ended = house.ended("b")
+    assert (ended.status, ended.cause) == (JobStatus.FAILED, SecretUnreadable("jobs.db.secrets/a", "Permission denied"))
     assert house.worker().heard().job == "c"
 
 
@@ -136,7 +145,7 @@ def test_a_secret_that_cannot_be_removed_is_said_and_stops_nothing(house):
     house.secrets.drop = refuse
     house.worker().say(wire.Done("a", "COMPLETED", DONE))
     assert house.ended("a").status is JobStatus.COMPLETED
-    assert any("s3Config cannot be used" in getattr(told, "text", "") for told in house.told)
+    assert SecretKept(str(SecretError("jobs.db.secrets/a", "Permission denied")), ended=True) in house.told
 
 
 def test_secrets_of_jobs_that_ended_do_not_outlive_a_kill(make_house):
@@ -271,7 +280,7 @@ def test_a_worker_that_is_to_end_before_it_was_forked_is_gone_at_once(house):
     house.worker().dies(1)
     house.until(lambda: house.pool.slots["cpu0"].state.value == "backoff")
     house.engine._loop.draining = True
-    house.engine.reload("SIGHUP")
+    house.engine.reload()
     house.wait(house.engine.drain(5.0, asyncio.Event()))
     assert house.pool.parked
     assert house.worker().generation == 1
@@ -283,7 +292,7 @@ def test_a_worker_whose_cuda_context_is_poisoned_is_refreshed(house):
     house.worker().say(wire.Done("a", "FAILED", error="CUDA error: illegal access", poisoned="illegal access"))
     assert house.ended().status is JobStatus.FAILED
     assert house.worker().heard() == wire.Exit()
-    assert house.pool.slots["cpu0"].refresh_cause == "a CUDA error (illegal access)"
+    assert house.pool.slots["cpu0"].refresh_cause == CudaContextBroken("illegal access")
 
 
 def test_the_first_load_fails_in_one_slot_which_then_serves_alone(make_house):
@@ -303,7 +312,7 @@ def test_the_first_load_fails_in_one_slot_which_then_serves_alone(make_house):
 def test_a_reload_during_the_first_load_is_no_failure_of_it(make_house):
     house = make_house()
     house.start(ready=False)
-    house.engine.reload("SIGHUP")
+    house.engine.reload()
     house.until(lambda: house.worker().signals == [signal.SIGTERM])
     house.worker().dies(-signal.SIGTERM)
     house.until(lambda: house.worker().generation == 2)
@@ -380,7 +389,7 @@ def test_held_memory_that_clears_while_a_person_overrides_it(make_house, played_
     house.start()
     house.worker().dies(-signal.SIGKILL)
     house.until(lambda: house.pool.slots["cpu0"].state.value == "releasing")
-    memory.learned.append(("cpu0", steps.MemoryHeld("gpu0: 900 MiB still in use")))
+    memory.learned.append(("cpu0", steps.MemoryHeld(MemoryStaysInUse((HeldGpu(900),)))))
     house.until(lambda: house.pool.slots["cpu0"].state.value == "held")
     house.starter.dies()
     house.settle()  # a fork must wait now

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from supervisor.engine.scaling import SPARE, Order, Scaling, bounds
+from supervisor.cause import EnoughOthers, GpusLost, IdleTooLong, LostGpu, PausedByHand, StartsOnDemand
+from supervisor.engine.scaling import Order, Scaling, bounds
 from supervisor.errors import UsageError
+from supervisor.notice import SlotPaused
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.slot import OUT_OF_SERVICE, Slot, SlotState
 from supervisor.wire import messages as wire
@@ -14,7 +16,7 @@ from supervisor.wire import messages as wire
 S = SlotState
 NOW = 1000.0
 DEADLINE_S = 30.0
-IDLE = f"idle for 60 s; {SPARE}"
+IDLE = IdleTooLong(60.0)
 
 
 def settings(least=None, most=None, idle_timeout=60.0, scale_after=4.0):
@@ -57,16 +59,16 @@ def test_numbers_that_are_wrong(least, most, slots, message):
 
 
 def idle(since):
-    return {"state": S.IDLE, "free_since": NOW - since}
+    return {"state": S.IDLE, "idle_slot_since": NOW - since}
 
 
 def leaving(state, **changes):
-    return {"state": state, "pausing": True, "spare": True, **changes}
+    return {"state": state, "pause_cause": StartsOnDemand(), **changes}
 
 
 BUSY = {"state": S.BUSY, "running": ("job",)}
 PARKED = leaving(S.PARKED)
-PAUSED = {"state": S.PARKED, "pausing": True}
+PAUSED = {"state": S.PARKED, "pause_cause": PausedByHand()}
 NEW = idle(0)
 
 #: Least and most workers, the slots, how long jobs wait; what is started, what is stopped, and in how many seconds to look again.
@@ -90,8 +92,16 @@ DECISIONS = {
     "in place of one that is held": (1, 2, [{"state": S.HELD}, PARKED], [], [1], [], None),
     "in place of one that is broken": (1, 2, [{"state": S.BROKEN}, PARKED], [], [1], [], None),
     "in place of one that is paused": (1, 2, [PAUSED, PARKED], [], [1], [], None),
-    "of one that is being paused": (1, 2, [{"state": S.ENDING, "pausing": True}, PARKED], [], [1], [], None),
-    "but not before it is gone": (1, 1, [{"state": S.ENDING, "pausing": True}, PARKED], [], [], [], None),
+    "of one that is being paused": (
+        1,
+        2,
+        [{"state": S.ENDING, "pause_cause": PausedByHand()}, PARKED],
+        [],
+        [1],
+        [],
+        None,
+    ),
+    "but not before it is gone": (1, 1, [{"state": S.ENDING, "pause_cause": PausedByHand()}, PARKED], [], [], [], None),
     "what is paused stays so": (0, 2, [PAUSED, PAUSED], [9], [], [], None),
     "another while the last is stopped": (0, 2, [leaving(S.ENDING), PARKED], [0.0], [1], [], 4.0),
     "that one, where there is no other": (0, 1, [leaving(S.ENDING), PARKED], [0.0], [0], [], 4.0),
@@ -105,7 +115,7 @@ DECISIONS = {
     "as many as there must be": (2, 3, [idle(99), idle(99), PARKED], [], [], [], None),
     "one that is refreshed counts": (1, 2, [{"state": S.STARTING}, idle(60)], [], [], [1], None),
     "one that is paused does not": (1, 2, [PAUSED, idle(60)], [], [], [], None),
-    "one that works is not idle": (0, 2, [{**BUSY, "free_since": NOW - 99}, NEW], [], [], [], 60.0),
+    "one that works is not idle": (0, 2, [{**BUSY, "idle_slot_since": NOW - 99}, NEW], [], [], [], 60.0),
     "one that was never ready is not": (0, 2, [{"state": S.STARTING}, BUSY], [], [], [], None),
     "one too many goes, ready or not": (1, 1, [{"state": S.STARTING}, NEW], [], [], ["0 in its place"], None),
     "the last of them": (1, 1, [NEW, NEW], [], [], ["1 in its place"], None),
@@ -121,7 +131,7 @@ def test_decisions(least, most, slots, waits, start, stop, again):
     scaling = Scaling(settings(least, most), len(slots))
     given = [Slot(name=str(index), index=index, **changes) for index, changes in enumerate(slots)]
     orders = scaling.decide(given, lambda count: sorted(waits, reverse=True)[:count], NOW)
-    too_many = f"--max-workers {most} are in service; {SPARE}"
+    too_many = EnoughOthers(most)
     stops = [Order(which[0], too_many) if isinstance(which, str) else Order(str(which), IDLE) for which in stop]
     assert orders == [Order(str(index)) for index in start] + stops
     assert scaling.deadline == (None if again is None else NOW + again)
@@ -193,7 +203,7 @@ def test_the_first_slots_start_with_the_program(make_house, options, started):
     house = make_house(slots=3, **options)
     begin(house, *[f"cpu{index}" for index in range(started)])
     assert states(house) == ["idle"] * started + ["parked"] * (3 - started)
-    assert {slot.cause for slot in house.pool.slots.values()} <= {None, SPARE}
+    assert {slot.cause for slot in house.pool.slots.values()} <= {None, StartsOnDemand()}
     assert [view.spare for view in house.engine.snapshot().workers] == [False] * started + [True] * (3 - started)
     assert house.engine.ready
 
@@ -306,7 +316,7 @@ def test_an_idle_worker_stops_and_its_memory_is_seen_to_be_free(make_house, play
     comes_to(house, "releasing", "cpu0")
     played_memory.learned.append(("cpu0", steps.Released(12)))
     comes_to(house, "parked", "cpu0")
-    assert (house.told[-1].slot, house.told[-1].text) == ("cpu0", IDLE)
+    assert house.told[-1] == SlotPaused("cpu0", IDLE)
     time_passes(house, 3600)
     assert states(house) == ["parked", "idle" if least else "ending"]
     assert house.engine.ready
@@ -391,7 +401,7 @@ def test_what_a_person_has_paused_stays_so(make_house):
         house.submit(job_id)
     time_passes(house, 10)
     assert states(house) == ["parked", "busy", "parked"]
-    assert [slot.cause for slot in house.pool.slots.values()] == ["paused by hand", None, "paused by hand"]
+    assert [slot.cause for slot in house.pool.slots.values()] == [PausedByHand(), None, PausedByHand()]
     house.wait(house.engine.slots.resume("cpu2"))
     house.until(lambda: "cpu2" in house.starter.workers)
 
@@ -401,7 +411,7 @@ def test_there_are_never_more_than_the_most(make_house, played_memory, again):
     house = make_house(slots=2, memory=played_memory, max_workers=1)
     begin(house, "cpu0")
     if again == "back":
-        played_memory.learned.append(("cpu0", steps.GpuLost("GPU 0 is lost")))
+        played_memory.learned.append(("cpu0", steps.GpuLost(GpusLost((LostGpu(0),)))))
         comes_to(house, "ending")
         house.worker().dies(-9)
         comes_to(house, "lost")
@@ -425,7 +435,7 @@ def test_there_are_never_more_than_the_most(make_house, played_memory, again):
     assert house.worker("cpu0").generation == 1, "a worker was forked that is one too many"
     played_memory.learned.append(("cpu0", steps.Released()))
     comes_to(house, "parked")
-    assert house.pool.slots["cpu0"].cause == f"--max-workers 1 are in service; {SPARE}"
+    assert house.pool.slots["cpu0"].cause == EnoughOthers(1)
     assert states(house) == ["parked", "idle"]
 
 
@@ -441,7 +451,7 @@ def test_a_new_template_starts_no_spare_slot(make_house):
 def test_a_reload_starts_no_spare_slot(make_house):
     house = make_house(slots=2, min_workers=1)
     begin(house, "cpu0")
-    house.engine.reload("SIGHUP")
+    house.engine.reload()
     assert isinstance(house.worker().heard(), wire.Exit)
     house.worker().dies(0)
     house.until(lambda: house.worker().generation == 2)

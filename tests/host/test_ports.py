@@ -45,15 +45,12 @@ def test_worker_that_listens_is_named(sibling):
         f"error while attempting to bind on address ('127.0.0.1', {port}): address already in use",
         json.dumps({"error_message": refusal(port)}),
     ):
-        hint = ports.hint(error, "gpu1", pids)
-        assert hint is not None
-        assert f"the worker in slot gpu0 listens on port {port}" in hint
-        assert "SUPERVISE_SLOT_INDEX" in hint
+        assert ports.taken(error, "gpu1", pids) == {"gpu0": {port}}
 
 
 @pytest.mark.parametrize("error", ["", "boom", "the memory is in use", "Errno 98765"])
 def test_other_errors(sibling, error):
-    assert ports.hint(error, "gpu1", {"gpu0": sibling[0]}) is None
+    assert ports.taken(error, "gpu1", {"gpu0": sibling[0]}) == {}
 
 
 def test_port_that_no_worker_has(sibling):
@@ -61,15 +58,14 @@ def test_port_that_no_worker_has(sibling):
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         for name in (f"('127.0.0.1', {port})", f"port {port}", f"0.0.0.0:{port}", f"[::]:{port}", f"localhost:{port}"):
-            assert ports.hint(f"cannot listen at {name}: address already in use", "gpu1", pids) is None
+            assert ports.taken(f"cannot listen at {name}: address already in use", "gpu1", pids) == {}
 
 
 def test_error_that_does_not_say_which_port(sibling):
     pid, port = sibling
-    hint = ports.hint("[Errno 98] Address already in use", "gpu1", {"gpu0": pid, "gpu1": os.getpid()})
-    assert hint is not None
-    assert f"slot gpu0 listens on port {port}:" in hint
+    error = "[Errno 98] Address already in use"
+    assert ports.taken(error, "gpu1", {"gpu0": pid, "gpu1": os.getpid()}) == {"gpu0": {port}}
 
 
 def test_worker_that_is_gone():
-    assert ports.hint("address already in use", "gpu1", {"gpu0": 2**22 + 1}) is None
+    assert ports.taken("address already in use", "gpu1", {"gpu0": 2**22 + 1}) == {}

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import pytest
 
+from supervisor.cause import GpusLost, LostGpu
 from supervisor.gpu.records import Gpu, GpuSample, Reading, Xid
+from supervisor.notice import ProgramXid
 from supervisor.pool.interfaces import Place
 from supervisor.pool.release.faults import BACK_S, LONGEST_BACK_S, Faults
 from supervisor.pool.slots import steps
 
 GPUS = [Gpu(index, f"GPU-{index}", "played") for index in range(2)]
-LOST = steps.GpuLost("lost its GPU 0: Xid 79 (GPU has fallen off the bus)")
+
+
+def lost(*gpus):
+    """GPUs of these indices, each with its Xid or what NVML says."""
+    described = [LostGpu(gpu, by) if isinstance(by, int) else LostGpu(gpu, error=by) for gpu, by in gpus]
+    return steps.GpuLost(GpusLost(tuple(described)))
+
+
+LOST = lost((0, 79))
 
 
 def faults(*groups):
@@ -32,9 +42,7 @@ def reading(at, **errors):
 @pytest.mark.parametrize("code", [13, 31, 43, 45, 68, 109])
 def test_an_error_of_the_program_is_said_and_changes_nothing(code):
     judge = faults([0], [0])
-    ((slot, remark),) = judge.xid(Xid("GPU-0", code, 1.0))
-    assert (slot, type(remark)) == ("slot0", steps.Remarked)
-    assert remark.text.startswith(f"GPU 0: Xid {code} (")
+    assert judge.xid(Xid("GPU-0", code, 1.0)) == [("slot0", steps.Remarked(ProgramXid("slot0", 0, code)))]
     assert judge.read(reading(2.0)) == []
 
 
@@ -43,8 +51,7 @@ def test_an_error_of_the_gpu_loses_it_for_every_slot_once():
     assert judge.xid(Xid("GPU-0", 79, 1.0)) == [("slot0", LOST), ("slot1", LOST)]
     assert judge.xid(Xid("GPU-0", 48, 1.1)) == []
     assert judge.xid(Xid("GPU-9", 79, 1.2)) == []  # nobody's
-    ((_, lost),) = judge.xid(Xid("GPU-1", 777, 1.3))
-    assert lost.cause == "lost its GPU 1: Xid 777"
+    assert judge.xid(Xid("GPU-1", 777, 1.3)) == [("slot2", lost((1, 777)))]
 
 
 def test_it_is_back_when_nvml_has_answered_for_a_while():
@@ -69,14 +76,13 @@ def test_not_while_nvml_says_that_it_is_lost():
 
 def test_lost_by_nvmls_word_alone_it_is_back_at_once():
     judge = faults([0])
-    assert judge.read(reading(1.0, gpu0="LOST")) == [("slot0", steps.GpuLost("lost its GPU 0 (LOST)"))]
+    assert judge.read(reading(1.0, gpu0="LOST")) == [("slot0", lost((0, "LOST")))]
     assert judge.read(reading(2.0)) == [("slot0", steps.GpuBack())]
 
 
 def test_a_slot_is_back_with_the_last_of_its_gpus():
     judge = faults([0, 1])
-    ((_, lost),) = judge.read(reading(1.0, gpu0="LOST", gpu1="GONE"))
-    assert lost.cause == "lost its GPU 0 (LOST), GPU 1 (GONE)"
+    assert judge.read(reading(1.0, gpu0="LOST", gpu1="GONE")) == [("slot0", lost((0, "LOST"), (1, "GONE")))]
     assert judge.read(reading(2.0, gpu1="GONE")) == []
     assert judge.read(reading(3.0)) == [("slot0", steps.GpuBack())]
 

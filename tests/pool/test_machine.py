@@ -4,37 +4,45 @@ import signal
 
 import pytest
 
+from supervisor import cause as c
+from supervisor import notice
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.ending import ASK_S, KILL_S, STACK_S
-from supervisor.pool.slots.machine import BACKOFF_S, BROKEN_RETRY_S, IllegalStepError, Machine, Rules
+from supervisor.pool.slots.machine import BACKOFF_S, BROKEN_RETRY_S, Machine
+from supervisor.pool.slots.rules import IllegalStepError, Rules
 from supervisor.pool.slots.slot import EndStep, Next, Slot, SlotState
 
 S = SlotState
+KILLED, TERMINATED, CRASHED, EXITED = c.Signalled(9), c.Signalled(15), c.Signalled(11), c.Exited(1)
+NONSENSE = c.ProtocolBroken("nonsense")
+HELD = c.MemoryStaysInUse((c.HeldGpu(900),))
+LOST = c.GpusLost((c.LostGpu(0),))
 MACHINE = Machine(Rules(grace=5.0))
 EVENTS = {
     "start": steps.Start(),
     "forked": steps.Forked(7),
-    "fork_failed": steps.ForkFailed("no memory"),
+    "unforked": steps.Unforked(),
+    "fork_failed": steps.ForkFailed(c.ForkRefused("no memory")),
     "ready": steps.Ready(1),
     "capacity": steps.CapacityChanged(3),
     "assign": steps.Assign("new"),
     "job_done": steps.JobDone("job"),
     "cancel": steps.CancelJob("job", gently=False),
-    "refresh": steps.RefreshAsked("hand"),
+    "refresh": steps.RefreshAsked(c.RefreshedByHand()),
     "changed": steps.HandlerChanged(),
-    "pause": steps.PauseAsked("paused by hand"),
+    "pause": steps.PauseAsked(c.PausedByHand()),
     "resume": steps.ResumeAsked(),
-    "misbehaved": steps.Misbehaved("wrote nonsense"),
+    "misbehaved": steps.Misbehaved(NONSENSE),
     "measured": steps.Measured(),
     "overgrown": steps.Overgrown(900, 99.0),
-    "died": steps.Died("was killed by SIGKILL"),
+    "died": steps.Died(KILLED),
     "swept": steps.Swept(),
     "released": steps.Released(12),
-    "held": steps.MemoryHeld("gpu0: 900 MiB"),
+    "held": steps.MemoryHeld(HELD),
     "template_gone": steps.TemplateGone(),
-    "gpu_lost": steps.GpuLost("GPU 0 is lost"),
+    "gpu_lost": steps.GpuLost(LOST),
     "gpu_back": steps.GpuBack(),
-    "remarked": steps.Remarked("Xid 13"),
+    "remarked": steps.Remarked(notice.ProgramXid("gpu0", 0, 13)),
     "stop": steps.Stop(),
     "tick": steps.Tick(),
 }
@@ -135,6 +143,7 @@ TABLE = {
 }
 
 for _state, _row in TABLE.items():
+    _row["unforked"] = S.RELEASING if _state is S.ENDING else "-"
     _row["resume"] = "-"  # none of them is paused
     _row["pause"] = {
         S.PARKED: "-",
@@ -172,12 +181,12 @@ def play(machine, before, *events, now=100.0):
 
 
 def test_a_refresh_goes_through_its_steps_in_order():
-    after, actions = play(MACHINE, slot(S.BUSY, has_gpu=True), steps.JobDone("job", refresh="the handler"))
+    after, actions = play(MACHINE, slot(S.BUSY, has_gpu=True), steps.JobDone("job", refresh=c.AskedByHandler()))
     assert (after.state, actions) == (S.ENDING, [steps.Measure()])
     after, actions = play(MACHINE, after, steps.Measured(), now=100.002)
     assert actions == [steps.TellExit()]
     assert after.deadline == pytest.approx(100.002 + ASK_S)
-    after, actions = play(MACHINE, after, steps.Died("exited with code 0"), steps.Swept(), now=100.01)
+    after, actions = play(MACHINE, after, steps.Died(c.Exited(0)), steps.Swept(), now=100.01)
     assert (after.state, actions) == (S.RELEASING, [steps.Release()])
     after, actions = play(MACHINE, after, steps.Released(812), now=100.5)
     assert (after.state, actions) == (S.STARTING, [steps.ForkWorker(4)])
@@ -185,13 +194,13 @@ def test_a_refresh_goes_through_its_steps_in_order():
     assert after.state is S.IDLE
     assert (after.refreshes, after.restarts, after.jobs) == (1, 0, 1)
     (report,) = actions
-    assert report.cause == "the handler"
+    assert report.cause == c.AskedByHandler()
     assert (report.end_s, report.release_s, report.start_s) == pytest.approx((0.01, 0.49, 0.01))
     assert (report.freed_mib, report.verified) == (812, True)
 
 
 def test_a_worker_that_does_not_exit_is_terminated_then_killed():
-    after, actions = play(MACHINE, slot(S.IDLE), steps.RefreshAsked("hand"))
+    after, actions = play(MACHINE, slot(S.IDLE), steps.RefreshAsked(c.RefreshedByHand()))
     assert actions == [steps.TellExit()]
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S)
     assert actions == [steps.SendSignal(signal.SIGTERM)]
@@ -205,18 +214,19 @@ def test_a_worker_that_does_not_exit_is_terminated_then_killed():
 
 
 def test_a_worker_that_survives_sigkill_is_spoken_of_and_waited_for():
-    after, _ = play(MACHINE, slot(S.BUSY, pid=41), steps.Misbehaved("nonsense"))
+    after, _ = play(MACHINE, slot(S.BUSY, pid=41), steps.Misbehaved(NONSENSE))
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + KILL_S)
     (warning,) = actions
-    assert "process 41 is still there" in warning.text
-    assert (after.state, after.cause, after.deadline) == (S.ENDING, warning.text, None)
-    after, _ = play(MACHINE, after, steps.Died("was killed by SIGKILL"), steps.Swept(), steps.Released(), now=500.0)
-    assert after.state is S.STARTING
+    assert warning == notice.WorkerStuck("gpu0", c.StuckInKernel(41, KILL_S))
+    assert (after.state, after.reason, after.cause, after.deadline) == (S.ENDING, warning.obstacle, NONSENSE, None)
+    after, lost = play(MACHINE, after, steps.Died(KILLED), steps.Swept(), steps.Released(), now=500.0)
+    assert (after.state, after.reason) == (S.STARTING, NONSENSE)
+    assert lost[0] == steps.JobLost("job", NONSENSE, charged=True)
 
 
 def test_a_crash_costs_the_job_an_attempt_and_counts_as_restart():
-    after, actions = play(MACHINE, slot(S.BUSY), steps.Died("crashed with SIGSEGV"))
-    assert actions == [steps.JobLost("job", "crashed with SIGSEGV", charged=True)]
+    after, actions = play(MACHINE, slot(S.BUSY), steps.Died(CRASHED))
+    assert actions == [steps.JobLost("job", CRASHED, charged=True)]
     after, actions = play(MACHINE, after, steps.Swept(), steps.Released())
     assert (after.state, after.restarts, after.refreshes, after.failures) == (S.STARTING, 1, 0, 0)
 
@@ -233,7 +243,7 @@ def test_a_cancelled_coroutine_is_told_first_and_loses_its_worker_after_the_grac
     assert actions == [steps.SendSignal(signal.SIGTERM)]
     _, actions = play(MACHINE, stubborn, steps.Tick(), now=111.0)
     assert actions == [steps.EndTree()]  # its stacks were shown
-    gone, actions = play(MACHINE, stubborn, steps.Died("was killed by SIGTERM"))
+    gone, actions = play(MACHINE, stubborn, steps.Died(TERMINATED))
     assert actions == []  # the job has ended as cancelled already
     assert gone.restarts == 1
 
@@ -241,15 +251,15 @@ def test_a_cancelled_coroutine_is_told_first_and_loses_its_worker_after_the_grac
 def test_a_sibling_of_a_cancelled_job_is_not_charged():
     both = slot(S.BUSY, capacity=2, running=("job", "sibling"))
     after, _ = play(MACHINE, both, steps.CancelJob("job", gently=False))
-    _, actions = play(MACHINE, after, steps.Died("was killed by SIGTERM"))
-    assert actions == [steps.JobLost("sibling", "was killed by SIGTERM", charged=False)]
+    _, actions = play(MACHINE, after, steps.Died(TERMINATED))
+    assert actions == [steps.JobLost("sibling", TERMINATED, charged=False)]
 
 
 def test_a_worker_that_breaks_the_protocol_is_killed_and_its_job_blamed():
-    after, actions = play(MACHINE, slot(S.BUSY), steps.Misbehaved("broke the protocol: nonsense"))
+    after, actions = play(MACHINE, slot(S.BUSY), steps.Misbehaved(NONSENSE))
     assert (actions, after.end_step) == ([steps.EndTree()], EndStep.KILL)
-    _, actions = play(MACHINE, after, steps.Died("was killed by SIGKILL"))
-    assert actions == [steps.JobLost("job", "broke the protocol: nonsense", charged=True)]
+    _, actions = play(MACHINE, after, steps.Died(KILLED))
+    assert actions == [steps.JobLost("job", NONSENSE, charged=True)]
 
 
 def test_the_death_of_the_template_charges_nobody():
@@ -262,8 +272,9 @@ def test_the_death_of_the_template_charges_nobody():
 def test_failed_starts_back_off_longer_and_longer_and_then_the_slot_is_broken():
     after = slot(S.STARTING, failures=0)
     for count, pause in enumerate((*BACKOFF_S, BROKEN_RETRY_S), start=1):
-        after, actions = play(MACHINE, after, steps.Died("exited with code 1"), steps.Swept(), steps.Released())
-        assert actions[-1] == steps.StartFailed("exited with code 1", pause, count > len(BACKOFF_S))
+        after, actions = play(MACHINE, after, steps.Died(EXITED), steps.Swept(), steps.Released())
+        kind = notice.SlotBroken if count > len(BACKOFF_S) else notice.StartFailed
+        assert actions[-1] == kind("gpu0", EXITED, pause)
         assert after.deadline == 100.0 + pause
         before_time, _ = play(MACHINE, after, steps.Tick(), now=100.0 + pause - 0.1)
         assert before_time.state is after.state
@@ -274,36 +285,36 @@ def test_failed_starts_back_off_longer_and_longer_and_then_the_slot_is_broken():
 
 def test_a_worker_that_is_given_a_job_forgives_failed_starts():
     after, _ = play(MACHINE, slot(S.IDLE, failures=4), steps.Assign("job"), steps.CancelJob("job", gently=False))
-    after, actions = play(MACHINE, after, steps.Died("was killed by SIGTERM"), steps.Swept(), steps.Released())
+    after, actions = play(MACHINE, after, steps.Died(TERMINATED), steps.Swept(), steps.Released())
     assert (after.state, actions[-1]) == (S.STARTING, steps.ForkWorker(4))
 
 
 def test_a_worker_that_still_loads_is_replaced_by_a_refresh_at_once():
-    after, actions = play(MACHINE, slot(S.STARTING), steps.RefreshAsked("a reload"))
+    after, actions = play(MACHINE, slot(S.STARTING), steps.RefreshAsked(c.HandlerReloaded()))
     assert (after.state, actions) == (S.ENDING, [steps.SendSignal(signal.SIGTERM)])
-    after, actions = play(MACHINE, after, steps.Died("was killed by SIGTERM"), steps.Swept(), steps.Released())
+    after, actions = play(MACHINE, after, steps.Died(TERMINATED), steps.Swept(), steps.Released())
     assert (after.state, after.restarts, after.failures, actions[-1]) == (S.STARTING, 0, 0, steps.ForkWorker(4))
 
 
 @pytest.mark.parametrize("moment", range(4))
 def test_a_slot_does_not_back_off_from_a_handler_that_has_changed(moment):
     """Whenever that is on the way from the death to the next start."""
-    way = [steps.Died("could not load the handler: a slip"), steps.Swept(), steps.Released()]
+    way = [steps.Died(c.HandlerNotLoaded("a slip")), steps.Swept(), steps.Released()]
     events = [*way[:moment], steps.HandlerChanged(), *way[moment:]]
     after, actions = play(MACHINE, slot(S.STARTING, failures=4), *events)
     assert (after.state, after.failures, after.restarts, actions[-1]) == (S.STARTING, 0, 0, steps.ForkWorker(4))
 
 
 def test_a_handler_that_changes_while_its_slot_is_being_paused_is_loaded_when_it_is_resumed():
-    events = [steps.PauseAsked("paused by hand"), steps.HandlerChanged(), steps.ResumeAsked()]
+    events = [steps.PauseAsked(c.PausedByHand()), steps.HandlerChanged(), steps.ResumeAsked()]
     after, actions = play(MACHINE, slot(S.BUSY), *events)
-    assert (after.refresh_cause, after.room, actions) == ("a reload", 0, [])
+    assert (after.refresh_cause, after.room, actions) == (c.HandlerReloaded(), 0, [])
     after, actions = play(MACHINE, after, steps.JobDone("job"))
     assert (after.state, after.next, actions) == (S.ENDING, Next.REFRESH, [steps.TellExit()])
 
 
 def test_stopped_at_once_between_the_death_and_the_sweep():
-    after, _ = play(MACHINE, slot(S.BUSY), steps.Died("crashed with SIGSEGV"), steps.Stop(at_once=True))
+    after, _ = play(MACHINE, slot(S.BUSY), steps.Died(CRASHED), steps.Stop(at_once=True))
     assert (after.end_step, after.next) == (EndStep.DEAD, Next.PARK)
     after, actions = play(MACHINE, after, steps.Swept(), steps.Released())
     assert (after.state, actions) == (S.PARKED, [])
@@ -315,7 +326,7 @@ def test_start_timeout():
     assert after.deadline == 160.0
     after, actions = play(machine, after, steps.Tick(), now=160.0)
     assert actions == [steps.ShowStack()]
-    assert "--start-timeout" in after.cause
+    assert after.cause == c.StartTimedOut(60.0)
     after, actions = play(machine, after, steps.Tick(), now=161.0)
     assert actions == [steps.SendSignal(signal.SIGTERM)]
 
@@ -324,9 +335,9 @@ def test_start_timeout():
     ("rules", "jobs_before", "refreshed"),
     [
         (Rules(), 0, None),
-        (Rules(refresh_worker=True), 0, "--refresh-worker"),
+        (Rules(refresh_worker=True), 0, c.AfterEachJob()),
         (Rules(refresh_after_jobs=3), 1, None),
-        (Rules(refresh_after_jobs=3), 2, "--refresh-after-jobs"),
+        (Rules(refresh_after_jobs=3), 2, c.AfterSomeJobs()),
     ],
 )
 def test_refresh_by_option(rules, jobs_before, refreshed):
@@ -339,10 +350,10 @@ def test_a_full_gpu_refreshes_the_worker_if_that_is_wanted():
     full = steps.JobDone("job", out_of_memory=True)
     assert play(MACHINE, slot(S.BUSY), full)[0].state is S.IDLE
     after, _ = play(Machine(Rules(refresh_on_oom=True)), slot(S.BUSY), full)
-    assert (after.state, after.refresh_cause) == (S.ENDING, "a full GPU (--refresh-on-oom)")
-    sticky = steps.JobDone("job", "a CUDA error (launch failure)", out_of_memory=True)
+    assert (after.state, after.refresh_cause) == (S.ENDING, c.GpuMemoryFull())
+    sticky = steps.JobDone("job", c.CudaContextBroken("launch failure"), out_of_memory=True)
     after, _ = play(Machine(Rules(refresh_on_oom=True)), slot(S.BUSY), sticky)
-    assert after.refresh_cause == "a CUDA error (launch failure)"
+    assert after.refresh_cause == c.CudaContextBroken("launch failure")
 
 
 ABOVE = Machine(Rules(refresh_above=500))
@@ -355,7 +366,7 @@ def test_what_the_worker_holds_is_read_when_its_job_has_ended_and_may_be_too_muc
     after, actions = play(ABOVE, after, before_the_end, now=100.1)
     assert (after.state, actions) == (S.IDLE, [])
     after, actions = play(ABOVE, after, steps.Overgrown(900, 100.0), now=100.1)
-    assert (after.state, after.refresh_cause, actions) == (S.ENDING, "--refresh-above", [steps.Measure()])
+    assert (after.state, after.refresh_cause, actions) == (S.ENDING, c.HoldsTooMuch(), [steps.Measure()])
     assert after.since == 100.1
 
 
@@ -371,17 +382,14 @@ def test_a_worker_that_holds_too_much_without_a_job_is_said_once_and_stays():
     ready, actions = play(ABOVE, slot(S.STARTING, has_gpu=True), steps.Ready(1))
     assert actions == [steps.Measure()]
     after, actions = play(ABOVE, ready, steps.Overgrown(900, 100.0), steps.Overgrown(901, 100.1))
-    assert (after.state, actions) == (
-        S.IDLE,
-        [steps.Warn("holds 900 MiB without having run a job, more than --refresh-above 500")],
-    )
+    assert (after.state, actions) == (S.IDLE, [notice.HoldsWithoutJob("gpu0", 900, 500)])
     # Nor is the next generation's, which the end of a job brings.
     after, _ = play(ABOVE, after, steps.Assign("job"), steps.JobDone("job"), steps.Overgrown(900, 100.0))
-    assert (after.state, after.cause) == (S.ENDING, "--refresh-above")
-    ended = (steps.Measured(), steps.Died("exited"), steps.Swept(), steps.Released(900), steps.Ready(1))
+    assert (after.state, after.cause) == (S.ENDING, c.HoldsTooMuch())
+    ended = (steps.Measured(), steps.Died(c.Exited(0)), steps.Swept(), steps.Released(900), steps.Ready(1))
     after, actions = play(ABOVE, after, *ended, steps.Overgrown(900, 100.0))
     assert (after.state, after.refreshes, after.jobs_in_worker) == (S.IDLE, 1, 0)
-    assert not [action for action in actions if isinstance(action, steps.Warn)]
+    assert not [action for action in actions if isinstance(action, notice.HoldsWithoutJob)]
 
 
 @pytest.mark.parametrize(("rules", "has_gpu"), [(Rules(), True), (Rules(refresh_above=500), False)])
@@ -392,7 +400,7 @@ def test_nothing_is_read_where_it_means_nothing(rules, has_gpu):
 
 def test_a_refresh_waits_for_the_other_jobs_and_takes_no_new_ones():
     both = slot(S.BUSY, capacity=3, running=("job", "other"))
-    after, _ = play(MACHINE, both, steps.JobDone("job", refresh="the handler"))
+    after, _ = play(MACHINE, both, steps.JobDone("job", refresh=c.AskedByHandler()))
     assert (after.state, after.room) == (S.BUSY, 0)
     after, actions = play(MACHINE, after, steps.JobDone("other"))
     assert (after.state, actions) == (S.ENDING, [steps.TellExit()])
@@ -403,47 +411,48 @@ def test_a_refresh_that_memory_held_up_reports_who_asked_for_it(state):
     _, actions = play(
         MACHINE,
         slot(state),
-        steps.RefreshAsked("the handler"),
+        steps.RefreshAsked(c.AskedByHandler()),
         steps.Measured(),
-        steps.Died("exited"),
+        steps.Died(c.Exited(0)),
         steps.Swept(),
-        steps.MemoryHeld("gpu0: 900 MiB"),
+        steps.MemoryHeld(HELD),
         steps.Released(900),
         steps.Ready(1),
     )
-    assert [action.cause for action in actions if isinstance(action, steps.RefreshReport)] == ["the handler"]
+    assert [action.cause for action in actions if isinstance(action, notice.Refreshed)] == [c.AskedByHandler()]
 
 
 def test_held_memory_keeps_the_slot_out_until_it_clears_or_by_hand():
-    held = slot(S.HELD, next=Next.REFRESH, cause="gpu0: 900 MiB")
+    held = slot(S.HELD, next=Next.REFRESH, cause=c.AskedByHandler(), obstacle=HELD)
+    assert held.reason == HELD
     cleared, actions = play(MACHINE, held, steps.Released(900))
-    assert (cleared.state, actions, cleared.refreshes) == (S.STARTING, [steps.ForkWorker(4)], 1)
-    forced, _ = play(MACHINE, held, steps.RefreshAsked("hand"))
+    assert (cleared.state, actions, cleared.refreshes, cleared.obstacle) == (S.STARTING, [steps.ForkWorker(4)], 1, None)
+    forced, _ = play(MACHINE, held, steps.RefreshAsked(c.RefreshedByHand()))
     assert (forced.state, forced.verified) == (S.STARTING, False)
 
 
 def test_a_lost_gpu_ends_its_worker_and_comes_back():
-    after, actions = play(MACHINE, slot(S.BUSY), steps.GpuLost("lost its GPU 0 (GPU is lost)"))
+    after, actions = play(MACHINE, slot(S.BUSY), steps.GpuLost(LOST))
     assert (after.state, actions) == (S.ENDING, [steps.EndTree()])
-    after, actions = play(MACHINE, after, steps.Died("was killed by SIGKILL"), steps.Swept())
-    assert actions == [steps.JobLost("job", "lost its GPU 0 (GPU is lost)", charged=True)]
-    assert (after.state, after.cause, after.room) == (S.LOST, "lost its GPU 0 (GPU is lost)", 0)
+    after, actions = play(MACHINE, after, steps.Died(KILLED), steps.Swept())
+    assert actions == [steps.JobLost("job", LOST, charged=True)]
+    assert (after.state, after.cause, after.room) == (S.LOST, LOST, 0)
     after, actions = play(MACHINE, after, steps.GpuBack())
     assert (after.state, actions, after.restarts) == (S.STARTING, [steps.ForkWorker(4)], 1)
 
 
 def test_a_gpu_that_is_back_before_its_worker_is_gone():
-    after, _ = play(MACHINE, slot(S.IDLE), steps.GpuLost("lost"), steps.GpuBack())
-    after, actions = play(MACHINE, after, steps.Died("was killed by SIGKILL"), steps.Swept())
+    after, _ = play(MACHINE, slot(S.IDLE), steps.GpuLost(LOST), steps.GpuBack())
+    after, actions = play(MACHINE, after, steps.Died(KILLED), steps.Swept())
     assert (after.state, actions) == (S.RELEASING, [steps.Release()])
 
 
 def test_stop_parks_the_slot():
     after, actions = play(MACHINE, slot(S.BUSY), steps.Stop())
     assert actions == [steps.SendSignal(signal.SIGTERM)]
-    after, actions = play(MACHINE, after, steps.Died("was killed by SIGTERM"), steps.Swept(), steps.Released())
+    after, actions = play(MACHINE, after, steps.Died(TERMINATED), steps.Swept(), steps.Released())
     assert after.state is S.PARKED
-    assert actions[0] == steps.JobLost("job", "was killed by SIGTERM", charged=False)
+    assert actions[0] == steps.JobLost("job", TERMINATED, charged=False)
     _, actions = play(MACHINE, slot(S.BUSY), steps.Stop(at_once=True))
     assert actions == [steps.EndTree()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from supervisor.cause import HeldGpu, MemoryHolder, Unknown, UnknownGpu
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Reading
 from supervisor.pool.release.verdict import Release, Verdict, attributes_memory
 
@@ -306,13 +307,11 @@ def test_verdict(name):
 
 def test_freed_and_held_and_by_whom():
     free = judge(sample(500), [sample(2500, us(2000))], [sample(510)])[0]
-    assert (free.freed_mib, free.held_mib, free.by, free.reason) == (1990, 0, (), "")
+    assert (free.freed_mib, free.held, free.unknown) == (1990, (), ())
     held = judge(sample(500), [sample(2500, us(2000))], [sample(800, dead(300))])[-1]
-    assert (held.freed_mib, held.held_mib, [process.pid for process in held.by]) == (1700, 300, [10])
-    assert held.reason == "300 MiB still in use by pid 10 (unknown)"
+    assert (held.freed_mib, held.held) == (1700, (HeldGpu(300, (MemoryHolder(10),)),))
     nobody = judge(EMPTY, LIVING, [sample(2000)])[-1]
-    assert (nobody.freed_mib, nobody.held_mib) == (0, 2000)
-    assert nobody.reason == "2000 MiB still in use by no process that NVML lists"
+    assert (nobody.freed_mib, nobody.held) == (0, (HeldGpu(2000),))
 
 
 @pytest.mark.parametrize(
@@ -353,7 +352,20 @@ def test_freed_counts_what_no_sample_of_the_living_showed():
 def test_freed_is_unknown_without_a_reading():
     last = judge(None, [], [sample(0)])[-1]
     assert (last.verdict, last.freed_mib) == (UNVERIFIED, None)
-    assert last.reason == "NVML gave no reading from before the worker came"
+    assert last.unknown == (UnknownGpu(Unknown.NO_BASELINE),)
+
+
+@pytest.mark.parametrize(
+    ("after", "unknown"),
+    [
+        (None, UnknownGpu(Unknown.NO_READING)),
+        (sample(2000, None), UnknownGpu(Unknown.NO_PROCESSES, 2000)),
+        (sample(2000), UnknownGpu(Unknown.NOT_SHOWN, 2000)),
+    ],
+)
+def test_why_it_is_not_known_whose_it_is(after, unknown):
+    last = judge(EMPTY, [sample(2000)], [after], attributes=True)[-1]
+    assert (last.verdict, last.held, last.unknown) == (UNVERIFIED, (), (unknown,))
 
 
 @pytest.mark.parametrize(
@@ -465,7 +477,7 @@ def test_what_is_held_is_watched_until_it_clears():
     times = [DIED, DIED + 31, DIED + 60, DIED + 90, DIED + 300]
     judgements = judge(EMPTY, LIVING, [sample(2000), sample(2000), sample(900), unreadable(), sample(10)], times=times)
     assert [judgement.verdict for judgement in judgements] == [WAIT, HELD, HELD, HELD, FREE]
-    assert [judgement.held_mib for judgement in judgements] == [0, 2000, 900, 900, 0]
+    assert [[gpu.mib for gpu in judgement.held] for judgement in judgements] == [[], [2000], [900], [900], []]
     assert judgements[-1].freed_mib == 1990
 
 
@@ -483,9 +495,7 @@ def test_every_gpu_of_the_slot_must_be_free():
     held = release.observe(
         both(DIED + 31, 5000, 3000), DIED + 31
     )  # the first one was free: what came since is not ours
-    assert (held.verdict, held.held_mib) == (HELD, 3000)
-    assert "gpu1" in held.reason
-    assert "gpu0" not in held.reason
+    assert (held.verdict, held.held) == (HELD, (HeldGpu(3000, gpu="gpu1"),))
     assert release.observe(both(DIED + 32, 5000, 0), DIED + 32).verdict is FREE
 
 

@@ -3,7 +3,9 @@
 import msgspec
 import pytest
 
+from supervisor.cause import GpusLost, HeldGpu, LostGpu, MemoryHolder, MemoryStaysInUse, Unknown, UnknownGpu
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, Reading, Unwatched, WorkerRef, Xid
+from supervisor.notice import RefreshAboveBlind, XidsUnwatched
 from supervisor.pool.interfaces import Place
 from supervisor.pool.release.watcher import HELD_S, IDLE_S, RELEASE_S, GpuMemory
 from supervisor.pool.slots import steps
@@ -150,9 +152,8 @@ def test_held_on_evidence_once_and_free_when_it_clears(watched):
     watched.end_it()
     watched.read(1000, OURS)
     watched.now += TIMEOUT
-    ((slot, held),) = watched.read(1000, OURS)
-    assert (slot, type(held)) == ("gpu0", steps.MemoryHeld)
-    assert "900 MiB still in use by pid 7" in held.cause
+    held = MemoryStaysInUse((HeldGpu(900, (MemoryHolder(7, "python"),)),))
+    assert watched.read(1000, OURS) == [("gpu0", steps.MemoryHeld(held))]
     watched.now += HELD_S
     assert watched.read(1000, OURS) == []
     assert watched.read(100) == [("gpu0", steps.Released(900, verified=True))]
@@ -183,7 +184,7 @@ def test_without_readings_the_slot_goes_on_after_the_timeout_unverified(watched,
     watched.now = died + TIMEOUT + 0.001
     ((slot, released),) = watched.memory.collect(watched.now)
     assert (slot, released.verified) == ("gpu0", False)
-    assert released.why
+    assert released.unknown == (UnknownGpu(Unknown.NO_READING),)
     assert watched.memory.collect(watched.now) == []
 
 
@@ -252,10 +253,7 @@ def test_that_it_cannot_be_told_is_said_once():
         Reading(len(watched.reader.asked), watched.now, (GpuSample("GPU-0", error="Unknown Error"),))
     )
     assert watched.memory.collect(watched.now) == []  # it may be told later
-    ((_, remark),) = watched.read(2000)
-    assert remark.text == (
-        "--refresh-above 500 has no effect: NVML does not show how much GPU memory each worker holds"
-    )
+    assert watched.read(2000) == [("gpu0", steps.Remarked(RefreshAboveBlind("gpu0", 500)))]
     assert watched.read(2000) == []
 
 
@@ -330,7 +328,7 @@ def test_a_lost_gpu_is_said_once_and_so_is_its_return(watched):
         return watched.memory.collect(watched.now)
 
     assert learned(unreadable) == []  # says nothing about the GPU
-    assert learned(lost) == [("gpu0", steps.GpuLost("lost its GPU 0 (GPU is lost)"))]
+    assert learned(lost) == [("gpu0", steps.GpuLost(GpusLost((LostGpu(0, error="GPU is lost"),))))]
     assert learned(lost) == []
     assert learned(unreadable) == []
     assert learned(sample(100)) == [("gpu0", steps.GpuBack())]
@@ -340,7 +338,7 @@ def test_a_lost_gpu_is_said_once_and_so_is_its_return(watched):
 def test_a_gpu_with_a_hardware_xid_is_lost_and_comes_back(watched):
     watched.run_a_worker()
     watched.reader.said.append(Xid("GPU-0", 79, watched.now))
-    lost = steps.GpuLost("lost its GPU 0: Xid 79 (GPU has fallen off the bus)")
+    lost = steps.GpuLost(GpusLost((LostGpu(0, 79),)))
     assert watched.memory.collect(watched.now) == [("gpu0", lost)]
     learned = []
     for _ in range(5):
@@ -359,8 +357,8 @@ def test_a_worker_that_starts_on_a_lost_gpu_is_told_so(watched):
 
 def test_that_no_xids_are_watched_is_said_once(watched):
     watched.reader.said += [Unwatched("Not Supported"), Unwatched("Not Supported")]
-    ((_, remark),) = watched.memory.collect(watched.now)
-    assert remark.text == "the driver's Xids are not watched: Not Supported"
+    remark = steps.Remarked(XidsUnwatched("gpu0", "Not Supported"))
+    assert watched.memory.collect(watched.now) == [("gpu0", remark)]
     assert watched.memory.trouble is None
 
 

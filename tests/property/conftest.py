@@ -21,7 +21,7 @@ from supervisor.errors import StoreError
 from supervisor.gpu.records import Gpu
 from supervisor.pool.interfaces import Place
 from supervisor.pool.pool import Pool
-from supervisor.pool.slots.machine import Rules
+from supervisor.pool.slots.rules import Rules
 from supervisor.pool.slots.steps import Measured, Released
 from supervisor.protocol.responses import status_body
 from supervisor.store.secrets import SecretFiles

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from supervisor import cause as c
 from supervisor.engine.scaling import bounds
 from supervisor.errors import RequestError
 from supervisor.job import HOST_KILL_STARTS, JobRequest, JobStatus
@@ -153,7 +154,7 @@ class Life(RuleBasedStateMachine):
     @rule(slot=SLOTS, order=st.sampled_from(("refresh", "pause", "resume", "resume", "reload")), then=THEN)
     def orders_by_hand(self, slot, order, then):
         if order == "reload":
-            self.house.engine.reload("SIGHUP")
+            self.house.engine.reload()
         else:
             step = getattr(self.house.engine.slots, order)
             self.asked.append((order, None, step(f"slot{slot % self.house.slots}")))
@@ -307,15 +308,16 @@ class Life(RuleBasedStateMachine):
         memory = self.house.memory
         releasing = name in memory.releasing
         if what == "lost":
-            memory.learn(name, steps.GpuLost("GPU 0 is lost"))
+            memory.learn(name, steps.GpuLost(c.GpusLost((c.LostGpu(0),))))
         elif what == "back":
             memory.learn(name, steps.GpuBack())
         elif what == "overgrown":
             memory.learn(name, steps.Overgrown(900, self.house.loop.now))
         elif releasing and what == "held":
-            memory.learn(name, steps.MemoryHeld("GPU 0: 900 MiB"))
+            memory.learn(name, steps.MemoryHeld(c.MemoryStaysInUse((c.HeldGpu(900),))))
         elif releasing:
-            memory.learn(name, steps.Released(12, what == "released", "" if what == "released" else "nobody knows"))
+            unknown = () if what == "released" else (c.UnknownGpu(c.Unknown.NO_READING),)
+            memory.learn(name, steps.Released(12, what == "released", unknown))
         self.then("settle")
 
     @rule(refuses=st.booleans())
@@ -413,7 +415,7 @@ class Life(RuleBasedStateMachine):
             self.check_whole()
 
     def check_job(self, job, record):
-        ended = (job.status, job.output, job.error, job.ended_ms, record.acceptances)
+        ended = (job.status, job.output, job.error, job.cause, job.ended_ms, record.acceptances)
         same = record.end is not None and record.end[-1] == record.acceptances
         if same and ended != record.end and job.id in self.unsure_retries:
             self.unsure_retries.discard(job.id)

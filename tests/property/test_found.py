@@ -5,11 +5,13 @@ import time
 
 import pytest
 
+from supervisor import cause as c
 from supervisor.engine.queue import WINDOW
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.pool.slots import steps
-from supervisor.pool.slots.machine import Machine, Rules
+from supervisor.pool.slots.machine import Machine
+from supervisor.pool.slots.rules import Rules
 from supervisor.pool.slots.slot import Next, Slot, SlotState
 from supervisor.store.store import Store
 from supervisor.wire import messages as wire
@@ -171,7 +173,7 @@ def test_the_memory_of_a_gpu_that_is_lost_as_its_worker_dies_is_not_watched(make
     house = make(gpus=True)
     ready(house)
     house.worker("slot0").dies(-6)
-    house.memory.learn("slot0", steps.GpuLost("GPU 0 is lost"))
+    house.memory.learn("slot0", steps.GpuLost(c.GpusLost((c.LostGpu(0),))))
     house.settle()
     assert house.pool.slots["slot0"].state is SlotState.LOST
     assert not house.memory.releasing
@@ -181,7 +183,7 @@ def test_the_memory_of_a_gpu_that_is_lost_as_its_worker_dies_is_not_watched(make
 def test_a_refresh_that_was_asked_for_is_not_forgotten_by_a_pause(paused_before):
     machine = Machine(Rules())
     happened = [steps.Start(), steps.Forked(7), steps.Ready(2), steps.Assign("a"), steps.Assign("b")]
-    happened += [steps.JobDone("a", refresh="a CUDA error"), steps.PauseAsked("paused by hand")][
+    happened += [steps.JobDone("a", refresh=c.CudaContextBroken("x")), steps.PauseAsked(c.PausedByHand())][
         :: -1 if paused_before else 1
     ]
     slot = Slot("gpu0", 0)
@@ -189,4 +191,4 @@ def test_a_refresh_that_was_asked_for_is_not_forgotten_by_a_pause(paused_before)
         slot, _ = machine.step(slot, event, 1000.0)
     assert slot.room == 0
     slot, _ = machine.step(slot, steps.JobDone("b"), 1000.0)
-    assert (slot.state, slot.next, slot.cause) == (SlotState.ENDING, Next.REFRESH, "a CUDA error")
+    assert (slot.state, slot.next, slot.cause) == (SlotState.ENDING, Next.REFRESH, c.CudaContextBroken("x"))

@@ -10,11 +10,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from supervisor import cause as c
 from supervisor.pool.slots import steps
-from supervisor.pool.slots.machine import IllegalStepError, Machine, Rules
+from supervisor.pool.slots.machine import Machine
+from supervisor.pool.slots.rules import IllegalStepError, Rules
 from supervisor.pool.slots.slot import EndStep, Slot, SlotState
 
 S = SlotState
+UNKNOWN = (c.UnknownGpu(c.Unknown.NO_READING),)
 WITH_WORKER = (S.STARTING, S.IDLE, S.BUSY, S.ENDING)
 AT_REST = (S.IDLE, S.PARKED, S.LOST, S.HELD, S.BROKEN, S.BACKOFF)
 RARE = st.sampled_from((False, False, True))
@@ -83,11 +86,14 @@ class SlotLife(RuleBasedStateMachine):
     def on_JobLost(self, action):  # noqa: N802
         self.job_ends(action.job)
 
-    def on_RefreshReport(self, report):  # noqa: N802
+    def on_Refreshed(self, report):  # noqa: N802
         assert min(report.end_s, report.release_s, report.start_s) >= 0
 
     def on_StartFailed(self, action):  # noqa: N802
         assert self.slot.deadline == self.now + action.retry_s
+        assert action.end == self.slot.cause
+
+    on_SlotBroken = on_StartFailed  # noqa: N815
 
     def job_ends(self, job):
         self.ends[job] += 1
@@ -119,7 +125,7 @@ class SlotLife(RuleBasedStateMachine):
     @rule()
     def cannot_be_forked(self):
         self.worker = None
-        self.step(steps.ForkFailed("no memory"))
+        self.step(steps.ForkFailed(c.ForkRefused("no memory")))
 
     @precondition(lambda self: self.worker == "loading")
     @rule(capacity=st.sampled_from((-1, 1, 2, 3)))
@@ -137,7 +143,7 @@ class SlotLife(RuleBasedStateMachine):
     def dies(self, really=True):
         if really:
             self.worker = "dead"
-            self.step(steps.Died("was killed by SIGKILL"))
+            self.step(steps.Died(c.Signalled(9)))
 
     @precondition(lambda self: self.worker == "dead")
     @rule()
@@ -149,7 +155,7 @@ class SlotLife(RuleBasedStateMachine):
     @rule(really=RARE)
     def breaks_the_protocol(self, really=True):
         if really:
-            self.step(steps.Misbehaved("wrote nonsense"))
+            self.step(steps.Misbehaved(c.ProtocolBroken("wrote nonsense")))
 
     @rule(really=RARE)
     def the_template_dies(self, really=True):
@@ -174,7 +180,7 @@ class SlotLife(RuleBasedStateMachine):
         if job not in self.cancelled:
             self.job_ends(job)
         self.wants_refresh = self.wants_refresh or refresh
-        self.step(steps.JobDone(job, "the handler" if refresh else None, full))
+        self.step(steps.JobDone(job, c.AskedByHandler() if refresh else None, full))
 
     @precondition(lambda self: self.slot.running)
     @rule(pick=st.integers(0, 2), gently=st.booleans(), stuck=st.booleans())
@@ -197,12 +203,12 @@ class SlotLife(RuleBasedStateMachine):
     @rule(verified=st.booleans())
     def its_memory_is_free(self, verified):
         self.memory_free = True
-        self.step(steps.Released(12 if verified else None, verified, "" if verified else "nobody can tell"))
+        self.step(steps.Released(12 if verified else None, verified, () if verified else UNKNOWN))
 
     @precondition(lambda self: self.watching and self.slot.has_gpu)
     @rule()
     def its_memory_is_held(self):
-        self.step(steps.MemoryHeld("gpu0: 900 MiB"))
+        self.step(steps.MemoryHeld(c.MemoryStaysInUse((c.HeldGpu(900),))))
 
     @precondition(lambda self: self.slot.has_gpu)
     @rule(ago=st.sampled_from((0.0, 5.0)))
@@ -213,7 +219,7 @@ class SlotLife(RuleBasedStateMachine):
     @rule(really=RARE)
     def its_gpu_is_lost(self, really=True):
         if really:
-            self.step(steps.GpuLost("GPU 0 is lost"))
+            self.step(steps.GpuLost(c.GpusLost((c.LostGpu(0),))))
 
     @precondition(lambda self: self.slot.has_gpu)
     @rule()
@@ -227,10 +233,10 @@ class SlotLife(RuleBasedStateMachine):
     @rule(
         event=st.sampled_from(
             (
-                steps.RefreshAsked("hand"),
+                steps.RefreshAsked(c.RefreshedByHand()),
                 steps.HandlerChanged(),
-                steps.PauseAsked("paused by hand"),
-                steps.PauseAsked("idle for 60 s", spare=True),
+                steps.PauseAsked(c.PausedByHand()),
+                steps.PauseAsked(c.IdleTooLong(60.0)),
                 steps.ResumeAsked(),
             )
         )
@@ -262,6 +268,10 @@ class SlotLife(RuleBasedStateMachine):
         assert not self.wants_refresh or slot.room == 0, "a worker that is to be replaced takes jobs"
         assert not slot.pausing or slot.room == 0, "a paused worker takes jobs"
         assert not slot.spare or slot.pausing
+        assert slot.state is not S.HELD or isinstance(slot.reason, c.MemoryStaysInUse)
+        assert slot.state is not S.LOST or isinstance(slot.reason, c.GpusLost)
+        assert slot.obstacle is None or slot.state in (S.HELD, S.ENDING, S.PARKED)
+        assert slot.reason is not None or slot.state not in (S.ENDING, S.BACKOFF, S.BROKEN, S.HELD, S.LOST)
 
     @invariant()
     def something_will_wake_it(self):
@@ -313,7 +323,7 @@ class SlotLife(RuleBasedStateMachine):
             return
         self.comes_to(*AT_REST)
         if self.slot.state is not S.PARKED:
-            self.by_hand(steps.PauseAsked("paused by hand"))
+            self.by_hand(steps.PauseAsked(c.PausedByHand()))
             self.comes_to(S.PARKED)
         assert self.by_hand(steps.ResumeAsked()) == (self.slot.state is S.STARTING)
         if self.slot.state is not S.PARKED:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.cause import TooManyProcesses
 from supervisor.host.processes import children_of, picture, tree
 from supervisor.template import mounts
 from supervisor.wire import messages as wire
@@ -65,13 +66,13 @@ def test_tree_over_the_limit_is_ended_and_others_are_not(make_house, kind):
     assert modest.hears() == "done"
     bomb = house.fork("forks_to_a_number", "cpu0", NUMBER="150", **kind)
     died, swept = house.ends(bomb)
-    assert died.cause == "had more than 50 processes (--max-processes)"
+    assert died.cause == TooManyProcesses(50)
     assert died.status < 0
     left = house.expect(wire.Forked, lambda report: report.slot == "cpu1").pid
     assert len(tree(picture(), {left})) == 40
     house.template.send(wire.EndTree("cpu1", 1))
     died, swept = house.ends(modest)
-    assert (died.cause, swept.killed) == ("", 39)
+    assert (died.cause, swept.killed) == (None, 39)
 
 
 def test_dead_processes_count_little(make_house):
@@ -79,10 +80,10 @@ def test_dead_processes_count_little(make_house):
     modest = house.fork("forks_to_a_number", "cpu1", NUMBER="80", DEAD="1")
     assert modest.hears() == "done"
     died, _ = house.ends(house.fork("forks_to_a_number", "cpu0", NUMBER="110", DEAD="1"))
-    assert died.cause == "had more than 80 dead processes that it did not wait for (--max-processes)"
+    assert died.cause == TooManyProcesses(80, dead=True)
     modest.tell("go")
     died, _ = house.ends(modest)
-    assert (died.status, died.cause) == (0, "")
+    assert (died.status, died.cause) == (0, None)
 
 
 def test_number_is_not_limited_by_zero(make_house):
@@ -91,7 +92,7 @@ def test_number_is_not_limited_by_zero(make_house):
     assert worker.hears() == "done"
     worker.tell("go")
     died, swept = house.ends(worker)
-    assert (died.status, died.cause, swept.killed) == (0, "", 59)
+    assert (died.status, died.cause, swept.killed) == (0, None, 59)
 
 
 def test_what_a_dead_worker_left_is_limited_too(make_house):

@@ -10,10 +10,11 @@ from multiprocessing.connection import wait
 
 import pytest
 
+from supervisor.cause import process_end
 from supervisor.config.settings import SECRET_VARIABLES
-from supervisor.host.exit_status import describe_exit
 from supervisor.pool.pipes.ends import LOG_PIPE_BYTES, make_pipes
 from supervisor.pool.template.process import Gone, TemplateProcess, without_secrets
+from supervisor.protocol import wording
 from supervisor.wire import messages as wire
 
 
@@ -109,4 +110,4 @@ def test_secrets_are_taken_out():
     ],
 )
 def test_exits_in_words(status, words):
-    assert describe_exit(status) == words
+    assert wording.words(process_end(status)) == words

@@ -19,6 +19,8 @@ import pytest
 import requests  # noqa: F401 - the first import takes longer than the short tries here may
 
 from supervisor.config.resolve import make_settings
+from supervisor.notice import Level, Notice
+from supervisor.protocol import event_lines
 from supervisor.store.opening import MEMORY
 from supervisor.store.store import Store
 from supervisor.store.writes import AddWebhook, Write
@@ -183,8 +185,9 @@ class Office:
         self.loop.call_soon(self.loop.call_soon, self._changed.set)
         return written
 
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
+    def notify(self, notice: Notice) -> None:
+        assert notice.level is Level.WARNING
+        self.warnings.append(event_lines.line(notice))
         self._changed.set()
 
     # --- the test

@@ -8,6 +8,7 @@ import socket
 import pytest
 
 import supervisor
+from supervisor.cause import NotEncodable
 from supervisor.wire import messages as wire
 
 KINDS = {
@@ -96,8 +97,8 @@ RESULTS = {
     "''": ("COMPLETED", b'""', None, False),
     "[]": ("COMPLETED", b"[]", None, False),
     "b'abc'": ("COMPLETED", b'"YWJj"', None, False),
-    "{'images': [object()]}": ("FAILED", None, "output.images[0]: cannot encode object", False),
-    "{'x': object(), 'refresh_worker': True}": ("FAILED", None, "output.x: cannot encode object", True),
+    "{'images': [object()]}": ("FAILED", None, NotEncodable("output.images[0]: cannot encode object"), False),
+    "{'x': object(), 'refresh_worker': True}": ("FAILED", None, NotEncodable("output.x: cannot encode object"), True),
 }
 
 
@@ -106,7 +107,8 @@ RESULTS = {
 def test_what_a_result_means(serve, value, marker):
     status, output, error, refresh = RESULTS[value]
     done = serve(f"{marker}def handler(job): return {value}").job()
-    assert done == wire.Done("job", status, output, error, refresh)
+    text, fault = (None, error) if isinstance(error, NotEncodable) else (error, None)
+    assert done == wire.Done("job", status, output, text, refresh, cause=fault)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +307,8 @@ def test_an_error_mid_stream_ends_the_iteration(serve, kind, last, error):
     *chunks, done = child.receive_until(wire.Done)
     assert chunks == [wire.Chunk("job", 0, b"0"), wire.Chunk("job", 1, b'{"error":"","refresh_worker":true}')]
     assert (done.status, done.output, done.refresh) == ("FAILED", None, False)
-    assert error in done.error.replace('": "', '":"')
+    said = done.error if done.cause is None else done.cause.what
+    assert error in said.replace('": "', '":"')
     assert child.written_so_far() == "closed\n"
 
 

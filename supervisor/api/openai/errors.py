@@ -13,6 +13,8 @@ import msgspec
 from supervisor.api.call import Reply
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobStatus
+from supervisor.protocol.job_error import type_name
+from supervisor.protocol.wording import error_of, words
 
 REQUEST_ID = b"x-request-id"
 """The header in which OpenAI's clients look for a request's id (``_request_id`` of what they return); here it is the job's."""
@@ -101,9 +103,11 @@ def of_refusal(error: RequestError) -> Failure:
 def of_job(job: Job) -> Failure:
     """A job that ended otherwise than COMPLETED."""
     if job.status is JobStatus.TIMED_OUT:
-        return Failure(504, job.error or "the job ran out of time", "timeout_error", final=True)
+        return Failure(504, error_of(job) or "the job ran out of time", "timeout_error", final=True)
     if job.status is JobStatus.CANCELLED:  # 499: 408 and 409 would be asked again
         return Failure(499, "the job was cancelled", "cancelled", final=True)
+    if job.cause is not None:  # our own words: what a worker wrote last may have a status in it that means nothing here
+        return Failure(500, words(job.cause), _type_of(500), final=True)
     text = job.error or "the job failed"
     return _failure(_parsed(text.encode()) or _Said(message=text), text)
 
@@ -141,7 +145,7 @@ def _failure(said: _Said, text: str) -> Failure:
     while isinstance(said.error, dict):
         said = msgspec.convert(said.error, _Said)
     if isinstance(said.error_message, str):
-        message = f"{str(said.error_type)[8:-2]}: {said.error_message}"
+        message = f"{type_name(str(said.error_type))}: {said.error_message}"
     else:
         message = next((words for words in (said.message, said.error) if isinstance(words, str) and words), text)
     status = _status(said, message)

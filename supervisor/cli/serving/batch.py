@@ -32,12 +32,12 @@ from supervisor.cli.serving.shutdown import Ending
 from supervisor.config.settings import Settings
 from supervisor.dashboard import terminal
 from supervisor.engine.engine import Happening
-from supervisor.engine.overview import first_line
 from supervisor.errors import LockedError, SuperviseError, UsageError
 from supervisor.gpu import locks
 from supervisor.host import file_limits as descriptors
 from supervisor.host.files import refusal
 from supervisor.job import Job
+from supervisor.protocol.wording import error_line
 from supervisor.store.place import SQLITES
 from supervisor.store.store import Store
 from supervisor.webhooks.delivery import Webhooks
@@ -195,7 +195,7 @@ class _Run:
             self._batch.write_to(sink)
             stack.callback(sink.close)
             engine = self._assembly.engine
-            self._ending.watch(lambda text: self._news.event("error", text), lambda: engine.reload("SIGHUP"))
+            self._ending.watch(lambda text: self._news.event("error", text), engine.reload)
             for note in self._assembly.notes:
                 self._news.event("note", note)
             self._webhooks = Webhooks(self._assembly.engine, self._loop)
@@ -311,7 +311,7 @@ class _Run:
         self._failures += 1
         if self._failures > FAILURES_SAID:
             return
-        error = first_line(job.error or "")
+        error = error_line(job) or ""
         text = f"line {number} {job.status.value}: {error}"
         if self._failures == FAILURES_SAID:
             text += "; what fails from here on is only counted"

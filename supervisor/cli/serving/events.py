@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 
+import msgspec
+
 from supervisor.cli.serving.event_log import Lines
 from supervisor.engine.engine import Happening
-from supervisor.engine.overview import first_line
 from supervisor.job import Job, JobStatus, delay_ms, execution_ms
+from supervisor.notice import AnyNotice
 from supervisor.pool import events
+from supervisor.protocol import event_lines
+from supervisor.protocol.wording import error_line
 
 JOBS_PER_SECOND = 50
 """Completed jobs that get a line each in one second; the others are counted in one line. What failed is always said."""
@@ -58,10 +62,9 @@ class News:
             self._job_ended(happening)
         elif isinstance(happening, events.Printed):
             self._printed(happening)
-        elif isinstance(happening, events.Notice):
-            prefix = f"{happening.slot}: " if happening.slot else ""
-            fields = {"slot": happening.slot} if happening.slot else {}
-            self.event(happening.kind, prefix + happening.text, **fields, **happening.fields)
+        elif isinstance(happening, AnyNotice):
+            facts = msgspec.to_builtins(event_lines.fields(happening))
+            self.event(happening.kind, event_lines.line(happening), **facts)
 
     def _printed(self, event: events.Printed) -> None:
         at = _now_ms()
@@ -79,7 +82,7 @@ class News:
             self._completed += 1
             if self._completed > JOBS_PER_SECOND:
                 return
-        error = first_line(job.error) if job.error else None
+        error = error_line(job)
         text = f"job {job.id} {job.status.value}"
         if job.started_ms is not None:
             text += f" in {execution_ms(job)} ms on {job.worker_id}"

@@ -245,7 +245,7 @@ class _Serving:
 
     def _reload(self) -> None:
         self._service.reloading()
-        self._assembly.engine.reload("SIGHUP")
+        self._assembly.engine.reload()
         self._service.tell("READY=1")
 
 

@@ -86,8 +86,9 @@ def _chunk(message: wire.Chunk) -> wire.Chunk:
 
 
 def _done(message: wire.Done) -> wire.Done:
-    if message.status not in ENDS or (message.status == "FAILED") is (message.error is None):
-        error = "no error" if message.error is None else "an error"
+    reasons = (message.error is not None) + (message.cause is not None)
+    if message.status not in ENDS or reasons != (message.status == "FAILED"):
+        error = ("no error", "an error", "two errors")[reasons]
         raise WireError(f"{message.status[:80]!r} with {error} is no end of a job")
     if message.output is not None:
         _check_json(message.output, "its output")

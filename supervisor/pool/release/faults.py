@@ -14,34 +14,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from supervisor.gpu.records import Reading, Xid
+from supervisor.cause import GpusLost, LostGpu
+from supervisor.gpu.records import GpuSample, Reading, Xid
+from supervisor.notice import ProgramXid
 from supervisor.pool.interfaces import Place
 from supervisor.pool.slots import steps
 
 BACK_S = 2.0
 LONGEST_BACK_S = 300.0
-
-XIDS = {
-    13: "graphics engine exception",
-    31: "GPU memory page fault",
-    43: "GPU stopped processing",
-    45: "preemptive cleanup, due to previous errors",
-    48: "double bit ECC error",
-    62: "internal micro-controller halt",
-    63: "ECC page retirement or row remapping",
-    64: "ECC page retirement or row remapping failed",
-    68: "video processor exception",
-    74: "NVLink error",
-    79: "GPU has fallen off the bus",
-    92: "high single-bit ECC error rate",
-    94: "contained ECC error",
-    95: "uncontained ECC error",
-    109: "context switch timeout",
-    119: "GSP RPC timeout",
-    120: "GSP error",
-    154: "GPU recovery action changed",
-}
-"""Those that are met most, after NVIDIA's Xid catalogue; any other is known to people by its number alone."""
 
 
 class _Fault(msgspec.Struct):
@@ -78,18 +58,17 @@ class Faults:
         """Judge for ``places``."""
         self._places = places
         self._faults: dict[str, _Fault] = {}
-        self._out: dict[str, str] = {}  # why, by the UUIDs of the GPUs that are lost
+        self._out: dict[str, Xid | GpuSample] = {}  # what showed it, by the UUIDs of the GPUs that are lost
         self._lost: set[str] = set()
 
     def xid(self, xid: Xid) -> list[tuple[str, steps.Event]]:
         """What an Xid means for which slot."""
         if xid.by_application:
-            remark = f"{_described(xid.code)}, which means the program, not the GPU"
             users = [(place.name, gpu) for place in self._places for gpu in place.gpus if gpu.uuid == xid.uuid]
-            return [(name, steps.Remarked(f"GPU {gpu.index}: {remark}")) for name, gpu in users[:1]]
+            return [(name, steps.Remarked(ProgramXid(name, gpu.index, xid.code))) for name, gpu in users[:1]]
         before = self._faults.get(xid.uuid)
         self._faults[xid.uuid] = _Fault(xid.at) if before is None else before.next(xid.at)
-        self._out[xid.uuid] = f": {_described(xid.code)}"
+        self._out[xid.uuid] = xid
         return self._changes()
 
     def read(self, reading: Reading) -> list[tuple[str, steps.Event]]:
@@ -98,14 +77,14 @@ class Faults:
             fault = self._faults.get(sample.uuid)
             faulty = fault is not None and fault.seen(reading.at, sample.error is None)
             if sample.lost:
-                self._out.setdefault(sample.uuid, f" ({sample.error or 'GPU is lost'})")
+                self._out.setdefault(sample.uuid, sample)
             elif sample.error is None and not faulty:
                 self._out.pop(sample.uuid, None)
         return self._changes()
 
     def of(self, place: Place) -> list[tuple[str, steps.Event]]:
         """What is known already of a slot in which a worker starts: a parked one was not interested."""
-        return [(place.name, steps.GpuLost(self._why(place)))] if place.name in self._lost else []
+        return [(place.name, steps.GpuLost(self._cause(place)))] if place.name in self._lost else []
 
     def _changes(self) -> list[tuple[str, steps.Event]]:
         told: list[tuple[str, steps.Event]] = []
@@ -119,10 +98,10 @@ class Faults:
                 told.append((place.name, steps.GpuBack()))
         return told
 
-    def _why(self, place: Place) -> str:
-        lost = (f"GPU {gpu.index}{self._out[gpu.uuid]}" for gpu in place.gpus if gpu.uuid in self._out)
-        return f"lost its {', '.join(lost)}"
+    def _cause(self, place: Place) -> GpusLost:
+        shown = [(gpu.index, self._out[gpu.uuid]) for gpu in place.gpus if gpu.uuid in self._out]
+        return GpusLost(tuple(_lost(index, by) for index, by in shown))
 
 
-def _described(code: int) -> str:
-    return f"Xid {code} ({XIDS[code]})" if code in XIDS else f"Xid {code}"
+def _lost(index: int, by: Xid | GpuSample) -> LostGpu:
+    return LostGpu(index, xid=by.code) if isinstance(by, Xid) else LostGpu(index, error=by.error)

@@ -13,10 +13,11 @@ memory grew, or does not answer. A GPU whose memory nothing counts is unverified
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
+from supervisor.cause import HeldGpu, MemoryHolder, Unknown, UnknownGpu
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Reading
 from supervisor.pool.release.surplus import Surplus, newcomers, surplus
 
@@ -35,15 +36,14 @@ class Verdict(enum.Enum):
 class Judgement(msgspec.Struct, frozen=True):
     """A verdict and what it rests on.
 
-    ``freed_mib`` is how much came back (``None`` where that was never seen), ``held_mib`` how much did not, ``by`` the processes
-    of the worker's tree that NVML lists still. ``reason`` says it in words, empty for FREE.
+    ``freed_mib`` is how much came back (``None`` where that was never seen). For HELD, ``held`` has what did not and who has it;
+    for UNVERIFIED, ``unknown`` has why that cannot be told.
     """
 
     verdict: Verdict
     freed_mib: int | None = None
-    held_mib: int = 0
-    by: tuple[GpuProcess, ...] = ()
-    reason: str = ""
+    held: tuple[HeldGpu, ...] = ()
+    unknown: tuple[UnknownGpu, ...] = ()
 
 
 class Release:
@@ -63,7 +63,7 @@ class Release:
         appears without one is evidence too.
         """
         several = len(gpus) > 1
-        self._watches = [_Watch(gpu, slot, baseline, attributes, f"{gpu.label}: " if several else "") for gpu in gpus]
+        self._watches = [_Watch(gpu, slot, baseline, attributes, gpu.label if several else None) for gpu in gpus]
         self._timeout = timeout
         self._died_at = float("inf")
         self._held = False
@@ -106,24 +106,15 @@ class Release:
         held = [watch for watch in over if watch.is_evidence()]
         self._held = bool(held) or (self._held and any(watch.may_be_held() for watch in left))
         if self._held:
-            return self._judge(Verdict.HELD, held or left, _Watch.held_reason)
+            return Judgement(Verdict.HELD, self._freed(), held=tuple(watch.held() for watch in held or left))
         if len(over) < len(left):
-            return Judgement(Verdict.WAIT, reason="; ".join(watch.held_reason() for watch in left))
-        return self._judge(Verdict.UNVERIFIED, left, _Watch.unknown_reason)
+            return Judgement(Verdict.WAIT)
+        return Judgement(Verdict.UNVERIFIED, self._freed(), unknown=tuple(watch.unknown() for watch in left))
 
     def deadline(self) -> float | None:
         """When ``observe`` gives a new verdict by time alone; ``None`` when it does not."""
         left = [watch.fell_at + self._timeout for watch in self._watches if not (watch.free or watch.uncounted)]
         return max(left) if left and not self._held else None
-
-    def _judge(self, verdict: Verdict, watches: Sequence[_Watch], say: Callable[[_Watch], str]) -> Judgement:
-        return Judgement(
-            verdict,
-            freed_mib=self._freed(),
-            held_mib=sum(watch.held_mib() for watch in watches),
-            by=tuple(process for watch in watches for process in watch.still_listed()),
-            reason="; ".join(map(say, watches)),
-        )
 
     def _freed(self) -> int | None:
         freed = [watch.freed() for watch in self._watches]
@@ -139,7 +130,7 @@ def attributes_memory(reading: Reading) -> bool:
 class _Watch:
     """One GPU of the slot."""
 
-    def __init__(self, gpu: Gpu, slot: str, baseline: Reading | None, attributes: bool, label: str) -> None:
+    def __init__(self, gpu: Gpu, slot: str, baseline: Reading | None, attributes: bool, label: str | None) -> None:
         self.gpu = gpu
         self.free = False
         self.fell_at = float("inf")
@@ -253,30 +244,26 @@ class _Watch:
             return 0
         return self._surplus.least if self._surplus.least > TOLERANCE_MIB else max(0, self._surplus.most)
 
-    def held_reason(self) -> str:
+    def held(self) -> HeldGpu:
         """What is held and by whom."""
-        if self._surplus is None:
-            return f"{self._label}no reading"
-        listed = ", ".join(f"pid {process.pid} ({process.name or 'unknown'})" for process in self.still_listed())
-        return f"{self._label}{self.held_mib()} MiB still in use by {listed or 'no process that NVML lists'}"
+        by = tuple(MemoryHolder(process.pid, process.name) for process in self.still_listed())
+        return HeldGpu(None if self._surplus is None else self.held_mib(), by, self._label)
 
-    def unknown_reason(self) -> str:
+    def unknown(self) -> UnknownGpu:
         """Why it cannot be said whose the memory is."""
         if self.uncounted:
-            return f"{self._label}NVML has no counter of this GPU's memory"
+            return UnknownGpu(Unknown.NO_COUNTER, gpu=self._label)
         if self._now is None:
-            return f"{self._label}NVML gave no reading of its memory"
+            return UnknownGpu(Unknown.NO_READING, gpu=self._label)
         if self._surplus is None:
-            return f"{self._label}NVML gave no reading from before the worker came"
-        return f"{self._label}{self._surplus.most} MiB more in use than before, and NVML {self._why_unknown(self._now)}"
+            return UnknownGpu(Unknown.NO_BASELINE, gpu=self._label)
+        most = self._surplus.most
+        if self._now.processes is None:
+            return UnknownGpu(Unknown.NO_PROCESSES, most, gpu=self._label)
+        unseen = tuple(process.pid for process in newcomers(self._now, self._before, self._is_ours))
+        return UnknownGpu(Unknown.UNSEEN if unseen else Unknown.NOT_SHOWN, most, unseen, self._label)
 
     # --- inside
-
-    def _why_unknown(self, now: GpuSample) -> str:
-        if now.processes is None:
-            return "lists no processes"
-        unseen = ", ".join(str(process.pid) for process in newcomers(now, self._before, self._is_ours))
-        return f"lists pid {unseen}, of which nothing is known here" if unseen else "does not show whose it is"
 
     def _is_ours(self, process: GpuProcess) -> bool:
         """One that was there before the worker came is not, even if it is the slot's last worker, listed still."""

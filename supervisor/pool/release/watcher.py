@@ -9,7 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol, Union
 
+import msgspec
+
+from supervisor.cause import MemoryStaysInUse
 from supervisor.gpu.records import GpuSample, Listing, Reading, Unwatched, WorkerRef, Xid
+from supervisor.notice import GpuRemark, RefreshAboveBlind, XidsUnwatched
 from supervisor.pool.interfaces import Place
 from supervisor.pool.release.faults import Faults
 from supervisor.pool.release.verdict import Judgement, Release, Verdict, attributes_memory
@@ -87,7 +91,7 @@ class GpuMemory:
         used = Counter(gpu.uuid for place in places for gpu in place.gpus)
         self._alone = {place.name for place in places if all(used[gpu.uuid] == 1 for gpu in place.gpus)}
         self._somewhere = places[0].name if places else ""
-        self._told: set[str] = set()
+        self._remarked: set[GpuRemark] = set()
         self._newest: Reading | None = None
         self._attributes = False
         self._ask_at = 0.0
@@ -145,7 +149,7 @@ class GpuMemory:
             elif isinstance(event, Xid):
                 learned += self._faults.xid(event)
             elif isinstance(event, Unwatched):
-                self._remark(self._somewhere, f"the driver's Xids are not watched: {event.reason}", learned)
+                self._remark(XidsUnwatched(self._somewhere, event.reason), learned)
             elif not isinstance(event, Listing):
                 self._gone(event.reason, learned)
         for name, watch in self._watches.items():
@@ -196,14 +200,14 @@ class GpuMemory:
         if held is not None and held > self._refresh_above:
             learned.append((name, steps.Overgrown(held, reading.at)))
         elif held is None and not self._attributes and all(sample.error is None for sample in reading.gpus):
-            why = "NVML does not show how much GPU memory each worker holds"
-            self._remark(name, f"--refresh-above {self._refresh_above} has no effect: {why}", learned)
+            self._remark(RefreshAboveBlind(name, self._refresh_above), learned)
 
-    def _remark(self, slot: str, text: str, learned: list[tuple[str, steps.Event]]) -> None:
-        """Tell a person, once."""
-        if text not in self._told:
-            self._told.add(text)
-            learned.append((slot, steps.Remarked(text)))
+    def _remark(self, notice: GpuRemark, learned: list[tuple[str, steps.Event]]) -> None:
+        """Tell a person, once, of whichever slot."""
+        same = msgspec.structs.replace(notice, slot="")
+        if same not in self._remarked:
+            self._remarked.add(same)
+            learned.append((notice.slot, steps.Remarked(notice)))
 
     def _gone(self, reason: str, learned: list[tuple[str, steps.Event]]) -> None:
         self.trouble = reason
@@ -217,9 +221,9 @@ class GpuMemory:
         if judged.verdict is Verdict.FREE:
             learned.append((name, steps.Released(judged.freed_mib, verified=True)))
         elif judged.verdict is Verdict.UNVERIFIED:
-            learned.append((name, steps.Released(judged.freed_mib, verified=False, why=judged.reason)))
+            learned.append((name, steps.Released(judged.freed_mib, verified=False, unknown=judged.unknown)))
         elif judged.verdict is Verdict.HELD and before is not Verdict.HELD:
-            learned.append((name, steps.MemoryHeld(judged.reason)))
+            learned.append((name, steps.MemoryHeld(MemoryStaysInUse(judged.held))))
 
     def _pause(self, now: float) -> float:
         """How long until the next reading is needed."""

@@ -12,8 +12,10 @@ import signal
 
 import msgspec
 
+from supervisor.cause import StuckInKernel, WorkerEnd
+from supervisor.notice import WorkerStuck
 from supervisor.pool.slots.slot import EndStep, Next, Slot, SlotState
-from supervisor.pool.slots.steps import Action, EndTree, JobLost, Measure, SendSignal, ShowStack, TellExit, Warn
+from supervisor.pool.slots.steps import Action, EndTree, JobLost, Measure, SendSignal, ShowStack, TellExit
 
 ASK_S = 1.0
 """How long a worker that was asked to exit may take before SIGTERM: it only has to flush."""
@@ -38,13 +40,13 @@ class Ending:
         """Wait ``grace`` between signals."""
         self._grace = grace
 
-    def begin(
+    def start(
         self,
         slot: Slot,
         now: float,
         step: EndStep,
         after: Next,
-        cause: str,
+        cause: WorkerEnd | None,
         *,
         since: float | None = None,
         failures: int | None = None,
@@ -84,17 +86,17 @@ class Ending:
         )
         return slot, [actions[step]]
 
-    def go_on(self, slot: Slot, now: float) -> Step:
+    def escalate(self, slot: Slot, now: float) -> Step:
         """The worker's end takes too long: the next step."""
         if slot.end_step is EndStep.MEASURE:
             return self.measured(slot, now)
         if slot.end_step is EndStep.KILL:
-            text = f"process {slot.pid} is still there {KILL_S:g} s after SIGKILL: it hangs in the kernel, perhaps in a driver"
-            return changed(slot, deadline=None, cause=text), [Warn(text)]
+            stuck = StuckInKernel(slot.pid, KILL_S)
+            return changed(slot, deadline=None, obstacle=stuck), [WorkerStuck(slot.name, stuck)]
         if slot.end_step is EndStep.TERM and not slot.stack_shown:
             return changed(slot, stack_shown=True, deadline=now + STACK_S), [ShowStack()]
         later = EndStep.KILL if slot.end_step is EndStep.TERM else EndStep.TERM
-        return self.begin(slot, now, later, slot.next, slot.cause or "")
+        return self.start(slot, now, later, slot.next, slot.cause)
 
     def measured(self, slot: Slot, now: float) -> Step:
         """What the worker holds was read, or that took too long: ask it to exit."""
@@ -102,17 +104,16 @@ class Ending:
             return slot, []
         return changed(slot, end_step=EndStep.ASKED, deadline=now + min(ASK_S, self._grace)), [TellExit()]
 
-    def died(self, slot: Slot, how: str, now: float) -> Step:
-        """The worker's process is dead; ``how`` is for people."""
+    def died(self, slot: Slot, end: WorkerEnd, now: float) -> Step:
+        """The worker's process is dead, by ``end`` unless it was being ended."""
         expected = slot.state is SlotState.ENDING
         failures, restarts = slot.failures, slot.restarts
         if slot.state is SlotState.STARTING or (slot.state is SlotState.IDLE and not slot.jobs_in_worker):
             failures += 1
         if slot.state is not SlotState.STARTING and not (expected and slot.next is not Next.RESTART):
             restarts += 1
-        said = slot.cause if expected and slot.blame and slot.cause else how
-        lost = lost_jobs(slot, said, charged=slot.blame or not expected)
-        free_since = now if slot.running else slot.free_since
+        blamed = slot.cause if expected and slot.blame and slot.cause else end
+        lost = lost_jobs(slot, blamed, charged=slot.blame or not expected)
         slot = changed(
             slot,
             state=SlotState.ENDING,
@@ -124,9 +125,9 @@ class Ending:
             failures=failures,
             restarts=restarts,
             next=slot.next if expected else Next.PAUSE if slot.pausing else Next.RESTART,
-            cause=slot.cause if expected else how,
+            cause=slot.cause if expected else end,
             since=slot.since if expected else now,
-            free_since=free_since,
+            idle_slot_since=now if slot.running else slot.idle_slot_since,
         )
         return slot, lost
 
@@ -136,6 +137,6 @@ def changed(slot: Slot, **changes: object) -> Slot:
     return msgspec.structs.replace(slot, **changes)
 
 
-def lost_jobs(slot: Slot, how: str, *, charged: bool) -> list[Action]:
+def lost_jobs(slot: Slot, end: WorkerEnd, *, charged: bool) -> list[Action]:
     """The jobs that lose their worker, but for those that were told to stop; ``charged``: they may be the reason."""
-    return [JobLost(job, how, charged) for job in slot.running if job not in slot.cancelling]
+    return [JobLost(job, end, charged) for job in slot.running if job not in slot.cancelling]

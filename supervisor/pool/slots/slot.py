@@ -9,6 +9,8 @@ import enum
 
 import msgspec
 
+from supervisor.cause import Obstacle, PauseCause, PausedByHand, RefreshCause, SlotReason, WorkerEnd
+
 
 class SlotState(str, enum.Enum):
     """The states of a slot, as the API says them."""
@@ -51,16 +53,16 @@ class Next(str, enum.Enum):
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """One slot at one moment. ``running`` maps nothing but names: job ids in the worker, ``cancelling`` those told to stop.
+    """One slot at one moment. ``running`` are the ids of the jobs in the worker, ``cancelling`` those told to stop.
 
-    ``failures`` counts workers in a row that died before they were given a job. ``cause`` says why the worker ends or the slot
-    is out of service; ``blame`` that a job which still runs when the worker is ended may be the reason; ``stack_shown``
-    that its stacks were asked for; ``pausing`` that the slot is to be out of service until it is resumed, ``spare`` that scaling
-    does that when jobs wait; ``put_off`` is why this worker is to be refreshed should it be resumed before it has ended.
+    ``failures`` counts workers in a row that died before they were given a job. ``cause`` says why the worker ends, or the slot
+    has none; ``obstacle`` what keeps it from the next one; ``blame`` that a job which still runs when the worker is ended may be
+    the reason; ``stack_shown`` that its stacks were asked for. ``refresh_cause``: the worker is to be replaced once it is idle;
+    ``pause_cause``: the slot is to be out of service until it is resumed, and a refresh waits for that.
     ``since``, ``gone_at`` and ``released_at`` are the moments of a refresh: asked for, tree gone, memory free. ``idle_since`` is
-    when the worker's last job ended, or it became ready; ``free_since`` is the same of the slot: a refresh or a restart does not
-    change it, and it is None until a worker was ready after a resume. ``told_above``: a worker without any job was said to hold
-    too much.
+    when the worker's last job ended, or it became ready; ``idle_slot_since`` is the same of the slot: a refresh or a restart does
+    not change it, and it is None until a worker was ready after a resume. ``refresh_above_warned``: a worker without any job was
+    said to hold too much.
     """
 
     name: str
@@ -75,19 +77,18 @@ class Slot(msgspec.Struct, frozen=True):
     deadline: float | None = None
     end_step: EndStep = EndStep.MEASURE
     next: Next = Next.RESTART
-    cause: str | None = None
-    refresh_cause: str | None = None
+    cause: WorkerEnd | None = None
+    obstacle: Obstacle | None = None
+    refresh_cause: RefreshCause | None = None
+    pause_cause: PauseCause | None = None
     blame: bool = False
     stack_shown: bool = False
-    pausing: bool = False
-    spare: bool = False
-    put_off: str | None = None
     since: float = 0.0
     gone_at: float = 0.0
     released_at: float = 0.0
     idle_since: float = 0.0
-    free_since: float | None = None
-    told_above: bool = False
+    idle_slot_since: float | None = None
+    refresh_above_warned: bool = False
     freed_mib: int | None = None
     verified: bool = True
     failures: int = 0
@@ -97,8 +98,25 @@ class Slot(msgspec.Struct, frozen=True):
     restarts: int = 0
 
     @property
+    def pausing(self) -> bool:
+        """Whether the slot is to be out of service until it is resumed, or is so."""
+        return self.pause_cause is not None
+
+    @property
+    def spare(self) -> bool:
+        """Whether it is paused by scaling, which resumes it when jobs wait."""
+        return self.pause_cause is not None and not isinstance(self.pause_cause, PausedByHand)
+
+    @property
+    def reason(self) -> SlotReason | None:
+        """Why the slot is not in service."""
+        return self.cause if self.obstacle is None else self.obstacle
+
+    @property
     def room(self) -> int:
         """How many more jobs the worker can take now."""
-        if self.state not in (SlotState.IDLE, SlotState.BUSY) or self.refresh_cause is not None or self.cancelling:
+        if self.state not in (SlotState.IDLE, SlotState.BUSY) or self.cancelling:
+            return 0
+        if self.refresh_cause is not None or self.pause_cause is not None:
             return 0
         return max(0, self.capacity - len(self.running))

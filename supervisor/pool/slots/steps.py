@@ -6,6 +6,21 @@ from typing import Union
 
 import msgspec
 
+from supervisor.cause import (
+    CancelledJobRan,
+    ForkRefused,
+    GpusLost,
+    MemoryStaysInUse,
+    OverdueJobRan,
+    PauseCause,
+    PausedByHand,
+    ProtocolBroken,
+    RefreshCause,
+    UnknownGpu,
+    WorkerEnd,
+)
+from supervisor.notice import GpuRemark, HoldsWithoutJob, Refreshed, SlotBroken, StartFailed, WorkerStuck
+
 # --- events --------------------------------------------------------------------------------------------------------------
 
 
@@ -22,7 +37,11 @@ class Forked(msgspec.Struct, frozen=True):
 class ForkFailed(msgspec.Struct, frozen=True):
     """The operating system refused a new process."""
 
-    error: str
+    cause: ForkRefused
+
+
+class Unforked(msgspec.Struct, frozen=True):
+    """The worker that was to end was never forked, and now is not."""
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -47,24 +66,24 @@ class JobDone(msgspec.Struct, frozen=True):
     """The worker has ended this job. ``refresh`` says why it wants a fresh worker, if it does; ``out_of_memory``: of a GPU."""
 
     job: str
-    refresh: str | None = None
+    refresh: RefreshCause | None = None
     out_of_memory: bool = False
 
 
 class CancelJob(msgspec.Struct, frozen=True):
     """Stop this running job: ``gently`` by ``CancelledError`` first, or by ending the worker at once; ``stuck``: that is asked
-    to show where it is before."""
+    to show where it is before. ``cause`` is why the worker ends, if it does."""
 
     job: str
     gently: bool
     stuck: bool = False
-    cause: str = "a cancelled job was still running"
+    cause: Union[CancelledJobRan, OverdueJobRan] = CancelledJobRan()
 
 
 class RefreshAsked(msgspec.Struct, frozen=True):
     """Replace the worker, now or after the jobs it runs."""
 
-    cause: str
+    cause: RefreshCause
 
 
 class HandlerChanged(msgspec.Struct, frozen=True):
@@ -72,11 +91,15 @@ class HandlerChanged(msgspec.Struct, frozen=True):
 
 
 class PauseAsked(msgspec.Struct, frozen=True):
-    """Take the slot out of service, now or after the jobs its worker runs, until it is resumed. ``spare``: by scaling, which
-    leaves alone what a person has paused."""
+    """Take the slot out of service, now or after the jobs its worker runs, until it is resumed. Scaling leaves alone what a
+    person has paused."""
 
-    cause: str
-    spare: bool = False
+    cause: PauseCause
+
+    @property
+    def spare(self) -> bool:
+        """Whether scaling asks."""
+        return not isinstance(self.cause, PausedByHand)
 
 
 class ResumeAsked(msgspec.Struct, frozen=True):
@@ -86,7 +109,7 @@ class ResumeAsked(msgspec.Struct, frozen=True):
 class Misbehaved(msgspec.Struct, frozen=True):
     """The worker broke the protocol; it is killed."""
 
-    cause: str
+    cause: ProtocolBroken
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -101,9 +124,9 @@ class Overgrown(msgspec.Struct, frozen=True):
 
 
 class Died(msgspec.Struct, frozen=True):
-    """The worker's process is dead; ``how`` is for people (``was killed by SIGKILL``)."""
+    """The worker's process is dead; ``end`` is why, as far as is known outside of the slot."""
 
-    how: str
+    end: WorkerEnd
 
 
 class Swept(msgspec.Struct, frozen=True):
@@ -111,17 +134,17 @@ class Swept(msgspec.Struct, frozen=True):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """The GPU memory is free (``verified``), or nobody can tell and will not by waiting longer; then ``why`` says so."""
+    """The GPU memory is free (``verified``), or it cannot be told, nor by waiting longer: on the GPUs in ``unknown``."""
 
     freed_mib: int | None = None
     verified: bool = True
-    why: str = ""
+    unknown: tuple[UnknownGpu, ...] = ()
 
 
 class MemoryHeld(msgspec.Struct, frozen=True):
     """GPU memory stays in use after the tree died, on evidence."""
 
-    cause: str
+    obstacle: MemoryStaysInUse
 
 
 class TemplateGone(msgspec.Struct, frozen=True):
@@ -129,9 +152,9 @@ class TemplateGone(msgspec.Struct, frozen=True):
 
 
 class GpuLost(msgspec.Struct, frozen=True):
-    """A GPU of the slot has fallen off the bus, or is of no use until it is reset; ``cause`` is for people."""
+    """A GPU of the slot has fallen off the bus, or is of no use until it is reset."""
 
-    cause: str
+    cause: GpusLost
 
 
 class GpuBack(msgspec.Struct, frozen=True):
@@ -141,7 +164,7 @@ class GpuBack(msgspec.Struct, frozen=True):
 class Remarked(msgspec.Struct, frozen=True):
     """Something about the slot's GPUs that a person should know; it changes nothing."""
 
-    text: str
+    notice: GpuRemark
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -158,6 +181,7 @@ Event = Union[
     Start,
     Forked,
     ForkFailed,
+    Unforked,
     Ready,
     CapacityChanged,
     Assign,
@@ -225,37 +249,15 @@ class Release(msgspec.Struct, frozen=True):
 
 
 class JobLost(msgspec.Struct, frozen=True):
-    """A running job lost its worker. ``charged``: it may be the reason, so it costs an attempt; ``how`` is for people."""
+    """A running job lost its worker, which ended by ``end``. ``charged``: it may be the reason, so it costs an attempt."""
 
     job: str
-    how: str
+    end: WorkerEnd
     charged: bool
 
 
-class RefreshReport(msgspec.Struct, frozen=True):
-    """A refresh is complete; durations in seconds."""
-
-    cause: str
-    end_s: float
-    release_s: float
-    start_s: float
-    freed_mib: int | None
-    verified: bool
-
-
-class StartFailed(msgspec.Struct, frozen=True):
-    """A worker did not come into service; it is tried again in ``retry_s``."""
-
-    cause: str
-    retry_s: float
-    broken: bool
-
-
-class Warn(msgspec.Struct, frozen=True):
-    """Tell a person."""
-
-    text: str
-
+SlotNews = Union[Refreshed, StartFailed, SlotBroken, WorkerStuck, HoldsWithoutJob, GpuRemark]
+"""What a step has to say to people: that is an action, too."""
 
 Action = Union[
     ForkWorker,
@@ -267,7 +269,5 @@ Action = Union[
     EndTree,
     Release,
     JobLost,
-    RefreshReport,
-    StartFailed,
-    Warn,
+    SlotNews,
 ]

@@ -10,7 +10,7 @@ from typing import Union
 
 import msgspec
 
-from supervisor.host.exit_status import describe_exit
+from supervisor.cause import TemplateEnd, TemplateNotStarted, TemplateVanished, process_end
 from supervisor.pool.interfaces import Loop, Template
 from supervisor.pool.pipes.ends import Pipes
 from supervisor.pool.template.process import Gone
@@ -24,9 +24,9 @@ TRIES = 3
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """There is no template now; another start follows. ``how`` is for people; ``hopeless`` after ``TRIES`` in a row."""
+    """There is no template now; another start follows. ``end`` says how it ended; ``hopeless`` after ``TRIES`` in a row."""
 
-    how: str
+    end: TemplateEnd
     hopeless: bool
 
 
@@ -73,7 +73,7 @@ class TemplateClient:
             try:
                 self._template = self._launch()
             except OSError as error:
-                return [self._lost(f"could not be started: {error}", now)]
+                return [self._lost(TemplateNotStarted(str(error)), now)]
             self.listen(True)
         if self._template is None or not self._readable:
             return []
@@ -114,20 +114,20 @@ class TemplateClient:
 
     def _take(self, report: Union[wire.FromTemplate, Gone], now: float) -> Union[wire.FromTemplate, Lost]:
         if isinstance(report, Gone):
-            return self._lost("ended" if report.status is None else describe_exit(report.status), now)
+            return self._lost(TemplateVanished() if report.status is None else process_end(report.status), now)
         if isinstance(report, wire.TemplateReady):
             self.ready = True
             self._failures = 0
         return report
 
-    def _lost(self, how: str, now: float) -> Lost:
+    def _lost(self, end: TemplateEnd, now: float) -> Lost:
         self.close()
         if self._template is not None:
             self._template.close()
             self._template = None
         self._start_at = now + BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
         self._failures += 1
-        return Lost(how, self._failures >= TRIES)
+        return Lost(end, self._failures >= TRIES)
 
     # --- workers --------------------------------------------------------------------------------------------------------
 

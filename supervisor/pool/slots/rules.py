@@ -1,0 +1,35 @@
+"""The settings that a slot's steps depend on, and the refusal of a step that cannot be. Used by the supervisor."""
+
+from __future__ import annotations
+
+import msgspec
+
+from supervisor.errors import SuperviseError
+from supervisor.pool.slots.slot import Slot, SlotState
+from supervisor.pool.slots.steps import Event
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """The settings that steps depend on, in seconds and MiB; 0 turns ``start_timeout`` and the two numbers for refreshes off."""
+
+    grace: float = 5.0
+    start_timeout: float = 0.0
+    refresh_worker: bool = False
+    refresh_after_jobs: int = 0
+    refresh_above: int = 0
+    refresh_on_oom: bool = False
+
+
+class IllegalStepError(SuperviseError):
+    """The event cannot happen in the slot's state: a fault of this program, or of a worker that breaks the protocol."""
+
+
+def expect(slot: Slot, event: Event, *states: SlotState) -> None:
+    """Raise ``IllegalStepError`` unless ``slot`` is in one of ``states``."""
+    if slot.state not in states:
+        raise illegal(slot, event)
+
+
+def illegal(slot: Slot, event: Event) -> IllegalStepError:
+    """The error that says so."""
+    return IllegalStepError(f"slot {slot.name} is {slot.state.value}: {type(event).__name__} cannot happen ({event})")

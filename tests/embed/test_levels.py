@@ -1,0 +1,19 @@
+"""The level of what an embedded supervisor logs is the notice's own, whatever its words are."""
+
+import logging
+
+import pytest
+
+from supervisor.embed.runtime import House
+from supervisor.notice import Level
+from tests.protocol.notices import NOTICES
+
+LEVELS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
+
+
+@pytest.mark.parametrize(("notice", "level", "line"), [(notice, level, line) for notice, _, level, line, _ in NOTICES])
+def test_a_notice_is_logged_at_its_level(caplog, notice, level, line):
+    house = House(make_settings("test:handler"), temporary=True)
+    with caplog.at_level(logging.DEBUG, "supervisor"):
+        house._heard(notice)
+    assert caplog.record_tuples == [("supervisor", LEVELS[level], line)]

@@ -1,0 +1,23 @@
+"""Every notice has a line, and the kind, level and fields that readers of the log rely on."""
+
+from __future__ import annotations
+
+import typing
+
+import msgspec
+import pytest
+
+from supervisor import notice as n
+from supervisor.protocol import event_lines
+from tests.protocol.notices import NOTICES
+
+
+@pytest.mark.parametrize(("notice", "kind", "level", "line", "fields"), NOTICES)
+def test_a_notice_as_a_line(notice, kind, level, line, fields):
+    assert (notice.kind, notice.level) == (kind, level)
+    assert event_lines.line(notice) == line
+    assert msgspec.to_builtins(event_lines.fields(notice)) == fields
+
+
+def test_no_notice_is_without_a_line():
+    assert {type(notice) for notice, *_ in NOTICES} == set(typing.get_args(n.Notice))
