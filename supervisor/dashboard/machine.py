@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rich.text import Text
 
 from supervisor.dashboard import progress
-from supervisor.dashboard.section import Drawn, Section, window
+from supervisor.dashboard.section import Drawn, Rank, Section, window
 from supervisor.dashboard.table import Cell, Column, Span, table
 from supervisor.dashboard.text import bar, clock, count, crop, duration, harmless, level, mib
 from supervisor.protocol.views import GpuView, RefreshView, RunningJobView, Snapshot, WorkerView
@@ -43,7 +43,7 @@ def gpus(snapshot: Snapshot, selected: str | None) -> Section | None:
 
     size = 2 + len(views)
     title = "GPUs · simulated, not real" if pretend else "GPUs"
-    return Section(title, 3, min(size, 8), size, draw)
+    return Section(Rank.GPUS, title, 3, min(size, 8), size, draw)
 
 
 def _gpu_columns(views: Sequence[GpuView]) -> list[Column]:
@@ -139,7 +139,7 @@ def slots(snapshot: Snapshot, selected: str | None) -> Section:
         return Drawn([titles, *lines, *details][:rows], where or _states(views))
 
     size = 2 + len(views) + len(details)
-    return Section("slots", 3, min(size, 10 + len(details)), size, draw)
+    return Section(Rank.SLOTS, "slots", 3, min(size, 10 + len(details)), size, draw)
 
 
 def _states(views: Sequence[WorkerView]) -> str:

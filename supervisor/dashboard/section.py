@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 
 import msgspec
@@ -15,9 +16,21 @@ class Drawn(msgspec.Struct, frozen=True):
     note: str = ""
 
 
+class Rank(enum.IntEnum):
+    """The parts in the order in which they get room."""
+
+    SLOTS = 0
+    JOBS = 1
+    GPUS = 2
+    LOG = 3
+    ENDED = 4
+    RUNNING = 5
+
+
 class Section(msgspec.Struct, frozen=True):
     """One part of the picture. ``draw`` takes the rows (divider not counted) and the width it has."""
 
+    rank: Rank
     title: str
     least: int
     usual: int

@@ -22,7 +22,6 @@ EDGE = "bright_black"
 
 _WIDE = 150  # cells from which what runs and what ended lie side by side
 _SMALLEST = (24, 5)  # below this there is no frame, only a few words
-_IMPORTANCE = ("slots", "jobs", "GPUs", "log", "ended", "running")
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -75,7 +74,7 @@ def _parts(snapshot: Snapshot, width: int, look: Look) -> list[tuple[Section, ..
 
 def _share(parts: Sequence[tuple[Section, ...]], room: int) -> list[int]:
     """How many of ``room`` rows each part gets, its divider included; 0 for those that are not shown."""
-    order = sorted(range(len(parts)), key=lambda n: min(_importance(section) for section in parts[n]))
+    order = sorted(range(len(parts)), key=lambda n: min(section.rank for section in parts[n]))
     got = [0] * len(parts)
     for n in order:
         least = max(section.least for section in parts[n])
@@ -86,10 +85,6 @@ def _share(parts: Sequence[tuple[Section, ...]], room: int) -> list[int]:
                 more = max(getattr(section, wish) for section in parts[n]) - got[n]
                 got[n] += max(min(more, room - sum(got)), 0)
     return got
-
-
-def _importance(section: Section) -> int:
-    return _IMPORTANCE.index(section.title.partition(" ")[0])
 
 
 def _body(parts: Sequence[tuple[Section, ...]], width: int, room: int) -> list[Text]:

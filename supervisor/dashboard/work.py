@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.text import Text
 
 from supervisor.dashboard import progress
-from supervisor.dashboard.section import Drawn, Section
+from supervisor.dashboard.section import Drawn, Rank, Section
 from supervisor.dashboard.table import Cell, Column, table
 from supervisor.dashboard.text import clock, count, crop, duration, harmless
 from supervisor.notice import Level
@@ -51,7 +51,7 @@ def jobs(snapshot: Snapshot, width: int) -> Section:
     if counted.cell_len + rates.cell_len + 6 <= width:
         lines = [Text.assemble(counted, "      ", rates)]
     size = 1 + len(lines)
-    return Section("jobs", 2, size, size, lambda rows, _: Drawn(lines[:rows]))
+    return Section(Rank.JOBS, "jobs", 2, size, size, lambda rows, _: Drawn(lines[:rows]))
 
 
 def _facts(*facts: tuple[str, str, str]) -> Text:
@@ -76,7 +76,7 @@ def running(snapshot: Snapshot) -> Section:
         attempts = each(lambda job: Text(f"attempt {job.attempt}" if job.attempt > 1 else "", "yellow"))
         columns.insert(3, Column("", attempts, 9, 9, 3))
     size = max(len(views), min(len(snapshot.workers), 16), 1)
-    return _listing("running", columns, "nothing runs", size, (2, min(2 + size, 6)))
+    return _listing(Rank.RUNNING, "running", columns, "nothing runs", size, (2, min(2 + size, 6)))
 
 
 def ended(snapshot: Snapshot) -> Section:
@@ -104,10 +104,10 @@ def ended(snapshot: Snapshot) -> Section:
     ]
     if any(job.error for job in views):
         columns.append(Column("error", each(lambda job: Text(harmless(job.error or ""), "red")), 24, 160, 3))
-    return _listing("ended", columns, "nothing has ended yet", max(len(views), 1), (3, 6))
+    return _listing(Rank.ENDED, "ended", columns, "nothing has ended yet", max(len(views), 1), (3, 6))
 
 
-def _listing(title: str, columns: list[Column], nothing: str, size: int, needs: tuple[int, int]) -> Section:
+def _listing(rank: Rank, title: str, columns: list[Column], nothing: str, size: int, needs: tuple[int, int]) -> Section:
     total = len(columns[0].cells)
 
     def draw(rows: int, width: int) -> Drawn:
@@ -118,7 +118,7 @@ def _listing(title: str, columns: list[Column], nothing: str, size: int, needs: 
         note = "" if len(lines) == total else f"{len(lines)} of {total}"
         return Drawn([titles, *lines] if titled else lines, note)
 
-    return Section(title, *needs, 2 + size, draw)
+    return Section(rank, title, *needs, 2 + size, draw)
 
 
 def log(snapshot: Snapshot) -> Section:
@@ -141,4 +141,4 @@ def log(snapshot: Snapshot) -> Section:
         newest = snapshot.log[-rows:] if rows else ()
         return Drawn([line(entry, width) for entry in newest] or [Text("nothing was printed yet", "dim")])
 
-    return Section("log", 3, 6, 10_000, draw)
+    return Section(Rank.LOG, "log", 3, 6, 10_000, draw)
