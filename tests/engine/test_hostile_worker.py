@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from supervisor import notice
-from supervisor.cause import ProtocolBroken, StreamTooLarge
+from supervisor.cause import NotEncodable, ProtocolBroken, StreamTooLarge
 from supervisor.engine import reports
 from supervisor.job import JobStatus
 from supervisor.pool.notices import WARNINGS
@@ -26,6 +26,8 @@ def packed(**fields):
     return msgspec.msgpack.encode(fields)
 
 
+LOST = packed(type="done", job="a", status="FAILED", cause={"type": "worker_lost", "slot": "cpu1", "pid": 1, "end": {}})
+
 BREACHES = {
     "nothing": (b"", "malformed message (0 bytes)"),
     "no MessagePack": (b"\xc1", "malformed message (1 bytes)"),
@@ -44,6 +46,12 @@ BREACHES = {
     "time out by its own word": (wire.Done("a", "TIMED_OUT"), "is no end of a job"),
     "a failure without an error": (wire.Done("a", "FAILED"), "'FAILED' with no error is no end of a job"),
     "success with an error": (wire.Done("a", "COMPLETED", DONE, "no"), "'COMPLETED' with an error is no end of a job"),
+    "two errors": (
+        wire.Done("a", "FAILED", None, "no", cause=NotEncodable("no")),
+        "with two errors is no end of a job",
+    ),
+    "success with a cause": (wire.Done("a", "COMPLETED", DONE, cause=NotEncodable("no")), "is no end of a job"),
+    "the end of its worker, by its own word": (LOST, "Invalid value 'worker_lost'"),
     "output that ends too early": (wire.Done("a", "COMPLETED", b'{"n":'), "its output is not JSON"),
     "output of two values": (wire.Done("a", "COMPLETED", b'1}\n{"id":"b"'), "its output is not JSON"),
     "output that is empty": (wire.Done("a", "COMPLETED", b""), "its output is not JSON"),
