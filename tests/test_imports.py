@@ -28,34 +28,48 @@ MOST_LINES = 400
 MAY_IMPORT: dict[str, set[str]] = {
     # The words that all share, and what handlers import.
     "errors": set(),
-    "job": set(),
+    "cause": set(),
+    "notice": {"cause"},
+    "job": {"cause"},
     "upload": {"errors"},
     "serverless": {"upload"},
     # What every process may need.
-    "wire": {"errors"},
+    "wire": {"cause", "errors"},
     "host": {"errors", "wire"},
     "config": {"errors", "host", "wire"},
-    "protocol": {"errors", "job"},
-    "store": {"config", "errors", "host", "job", "wire"},
+    "protocol": {"cause", "errors", "job", "notice"},
+    "store": {"cause", "config", "errors", "host", "job", "wire"},
     # The reader, the children, and what sees the program as any client does.
     "gpu": {"config", "errors", "host", "wire"},
-    "worker": {"errors", "host", "job", "serverless", "wire"},
-    "template": {"errors", "host", "wire", "worker"},
+    "worker": {"cause", "errors", "host", "job", "serverless", "wire"},
+    "template": {"cause", "errors", "host", "wire", "worker"},
     "client": {"errors", "job", "protocol"},
-    "dashboard": {"client", "errors", "protocol"},
+    "dashboard": {"client", "errors", "notice", "protocol"},
     # The supervisor.
-    "pool": {"config", "errors", "gpu", "host", "wire"},
-    "webhooks": {"config", "errors", "store"},
-    "engine": {"config", "errors", "gpu", "job", "pool", "protocol", "store", "wire"},
+    "pool": {"cause", "config", "errors", "gpu", "host", "notice", "wire"},
+    "webhooks": {"config", "errors", "notice", "store"},
+    "engine": {"cause", "config", "errors", "gpu", "job", "notice", "pool", "protocol", "store", "wire"},
     "api": {"config", "engine", "errors", "job", "protocol"},
-    "batch": {"engine", "errors", "job", "protocol"},
+    "batch": {"cause", "engine", "errors", "job", "protocol"},
     # What puts it together.
-    "reload": {"wire"},
+    "reload": {"notice", "wire"},
     "assembly": {"config", "engine", "errors", "gpu", "host", "pool", "protocol", "reload", "store", "wire"},
-    "embed": {"assembly", "config", "engine", "errors", "job", "pool", "protocol", "store", "webhooks"},
+    "embed": {
+        "assembly",
+        "cause",
+        "config",
+        "engine",
+        "errors",
+        "job",
+        "notice",
+        "pool",
+        "protocol",
+        "store",
+        "webhooks",
+    },
     "cli": {
         *("api", "assembly", "batch", "client", "config", "dashboard", "engine", "errors", "gpu", "host"),
-        *("job", "pool", "protocol", "store", "webhooks"),
+        *("notice", "job", "pool", "protocol", "store", "webhooks"),
     },
     "__main__": {"cli"},
     "__init__": {"embed"},
@@ -270,11 +284,11 @@ def reach(room: str) -> set[str]:
 
 
 def test_the_children_have_nothing_of_the_supervisor() -> None:
-    assert reach("template") == {"errors", "host", "job", "serverless", "template", "upload", "wire", "worker"}
+    assert reach("template") == {"cause", "errors", "host", "job", "serverless", "template", "upload", "wire", "worker"}
 
 
 def test_screens_see_the_program_as_any_client_does() -> None:
-    assert reach("dashboard") == {"client", "dashboard", "errors", "job", "protocol"}
+    assert reach("dashboard") == {"cause", "client", "dashboard", "errors", "job", "notice", "protocol"}
 
 
 def test_no_circles() -> None:

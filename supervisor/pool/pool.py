@@ -25,11 +25,10 @@ from supervisor.cause import (
 )
 from supervisor.errors import WireError
 from supervisor.gpu.records import GpuSample
-from supervisor.host.processes import STACK_SIGNAL
 from supervisor.pool import events
+from supervisor.pool.actions import Actions
 from supervisor.pool.interfaces import Loop, Memory, Place
 from supervisor.pool.notices import EventBuffer
-from supervisor.pool.pipes.ends import make_pipes
 from supervisor.pool.pipes.pipes import Link, Links
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.machine import Machine
@@ -68,14 +67,12 @@ class Pool:
         self._memory = memory
         self._loop = loop
         self._wake = wake
-        self._limit = message_limit
         self._links = Links(loop, wake)
         self._template = template
+        self._actions = Actions(self.places, template, self._links, memory, message_limit)
         self._memory_spoke = False
-        self._waiting_forks: list[str] = []
-        self._actions: list[tuple[str, steps.Action]] = []
+        self._wanted: list[tuple[str, steps.Action]] = []
         self._events = EventBuffer(self.slots)
-        self._indices_shifted = False
 
     # --- what the engine asks for ---------------------------------------------------------------------------------------
 
@@ -214,9 +211,9 @@ class Pool:
 
     def perform(self, now: float) -> list[events.PoolEvent]:
         """Carry out what the steps asked for; returns what came of it at once (a slot without a GPU is free immediately)."""
-        while self._actions:
-            name, action = self._actions.pop(0)
-            self._perform(name, action, now)
+        while self._wanted:
+            name, action = self._wanted.pop(0)
+            self._apply(name, self._actions.perform(self.slots[name], action, now), now)
         return self._events.drain()
 
     def deadline(self) -> float | None:
@@ -242,14 +239,18 @@ class Pool:
                 if isinstance(action, (notice.StartFailed, notice.SlotBroken)):
                     self._events.not_loaded(name, action.end)
             else:
-                self._actions.append((name, action))
+                self._wanted.append((name, action))
         if after.state is not before.state:
             self._events.state_changed(after)
             if after.state in OUT_OF_SERVICE:
                 self._wake()  # another may be wanted in its place
-        self._indices_shifted = self._indices_shifted or isinstance(event, steps.GpuLost)
+        self._actions.by_uuid = self._actions.by_uuid or isinstance(event, steps.GpuLost)
         if self._memory is not None and before.state in _RELEASE and after.state not in _RELEASE:
             self._memory.forget(name)  # what it learns now would come too late
+
+    def _apply(self, name: str, event: steps.Event | None, now: float) -> None:
+        if event is not None:
+            self._step(name, event, now)
 
     # --- the workers' words ---------------------------------------------------------------------------------------------
 
@@ -364,9 +365,8 @@ class Pool:
     def _template_is_ready(self, message: wire.TemplateReady, now: float) -> None:
         for module, why in message.skipped:
             self._events.emit(notice.NotPreloaded(module, why))
-        waiting, self._waiting_forks = self._waiting_forks, []
-        for name in waiting:
-            self._fork(name, now)
+        for name in self._actions.take_waiting():
+            self._apply(name, self._actions.fork(self.slots[name]), now)
 
     def _template_gone(self, lost: Lost, now: float) -> None:
         for link in self._links:
@@ -378,69 +378,6 @@ class Pool:
         if lost.hopeless:
             for name in self.slots:
                 self._events.not_loaded(name, NoTemplate(lost.end))
-
-    # --- actions --------------------------------------------------------------------------------------------------------
-
-    def _perform(self, name: str, action: steps.Action, now: float) -> None:
-        link = self._links.get(name)
-        if isinstance(action, steps.ForkWorker):
-            if self._template.ready:
-                self._fork(name, now)
-            elif name not in self._waiting_forks:
-                self._waiting_forks.append(name)
-        elif isinstance(action, steps.Release):
-            self._release(name, now)
-        elif name in self._waiting_forks:
-            self._waiting_forks.remove(name)
-            self._step(name, steps.Unforked(), now)
-        elif link is None:
-            return
-        elif isinstance(action, steps.TellCancel):
-            self._links.send(link, wire.Cancel(action.job))
-        elif isinstance(action, steps.TellExit):
-            self._links.send(link, wire.Exit())
-        elif isinstance(action, (steps.SendSignal, steps.ShowStack, steps.EndTree)):
-            self._signal(link, action)
-        elif isinstance(action, steps.Measure) and self._memory is not None and not self.slots[name].running:
-            self._memory.measure(self.places[name], now)
-
-    def _signal(self, link: Link, action: steps.SendSignal | steps.ShowStack | steps.EndTree) -> None:
-        if isinstance(action, steps.EndTree):
-            self._template.end_tree(link.slot, link.generation)
-        else:
-            signum = action.signum if isinstance(action, steps.SendSignal) else STACK_SIGNAL
-            self._template.signal(link.slot, link.generation, signum)
-
-    def _fork(self, name: str, now: float) -> None:
-        slot, place = self.slots[name], self.places[name]
-        if slot.state is SlotState.ENDING:
-            self._step(name, steps.Unforked(), now)
-        if slot.state is not SlotState.STARTING:
-            return
-        if self._memory is not None and slot.has_gpu:
-            self._memory.before_fork(place)
-        try:
-            pipes = make_pipes()
-        except OSError as error:
-            self._step(name, steps.ForkFailed(ForkRefused(str(error))), now)
-            return
-        link = Link(name, slot.generation, pipes.connection, pipes.log, self._limit)
-        self._links.add(link)
-        worker_id = f"{name}-{slot.generation}"
-        pinned = place.env_by_uuid if self._indices_shifted and place.env_by_uuid is not None else place.env
-        env = {**pinned, "SUPERVISE_WORKER_ID": worker_id, "RUNPOD_POD_ID": worker_id}
-        try:
-            self._template.fork(name, slot.generation, env, pipes)
-        except OSError as error:
-            self._links.drop(name)
-            self._step(name, steps.ForkFailed(ForkRefused(str(error))), now)
-
-    def _release(self, name: str, now: float) -> None:
-        self._links.drop(name)
-        if self._memory is None or not self.slots[name].has_gpu:
-            self._step(name, steps.Released(), now)
-        elif self.slots[name].state is SlotState.RELEASING:  # not lost meanwhile
-            self._memory.release(self.places[name], now)
 
     def _hear_memory(self) -> None:
         self._memory_spoke = True

@@ -1,0 +1,105 @@
+"""Carries out what the slots' steps ask for: forks, messages, signals, readings of GPU memory. In the supervisor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from supervisor.cause import ForkRefused
+from supervisor.host.processes import STACK_SIGNAL
+from supervisor.pool.interfaces import Memory, Place
+from supervisor.pool.pipes.ends import make_pipes
+from supervisor.pool.pipes.pipes import Link, Links
+from supervisor.pool.slots import steps
+from supervisor.pool.slots.slot import Slot, SlotState
+from supervisor.pool.template.client import TemplateClient
+from supervisor.wire import messages as wire
+
+
+class Actions:
+    """What is done for slots. ``by_uuid``: workers are pinned by UUID, since indices of GPUs may have shifted."""
+
+    def __init__(
+        self,
+        places: Mapping[str, Place],
+        template: TemplateClient,
+        links: Links,
+        memory: Memory | None,
+        message_limit: int,
+    ) -> None:
+        """Fork by ``template`` for ``places``; ``links`` has the pipes of each worker."""
+        self.by_uuid = False
+        self._places = places
+        self._template = template
+        self._links = links
+        self._memory = memory
+        self._limit = message_limit
+        self._waiting: list[str] = []
+
+    def perform(self, slot: Slot, action: steps.Action, now: float) -> steps.Event | None:
+        """Do it, at ``now`` (monotonic seconds); what happens to ``slot`` by that at once, if anything."""
+        name, link = slot.name, self._links.get(slot.name)
+        if isinstance(action, steps.ForkWorker):
+            return self.fork(slot)
+        if isinstance(action, steps.Release):
+            return self._release(slot, now)
+        if name in self._waiting:
+            self._waiting.remove(name)
+            return steps.Unforked()
+        if link is None:
+            return None
+        if isinstance(action, steps.TellCancel):
+            self._links.send(link, wire.Cancel(action.job))
+        elif isinstance(action, steps.TellExit):
+            self._links.send(link, wire.Exit())
+        elif isinstance(action, steps.EndTree):
+            self._template.end_tree(name, link.generation)
+        elif isinstance(action, (steps.SendSignal, steps.ShowStack)):
+            signum = action.signum if isinstance(action, steps.SendSignal) else STACK_SIGNAL
+            self._template.signal(name, link.generation, signum)
+        elif isinstance(action, steps.Measure) and self._memory is not None and not slot.running:
+            self._memory.measure(self._places[name], now)
+        return None
+
+    def take_waiting(self) -> list[str]:
+        """The slots that wait for a template, once: there is one now."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def fork(self, slot: Slot) -> steps.Event | None:
+        """Ask for a worker, as soon as there is a template; as ``perform``."""
+        if self._template.ready:
+            return self._fork(slot)
+        if slot.name not in self._waiting:
+            self._waiting.append(slot.name)
+        return None
+
+    def _fork(self, slot: Slot) -> steps.Event | None:
+        if slot.state is SlotState.ENDING:
+            return steps.Unforked()
+        if slot.state is not SlotState.STARTING:
+            return None
+        place = self._places[slot.name]
+        if self._memory is not None and slot.has_gpu:
+            self._memory.before_fork(place)
+        try:
+            pipes = make_pipes()
+        except OSError as error:
+            return steps.ForkFailed(ForkRefused(str(error)))
+        self._links.add(Link(slot.name, slot.generation, pipes.connection, pipes.log, self._limit))
+        worker_id = f"{slot.name}-{slot.generation}"
+        pinned = place.env_by_uuid if self.by_uuid and place.env_by_uuid is not None else place.env
+        env = {**pinned, "SUPERVISE_WORKER_ID": worker_id, "RUNPOD_POD_ID": worker_id}
+        try:
+            self._template.fork(slot.name, slot.generation, env, pipes)
+        except OSError as error:
+            self._links.drop(slot.name)
+            return steps.ForkFailed(ForkRefused(str(error)))
+        return None
+
+    def _release(self, slot: Slot, now: float) -> steps.Event | None:
+        self._links.drop(slot.name)
+        if self._memory is None or not slot.has_gpu:
+            return steps.Released()
+        if slot.state is SlotState.RELEASING:  # not lost meanwhile
+            self._memory.release(self._places[slot.name], now)
+        return None
