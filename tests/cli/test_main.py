@@ -25,7 +25,7 @@ WITH_STAND_IN = """
 import builtins, sys, types
 sys.path.insert(0, sys.argv[1])
 from supervisor import errors
-from supervisor.cli.ending import Fault
+from supervisor.cli.serving.shutdown import Fault
 def serve(settings):
     if settings.handler_args[:1] == ("raise",):
         name, *said = settings.handler_args[1:]

@@ -7,6 +7,7 @@ import pytest
 from supervisor.cause import HeldGpu, MemoryHolder, Unknown, UnknownGpu
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Reading
 from supervisor.pool.release.verdict import Release, Verdict, attributes_memory
+from supervisor.protocol import wording
 
 GPU, OTHER = Gpu(0, "GPU-a", "NVIDIA L4"), Gpu(1, "GPU-b", "NVIDIA L4")
 TIMEOUT = 30.0
@@ -336,13 +337,12 @@ def test_freed_and_held_and_by_whom():
 )
 def test_why_a_release_is_unverified(before, after, reason):
     last = judge(before, [], [after])[-1]
-    assert (last.verdict, last.reason) == (UNVERIFIED, reason)
+    assert (last.verdict, wording.unknown_memory(last.unknown)) == (UNVERIFIED, reason)
 
 
 def test_what_may_be_anothers_is_not_said_to_be_held():
     held = judge(sample(500), [sample(2500, us(2000))], [sample(5500, dead(2000), unseen(3000))])[-1]
-    assert (held.verdict, held.held_mib) == (HELD, 2000)
-    assert held.reason == "2000 MiB still in use by pid 10 (unknown)"
+    assert (held.verdict, held.held) == (HELD, (HeldGpu(2000, (MemoryHolder(10),)),))
 
 
 def test_freed_counts_what_no_sample_of_the_living_showed():
@@ -511,7 +511,7 @@ def test_a_gpu_without_a_counter_does_not_hide_that_the_other_is_in_use():
     assert release.deadline() == DIED + TIMEOUT
     last = release.observe(both(DIED + 1, None, 0), DIED + 1)
     assert (last.verdict, last.freed_mib) == (UNVERIFIED, None)
-    assert last.reason == "gpu0: NVML has no counter of this GPU's memory"
+    assert last.unknown == (UnknownGpu(Unknown.NO_COUNTER, gpu="gpu0"),)
 
 
 def test_a_gpu_without_a_counter_keeps_no_slot_held_once_the_other_is_free():
@@ -519,7 +519,7 @@ def test_a_gpu_without_a_counter_keeps_no_slot_held_once_the_other_is_free():
     release.died(DIED)
     assert release.observe(both(DIED, None, 3000), DIED).verdict is WAIT
     held = release.observe(both(DIED + 31, None, 3000), DIED + 31)
-    assert (held.verdict, held.reason) == (HELD, "gpu1: 3000 MiB still in use by no process that NVML lists")
+    assert (held.verdict, held.held) == (HELD, (HeldGpu(3000, gpu="gpu1"),))
     assert release.observe(both(DIED + 32, None, 0), DIED + 32).verdict is UNVERIFIED
 
 

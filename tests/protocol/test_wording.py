@@ -53,15 +53,18 @@ def test_what_follows_the_name_of_a_worker(end, words):
 @pytest.mark.parametrize(
     ("why", "words"),
     [
+        (c.Unknown.NO_COUNTER, "NVML has no counter of this GPU's memory"),
         (c.Unknown.NO_READING, "NVML gave no reading of its memory"),
         (c.Unknown.NO_BASELINE, "NVML gave no reading from before the worker came"),
         (c.Unknown.NO_PROCESSES, "900 MiB more in use than before, and NVML lists no processes"),
         (c.Unknown.NOT_SHOWN, "900 MiB more in use than before, and NVML does not show whose it is"),
+        (c.Unknown.UNSEEN, "900 MiB more in use than before, and NVML lists pid 7, 8, of which nothing is known here"),
     ],
 )
 def test_why_memory_is_unverified(why, words):
-    assert wording.unknown_memory((c.UnknownGpu(why, 900),)) == words
-    both = (c.UnknownGpu(why, 900, "gpu0"), c.UnknownGpu(why, 900, "gpu1"))
+    unseen = (7, 8) if why is c.Unknown.UNSEEN else ()
+    assert wording.unknown_memory((c.UnknownGpu(why, 900, unseen),)) == words
+    both = (c.UnknownGpu(why, 900, unseen, "gpu0"), c.UnknownGpu(why, 900, unseen, "gpu1"))
     assert wording.unknown_memory(both) == f"gpu0: {words}; gpu1: {words}"
 
 

@@ -165,7 +165,7 @@ def test_a_store_of_version_2_is_nobodys(file: Path, bring: Callable[..., str]) 
         bring(store, 1, JobStatus.IN_QUEUE)
         store.set_owner("a.b")
     with closing(sqlite3.connect(file)) as db:
-        db.executescript("DROP TABLE owner; PRAGMA user_version = 2;")
+        db.executescript("DROP TABLE owner; ALTER TABLE jobs DROP COLUMN cause; PRAGMA user_version = 2;")
     notes: list[str] = []
     with Store.open(file, note=notes.append) as store:
         assert (store.owner, store.counts().jobs[JobStatus.IN_QUEUE]) == (None, 1)
