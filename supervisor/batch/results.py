@@ -106,7 +106,7 @@ def read_output(fd: int, path: Path) -> Done:
 
 def _may_be_ours(torn: bytes) -> bool:
     """Whether a file with nothing but ``torn`` may be what a kill, or a power cut (which leaves zeros), has left of an output."""
-    return torn[: len(_BEGINNING)] == _BEGINNING[: len(torn)] or torn.startswith(b"\0")
+    return torn[: len(_BEGINNING)] == _BEGINNING[: len(torn)] or not torn.strip(b"\0")
 
 
 def _lines(fd: int) -> Iterator[bytes]:
