@@ -33,8 +33,8 @@ REMAINS_S = 10.0
 
 _POLL_S = 0.05
 _MAX_CONTENT = 4096
-_OURS = (b"", b"{", b"\0")
-"""How what we wrote begins: not at all, as a ``Holder``, or with what a power cut makes of one."""
+_BEGINNING = b'{"pid":'
+"""How what we wrote begins (``Holder``)."""
 
 _OPEN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -176,7 +176,7 @@ def _acquire(path: Path, folder_fd: int, kind: int, subject: str, holder: Holder
         try:
             if _flock(fd, kind):
                 if _is_still(fd, path, folder_fd):
-                    if os.pread(fd, 1, 0) not in _OURS:
+                    if not _may_be_ours(os.pread(fd, _MAX_CONTENT, 0)):
                         raise _unusable(path, "another program wrote it; move it away")
                     _write(fd, holder)
                     return fd
@@ -276,6 +276,11 @@ def _is_still(fd: int, path: Path, folder_fd: int) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(found, os.fstat(fd))
+
+
+def _may_be_ours(content: bytes) -> bool:
+    """Whether we wrote it: nothing, a ``Holder``, or what a full disk or a power cut (which leaves zeros) has left of one."""
+    return content[: len(_BEGINNING)] == _BEGINNING[: len(content)] or not content.strip(b"\0")
 
 
 def _read(fd: int) -> Holder | None:

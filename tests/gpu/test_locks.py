@@ -193,18 +193,19 @@ def test_what_others_plant_is_not_touched(folder, me, tmp_path, plant):
     assert precious.read_text() == "data"
 
 
+@pytest.mark.parametrize("content", ["4711\n", '{"_meta": {}}', "\0\0\1"])  # Pipfile.lock, for one, is JSON
 @pytest.mark.parametrize("lock", [lambda folder, me: lock_gpus([A], me, folder), lambda f, me: lock_store(f / "A", me)])
-def test_what_another_program_wrote_is_not_written_over(folder, me, lock):
+def test_what_another_program_wrote_is_not_written_over(folder, me, lock, content):
     folder.mkdir()
     for name in ("GPU-aa11.lock", "A.lock"):
-        (folder / name).write_text("4711\n")
+        (folder / name).write_text(content)
     with pytest.raises(UsageError, match=r"lock cannot be used: another program wrote it; move it away"):
         lock(folder, me)
-    assert {path.read_text() for path in folder.iterdir()} == {"4711\n"}
+    assert {path.read_text() for path in folder.iterdir()} == {content}
 
 
 @pytest.mark.parametrize(
-    "content", ["", "\0" * 100, '{"pid":', '{"pid": 1, "started": 2, "more": "of a newer version"}']
+    "content", ["", "\0" * 100, "{", '{"pid":', '{"pid": 1, "started": 2, "more": "of a newer version"}']
 )
 def test_what_we_wrote_is_ours_whole_or_not(folder, me, content):
     folder.mkdir()
