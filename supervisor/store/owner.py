@@ -65,12 +65,19 @@ def check(store: Store, settings: Settings) -> str | None:
 def claim(store: Store, spec: HandlerSpec) -> None:
     """Write that ``store`` belongs to this handler; before it takes or runs a job.
 
+    A function stays in the name when its module comes by itself: else another function of the module could follow.
+
     Raises:
         StoreError: the disk is full or failing.
     """
-    ours = name_of(spec, store.path)
-    if store.owner != ours:
+    ours, theirs = name_of(spec, store.path), store.owner
+    if theirs not in (ours, f"{ours}:{_function(theirs)}"):
         store.set_owner(ours)
+
+
+def _function(name: str | None) -> str:
+    """The function in the name of a handler that is no file."""
+    return (name or "").partition(":")[2]
 
 
 def _folder(store: Path) -> Path:

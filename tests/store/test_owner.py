@@ -254,6 +254,20 @@ def test_the_store_of_a_batch_is_named_by_its_output(left: Callable[..., Store])
         owner.check(store, settings)
 
 
+def test_two_functions_do_not_become_one_handler_by_way_of_their_module(left: Callable[..., Store]) -> None:
+    module, run, walk = (HandlerSpec("function", "a.b", name) for name in (None, "run", "walk"))
+    settings = msgspec.structs.replace(Settings.make("h2/handler.py"), spec=walk)
+    for specs in ((run, module), (module, run), (module, run, module)):
+        with left(None) as store:
+            for spec in specs:
+                owner.claim(store, spec)
+            assert store.owner == "a.b:run"
+            assert owner.check(store, settings) is not None
+            owner.claim(store, walk)
+            assert store.owner == "a.b:walk"
+            store.set_owner("c.d")
+
+
 # --- in words --------------------------------------------------------------------------------------------------------------
 
 
