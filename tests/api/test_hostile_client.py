@@ -51,6 +51,9 @@ AMBIGUOUS = {
     "no host": b"GET /health HTTP/1.1\r\n\r\n",
     "two hosts": b"GET /health HTTP/1.1\r\nHost: evil.example\r\n" + HOST + b"\r\n",
     "the same host twice": b"GET /health HTTP/1.1\r\n" + HOST + HOST + b"\r\n",
+    "two origins": b"GET /health HTTP/1.1\r\nOrigin: http://evil.example\r\nOrigin: http://localhost\r\n"
+    + HOST
+    + b"\r\n",
     "NUL in the path": b"GET /status/a\0b HTTP/1.1\r\n" + HOST + b"\r\n",
     "NUL in a header": b"GET /health HTTP/1.1\r\nX: a\0b\r\n" + HOST + b"\r\n",
     "another version": b"GET /health HTTP/3.0\r\n" + HOST + b"\r\n",
@@ -162,9 +165,7 @@ def test_without_a_key_nothing_is_told(make_site: Callable[..., Site]) -> None:
 
 # --- web pages -----------------------------------------------------------------------------------------------------------
 
-STAINLESS = (
-    "authorization, content-type, x-stainless-arch, x-stainless-lang, x-stainless-retry-count, openai-organization"
-)
+STAINLESS = "authorization, content-type, x-stainless-arch, x-stainless-lang, x-stainless-retry-count, openai-organization, x_y.z"
 
 
 def preflight(site: Site, asked: str, origin: str = "https://friend.example") -> dict[str, str]:

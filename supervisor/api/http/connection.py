@@ -42,6 +42,8 @@ KEEP_ALIVE_S = 75
 _OFFER = (b"upgrade", b"http2-settings")
 """What a client's offer to speak another protocol consists of (RFC 9110, section 7.8; RFC 7540, section 3.2)."""
 
+_DECISIVE = (b"host", b"origin")
+"""By these is decided, without keys, who may ask."""
 
 _AROUND_FIELDS = len(b"GET  HTTP/1.1\r\n" + b"\r\n")
 _AROUND_FIELD = len(b": \r\n")
@@ -170,13 +172,15 @@ class Connection(HttpToolsProtocol):
         self._field_bytes = self._beside_bytes = 0
 
     def _check_head(self) -> None:
-        """Refuse what the parser lets pass: two `Host` headers are read differently by different servers (RFC 9112, 3.2).
+        """Refuse what the parser lets pass: two headers of one name that decides are read differently by different servers.
 
         Raises:
             _RefusedError: which the parser makes an error of its own.
         """
-        hosts = [name for name, _ in self.headers if name == b"host"]
-        if len(hosts) > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
+        decisive = [name for name, _ in self.headers if name in _DECISIVE]
+        if len(decisive) > len(set(decisive)):
+            raise _RefusedError
+        if b"host" not in decisive and self.parser.get_http_version() != "1.0":  # RFC 9112, section 3.2
             raise _RefusedError
         if len(self.pipeline) >= MAX_PIPELINED:
             raise _RefusedError
