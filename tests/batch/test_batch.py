@@ -68,6 +68,14 @@ def test_every_line_has_its_answer(batch: Batches) -> None:
     assert batch.results() == results
 
 
+def test_a_store_behind_a_link_goes_and_the_link_stays(batch: Batches) -> None:
+    (batch.folder / STORE).symlink_to("tmp/jobs.db")
+    batch.write(1)
+    assert batch(*FILES).returncode == 0
+    assert (batch.folder / STORE).is_symlink()
+    assert not list(batch.temporary.iterdir())
+
+
 @pytest.mark.parametrize(("text", "lines"), [(b"", 0), (b"\n\r\n \n", 0), (b"1", 1), (b"1\n\n", 1)])
 def test_small_files(batch: Batches, text: bytes, lines: int) -> None:
     (batch.folder / "in.jsonl").write_bytes(text)

@@ -75,8 +75,8 @@ def run_batch(settings: Settings) -> int:
             try:
                 return run_to_end(loop, run.run())
             finally:
-                if run.needs_no_store:
-                    _remove_store(files.store, settings.handler)
+                if run.unneeded is not None:
+                    _remove_store(run.unneeded, settings.handler)
 
 
 class _Files:
@@ -162,7 +162,7 @@ class _Run:
 
     def __init__(self, settings: Settings, files: _Files, loop: asyncio.AbstractEventLoop) -> None:
         """Run the lines of ``files`` under ``settings``."""
-        self.needs_no_store = False
+        self.unneeded: Path | None = None  # the store, not a link to it, once it can go
         self._settings = settings
         self._files = files
         self._loop = loop
@@ -210,9 +210,10 @@ class _Run:
             return self._conclude()
 
     def _judge_store(self) -> None:
-        """Whether the next run would find nothing in the store that it could not do without."""
+        """Let the store go where the next run would find nothing in it that it could not do without."""
         store = self._assembly.store
-        self.needs_no_store = not store.outbox.receivers() and (self._finished or not _ids(store))
+        if not store.outbox.receivers() and (self._finished or not _ids(store)):
+            self.unneeded = store.path
 
     def _open_lines(self) -> None:
         settings = self._settings
