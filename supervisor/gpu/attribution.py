@@ -4,7 +4,7 @@ NVML names a process by a number. On the host that is its pid. In a container it
 (nvidia-docker#1483) and may by chance be that of another process; or it is the pid in the container. Nothing says which. So in a
 container numbers are believed
 
-- not at all in a reading with one that no process has here;
+- not at all in a reading with one that no process has here, or with a worker's on a GPU that it was not pinned to;
 - otherwise, as those of a worker's tree;
 - as those of others only once NVML has listed a worker's tree with its memory: then it names processes by their pids here.
 """
@@ -46,12 +46,14 @@ class Attribution:
         owners = _Owners(workers)
         listed = {process.pid for process in _processes(samples)}
         here = {pid for pid in listed if exists(pid)}
-        if not self._on_host and not listed <= here | self._met | owners.workers:
+        origins = {pid: owners.origin_of(pid) for pid in listed}
+        if not self._on_host and (
+            not listed <= here | self._met | owners.workers or _strays(samples, origins, workers)
+        ):
             return [
                 _each(sample, lambda process: msgspec.structs.replace(process, visible=False)) for sample in samples
             ]
         self._met = (self._met & listed) | here
-        origins = {pid: owners.origin_of(pid) for pid in listed}
         if any(process.memory_mib and origins[process.pid].slot is not None for process in _processes(samples)):
             self._lists_workers = True
         believed = self._on_host or self._lists_workers
@@ -113,6 +115,16 @@ def exists(pid: int) -> bool:
     except PermissionError:  # somebody else's
         return True
     return True
+
+
+def _strays(samples: Sequence[GpuSample], origins: Mapping[int, _Origin], workers: Mapping[str, WorkerRef]) -> bool:
+    """Whether one that is listed on a GPU would be of a worker that was pinned to others."""
+    for sample in samples:
+        for process in sample.processes or ():
+            slot = origins[process.pid].slot
+            if slot is not None and workers[slot].uuids and sample.uuid not in workers[slot].uuids:
+                return True
+    return False
 
 
 def _processes(samples: Sequence[GpuSample]) -> Iterator[GpuProcess]:

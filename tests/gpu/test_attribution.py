@@ -82,6 +82,20 @@ def test_in_a_container_a_process_of_that_number_may_be_another_until_a_worker_w
     assert container.seen(sample(US)) == [(US, None, True)]
 
 
+@pytest.mark.parametrize("on_host", [True, False])
+def test_in_a_container_a_worker_on_a_gpu_that_is_not_its_own_is_another_process(worker, on_host):
+    """Its number is the host's pid of a process of ours, maybe, on the GPU of that one."""
+    attribution = Attribution(on_host=on_host)
+    workers = {"gpu1": WorkerRef(worker, ("GPU-1",))}
+
+    def seen(gpu):
+        (one,) = attribution.attribute([sample(worker, gpu=gpu)], workers)[0].processes
+        return one.slot, one.visible
+
+    assert seen("GPU-0") == (("gpu1", True) if on_host else (None, False))
+    assert seen("GPU-1") == ("gpu1", True)
+
+
 def test_in_a_container_one_that_died_is_no_sign_of_other_numbers(container, worker, child):
     died = child("")
     assert container.seen(sample(worker, died.pid))[1] == (died.pid, None, True)
