@@ -251,6 +251,7 @@ class Unknown(str, enum.Enum):
     NO_PROCESSES = "no_processes"
     NOT_SHOWN = "not_shown"
     UNSEEN = "unseen"
+    NEIGHBOUR_ENDED = "neighbour_ended"
 
 
 class UnknownGpu(msgspec.Struct, frozen=True):

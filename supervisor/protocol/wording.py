@@ -126,6 +126,9 @@ def _unknown(gpu: c.UnknownGpu) -> str:
             c.Unknown.NO_PROCESSES: f"{more} lists no processes",
             c.Unknown.NOT_SHOWN: f"{more} does not show whose it is",
             c.Unknown.UNSEEN: f"{more} lists pid {', '.join(map(str, gpu.unseen))}, of which nothing is known here",
+            c.Unknown.NEIGHBOUR_ENDED: (
+                "another worker on it has ended meanwhile, and NVML does not show whose memory came back"
+            ),
         }[gpu.why]
     )
 

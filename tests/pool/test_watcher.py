@@ -240,6 +240,33 @@ def test_where_processes_are_hidden_it_is_told_by_the_memory_in_use():
     assert watched.read(1000) == [("gpu0", steps.Overgrown(900, watched.now))]
 
 
+@pytest.mark.parametrize("when", ["ended since", "was ending"])
+@pytest.mark.parametrize(
+    ("before", "listed", "verified"), [(2000, False, False), (2000, True, True), (50, False, True), (None, False, True)]
+)
+def test_memory_that_a_neighbour_gave_back_proves_nothing_where_it_is_not_listed(when, before, listed, verified):
+    """Two workers on one GPU, and lists that a container hides: what one gave back, the other may have kept."""
+    neighbour = Place("gpu0.1", 1, (GPU,), {})
+    theirs, ours = GpuProcess(8, 2000, "python", "gpu0.1"), GpuProcess(7, 2000, "python", "gpu0")
+    watched = Watched(PLACE, neighbour)
+    watched.memory.collect(watched.now)
+    first, second = (PLACE, neighbour) if before is None else (neighbour, PLACE)
+    watched.read(0)
+    watched.memory.before_fork(first)
+    watched.read(before or 0, *([theirs] if listed else []))
+    if when == "was ending" and before is not None:
+        watched.memory.release(neighbour, watched.now)
+    watched.memory.before_fork(second)
+    watched.read(2000 + (before or 0), *([theirs, ours] if listed else []))
+    if when == "ended since" or before is None:
+        watched.memory.release(neighbour, watched.now)
+    watched.read(2000, *([ours] if listed else []))
+    watched.end_it()
+    now_used = before if before and not verified else 0
+    ((slot, released),) = [it for it in watched.read(now_used) if it[0] == "gpu0"]
+    assert (slot, released.verified, bool(released.why)) == ("gpu0", verified, not verified)
+
+
 def test_that_it_cannot_be_told_is_said_once():
     neighbour = Place("gpu0.1", 1, (GPU,), {})
     watched = Watched(PLACE, neighbour, refresh_above=500)

@@ -58,6 +58,10 @@ def test_what_follows_the_name_of_a_worker(end, words):
         (c.Unknown.NO_BASELINE, "NVML gave no reading from before the worker came"),
         (c.Unknown.NO_PROCESSES, "900 MiB more in use than before, and NVML lists no processes"),
         (c.Unknown.NOT_SHOWN, "900 MiB more in use than before, and NVML does not show whose it is"),
+        (
+            c.Unknown.NEIGHBOUR_ENDED,
+            "another worker on it has ended meanwhile, and NVML does not show whose memory came back",
+        ),
         (c.Unknown.UNSEEN, "900 MiB more in use than before, and NVML lists pid 7, 8, of which nothing is known here"),
     ],
 )

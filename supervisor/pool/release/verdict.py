@@ -7,13 +7,14 @@ known to be others' (``pool.surplus``).
 At most 64 MiB of surplus, and none of ours listed: the memory is free. Otherwise the time since it last fell is measured, since
 243 GB of pinned memory took 26 s to go (sglang#32829). When that is over, it is *held* if NVML has shown that the surplus is our
 worker's. It is *unverified* if NVML cannot tell: it lists no processes, or such as are not seen here, or never listed ours while
-memory grew, or does not answer. A GPU whose memory nothing counts is unverified at once: waiting would show no more.
+memory grew, or does not answer. It is unverified at once where waiting would show no more: nothing counts the GPU's memory, or
+what came back may be that of another worker on the GPU, which NVML did not list, while ours is in use still.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -94,6 +95,11 @@ class Release:
         for watch in self._watches:
             watch.fell_at = now
 
+    def neighbour_ended(self, uuids: Collection[str]) -> None:
+        """A worker that was on these GPUs before this one has ended, and NVML did not list what it held."""
+        for watch in self._watches:
+            watch.neighbour_ended = watch.neighbour_ended or watch.gpu.uuid in uuids
+
     def observe(self, reading: Reading | None, now: float) -> Judgement:
         """Judge by a new reading, or by none when only time has passed. Readings begun before the death are ignored."""
         for watch in self._watches:
@@ -102,7 +108,7 @@ class Release:
         left = [watch for watch in self._watches if not watch.free]
         if not left:
             return Judgement(Verdict.FREE, freed_mib=self._freed())
-        over = [watch for watch in left if watch.uncounted or now - watch.fell_at >= self._timeout]
+        over = [watch for watch in left if watch.hopeless or now - watch.fell_at >= self._timeout]
         held = [watch for watch in over if watch.is_evidence()]
         self._held = bool(held) or (self._held and any(watch.may_be_held() for watch in left))
         if self._held:
@@ -113,7 +119,7 @@ class Release:
 
     def deadline(self) -> float | None:
         """When ``observe`` gives a new verdict by time alone; ``None`` when it does not."""
-        left = [watch.fell_at + self._timeout for watch in self._watches if not (watch.free or watch.uncounted)]
+        left = [watch.fell_at + self._timeout for watch in self._watches if not (watch.free or watch.hopeless)]
         return max(left) if left and not self._held else None
 
     def _freed(self) -> int | None:
@@ -136,6 +142,8 @@ class _Watch:
         self.fell_at = float("inf")
         self.measured = False
         self.uncounted = False  # NVML answers, and has never told how much memory is in use
+        self.neighbour_ended = False
+        self._hidden = False  # so little is in use that ours seems free, and may be what a neighbour gave back
         self._label = label
         self._slot = slot
         self._attributes = attributes
@@ -200,11 +208,19 @@ class _Watch:
             return
         self._surplus = found
         self._raise_peak(found)
-        self.free = found.most <= TOLERANCE_MIB and self._few_listed()
+        seems_free = found.most <= TOLERANCE_MIB and self._few_listed()
+        then = self._before.memory_used_mib if self._before is not None else None
+        self._hidden = seems_free and self.neighbour_ended and (then or 0) > TOLERANCE_MIB
+        self.free = seems_free and not self._hidden
         if self._mark is None or found.most < self._mark - TOLERANCE_MIB:
             # The first figure starts no new time: that runs from the death.
             self.fell_at = self.fell_at if self._mark is None else now
             self._mark = found.most
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether waiting would show no more."""
+        return self.uncounted or self._hidden
 
     def is_evidence(self) -> bool:
         """Whether NVML has shown that what is in use still is our worker's."""
@@ -257,6 +273,8 @@ class _Watch:
             return UnknownGpu(Unknown.NO_READING, gpu=self._label)
         if self._surplus is None:
             return UnknownGpu(Unknown.NO_BASELINE, gpu=self._label)
+        if self._hidden:
+            return UnknownGpu(Unknown.NEIGHBOUR_ENDED, gpu=self._label)
         most = self._surplus.most
         if self._now.processes is None:
             return UnknownGpu(Unknown.NO_PROCESSES, most, gpu=self._label)

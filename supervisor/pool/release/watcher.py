@@ -62,8 +62,9 @@ class GpuReader(Protocol):
 class _Watch:
     """One slot: the generation that is or was there last."""
 
-    def __init__(self, place: Place, release: Release) -> None:
+    def __init__(self, place: Place, release: Release, number: int) -> None:
         self.place = place
+        self.number = number  # in the order in which workers came
         self.release = release
         self.ref: WorkerRef | None = None
         self.measuring: int | None = None
@@ -94,6 +95,7 @@ class GpuMemory:
         self._remarked: set[GpuRemark] = set()
         self._newest: Reading | None = None
         self._attributes = False
+        self._workers = 0
         self._ask_at = 0.0
         self._learned: list[tuple[str, steps.Event]] = []
         self._asked: int | None = None
@@ -105,7 +107,11 @@ class GpuMemory:
     def before_fork(self, place: Place) -> None:
         """Remember what is in use before a worker comes."""
         release = Release(place.name, place.gpus, self._newest, attributes=self._attributes, timeout=self._timeout)
-        self._watches[place.name] = _Watch(place, release)
+        self._workers += 1
+        watch = self._watches[place.name] = _Watch(place, release, self._workers)
+        for other in self._watches.values():
+            if other.died_at is not None and other.verdict is not Verdict.FREE:
+                self._may_hide(other, watch)
         self._learned += self._faults.of(place)
 
     def forked(self, slot: str, pid: int) -> None:
@@ -130,6 +136,8 @@ class GpuMemory:
         watch.measuring = None
         watch.died_at = now
         watch.release.died(now)
+        for other in self._watches.values():
+            self._may_hide(watch, other)
         self._ask(now)
 
     def forget(self, slot: str) -> None:
@@ -167,6 +175,11 @@ class GpuMemory:
             times.append(reader)
         times += [deadline for watch in self._watches.values() if (deadline := watch.deadline()) is not None]
         return min(times)
+
+    def _may_hide(self, ended: _Watch, other: _Watch) -> None:
+        """Tell ``other`` of the end of a worker that was there before its own, and of whose memory NVML did not tell."""
+        if ended.number < other.number and not self._attributes:
+            other.release.neighbour_ended({gpu.uuid for gpu in ended.place.gpus})
 
     def _ask(self, now: float) -> int:
         refs = {name: watch.ref for name, watch in self._watches.items() if watch.ref is not None}
