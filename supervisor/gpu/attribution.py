@@ -11,6 +11,7 @@ container numbers are believed
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -97,8 +98,9 @@ class _Owners:
 
 def in_host_pid_namespace() -> bool:
     """Whether this process is in the first PID namespace, that of the host, whose pids NVML lists."""
-    if Path("/proc/self/ns/pid").stat().st_ino != _HOST_PID_NAMESPACE:
-        return False
+    with contextlib.suppress(FileNotFoundError):  # a kernel that was built without namespaces has the host's alone
+        if Path("/proc/self/ns/pid").stat().st_ino != _HOST_PID_NAMESPACE:
+            return False
     # A sandbox may imitate that number, but has no threads of the kernel. Their names may be hidden (hidepid).
     name = name_of(_KTHREADD)
     return exists(_KTHREADD) if name is None else name == "kthreadd"

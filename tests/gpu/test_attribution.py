@@ -147,10 +147,17 @@ def test_which_processes_exist(child):
         (0xEFFFFFFC, "bash", False),  # a sandbox that imitates Linux
         (0xEFFFFFFC, "nobody", False),
         (4026532178, "kthreadd", False),
+        (None, "kthreadd", True),  # a kernel without namespaces
+        (None, "nobody", False),  # no /proc
     ],
 )
 def test_the_hosts_pid_namespace(monkeypatch, inode, second, expected):
-    monkeypatch.setattr(Path, "stat", lambda path: os.stat_result([0, inode, *[0] * 8]))
+    def stat(path):
+        if inode is None:
+            raise FileNotFoundError(path)
+        return os.stat_result([0, inode, *[0] * 8])
+
+    monkeypatch.setattr(Path, "stat", stat)
     monkeypatch.setattr(attribution, "name_of", lambda pid: None if second == "nobody" else second)
     monkeypatch.setattr(attribution, "exists", lambda pid: second != "nobody")
     assert in_host_pid_namespace() is expected
