@@ -264,7 +264,7 @@ def test_memory_that_a_neighbour_gave_back_proves_nothing_where_it_is_not_listed
     watched.end_it()
     now_used = before if before and not verified else 0
     ((slot, released),) = [it for it in watched.read(now_used) if it[0] == "gpu0"]
-    assert (slot, released.verified, bool(released.why)) == ("gpu0", verified, not verified)
+    assert (slot, released.verified, bool(released.unknown)) == ("gpu0", verified, not verified)
 
 
 def test_that_it_cannot_be_told_is_said_once():

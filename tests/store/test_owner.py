@@ -256,7 +256,7 @@ def test_the_store_of_a_batch_is_named_by_its_output(left: Callable[..., Store])
 
 def test_two_functions_do_not_become_one_handler_by_way_of_their_module(left: Callable[..., Store]) -> None:
     module, run, walk = (HandlerSpec("function", "a.b", name) for name in (None, "run", "walk"))
-    settings = msgspec.structs.replace(Settings.make("h2/handler.py"), spec=walk)
+    settings = msgspec.structs.replace(make_settings("h2/handler.py"), spec=walk)
     for specs in ((run, module), (module, run), (module, run, module)):
         with left(None) as store:
             for spec in specs:
