@@ -6,7 +6,6 @@ workers inherit that: a container of RunPod's has a million, and loaders of data
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 
@@ -35,12 +34,16 @@ def check_start() -> None:
     this process has inherited. For the first moment: a loop that gets none aborts the process.
 
     Raises:
-        UsageError: the limit is too low.
+        UsageError: the limit is too low, or ``/proc`` is not there.
     """
     raise_limit()
     taken = 0
-    with contextlib.suppress(OSError):  # none to look with
+    try:
         taken = len(os.listdir("/proc/self/fd")) - 1 - _STREAMS  # noqa: PTH208 - no paths are needed
+    except FileNotFoundError:
+        raise UsageError("/proc is not mounted, and processes cannot be found without it") from None
+    except OSError:  # none to look with
+        pass
     check_limit(1, max(taken, 0))
 
 

@@ -225,6 +225,12 @@ def test_a_disk_that_is_full(supervise: Runs, mounting: list[str], options: list
     refused(run(supervise, "", [*mounting, "bash", "-c", f'{FULL} && exec "$@"', "bash", *command]), words)
 
 
+def test_a_system_without_proc(supervise: Runs, mounting: list[str]) -> None:
+    for command in ways(supervise):
+        wrapped = [*mounting, "bash", "-c", 'mount -t tmpfs tmpfs /proc && exec "$@"', "bash", *command]
+        refused(run(supervise, "", wrapped), "/proc is not mounted")
+
+
 # --- handler, options, sockets, files of a batch ------------------------------------------------------------------------------
 
 
