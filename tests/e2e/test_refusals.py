@@ -47,7 +47,7 @@ def run(supervise: Runs, first: str, command: Sequence[object]) -> Done:
     return subprocess.run(
         ["bash", "-c", f'{first or ":"} && exec "$@"', "bash", *map(str, command)],
         cwd=supervise.folder,
-        # Of bytecode that does not fit, Python keeps what does (cpython#126606), for whoever imports it next.
+        # Of bytecode that does not fit, Python keeps what does, for whoever imports it next.
         env={**supervise.environ, "D": str(supervise.folder), "PYTHONDONTWRITEBYTECODE": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
