@@ -55,7 +55,8 @@ def plan(waiting: int, slots: Iterable[Taker], taken: Mapping[str, int] = NOTHIN
     rooms = [
         (len(slot.running) + more, slot.index, slot.name)
         for slot in slots
-        for more in range(taken.get(slot.name, 0), min(slot.room, waiting))
+        for given in [taken.get(slot.name, 0)]
+        for more in range(given, min(slot.room, given + waiting))
     ]
     rooms.sort()
     return [name for _, _, name in rooms[:waiting]]
