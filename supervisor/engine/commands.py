@@ -7,12 +7,13 @@ import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from supervisor.cause import ExecutionTimedOut, JobCause
 from supervisor.engine.jobs import Jobs
 from supervisor.engine.lifecycle import Lifecycle, queued_again
 from supervisor.engine.overview import Overview
 from supervisor.engine.turn import Turn
 from supervisor.errors import RequestError
-from supervisor.job import TRANSITIONS, Job, JobStatus, Outcome
+from supervisor.job import IN_PROGRESS, TRANSITIONS, Job, JobStatus, Outcome
 from supervisor.pool.pool import Pool
 from supervisor.store.writes import Retry
 
@@ -77,7 +78,7 @@ class Commands:
         wall_ms, deadlines = self._wall_ms(), self._jobs.deadlines
         for job_id, cause in deadlines.due(turn.now, wall_ms):
             job = turn.get(job_id)
-            if job is not None and not job.status.terminal:
+            if job is not None and _is_still_due(job, cause, wall_ms):
                 self._stop(turn, job, Outcome(JobStatus.TIMED_OUT, cause=cause), out_of_time=True)
         if deadlines.expired(wall_ms):
             turn.acts.append(deadlines.ended)
@@ -148,6 +149,13 @@ class Commands:
     def purging(self) -> bool:
         """Whether a purge is under way."""
         return bool(self._purges)
+
+
+def _is_still_due(job: Job, cause: JobCause, wall_ms: int) -> bool:
+    """Whether ``cause`` holds for ``job`` as the turn has it, in which its start may have ended, or its ``ttl`` begun anew."""
+    if isinstance(cause, ExecutionTimedOut):
+        return job.status is IN_PROGRESS
+    return not job.status.terminal and job.expires_ms is not None and job.expires_ms <= wall_ms
 
 
 def _below(turn: Turn, seq: int) -> Iterator[Job]:

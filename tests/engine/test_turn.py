@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 
 
+from supervisor.cause import TtlPassed
 from supervisor.job import JobRequest
+from supervisor.wire import messages as wire
 
 
 @contextlib.contextmanager
@@ -40,3 +42,38 @@ def test_one_turn_fills_a_worker_that_takes_several_jobs(make_house):
         for job in "abcd":
             house.engine.submit(JobRequest(job, b"1"))
     assert [status(house, job) for job in "abcd"] == ["IN_PROGRESS"] * 4
+
+
+# --- deadlines -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_that_is_over_is_not_out_of_time(make_house):
+    house = make_house(max_attempts=2)
+    house.start()
+    house.submit(timeout_ms=5_000)
+    with one_turn(house):
+        house.worker().dies(-9)
+        house.clock.now += 6
+    assert status(house) == "IN_QUEUE"
+
+
+def test_a_job_that_is_retried_as_its_start_runs_out_waits(house):
+    house.submit(timeout_ms=5_000)
+    with one_turn(house):
+        house.worker().say(wire.Done("a", "FAILED", error="why"))
+        retried = house.engine.retry("a")
+        house.clock.now += 6
+    assert house.wait(retried).attempts == 0
+    assert house.engine.job("a").cause is None
+
+
+def test_a_retry_gives_a_job_its_whole_ttl_again(house):
+    house.submit(ttl_ms=10_000)
+    with one_turn(house):
+        house.worker().say(wire.Done("a", "FAILED", error="why"))
+        retried = house.engine.retry("a")
+        house.clock.wall += 11_000
+    assert house.wait(retried).expires_ms > house.clock.wall
+    assert not house.engine.job("a").status.terminal
+    house.clock.wall += 11_000
+    assert house.ended().cause == TtlPassed()
