@@ -157,11 +157,15 @@ class Turn:
         memory.next_seq = self.next_seq
         memory.deleted(self._deleted)
         for job_id, size in self.streamed.items():
-            if job_id in active:
+            if self._runs_on(job_id):
                 active[job_id].streamed_bytes = size
         for job_id, value in self.progress.items():
-            if job_id in active:
+            if self._runs_on(job_id):
                 active[job_id].progress = value
+
+    def _runs_on(self, job_id: str) -> bool:
+        """Whether a job is in the worker still that has said something of it in this turn."""
+        return job_id in self._memory.active and job_id not in self.started
 
 
 def _waits(job: Job, low_priority: bool) -> bool:

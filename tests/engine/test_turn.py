@@ -77,3 +77,20 @@ def test_a_retry_gives_a_job_its_whole_ttl_again(house):
     assert not house.engine.job("a").status.terminal
     house.clock.wall += 11_000
     assert house.ended().cause == TtlPassed()
+
+
+# --- what an earlier start left --------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_starts_again_in_the_turn_of_its_end_has_nothing_of_the_earlier_start(make_house):
+    house = make_house(slots=2, max_result=100)
+    house.start(kind="generator")
+    fill(house)
+    slot = house.engine._jobs.active["a"].slot
+    with one_turn(house):
+        house.worker(slot).say(
+            wire.Progress("a", b'"old"'), wire.Chunk("a", 0, b'"old"'), wire.Done("a", "FAILED", error="why")
+        )
+        house.engine.retry("a")
+    active = house.engine._jobs.active["a"]
+    assert (active.job.attempts, active.progress, active.streamed_bytes) == (1, None, 0)
