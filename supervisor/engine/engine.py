@@ -142,7 +142,7 @@ class Engine:
         self._loop.draining = True
         self.wake()
         until = self._turns.until
-        await until(lambda: not self._jobs.active, timeout, at_once)
+        await until(lambda: not self._loop.busy, timeout, at_once)
         stopped = self._turns.ask(
             lambda turn: turn.acts.append(lambda: self.pool.stop(turn.now, at_once=at_once.is_set()))
         )

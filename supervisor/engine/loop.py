@@ -91,6 +91,7 @@ class TurnLoop:
         self._events: list[events.PoolEvent] = []
         self._reading = True
         self._held = False
+        self._starting = False
         self._retry: asyncio.TimerHandle | None = None
 
     def start(self, now: float) -> None:
@@ -98,6 +99,11 @@ class TurnLoop:
         self._scaling.begin(self._pool, now)
         self._pool.start(now)
         self._turns.wake()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs, or its start is on its way to the disk."""
+        return self._starting or bool(self._jobs.active)
 
     def close(self) -> None:
         """Try a disk that refuses no more."""
@@ -160,6 +166,7 @@ class TurnLoop:
             self._apply(turn)
             return
         self.pending = True
+        self._starting = bool(turn.started)
         self._store.commit(rows, partial(self._landed, turn))
 
     def _landed(self, turn: Turn, error: StoreError | None) -> None:
@@ -170,7 +177,7 @@ class TurnLoop:
         """
         if isinstance(error, TransitionError):
             raise error
-        self.pending = False
+        self.pending = self._starting = False
         before, self.refusal = self.refusal, error
         if error is not None:
             if before is None:
@@ -189,6 +196,7 @@ class TurnLoop:
             self.lifecycle.drop_secret(job_id)
         self.commands.refuse(refusal)
         self._turns.refuse(turn.commands, refusal)
+        self._turns.over()
         self._retry = self._loop.call_later(RETRY_S, self._try_again)
         self._turns.wake()
 
@@ -206,7 +214,7 @@ class TurnLoop:
         """Bring memory to where the turn has it, act on the pool, and tell who waits."""
         now = self._clock.monotonic()
         del self._events[: turn.events]
-        del self._turns.commands[: turn.commands]
+        self._turns.decided(turn.commands)
         turn.apply()
         self._logs.apply(turn.logs)
         for act in turn.acts:
@@ -219,7 +227,9 @@ class TurnLoop:
         for wake in turn.wakes:
             wake()
         self._read(True)
-        if self._events or self._turns.commands or self.commands.purging:
+        purging = self.commands.purging and self.refusal is None
+        # A slot that was closed may have had nothing to stop any more, and be free.
+        if self._events or self._turns.commands or purging or turn.closed:
             self._turns.wake()
         self._retention.tidy(now)
         self._turns.end(now, self._next(now))

@@ -46,12 +46,10 @@ class Command:
 
     def run(self, turn: Turn) -> None:
         """Decide."""
-        if self.future.done() and not self.future.cancelled():
-            return  # refused before, in a turn that the disk did not take
         try:
             answer = self.decide(turn)
-        except RequestError as error:
-            self.refuse(error)
+        except RequestError as error:  # it may be because of what is not on disk yet
+            turn.wakes.append(partial(self.refuse, error))
         else:
             turn.wakes.append(partial(_resolve, self.future, answer))
 
@@ -67,6 +65,8 @@ class Turns:
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, turn: Callable[[], None]) -> None:
         """Nothing is called before ``wake``."""
         self.commands: list[Command] = []
+        self.arriving = 0
+        """How many of them are new jobs."""
         self._loop = loop
         self._clock = clock
         self._turn = turn
@@ -89,16 +89,12 @@ class Turns:
         that turn is on disk. Who is not ``patient`` is refused when the disk does not take it; the others are decided again."""
         future: asyncio.Future[T] = self._loop.create_future()
         self.commands.append(Command(decide, future, patient, arrives))
+        self.arriving += arrives
         if not gather:
             self.wake()
         elif self._gathering is None and not self._scheduled:
             self._gathering = self._loop.call_later(GATHER_S, self.wake)
         return future
-
-    @property
-    def arriving(self) -> int:
-        """How many new jobs are on their way to the disk."""
-        return sum(command.arrives for command in self.commands)
 
     def begin(self) -> None:
         """A turn begins."""
@@ -107,24 +103,41 @@ class Turns:
             self._gathering.cancel()
             self._gathering = None
 
+    def decided(self, count: int) -> None:
+        """The first ``count`` commands are on disk."""
+        self._take(count)
+
+    def _take(self, count: int) -> list[Command]:
+        taken = self.commands[:count]
+        del self.commands[:count]
+        self.arriving -= sum(command.arrives for command in taken)
+        return taken
+
     def refuse(self, count: int, error: RequestError) -> None:
         """The disk does not take the first ``count`` commands: tell the impatient, keep the others."""
-        kept = [command for command in self.commands[:count] if command.patient]
-        for command in self.commands[:count]:
-            if not command.patient:
+        kept: list[Command] = []
+        for command in self._take(count):
+            if command.patient:
+                kept.append(command)
+                self.arriving += command.arrives
+            else:
                 command.refuse(error)
-        self.commands[:count] = kept
+        self.commands[:0] = kept
 
     def end(self, now: float, at: float) -> None:
         """A turn is over; the next is at ``at`` (monotonic) at the latest."""
-        if not self._over.done():
-            self._over.set_result(None)
+        self.over()
         if self._timer is not None:
             if now < self._timer_at <= at:
                 return
             self._timer.cancel()
         self._timer_at = at
         self._timer = self._loop.call_later(max(0.0, at - now), self._timer_fired)
+
+    def over(self) -> None:
+        """A turn is over, on disk or refused."""
+        if not self._over.done():
+            self._over.set_result(None)
 
     async def until(self, reached: Callable[[], bool], timeout: float, at_once: asyncio.Event) -> None:
         """Until ``reached`` is true after some turn, ``at_once`` is set, or ``timeout`` seconds have passed."""

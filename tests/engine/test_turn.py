@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import pytest
 
 from supervisor.cause import TtlPassed
-from supervisor.job import JobRequest
+from supervisor.errors import RequestError, StoreError
+from supervisor.job import JobRequest, JobStatus
 from supervisor.wire import messages as wire
 
 
@@ -42,6 +44,19 @@ def test_one_turn_fills_a_worker_that_takes_several_jobs(make_house):
         for job in "abcd":
             house.engine.submit(JobRequest(job, b"1"))
     assert [status(house, job) for job in "abcd"] == ["IN_PROGRESS"] * 4
+
+
+def test_a_slot_that_is_free_after_all_is_given_a_job_at_once(make_house):
+    house = make_house(max_result=10)
+    house.start(kind="generator")
+    fill(house)
+    house.submit("b")
+    with one_turn(house):
+        house.worker().say(wire.Chunk("a", 0, b'"far too long"'), wire.Done("a", "COMPLETED", b"1"))
+    assert status(house) == "FAILED"
+    for _ in range(3):  # by no timer, and by nobody who says something
+        house.loop.run_until_complete(asyncio.sleep(0))
+    assert status(house, "b") == "IN_PROGRESS"
 
 
 # --- deadlines -------------------------------------------------------------------------------------------------------------
@@ -94,3 +109,85 @@ def test_a_job_that_starts_again_in_the_turn_of_its_end_has_nothing_of_the_earli
         house.engine.retry("a")
     active = house.engine._jobs.active["a"]
     assert (active.job.attempts, active.progress, active.streamed_bytes) == (1, None, 0)
+
+
+# --- what is told ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refusing(house, monkeypatch):
+    """A disk that refuses, with a running job ``a``."""
+    fill(house)
+    monkeypatch.setattr(house.store, "commit", lambda batch, done: done(StoreError("the disk is full")))
+    return house
+
+
+def test_nobody_hears_by_a_refusal_of_what_is_not_on_disk(refusing):
+    with one_turn(refusing):
+        refusing.worker().say(wire.Done("a", "COMPLETED", b"1"))
+        retried = refusing.engine.retry("a")
+    with pytest.raises(RequestError, match="cannot be written") as refused:
+        refusing.wait(retried)
+    assert refused.value.status == 503
+    assert status(refusing) == "IN_PROGRESS"
+
+
+# --- a commit on its way ---------------------------------------------------------------------------------------------------
+
+
+class SlowDisk:
+    """Of a store: takes a commit, and ends it when the test says."""
+
+    def __init__(self, store, monkeypatch):
+        self.waiting = []
+        self._commit = store.commit
+        monkeypatch.setattr(store, "commit", lambda *given: self.waiting.append(given))
+
+    def takes(self):
+        self._commit(*self.waiting.pop())
+
+    def refuses(self):
+        _, done = self.waiting.pop()
+        done(StoreError("the disk is full"))
+
+
+@pytest.fixture
+def slow(house, monkeypatch):
+    return SlowDisk(house.store, monkeypatch)
+
+
+def test_a_drain_waits_for_a_job_whose_start_is_on_its_way_to_the_disk(house, slow):
+    with one_turn(house):
+        submitted = house.engine.submit(JobRequest("a", b"1"))
+    assert slow.waiting
+    at_once = asyncio.Event()
+    drained = asyncio.ensure_future(house.engine.drain(20, at_once), loop=house.loop)
+    house.settle()
+    slow.takes()
+    assert house.wait(submitted).status is JobStatus.IN_PROGRESS
+    house.settle()
+    assert not drained.done()
+    assert isinstance(house.worker().heard(), wire.Run)
+    assert house.worker().signals == []
+    at_once.set()
+    house.until(drained.done)
+
+
+def test_a_purge_asked_before_a_refusal_keeps_nobody_busy(house, slow):
+    with one_turn(house):
+        submitted = house.engine.submit(JobRequest("a", b"1"))
+    purged = house.engine.purge()
+    slow.refuses()
+    assert submitted.exception().status == 503
+    turns = []
+    turn = house.engine._turns._turn
+    house.engine._turns._turn = lambda: (turns.append(1), turn())
+    for _ in range(50):
+        house.loop.run_until_complete(asyncio.sleep(0))
+    assert len(turns) <= 3
+    house.until(lambda: slow.waiting)
+    slow.takes()
+    house.until(lambda: slow.waiting or purged.done())
+    if slow.waiting:
+        slow.takes()
+    assert house.wait(purged) == 0
