@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from supervisor.cause import ChunkTooLarge, ResultTooLarge, StreamTooLarge
+from supervisor.cause import ChunkTooLarge, NotEncodable, ResultTooLarge, StreamTooLarge
 from supervisor.config.settings import Settings
 from supervisor.engine.job_logs import JobLogs
 from supervisor.engine.jobs import Jobs
@@ -61,7 +61,8 @@ class Reports:
         if job is None:
             return
         done = event.done
-        size = len(done.output or b"") + len(done.error or "")
+        what = done.cause.what if isinstance(done.cause, NotEncodable) else ""
+        size = len(done.output or b"") + len(done.error or what)
         if size > self._limit:
             self._lifecycle.end(turn, job, Outcome(JobStatus.FAILED, cause=ResultTooLarge(size, self._limit)))
         else:

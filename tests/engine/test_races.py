@@ -10,6 +10,7 @@ from supervisor.cause import (
     CudaContextBroken,
     HeldGpu,
     MemoryStaysInUse,
+    NotEncodable,
     ResultTooLarge,
     SecretUnreadable,
 )
@@ -99,6 +100,7 @@ def test_jobs_that_come_together_do_not_overfill_the_queue(make_house):
     ("said", "cause"),
     [
         (wire.Done("a", "FAILED", None, "x" * 101), ResultTooLarge(101, 100)),
+        (wire.Done("a", "FAILED", cause=NotEncodable("x" * 101)), ResultTooLarge(101, 100)),
         (wire.Chunk("a", 0, b'"' + b"x" * 99 + b'"'), ChunkTooLarge(0, 101, 100)),
     ],
 )
