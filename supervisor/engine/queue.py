@@ -112,7 +112,9 @@ class Lane:
     def remove(self, job: Job) -> None:
         """Drop a queued job, in memory or not."""
         if self._window.pop(job.id, None) is None:
-            self._returned = [other for other in self._returned if other.id != job.id]
+            at = bisect.bisect_left(self._returned, job.seq, key=_seq)
+            if at < len(self._returned) and self._returned[at].id == job.id:
+                del self._returned[at]
         self.count -= 1
 
     def expect(self, count: int) -> None:
