@@ -140,10 +140,10 @@ class Lifecycle:
         return [slot for slot in takers if slot.name not in turn.closed] if turn.closed else takers
 
     def _next(self, turn: Turn, queue: Iterator[Job]) -> tuple[Job, bytes | None] | None:
-        """The next job of ``queue``, whole, with its extras; one whose ``s3Config`` cannot be read has failed."""
+        """The next job of ``queue``, whole, with its extras; one whose ``s3Config`` cannot be read, or is gone, has failed."""
         for queued in queue:
             try:
-                secret = self._secrets.get(queued.id) if queued.has_s3_config else None
+                secret = self._secrets.need(queued.id) if queued.has_s3_config else None
             except SecretError as error:
                 cause = SecretUnreadable(error.file, error.reason)
                 self.end(turn, queued, Outcome(JobStatus.FAILED, cause=cause))

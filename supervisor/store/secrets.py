@@ -61,6 +61,13 @@ class SecretFiles:
             except FileNotFoundError:
                 return None
 
+    def need(self, job_id: str) -> bytes:
+        """What is kept for this job, which had something: ``SecretError`` also where that is gone."""
+        data = self.get(job_id)
+        if data is None:
+            raise self._error(_name(job_id), "it is gone")
+        return data
+
     def drop(self, job_id: str) -> None:
         """Remove what is kept for this job, if anything."""
         name = _name(job_id)
@@ -97,8 +104,10 @@ class SecretFiles:
         try:
             yield
         except OSError as error:
-            file = os.fsencode(self._folder / name).decode("utf-8", "backslashreplace")
-            raise SecretError(file, error.strerror or str(error)) from error
+            raise self._error(name, error.strerror or str(error)) from error
+
+    def _error(self, name: str, reason: str) -> SecretError:
+        return SecretError(os.fsencode(self._folder / name).decode("utf-8", "backslashreplace"), reason)
 
 
 def _name(job_id: str) -> str:

@@ -21,6 +21,7 @@ from supervisor.host.processes import STACK_SIGNAL
 from supervisor.job import JobRequest, JobStatus
 from supervisor.notice import SecretKept
 from supervisor.pool.slots import steps
+from supervisor.protocol.wording import error_of
 from supervisor.store.store import Store
 from supervisor.wire import messages as wire
 
@@ -134,12 +135,24 @@ def test_a_secret_that_cannot_be_read_fails_its_job_and_the_next_one_runs(house)
     house.submit("a")
     house.submit("b", s3_config=b"{}")
     house.submit("c")
-    house.secrets.get = refuse
+    house.secrets.need = refuse
     house.worker().heard()
     house.worker().say(wire.Done("a", "COMPLETED", DONE))
     ended = house.ended("b")
     assert (ended.status, ended.cause) == (JobStatus.FAILED, SecretUnreadable("jobs.db.secrets/a", "Permission denied"))
     assert house.worker().heard().job == "c"
+
+
+def test_a_job_whose_secret_is_gone_fails_and_never_runs_without_it(house):
+    house.submit("a")
+    house.submit("b", s3_config=b"{}")
+    house.secrets.drop("b")
+    house.worker().heard()
+    house.worker().say(wire.Done("a", "COMPLETED", DONE))
+    ended = house.ended("b")
+    assert ended.status is JobStatus.FAILED
+    assert error_of(ended).endswith("the file of a job's s3Config cannot be used (it is gone)")
+    assert house.worker().hears_nothing()
 
 
 def test_a_secret_that_cannot_be_removed_is_said_and_stops_nothing(house):
