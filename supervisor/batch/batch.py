@@ -71,7 +71,7 @@ class Batch:
         self._waiter: asyncio.Future[None] | None = None
 
     def write_to(self, sink: Sink) -> None:
-        """Write the results to ``sink``, which calls ``written``."""
+        """Write the results to ``sink``, which calls ``sink_wrote``."""
         self._sink = sink
 
     @property

@@ -34,7 +34,7 @@ PAUSE_S = 0.01
 _CHUNK = 2**20
 _PAGE = 4096
 _BEGINNING = b'{"id":'
-"""How every line begins (``api.shapes.status_body``)."""
+"""How every line begins (``protocol.responses.status_body``)."""
 
 
 # --- what is there -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The description against the table, the parsers and the shapes that it describes; `tests/e2e` holds it to a running server."""
+"""The description against the table, the parsers and the answers that it describes; `tests/e2e` holds it to a running server."""
 
 from __future__ import annotations
 

@@ -130,8 +130,8 @@ class House:
         self.settings = make_settings("test:handler", store=tmp_path / "jobs.db", **options)
         self.store = store or Store.open(self.settings.store)
         self.secrets = SecretFiles(tmp_path / "secrets")
-        self.starter = PlayedTemplate(Worker)
-        self.starter.house = self
+        self.template = PlayedTemplate(Worker)
+        self.template.house = self
         self.engine = Engine(self.settings, self.store, self.secrets, loop, status_body, self.clock)
         places = [
             Place(f"cpu{index}", index, (GPU,) if memory else (), {"SUPERVISE_SLOT": f"cpu{index}"})
@@ -143,8 +143,8 @@ class House:
             refresh_worker=self.settings.refresh_worker,
             refresh_after_jobs=self.settings.refresh_after_jobs,
         )
-        template = self.starter.client(loop, self.engine.wake)
-        self.pool = Pool(places, rules, template, memory, loop, self.engine.wake, limit)
+        client = self.template.client(loop, self.engine.wake)
+        self.pool = Pool(places, rules, client, memory, loop, self.engine.wake, limit)
         self.engine.attach(self.pool)
         self.faults = []
         loop.set_exception_handler(lambda _, context: self.faults.append(context))
@@ -153,9 +153,9 @@ class House:
 
     def start(self, *, ready=True, kind="function", capacity=1):
         self.engine.start()
-        self.until(lambda: len(self.starter.workers) == len(self.pool.slots))
+        self.until(lambda: len(self.template.workers) == len(self.pool.slots))
         if ready:
-            for worker in self.starter.workers.values():
+            for worker in self.template.workers.values():
                 worker.ready(kind, capacity)
             self.until(lambda: all(slot.state.value == "idle" for slot in self.pool.slots.values()))
 
@@ -185,7 +185,7 @@ class House:
         return self.wait(self.engine.submit(JobRequest(id=job_id, input=value, **fields)))
 
     def worker(self, slot="cpu0"):
-        return self.starter.workers[slot]
+        return self.template.workers[slot]
 
     def ended(self, job_id="a"):
         return self.wait(self.engine.wait(job_id, DEADLINE_S))
@@ -193,7 +193,7 @@ class House:
     def close(self):
         self.engine.close()
         self.store.close()
-        self.starter.end()
+        self.template.end()
 
 
 @pytest.fixture

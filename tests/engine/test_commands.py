@@ -135,7 +135,7 @@ def test_a_failed_job_runs_again_by_its_id_and_nothing_old_is_left(house, status
         house.clock.now += 6
         house.ended()
         house.worker().dies(-15)
-        house.until(lambda: house.starter.workers["cpu0"].generation == 2)
+        house.until(lambda: house.template.workers["cpu0"].generation == 2)
         house.worker().ready()
         house.until(lambda: house.pool.slots["cpu0"].state.value == "idle")
     before = house.engine.job("a")
@@ -498,7 +498,7 @@ def test_a_job_that_runs_again_goes_on_in_its_log(make_house):
     run(house)
     house.worker().prints("first\n")
     house.worker().dies(-9)
-    house.until(lambda: house.starter.workers["cpu0"].generation == 2)
+    house.until(lambda: house.template.workers["cpu0"].generation == 2)
     house.worker().ready()
     assert isinstance(house.worker().heard(), wire.Run)
     house.worker().prints("second\n")
@@ -578,7 +578,7 @@ def test_a_paused_slot_ends_its_worker_and_takes_no_job_until_it_is_resumed(hous
     house.submit()
     assert statuses(house, "a") == ["IN_QUEUE"]
     house.wait(house.engine.slots.resume("cpu0"))
-    house.until(lambda: house.starter.workers["cpu0"].generation == 2)
+    house.until(lambda: house.template.workers["cpu0"].generation == 2)
     house.worker().ready()
     assert isinstance(house.worker().heard(), wire.Run)
     assert house.pool.slots["cpu0"].restarts == 0

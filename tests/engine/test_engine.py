@@ -241,8 +241,8 @@ def test_the_template_dies_and_jobs_run_again_but_not_for_ever(house):
         house.worker().heard()
         assert house.store.get("a").attempts == start
         before = house.worker().generation
-        house.starter.dies()
-        house.until(lambda: house.starter.swept)
+        house.template.dies()
+        house.until(lambda: house.template.swept)
         house.clock.now += 1.0
         house.until(lambda before=before: house.worker().generation > before)
         house.worker().ready()
@@ -383,7 +383,7 @@ def test_a_worker_that_hangs_in_its_first_load(make_house):
 
 def test_a_template_that_never_comes_up(make_house):
     house = make_house(slots=2)
-    house.starter.start = lambda: house.starter.report(Gone(1))
+    house.template.start = lambda: house.template.report(Gone(1))
     house.engine.start()
     for _ in range(3):
         house.settle()

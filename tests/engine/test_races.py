@@ -338,8 +338,8 @@ def test_a_reload_during_the_first_load_is_no_failure_of_it(make_house):
 
 def test_a_worker_that_is_ready_sooner_than_its_template_says_its_pid_has_one(make_house):
     house = make_house()
-    report, late = house.starter.report, []
-    house.starter.report = lambda said: late.append(said) if isinstance(said, wire.Forked) else report(said)
+    report, late = house.template.report, []
+    house.template.report = lambda said: late.append(said) if isinstance(said, wire.Forked) else report(said)
     house.start()
     seen = [house.engine.snapshot().workers[0].pid]
     (forked,) = late
@@ -362,16 +362,16 @@ def test_a_worker_that_is_ready_too_late_opens_no_doors(make_house):
 
 
 def test_the_system_refuses_another_template_for_a_while(house):
-    start, refusals = house.starter.start, [OSError(11, "Resource temporarily unavailable")]
+    start, refusals = house.template.start, [OSError(11, "Resource temporarily unavailable")]
 
     def refuse_once():
         if refusals:
             raise refusals.pop()
         start()
 
-    house.starter.start = refuse_once
+    house.template.start = refuse_once
     house.submit()
-    house.starter.dies()
+    house.template.dies()
     house.until(lambda: not refusals)
     house.clock.now += 1.0
     house.until(lambda: house.worker().generation > 1)
@@ -380,7 +380,7 @@ def test_the_system_refuses_another_template_for_a_while(house):
 
 
 def test_no_descriptors_are_left_to_hand_a_worker_its_pipes(house):
-    fork, refusals = house.starter.fork, [OSError(24, "Too many open files")]
+    fork, refusals = house.template.fork, [OSError(24, "Too many open files")]
 
     def refuse_once(slot, generation, env, pipes):
         if refusals:
@@ -388,7 +388,7 @@ def test_no_descriptors_are_left_to_hand_a_worker_its_pipes(house):
             raise refusals.pop()
         fork(slot, generation, env, pipes)
 
-    house.starter.fork = refuse_once
+    house.template.fork = refuse_once
     house.submit()
     house.worker().dies(-signal.SIGKILL)
     house.until(lambda: not refusals)
@@ -406,7 +406,7 @@ def test_held_memory_that_clears_while_a_person_overrides_it(make_house, played_
     house.until(lambda: house.pool.slots["cpu0"].state.value == "releasing")
     memory.learned.append(("cpu0", steps.MemoryHeld(MemoryStaysInUse((HeldGpu(900),)))))
     house.until(lambda: house.pool.slots["cpu0"].state.value == "held")
-    house.starter.dies()
+    house.template.dies()
     house.settle()  # a fork must wait now
     memory.learned.append(("cpu0", steps.Released(900)))
     house.wait(house.engine.slots.refresh("cpu0"))
@@ -444,7 +444,7 @@ def test_a_disk_that_refuses_does_not_keep_the_loop_busy(stalled):
     stalled.engine._turns._turn = turn
     stalled.worker().prints("still here\n")
     stalled.worker().say(wire.Progress("a", b"1"))
-    stalled.starter.report(wire.Forked("cpu0", 1, 1))
+    stalled.template.report(wire.Forked("cpu0", 1, 1))
     for _ in range(20):
         stalled.loop.run_until_complete(asyncio.sleep(0))
     assert len(turns) <= 1  # the one that was on its way

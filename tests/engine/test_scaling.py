@@ -149,9 +149,9 @@ def test_with_all_slots_in_service_nothing_is_decided_or_looked_at():
 def begin(house, *slots):
     """Start ``house``, in which just these ``slots`` get workers, and have them ready."""
     house.engine.start()
-    house.until(lambda: set(house.starter.workers) >= set(slots))
+    house.until(lambda: set(house.template.workers) >= set(slots))
     house.settle()
-    assert set(house.starter.workers) == set(slots)
+    assert set(house.template.workers) == set(slots)
     for slot in slots:
         house.worker(slot).ready()
         comes_to(house, "idle", slot)
@@ -211,7 +211,7 @@ def test_the_first_slots_start_with_the_program(make_house, options, started):
 def test_the_first_load_of_those_that_started_decides(make_house):
     house = make_house(slots=3, min_workers=2)
     house.engine.start()
-    house.until(lambda: len(house.starter.workers) == 2)
+    house.until(lambda: len(house.template.workers) == 2)
     for slot in ("cpu0", "cpu1"):
         assert not house.engine.first_load.done()
         house.worker(slot).say(wire.LoadFailed("raised", "no"))
@@ -220,15 +220,15 @@ def test_the_first_load_of_those_that_started_decides(make_house):
     first = house.wait(house.engine.first_load)
     assert not first.ok
     assert first.failed.message == "no"
-    assert set(house.starter.workers) == {"cpu0", "cpu1"}
+    assert set(house.template.workers) == {"cpu0", "cpu1"}
 
 
 def test_a_pause_is_no_answer_to_how_the_handler_loads(make_house):
     house = make_house(slots=2, min_workers=1)
     house.engine.start()
-    house.until(lambda: "cpu0" in house.starter.workers)
+    house.until(lambda: "cpu0" in house.template.workers)
     house.wait(house.engine.slots.pause("cpu0"))
-    house.until(lambda: "cpu1" in house.starter.workers)
+    house.until(lambda: "cpu1" in house.template.workers)
     house.worker("cpu0").dies(-15)
     comes_to(house, "parked")
     assert not house.engine.first_load.done()
@@ -261,7 +261,7 @@ def test_the_time_alone_starts_it(make_house):
     house.clock.now += 0.05
     house.clock.wall += 50
     give_up = house.loop.time() + DEADLINE_S
-    while "cpu1" not in house.starter.workers:  # without a wake from here
+    while "cpu1" not in house.template.workers:  # without a wake from here
         assert house.loop.time() < give_up
         house.loop.run_until_complete(asyncio.sleep(0))
 
@@ -269,7 +269,7 @@ def test_the_time_alone_starts_it(make_house):
 def test_a_worker_that_comes_is_counted_on(make_house):
     house = make_house(slots=3, min_workers=1)
     house.engine.start()
-    house.until(lambda: "cpu0" in house.starter.workers)
+    house.until(lambda: "cpu0" in house.template.workers)
     house.submit("a")
     time_passes(house, 5)
     assert states(house) == ["starting", "parked", "parked"]
@@ -305,7 +305,7 @@ def test_an_idle_worker_stops_and_its_memory_is_seen_to_be_free(make_house, play
     begin(house, "cpu0")
     time_passes(house, 59)
     house.wait(house.engine.slots.resume("cpu1"))  # a person may
-    house.until(lambda: "cpu1" in house.starter.workers)
+    house.until(lambda: "cpu1" in house.template.workers)
     house.worker("cpu1").ready()
     comes_to(house, "idle", "cpu1")
     time_passes(house, 1)
@@ -394,7 +394,7 @@ def test_what_a_person_has_paused_stays_so(make_house):
     begin(house, "cpu0")
     house.wait(house.engine.slots.pause("cpu2"))  # a spare one
     house.wait(house.engine.slots.pause("cpu0"))  # and the one in service, in whose place another starts
-    house.until(lambda: "cpu1" in house.starter.workers)
+    house.until(lambda: "cpu1" in house.template.workers)
     leaves(house)
     house.worker("cpu1").ready()
     for job_id in "abc":
@@ -403,7 +403,7 @@ def test_what_a_person_has_paused_stays_so(make_house):
     assert states(house) == ["parked", "busy", "parked"]
     assert [slot.cause for slot in house.pool.slots.values()] == [PausedByHand(), None, PausedByHand()]
     house.wait(house.engine.slots.resume("cpu2"))
-    house.until(lambda: "cpu2" in house.starter.workers)
+    house.until(lambda: "cpu2" in house.template.workers)
 
 
 @pytest.mark.parametrize("again", ["back", "resumed"])
@@ -424,7 +424,7 @@ def test_there_are_never_more_than_the_most(make_house, played_memory, again):
         house.worker().dies(0)
         comes_to(house, "releasing")
         played_memory.learned.append(("cpu0", steps.Released(12)))
-    house.until(lambda: "cpu1" in house.starter.workers)
+    house.until(lambda: "cpu1" in house.template.workers)
     house.worker("cpu1").ready()
     comes_to(house, "idle", "cpu1")
     if again == "back":
@@ -442,7 +442,7 @@ def test_there_are_never_more_than_the_most(make_house, played_memory, again):
 def test_a_new_template_starts_no_spare_slot(make_house):
     house = make_house(slots=2, min_workers=1)
     begin(house, "cpu0")
-    house.starter.dies()
+    house.template.dies()
     house.until(lambda: house.worker().generation == 2)
     house.settle()
     assert states(house) == ["starting", "parked"]
@@ -472,7 +472,7 @@ def test_a_drain_starts_nobody(make_house):
     leaves(house)
     house.wait(drain)
     assert house.engine.job("b").status.value == "IN_QUEUE"
-    assert set(house.starter.workers) == {"cpu0"}
+    assert set(house.template.workers) == {"cpu0"}
 
 
 def test_jobs_of_the_last_run_have_waited(make_house, tmp_path):
@@ -485,4 +485,4 @@ def test_jobs_of_the_last_run_have_waited(make_house, tmp_path):
     second = make_house(slots=2, min_workers=1, store=house.store)
     second.clock.wall = house.clock.wall
     second.engine.start()
-    second.until(lambda: len(second.starter.workers) == 2)
+    second.until(lambda: len(second.template.workers) == 2)

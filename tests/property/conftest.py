@@ -198,7 +198,7 @@ class PlayedHouse:
         self.store = Store.open(options.store, durability=options.durability, deliver=self.loop.call_soon_threadsafe)
         self._commit, self.store.commit = self.store.commit, self._commit_to_disk
         self.secrets = SecretFiles(self.folder / "secrets")
-        self.starter = PlayedTemplate(Worker)
+        self.template = PlayedTemplate(Worker)
         self.memory = PlayedMemory(loop) if self.gpus else None
         self.engine = Engine(options, self.store, self.secrets, loop, status_body, self.clock)
         gpus = (Gpu(0, "GPU-0", "played"),) if self.gpus else ()
@@ -209,8 +209,8 @@ class PlayedHouse:
             refresh_worker=options.refresh_worker,
             refresh_after_jobs=options.refresh_after_jobs,
         )
-        template = self.starter.client(loop, self.engine.wake)
-        self.pool = Pool(places, rules, template, self.memory, loop, self.engine.wake, 2**20)
+        client = self.template.client(loop, self.engine.wake)
+        self.pool = Pool(places, rules, client, self.memory, loop, self.engine.wake, 2**20)
         self.engine.attach(self.pool)
         decide = self.engine._loop._decide
         self.engine._loop._decide = lambda *given: self._leaves_memory_alone(decide, given)
@@ -257,7 +257,7 @@ class PlayedHouse:
         self.engine.close()
         self.store.close()
         self.store = None
-        self.starter.end()
+        self.template.end()
         if self.memory is not None:
             self.memory.close()
 
@@ -277,12 +277,12 @@ class PlayedHouse:
         raise AssertionError("a commit never ended")
 
     def worker(self, slot):
-        worker = self.starter.workers.get(slot)
+        worker = self.template.workers.get(slot)
         return worker if worker is not None and worker.alive else None
 
     @property
     def workers(self):
-        return [worker for worker in self.starter.workers.values() if worker.alive]
+        return [worker for worker in self.template.workers.values() if worker.alive]
 
     def secret_files(self):
         folder = self.folder / "secrets"

@@ -291,12 +291,12 @@ class Life(RuleBasedStateMachine):
     @rule(really=RARE, then=THEN)
     def the_template_dies(self, really, then):
         if really:
-            self.house.starter.dies()
+            self.house.template.dies()
         self.then(then)
 
     @rule(refuses=st.booleans(), then=THEN)
     def forks_are_refused(self, refuses, then):
-        self.house.starter.refuses = refuses
+        self.house.template.refuses = refuses
         self.then(then)
 
     # --- GPUs, disk and clocks
@@ -594,7 +594,7 @@ class Life(RuleBasedStateMachine):
 
     def all_goes_well(self):
         house = self.house
-        house.refusing = house.starter.refuses = False
+        house.refusing = house.template.refuses = False
         for _ in range(ROUNDS):
             house.settle()
             self.check()

@@ -1,4 +1,4 @@
-"""The JSON of the API as types, for its description alone: what is sent and checked is made in ``shapes`` and ``bodies``.
+"""The JSON of the API as types, for its description alone: ``protocol`` makes what is sent and checks what comes.
 
 Runs in the supervisor, once, when the description is first asked for. The docstrings are read by clients.
 """
@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from supervisor.job import JobStatus
 
 ID_PATTERN = "^[A-Za-z0-9_][A-Za-z0-9._~:@+=-]{0,127}$"
-"""What ``bodies`` takes for an id."""
+"""What ``protocol.requests`` takes for an id."""
 
 REFS = "#/components/schemas/{name}"
 

@@ -82,7 +82,7 @@ class Connection(HttpToolsProtocol):
     def __init__(
         self, config: Config, state: ServerState, limiter: ConnectionLimiter, on_lost: Callable[[], None]
     ) -> None:
-        """Serve ``config``'s application, if ``crowd`` has room for it."""
+        """Serve ``config``'s application, if ``limiter`` has room for it."""
         super().__init__(config=config, server_state=state, app_state={})
         self.parser = _Parser(self)
         self.offered = False
