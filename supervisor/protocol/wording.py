@@ -61,8 +61,8 @@ def error_of(job: Job) -> str | None:
 
 
 def error_line(job: Job) -> str | None:
-    """The first line of ``error_of(job)``, for lists; of an exception its type and message."""
-    error = error_of(job)
+    """The first line of ``error_of(job)``, for lists; of an exception its type and message, of a dead worker how it ended."""
+    error = _of_lost(job.cause) if isinstance(job.cause, c.WorkerLost) else error_of(job)
     return first_line(error) if error else None
 
 
@@ -135,7 +135,11 @@ def _unknown(gpu: c.UnknownGpu) -> str:
 
 def _worker_lost(cause: c.WorkerLost) -> str:
     tail = "; its last output:\n" + "\n".join(cause.tail) if cause.tail else ""
-    return f"worker {cause.slot} (pid {cause.pid}) {of_worker(cause.end)}{tail}"
+    return _of_lost(cause) + tail
+
+
+def _of_lost(cause: c.WorkerLost) -> str:
+    return f"worker {cause.slot} (pid {cause.pid}) {of_worker(cause.end)}"
 
 
 def _timed_out(cause: c.ExecutionTimedOut) -> str:

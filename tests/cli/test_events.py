@@ -66,7 +66,7 @@ def test_a_failure_says_why_in_one_line(lines):
 def test_a_job_whose_worker_died_says_so_in_one_line(lines):
     tell(lines, job(status=JobStatus.FAILED, cause=WorkerLost("gpu0", 41, Signalled(11), ("last words",))))
     ((_, text, fields),) = lines.said
-    assert fields["error"] == "worker gpu0 (pid 41) crashed with SIGSEGV; its last output:"
+    assert fields["error"] == "worker gpu0 (pid 41) crashed with SIGSEGV"
     assert text == f"job a FAILED in 20 ms on gpu0-1: {fields['error']}"
 
 

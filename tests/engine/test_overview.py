@@ -144,7 +144,7 @@ def test_of_jobs_that_ended_nothing_large_is_kept():
         overview.job_ended(job(seq, JobStatus.FAILED, extras=b"{}", output=b"1" * 10_000, error="e" * 10_000), 1.0)
     lost = WorkerLost("cpu0", 7, Exited(1), ("t" * 10_000,))
     overview.job_ended(job(0, JobStatus.FAILED, cause=lost), 1.0)
-    assert overview._ended[-1].error == "worker cpu0 (pid 7) exited with code 1; its last output:"
+    assert overview._ended[-1].error == "worker cpu0 (pid 7) exited with code 1"
     assert len(overview._ended) == ENDED_JOBS
     assert sum(len(msgspec.msgpack.encode(kept)) for kept in overview._ended) < ENDED_JOBS * 1_000
 

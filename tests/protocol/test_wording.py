@@ -92,5 +92,5 @@ def test_a_line_of_it_for_lists():
         "ValueError: no"
     )
     lost = wording.error_line(job(cause=c.WorkerLost("gpu0", 41, EXITED, ("last words",))))
-    assert lost == "worker gpu0 (pid 41) exited with code 3; its last output:"
+    assert lost == "worker gpu0 (pid 41) exited with code 3"
     assert len(wording.error_line(job(cause=c.LineRefused("x" * 1000)))) == ERROR_CHARS
