@@ -101,7 +101,7 @@ class Assembly:
         self.tmp_root, folder_lock = temporary.make_run_folder(self.run_id)
         self._undo.callback(shutil.rmtree, self.tmp_root, ignore_errors=True)
         self._undo.callback(os.close, folder_lock)
-        store_locks = self._open_store(holder)  # before the GPUs: whose jobs it holds may forbid this start
+        store_locks, taken_over = self._open_store(holder)  # before the GPUs: whose jobs it holds may forbid this start
         self._reader = self._make_reader()
         gpus, gpu_locks = self._take_gpus(holder)
         self._plans = pinning.plan_slots(gpus, settings.workers, settings.gpus_per_worker, settings.workers_per_gpu)
@@ -122,6 +122,8 @@ class Assembly:
             self._memory = GpuMemory(self._reader, settings.release_timeout, places, settings.refresh_above)
         self.engine.attach(self._make_pool(places))
         self._undo.callback(self.engine.close)
+        if taken_over is not None:  # said only now: a start that was refused has taken nothing over
+            self._note(taken_over, 0)
 
     def start(self) -> None:
         """Start the workers and take up the store's jobs.
@@ -168,8 +170,10 @@ class Assembly:
         """End the template and all below it, then let go of store, GPUs and locks. May block for some seconds."""
         self._undo.close()
 
-    def _note(self, text: str) -> None:
-        self.notes.append(text)
+    def _note(self, text: str, place: int | None = None) -> None:
+        self.notes.insert(
+            len(self.notes) if place is None else place, text
+        )  # the screen keeps the last: that of the GPUs
         if self._tell is not None:
             self._tell(text)
 
@@ -196,12 +200,13 @@ class Assembly:
             self._undo.callback(lock.close)
         return gpus, held
 
-    def _open_store(self, holder: locks.Holder) -> list[locks.Lock]:
-        """The store and its secrets, with the lock on it, which one that nobody else can see does not need."""
+    def _open_store(self, holder: locks.Holder) -> tuple[list[locks.Lock], str | None]:
+        """The store and its secrets, with the lock on it, which one that nobody else can see does not need; whose it was, if
+        another handler's."""
         if self._temporary:
             self.store = self._undo.enter_context(Store.open(TEMPORARY))
             self._secrets = SecretFiles(self.tmp_root / "secrets")
-            return []
+            return [], None
         path = place.settle(self._settings.store)
         if path != self._settings.store:
             self._note(f"{self._settings.store} is a link: the job store is {path}")
@@ -214,10 +219,9 @@ class Assembly:
             note=self._note,
         )
         self.store = self._undo.enter_context(store)
-        if (taken_over := owner.check(store, self._settings)) is not None:
-            self._note(taken_over)
+        taken_over = owner.check(store, self._settings)
         self._secrets = SecretFiles(Path(f"{path}.secrets"))
-        return [lock]
+        return [lock], taken_over
 
     def _limits(self) -> wire.Limits:
         """What each worker may have of the machine."""
