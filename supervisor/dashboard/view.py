@@ -201,11 +201,7 @@ def _bottom_edge(width: int, look: Look) -> Text:
 
 
 def _help(width: int, room: int, look: Look) -> list[Text]:
-    stop = (
-        "stop the supervisor, as Ctrl-C does: running jobs end first; again: at once"
-        if look.embedded
-        else "quit this screen"
-    )
+    stop = "stop the supervisor: running jobs end first; again: at once" if look.embedded else "quit this screen"
     keys = [
         ("q", stop),
         ("↑ ↓", "select a slot (k and j as well); Esc selects none"),

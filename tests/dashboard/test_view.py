@@ -229,7 +229,7 @@ def test_the_order_of_what_the_api_sends_does_not_matter(snapshot: Make) -> None
         ({"silent_since": 1_790_000_000_000}, "not answering since"),
         ({"silent_since": 1_790_000_000_000, "trouble": "HTTP 500"}, ": HTTP 500"),
         ({"notice": "refresh of gpu0 asked for"}, "refresh of gpu0 asked for"),
-        ({"embedded": True, "help": True}, "stop the supervisor, as Ctrl-C does"),
+        ({"embedded": True, "help": True}, "stop the supervisor: running jobs end first; again: at once"),
         ({"help": True}, "quit this screen"),
     ],
 )
