@@ -285,8 +285,18 @@ def test_too_many_open_files_inherited(supervise: Runs) -> None:
         refused(run(supervise, inherited, command), r"may open 64 files only, .*\(49 of them inherited\)")
 
 
+WITH_FOUR_FILES = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Python has started by then: what lies in the environment's ``.pth`` files may need more."""
+
+
 def test_too_few_open_files_for_a_client(supervise: Runs) -> None:
-    done = run(supervise, "ulimit -n 4", client("status", "x", "--url", "http://127.0.0.1:1"))
+    python, *command = client("status", "x", "--url", "http://127.0.0.1:1")
+    done = run(supervise, "", [python, "-c", WITH_FOUR_FILES, *command])
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("supervise: ")
