@@ -130,7 +130,7 @@ class EngineThread:
         """Cancel ``job``, and wait for that to be on disk: whether it is cancelled."""
         if threading.current_thread() is self._thread:
             self._take()  # it may be submitted just now
-            self._engine.cancel(job.id)
+            self._engine.cancel(job.id).add_done_callback(_leave_unheard)
             return True
         self.wait_for(lambda: self._engine.cancel(job.id))
         return job.cancelled()
@@ -138,7 +138,7 @@ class EngineThread:
     def refresh(self, slot: str) -> None:
         """Replace the worker in ``slot``; as ``Supervisor.refresh``. In a callback nothing can be waited for, nor refused."""
         if threading.current_thread() is self._thread:
-            self._engine.slots.refresh(slot)
+            self._engine.slots.refresh(slot).add_done_callback(_leave_unheard)
         else:
             self.wait_for(lambda: self._engine.slots.refresh(slot))
 
@@ -268,24 +268,30 @@ class EngineThread:
                 self._guard(job.refuse, error)
                 continue
             self._waited.setdefault(job.id, []).append(job)
-            if request.s3_config is not None or not request.generated:
-                accepted.add_done_callback(functools.partial(self._accepted, job))
+            accepted.add_done_callback(functools.partial(self._accepted, job))
         if self._draining:
             self._look_whether_done()
 
     def _accepted(self, job: Job, accepted: asyncio.Future[jobs.Job]) -> None:
         """A job that may have been refused, or known and ended before."""
-        if job.done() or accepted.cancelled():
+        if accepted.cancelled():
             return
         error = accepted.exception()
-        if error is None and not accepted.result().status.terminal:
+        if job.done() or (error is None and not accepted.result().status.terminal):
             return
-        for waiting in self._waited.pop(job.id, ()):
-            if error is not None:
-                self._guard(waiting.refuse, error)
-            else:
+        if error is None:
+            for waiting in self._waited.pop(job.id, ()):
                 self._guard(waiting.settle, accepted.result())
+        else:
+            self._wait_no_more(job)
+            self._guard(job.refuse, error)
         self._look_whether_done()
+
+    def _wait_no_more(self, job: Job) -> None:
+        """Another may wait for the same id."""
+        others = [other for other in self._waited.pop(job.id, ()) if other is not job]
+        if others:
+            self._waited[job.id] = others
 
     def _heard(self, happening: Happening) -> None:
         """An observer of the engine."""
@@ -364,6 +370,12 @@ class EngineThread:
         """In a child of the user's program: nothing here is the child's."""
         if self._assembly is not None:
             self._assembly.disown()
+
+
+def _leave_unheard(asked: asyncio.Future[Any]) -> None:
+    """Nobody waits for what was ``asked``: its refusal is nobody's to hear, and no fault of the loop."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 def _forked(thread: weakref.ref[EngineThread]) -> None:

@@ -9,8 +9,11 @@ import threading
 
 import pytest
 
-from supervisor.errors import JobCancelled, JobError, JobFailed, JobTimedOut, RequestError, WorkerDied
+from supervisor.errors import JobCancelled, JobError, JobFailed, JobTimedOut, RequestError, StoreError, WorkerDied
 from supervisor.job import JobStatus
+from supervisor.store.store import Store
+from supervisor.store.writes import End, Insert
+from tests.embed.conftest import until
 
 SOON = 20.0
 
@@ -249,6 +252,79 @@ def test_a_full_queue(make, held):
         assert caught.value.status == 429
         held.release()
         assert waiting.result(timeout=SOON) == 1
+
+
+def test_a_job_that_the_disk_refuses_is_told_so_and_later_ones_run(make, monkeypatch):
+    commit, refusals = Store.commit, iter([StoreError("the disk is full")])
+
+    def refuse_once(store, batch, done):
+        error = next(refusals, None) if any(isinstance(write, Insert) for write in batch) else None
+        if error is None:
+            commit(store, batch, done)
+        else:
+            done(error)
+
+    monkeypatch.setattr(Store, "commit", refuse_once)
+    with make() as sv:
+        with pytest.raises(RequestError, match="disk is full") as caught:
+            sv.submit(1).result(timeout=SOON)
+        assert caught.value.status == 503
+        until(lambda: sv.submit(2).exception(timeout=SOON) is None)  # when the disk is tried again
+
+
+def test_what_is_refused_in_a_callback_stops_nobody(make):
+    def ask(job):
+        for _ in range(2):  # the second time there is no worker to refresh
+            sv.refresh("cpu0")
+
+    with make() as sv:
+        sv.submit(1).add_done_callback(ask)
+        until(lambda: sv.workers()[0].refreshes == 1)
+        assert sv.submit(2).result(timeout=SOON) == 2
+
+
+def test_a_cancel_in_a_callback_that_the_disk_refuses_stops_nobody(make, held, monkeypatch):
+    commit, refusals = Store.commit, iter([StoreError("the disk is full")])
+
+    def refuse_once(store, batch, done):
+        cancels = any(isinstance(write, End) and write.outcome.status is JobStatus.CANCELLED for write in batch)
+        error = next(refusals, None) if cancels else None
+        if error is None:
+            commit(store, batch, done)
+        else:
+            done(error)
+
+    monkeypatch.setattr(Store, "commit", refuse_once)
+    with make() as sv:
+        first, running = sv.submit(1), sv.submit(held.input)
+        waiting = sv.submit(2)
+        first.add_done_callback(lambda _: waiting.cancel())
+        held.release()
+        assert waiting.result(timeout=SOON) == 2
+        assert running.result(timeout=SOON) == held.input
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_refusal_is_for_the_one_who_asked(make, held, monkeypatch, known):
+    """Another who waits for the job of the same id has it still."""
+    commit, refusing = Store.commit, threading.Event()
+
+    def refuse(store, batch, done):
+        if refusing.is_set() and any(isinstance(write, Insert) for write in batch):
+            refusing.clear()
+            done(StoreError("the disk is full"))
+        else:
+            commit(store, batch, done)
+
+    monkeypatch.setattr(Store, "commit", refuse)
+    with make() as sv:
+        first = sv.submit(held.input, id="same")
+        held.runs(first)
+        refusing.set()
+        futures = [sv.submit(held.input, id="same" if known else "another"), sv.submit(1)]
+        until(lambda: futures[1].done())
+        held.release()
+        assert first.result(timeout=SOON) == held.input
 
 
 def test_chunks_come_as_a_stream(stream_sv):
