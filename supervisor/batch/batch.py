@@ -175,7 +175,7 @@ class Batch:
     async def _submit(self, request: JobRequest) -> asyncio.Future[Job]:
         while True:
             try:
-                return self._engine.submit(request)
+                return self._engine.submit(request, patient=True)
             except RequestError:  # noqa: PERF203 - it waits anyway
                 if self._engine.draining:
                     raise

@@ -160,8 +160,9 @@ class Engine:
 
     # --- what clients ask -----------------------------------------------------------------------------------------------
 
-    def submit(self, request: JobRequest) -> asyncio.Future[Job]:
-        """Accept a job; the future gives it once it is on disk. The id of a job that exists gives that job.
+    def submit(self, request: JobRequest, *, patient: bool = False) -> asyncio.Future[Job]:
+        """Accept a job; the future gives it once it is on disk. The id of a job that exists gives that job. Who is ``patient``
+        waits when the disk refuses it then.
 
         Raises:
             RequestError: 503 while draining or when the disk refuses, 429 when the queue is full.
@@ -174,7 +175,7 @@ class Engine:
             return self._loop.lifecycle.accept(turn, request, queue_only=queue_only)
 
         full = not any(slot.room for slot in self.pool.takers)
-        return self._turns.ask(accept, gather=full, patient=False, arrives=True)
+        return self._turns.ask(accept, gather=full, patient=patient, arrives=True)
 
     def _check_open(self, *, room: bool) -> None:
         """Refuse when no job can be taken, or (``room``) none more; those that came since the last turn count."""

@@ -322,7 +322,7 @@ def test_a_refusal_is_for_the_one_who_asked(make, held, monkeypatch, known):
         held.runs(first)
         refusing.set()
         futures = [sv.submit(held.input, id="same" if known else "another"), sv.submit(1)]
-        until(lambda: futures[1].done())
+        until(futures[1].done)
         held.release()
         assert first.result(timeout=SOON) == held.input
 

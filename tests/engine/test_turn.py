@@ -132,6 +132,21 @@ def test_nobody_hears_by_a_refusal_of_what_is_not_on_disk(refusing):
     assert status(refusing) == "IN_PROGRESS"
 
 
+def test_who_is_patient_is_not_refused_and_has_the_job_when_the_disk_takes_it(house, monkeypatch):
+    refusals = iter([StoreError("the disk is full")])
+    commit = house.store.commit
+    monkeypatch.setattr(
+        house.store,
+        "commit",
+        lambda batch, done: done(error) if (error := next(refusals, None)) else commit(batch, done),
+    )
+    with one_turn(house):
+        submitted = house.engine.submit(JobRequest("a", b"1", s3_config=b"{}"), patient=True)
+    assert house.engine.job("a") is None
+    assert house.wait(submitted).status is JobStatus.IN_PROGRESS
+    assert house.secrets.get("a") == b"{}"
+
+
 # --- a commit on its way ---------------------------------------------------------------------------------------------------
 
 
