@@ -168,8 +168,7 @@ def play(played_house, at, more, **options):
         house.close()
 
 
-@pytest.mark.parametrize("slow", [False, True])
-@pytest.mark.parametrize("more", [0, 3])
+@pytest.mark.parametrize(("slow", "more"), [(False, 0), (True, 3)])
 def test_a_disk_that_refuses_at_any_turn_loses_nothing_and_undoes_nothing(played_house, slow, more):
     whole = play(played_house, 10**9, 0, slow=slow)
     assert not whole.refused
