@@ -123,7 +123,7 @@ class Assembly:
         self.engine.attach(self._make_pool(places))
         self._undo.callback(self.engine.close)
         if taken_over is not None:  # said only now: a start that was refused has taken nothing over
-            self._note(taken_over, 0)
+            self._note(taken_over, first=True)
 
     def start(self) -> None:
         """Start the workers and take up the store's jobs.
@@ -170,10 +170,9 @@ class Assembly:
         """End the template and all below it, then let go of store, GPUs and locks. May block for some seconds."""
         self._undo.close()
 
-    def _note(self, text: str, place: int | None = None) -> None:
-        self.notes.insert(
-            len(self.notes) if place is None else place, text
-        )  # the screen keeps the last: that of the GPUs
+    def _note(self, text: str, *, first: bool = False) -> None:
+        """Tell a person ``text``. The screen keeps the last of all, so one that matters less comes ``first``."""
+        self.notes.insert(0 if first else len(self.notes), text)
         if self._tell is not None:
             self._tell(text)
 

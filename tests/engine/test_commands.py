@@ -351,6 +351,36 @@ def test_all_that_was_asked_for_in_one_turn_is_refused_together(house, fill_the_
     assert house.worker().signals == []
 
 
+@pytest.mark.parametrize("what", ["refresh", "pause"])
+def test_what_is_asked_of_a_slot_while_the_disk_holds_the_turns_is_refused_and_never_happens(
+    house, fill_the_disk, what
+):
+    run(house)
+    free = fill_the_disk()
+    house.worker().say(done())  # which must be on disk before anything goes on
+    house.until(lambda: house.engine._loop.refusal is not None)
+    house.settle()
+    refused(house, getattr(house.engine.slots, what)("cpu0"))
+    free()
+    assert house.ended().status is JobStatus.COMPLETED
+    house.settle()
+    assert house.pool.slots["cpu0"].state.value == "idle"
+    assert house.pool.slots["cpu0"].generation == 1
+    house.wait(getattr(house.engine.slots, what)("cpu0"))
+
+
+def test_a_reload_that_comes_while_the_disk_holds_the_turns_is_done_afterwards(house, fill_the_disk):
+    run(house)
+    free = fill_the_disk()
+    house.worker().say(done())
+    house.until(lambda: house.engine._loop.refusal is not None)
+    house.engine.reload()
+    house.settle()
+    assert house.pool.slots["cpu0"].generation == 1
+    free()
+    house.until(lambda: house.worker().hears_nothing() is False)  # asked to exit
+
+
 def test_what_the_clock_demands_is_done_once_there_is_room(house, fill_the_disk):
     run(house, timeout_ms=5_000)
     free = fill_the_disk()

@@ -253,7 +253,7 @@ OPERATIONS: dict[str, Operation] = {
         "After the jobs that it runs, its worker is ended, its GPU memory is seen to be free, and a fresh one is started. "
         "Overrides a slot's `held`, `broken` and `backoff`.",
         _ORDER,
-        refusals=(404, 409),
+        refusals=(404, 409, 503),
         params={"slot": "gpu0"},
     ),
     "/workers/{slot}/pause": Operation(
@@ -261,7 +261,7 @@ OPERATIONS: dict[str, Operation] = {
         Tag.MACHINE,
         "After the jobs that its worker runs; the GPU is free then.",
         _ORDER,
-        refusals=(404, 409),
+        refusals=(404, 409, 503),
         params={"slot": "gpu0"},
     ),
     "/workers/{slot}/resume": Operation(
@@ -269,7 +269,7 @@ OPERATIONS: dict[str, Operation] = {
         Tag.MACHINE,
         "Starts a worker in it; while `--max-workers` are in service, it becomes `spare`.",
         _ORDER,
-        refusals=(404, 409),
+        refusals=(404, 409, 503),
         params={"slot": "gpu0"},
     ),
     "/gpus": Operation(
