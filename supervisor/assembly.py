@@ -28,10 +28,11 @@ from supervisor.host.orphans import reap_orphans, sweep_marked, sweep_orphans
 from supervisor.host.processes import set_subreaper
 from supervisor.pool import events
 from supervisor.pool.interfaces import Place
-from supervisor.pool.pool import Pool
+from supervisor.pool.local import LocalPool
 from supervisor.pool.release.watcher import GpuMemory
 from supervisor.pool.slots.rules import Rules
 from supervisor.pool.template.client import TemplateClient
+from supervisor.pool.template.launch import ForkLauncher
 from supervisor.pool.template.process import TemplateProcess
 from supervisor.protocol.responses import status_body
 from supervisor.protocol.wording import of_worker
@@ -105,7 +106,7 @@ class Assembly:
         self._reader = self._make_reader()
         gpus, gpu_locks = self._take_gpus(holder)
         self._plans = pinning.plan_slots(gpus, settings.workers, settings.gpus_per_worker, settings.workers_per_gpu)
-        scaling.bounds(settings, len(self._plans))
+        scaling.check_bounds(settings, len(self._plans))
         file_limits.check_limit(len(self._plans))
         limits = self._limits()
         held = [*gpu_locks, *store_locks]
@@ -257,7 +258,7 @@ class Assembly:
             for plan in self._plans
         ]
 
-    def _make_pool(self, places: Sequence[Place]) -> Pool:
+    def _make_pool(self, places: Sequence[Place]) -> LocalPool:
         settings = self._settings
         rules = Rules(
             grace=settings.grace,
@@ -269,7 +270,8 @@ class Assembly:
         )
         # A worker says itself that a result is too long: this is for one that does not.
         limit = max(settings.max_result, wire.MAX_PROGRESS) + wire.OVERHEAD
-        return Pool(places, rules, self._template, self._memory, self._loop, self.engine.wake, limit)
+        launcher = ForkLauncher(self._template, self._loop, limit)
+        return LocalPool(places, rules, self._template, self._memory, self._loop, self.engine.wake, launcher)
 
     def _environment(self, plan: pinning.SlotPlan, pin_by: str, cpus: Sequence[int]) -> dict[str, str | None]:
         """What the workers of a slot, which are pinned to ``cpus``, find in their environment besides the generation's own."""

@@ -77,10 +77,10 @@ class Job(msgspec.Struct, frozen=True):
     """One job as the store has it. Times are milliseconds since 1970 (wall clock).
 
     ``seq`` is the order of arrival. ``attempts`` counts its starts, on disk before each start; ``retries`` counts how often it
-    went back to the queue. ``started_ms`` is the newest start. ``output``, ``error`` and ``cause`` (as in ``Outcome``) are set
-    once it ended; ``chunks`` and ``chunks_taken`` say how many stream chunks there are of the newest attempt and how many were
-    handed out for good, and ``streamed`` that somebody was shown one. ``timeout_ms``: how long a start may last. ``expires_ms``:
-    when the job times out.
+    went back to the queue, and so numbers its starts. ``started_ms`` is the newest start. ``output``, ``error`` and ``cause`` (as
+    in ``Outcome``) are set once it ended; ``chunks`` and ``chunks_taken`` say how many stream chunks there are of the newest
+    attempt and how many were handed out for good, and ``streamed`` that somebody was shown one. ``timeout_ms``: how long a start
+    may last. ``expires_ms``: when the job times out.
     """
 
     seq: int

@@ -14,7 +14,7 @@ from supervisor.engine.overview import Overview
 from supervisor.engine.turn import Turn
 from supervisor.errors import RequestError
 from supervisor.job import IN_PROGRESS, TRANSITIONS, Job, JobStatus, Outcome
-from supervisor.pool.pool import Pool
+from supervisor.pool.interfaces import Pool
 from supervisor.store.writes import Retry
 
 PURGE_PIECE = 200
@@ -70,7 +70,7 @@ class Commands:
     def abandon(self, turn: Turn, job_id: str) -> None:
         """Cancel a job that nobody waits for any more, unless it runs and its worker would go with it."""
         slot = turn.slot_of(job_id)
-        if slot is None or self._pool.cancels_gently(slot):
+        if slot is None or self._pool.slots[slot].cancels_gently:
             self.cancel(turn, job_id)
 
     def time_out(self, turn: Turn) -> None:
@@ -91,7 +91,7 @@ class Commands:
         slot = turn.slot_of(job.id)
         if slot is not None:
             turn.closed.add(slot)  # a worker that is about to be told takes no job
-            turn.acts.append(partial(self._pool.cancel, slot, job.id, turn.now, out_of_time=out_of_time))
+            turn.acts.append(partial(self._pool.cancel, slot, job.id, job.retries, turn.now, out_of_time=out_of_time))
         return self._lifecycle.end(turn, job, outcome)
 
     def retry(self, turn: Turn, job_id: str) -> Job | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from supervisor.cause import ExecutionTimedOut, JobCause, TtlPassed
 from supervisor.job import Job
+from supervisor.pool.timers import Timers
 from supervisor.store.store import Store
 
 PIECE = 200
@@ -19,7 +20,8 @@ class Deadlines:
     def __init__(self, store: Store) -> None:
         """Look up expired jobs in ``store``."""
         self._store = store
-        self._starts: dict[str, tuple[float, int]] = {}
+        self._timers = Timers()
+        self._timeouts: dict[str, int] = {}
         self._expiry = store.next_expiry()
 
     def accepted(self, job: Job) -> None:
@@ -30,17 +32,18 @@ class Deadlines:
     def started(self, job: Job, now: float) -> None:
         """``job`` runs since ``now`` (monotonic seconds)."""
         if job.timeout_ms is not None:
-            self._starts[job.id] = (now + job.timeout_ms / 1000, job.timeout_ms)
+            self._timers.set(job.id, now + job.timeout_ms / 1000)
+            self._timeouts[job.id] = job.timeout_ms
 
     def left(self, job_id: str) -> None:
         """A job is no longer in a worker."""
-        self._starts.pop(job_id, None)
+        if self._timeouts.pop(job_id, None) is not None:
+            self._timers.set(job_id, None)
 
     def due(self, now: float, wall_ms: int) -> Iterator[tuple[str, JobCause]]:
         """The ids of jobs that are out of time, and why."""
-        for job_id, (deadline, timeout_ms) in self._starts.items():
-            if now >= deadline:
-                yield job_id, ExecutionTimedOut(timeout_ms)
+        for job_id in self._timers.due(now):
+            yield job_id, ExecutionTimedOut(self._timeouts[job_id])
         if self.expired(wall_ms):
             for job_id in self._store.expired(wall_ms, PIECE):
                 yield job_id, TtlPassed()
@@ -55,7 +58,5 @@ class Deadlines:
 
     def next(self, now: float, wall_ms: int) -> float | None:
         """When ``due`` has something again, in monotonic seconds."""
-        times = [deadline for deadline, _ in self._starts.values()]
-        if self._expiry is not None:
-            times.append(now + max(0, self._expiry - wall_ms) / 1000)
-        return min(times, default=None)
+        expiry = None if self._expiry is None else now + max(0, self._expiry - wall_ms) / 1000
+        return min((at for at in (self._timers.next(), expiry) if at is not None), default=None)

@@ -27,7 +27,7 @@ from supervisor.errors import RequestError, StoreError
 from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.notice import Notice, Reloading, SecretKept
 from supervisor.pool import events
-from supervisor.pool.pool import Pool
+from supervisor.pool.interfaces import Pool
 from supervisor.protocol.views import Snapshot
 from supervisor.store.paging import Page, page
 from supervisor.store.secrets import SecretFiles
@@ -174,8 +174,7 @@ class Engine:
             queue_only = self.draining or self._loop.commands.purging
             return self._loop.lifecycle.accept(turn, request, queue_only=queue_only)
 
-        full = not any(slot.room for slot in self.pool.takers)
-        return self._turns.ask(accept, gather=full, patient=patient, arrives=True)
+        return self._turns.ask(accept, gather=not self.pool.free.room, patient=patient, arrives=True)
 
     def _check_open(self, *, room: bool) -> None:
         """Refuse when no job can be taken, or (``room``) none more; those that came since the last turn count."""
@@ -185,8 +184,7 @@ class Engine:
         limit = self.settings.max_queue
         if not limit or not room:
             return
-        free = sum(slot.room for slot in self.pool.takers)
-        if len(self._jobs.backlog) + self._turns.arriving - free >= limit:
+        if len(self._jobs.backlog) + self._turns.arriving - self.pool.free.room >= limit:
             raise RequestError(429, f"the queue is full: {limit} jobs wait (--max-queue)", retry_after=1)
 
     def _check_disk(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -16,13 +16,11 @@ from supervisor.config.settings import Settings
 from supervisor.engine.job_logs import JobLogs
 from supervisor.engine.jobs import Jobs
 from supervisor.engine.overview import Overview
-from supervisor.engine.queue import plan
 from supervisor.engine.turn import Turn
 from supervisor.errors import RequestError, SecretError, StoreError
 from supervisor.job import IN_PROGRESS, IN_QUEUE, Job, JobRequest, JobStatus, Outcome
 from supervisor.notice import Notice, SecretKept
-from supervisor.pool.pool import Pool
-from supervisor.pool.slots.slot import Slot
+from supervisor.pool.interfaces import Pool
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
 from supervisor.store.writes import AddWebhook, End, Insert, Requeue, ShowChunks, Start, TakeChunks
@@ -89,9 +87,9 @@ class Lifecycle:
             self._keep_secret(turn, request.id, request.s3_config)
         job = self._new_job(turn, request)
         turn.acts.append(self._overview.statistics.submitted)
-        slots = () if queue_only or turn.starts_held or turn.waiting else plan(1, self._takers(turn), turn.taken)
-        if slots:
-            return self._start(turn, job, slots[0], _merged(request.extras, request.s3_config), arriving=request)
+        slot = None if queue_only or turn.starts_held or turn.waiting else turn.seating.take()
+        if slot is not None:
+            return self._start(turn, job, slot, _merged(request.extras, request.s3_config), arriving=request)
         turn.rows.append(Insert(job.seq, request, job.created_ms, None, None, job.timeout_ms, job.expires_ms))
         turn.put(job, None)
         return job
@@ -115,12 +113,10 @@ class Lifecycle:
 
     def assign(self, turn: Turn) -> None:
         """Give the oldest queued jobs to the slots that have room."""
-        waiting = 0 if turn.starts_held else turn.waiting
-        names = plan(waiting, self._takers(turn), turn.taken) if waiting else []
-        if not names:
+        if turn.starts_held:
             return
         queue = itertools.chain.from_iterable(map(turn.queued, (False, True)))
-        for name in names:
+        while turn.waiting and (name := turn.seating.take()) is not None:
             found = self._next(turn, queue)
             if found is None:
                 return
@@ -133,11 +129,6 @@ class Lifecycle:
         waits = [(now - job.created_ms) / 1000 for job in self._jobs.backlog.oldest(count)]
         # One that comes from the future waits since the clock was set back, and nobody knows how long it did before.
         return sorted((wait if wait >= 0 else math.inf for wait in waits), reverse=True)[:count]
-
-    def _takers(self, turn: Turn) -> Collection[Slot]:
-        """The slots that may be given jobs, as far as each has room."""
-        takers = self._pool.takers
-        return [slot for slot in takers if slot.name not in turn.closed] if turn.closed else takers
 
     def _next(self, turn: Turn, queue: Iterator[Job]) -> tuple[Job, bytes | None] | None:
         """The next job of ``queue``, whole, with its extras; one whose ``s3Config`` cannot be read, or is gone, has failed."""
@@ -157,7 +148,7 @@ class Lifecycle:
     def _start(self, turn: Turn, job: Job, name: str, extras: bytes | None, arriving: JobRequest | None = None) -> Job:
         """Start ``job`` in slot ``name``: the start is counted on disk before the worker hears of it."""
         started = self._wall_ms()
-        worker_id = f"{name}-{self._pool.slots[name].generation}"
+        worker_id = self._pool.slots[name].worker_id
         if arriving is not None:
             turn.rows.append(
                 Insert(job.seq, arriving, job.created_ms, started, worker_id, job.timeout_ms, job.expires_ms)
@@ -167,8 +158,8 @@ class Lifecycle:
         running = job.replace(status=IN_PROGRESS, started_ms=started, worker_id=worker_id, attempts=job.attempts + 1)
         turn.put(running, None if arriving is not None else job)
         turn.started[job.id] = name
-        turn.taken[name] = turn.taken.get(name, 0) + 1
-        turn.acts.append(partial(self._pool.assign, name, wire.Run(job.id, job.input, extras), turn.now))
+        run = wire.Run(job.id, job.input, extras)
+        turn.acts.append(partial(self._pool.assign, name, run, job.retries, turn.now))
         return running
 
     # --- the way out ----------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from supervisor.engine.turns import Clock, Turns
 from supervisor.errors import RequestError, StoreError, TransitionError
 from supervisor.notice import StoreStalled, StoreWritable
 from supervisor.pool import events
-from supervisor.pool.pool import Pool
+from supervisor.pool.interfaces import Pool
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
 from supervisor.store.writes import Probe
@@ -78,7 +78,7 @@ class TurnLoop:
             events.JobYielded: reports.yielded,
             events.Printed: self._printed,
         }
-        self._scaling = Scaling(settings, len(pool.slots))
+        self._scaling = Scaling(settings)
         self._retention = Retention(settings, store, wall_ms, listener.notify, turns.wake)
         self._store = store
         self._loop = loop
@@ -138,7 +138,7 @@ class TurnLoop:
 
     def _decide(self, now: float, trying: bool) -> Turn:
         """Decide about all that came; unless the disk is worth ``trying``, about nothing that comes of itself."""
-        turn = Turn(self._jobs, now, len(self._events), len(self._turns.commands))
+        turn = Turn(self._jobs, self._pool.free, now, len(self._events), len(self._turns.commands))
         for event in self._events:
             self._decisions.get(type(event), self._tell_of)(turn, event)
         for command in self._turns.commands:
@@ -222,7 +222,7 @@ class TurnLoop:
         if self.draining:
             self._pool.stop(now, idle_only=True)
         elif not self.commands.purging:
-            self._scaling.act(self._pool, self.lifecycle.waits, now)
+            self._scaling.act(self._pool, bool(self._jobs.backlog), self.lifecycle.waits, now)
         self._events += self._pool.perform(now)
         for wake in turn.wakes:
             wake()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -16,8 +16,7 @@ from supervisor.gpu.records import Gpu, GpuSample
 from supervisor.job import Job, delay_ms, execution_ms
 from supervisor.notice import AnyNotice, Refreshed
 from supervisor.pool import events
-from supervisor.pool.interfaces import Place
-from supervisor.pool.pool import Pool
+from supervisor.pool.interfaces import Place, Pool
 from supervisor.pool.slots.slot import Slot
 from supervisor.protocol.event_lines import line
 from supervisor.protocol.views import (
@@ -78,7 +77,7 @@ class Overview:
 
     def workers(self, pool: Pool) -> tuple[WorkerView, ...]:
         """All slots, as ``/workers`` shows them."""
-        return tuple(self._worker(slot, pool.places[slot.name], pool.samples.values()) for slot in pool.slots.values())
+        return tuple(self._worker(slot, pool.places[slot.name], pool.samples) for slot in pool.slots.values())
 
     def snapshot(
         self, pool: Pool, running: Sequence[Running], queued: int, at_ms: int, now: float, draining: bool
@@ -103,9 +102,9 @@ class Overview:
             notice=self.notice,
         )
 
-    def _worker(self, slot: Slot, place: Place, samples: Iterable[GpuSample]) -> WorkerView:
+    def _worker(self, slot: Slot, place: Place, samples: Mapping[str, GpuSample]) -> WorkerView:
         return WorkerView(
-            id=f"{slot.name}-{slot.generation}",
+            id=slot.worker_id,
             slot=slot.name,
             gpus=tuple(gpu.index if gpu.mig is None else gpu.uuid for gpu in place.gpus),
             state=slot.state.value,
@@ -157,13 +156,12 @@ def _running(active: Running) -> RunningJobView:
     )
 
 
-def _memory_of(name: str, gpus: Iterable[Gpu], samples: Iterable[GpuSample]) -> int | None:
+def _memory_of(name: str, gpus: Iterable[Gpu], samples: Mapping[str, GpuSample]) -> int | None:
     """MiB that the slot's worker tree holds on its GPUs, where NVML says so of each of its processes that it lists."""
-    ours = {gpu.uuid for gpu in gpus}
     held = [
         process.memory_mib
-        for sample in samples
-        if sample.uuid in ours
+        for gpu in gpus
+        if (sample := samples.get(gpu.uuid)) is not None
         for process in sample.processes or ()
         if process.slot == name
     ]
@@ -172,24 +170,22 @@ def _memory_of(name: str, gpus: Iterable[Gpu], samples: Iterable[GpuSample]) -> 
 
 
 def _gpus(pool: Pool) -> tuple[GpuView, ...]:
-    views: dict[str, GpuView] = {}
+    slots: dict[str, list[str]] = {}
     for place in pool.places.values():
         for gpu in place.gpus:
-            seen = views.get(gpu.uuid)
-            if seen is not None:
-                views[gpu.uuid] = msgspec.structs.replace(seen, slots=(*seen.slots, place.name))
-                continue
-            views[gpu.uuid] = _gpu(gpu, pool.samples.get(gpu.uuid) or GpuSample(gpu.uuid), place.name)
-    return tuple(views.values())
+            slots.setdefault(gpu.uuid, []).append(place.name)
+    gpus = {gpu.uuid: gpu for place in pool.places.values() for gpu in place.gpus}
+    samples = pool.samples
+    return tuple(_gpu(gpu, samples.get(uuid) or GpuSample(uuid), slots[uuid]) for uuid, gpu in gpus.items())
 
 
-def _gpu(gpu: Gpu, sample: GpuSample, slot: str) -> GpuView:
+def _gpu(gpu: Gpu, sample: GpuSample, slots: Iterable[str]) -> GpuView:
     processes = sample.processes
     return GpuView(
         index=gpu.index,
         uuid=gpu.uuid,
         name=gpu.name,
-        slots=(slot,),
+        slots=tuple(slots),
         simulated=gpu.simulated,
         memory_used_mib=sample.memory_used_mib,
         memory_total_mib=sample.memory_total_mib or gpu.memory_total_mib,

@@ -1,13 +1,11 @@
-"""Which job goes to which slot: the queue's order, and a pure plan; runs in the supervisor."""
+"""The jobs that wait, in their order; in the supervisor."""
 
 from __future__ import annotations
 
 import bisect
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from types import MappingProxyType
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 from supervisor.job import Job
 
@@ -19,47 +17,6 @@ LARGE_INPUT = 2048
 
 Loader = Callable[[bool, int, int], list[Job]]
 """``(low_priority, after_seq, limit)`` → the next queued jobs of that lane from the store."""
-
-
-NOTHING_TAKEN: Mapping[str, int] = MappingProxyType({})
-
-
-class Taker(Protocol):
-    """A slot as the plan sees it."""
-
-    @property
-    def name(self) -> str:
-        """Its fixed name."""
-
-    @property
-    def index(self) -> int:
-        """Its number."""
-
-    @property
-    def running(self) -> Sized:
-        """The jobs in its worker."""
-
-    @property
-    def room(self) -> int:
-        """How many more it can take now."""
-
-
-def plan(waiting: int, slots: Iterable[Taker], taken: Mapping[str, int] = NOTHING_TAKEN) -> list[str]:
-    """Choose the slots that take the next ``waiting`` jobs, in the order of the queue.
-
-    ``taken``: how many jobs each was given that do not show in its ``room`` yet. A slot may take several when it has room for
-    them; the emptiest first: jobs spread over the GPUs before they share one.
-    """
-    if waiting == 0:
-        return []
-    rooms = [
-        (len(slot.running) + more, slot.index, slot.name)
-        for slot in slots
-        for given in [taken.get(slot.name, 0)]
-        for more in range(given, min(slot.room, given + waiting))
-    ]
-    rooms.sort()
-    return [name for _, _, name in rooms[:waiting]]
 
 
 class Lane:

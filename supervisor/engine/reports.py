@@ -12,7 +12,7 @@ from supervisor.engine.lifecycle import Lifecycle, Observer
 from supervisor.engine.turn import Turn
 from supervisor.job import HOST_KILL_STARTS, JobStatus, Outcome
 from supervisor.pool import events
-from supervisor.pool.pool import Pool
+from supervisor.pool.interfaces import Pool
 from supervisor.store.writes import AddChunk
 
 LARGEST = 900_000_000
@@ -46,8 +46,8 @@ class Reports:
 
     def printed(self, turn: Turn, event: events.Printed) -> None:
         """A worker printed lines while it ran one job, or marked them as this job's."""
-        job = turn.running(event.job, event.slot) if event.job is not None else None
-        if job is None:
+        job = turn.running(event.job) if event.job is not None else None
+        if job is None or (job.retries, turn.slot_of(job.id)) != (event.start, event.slot):
             return
         piece = self._logs.printed(turn.logs, job, event.lines)
         if piece is not None:
@@ -57,7 +57,7 @@ class Reports:
 
     def ended(self, turn: Turn, event: events.JobEnded) -> None:
         """A worker has ended a job."""
-        job = turn.running(event.job, event.slot)
+        job = turn.reported(event)
         if job is None:
             return
         done = event.done
@@ -70,12 +70,12 @@ class Reports:
 
     def progressed(self, turn: Turn, event: events.JobProgressed) -> None:
         """A running job reported progress, which is nowhere but in memory."""
-        if turn.running(event.job, event.slot) is not None:
+        if turn.reported(event) is not None:
             turn.progress[event.job] = event.value
 
     def yielded(self, turn: Turn, event: events.JobYielded) -> None:
         """A running job produced a chunk; the worker is not to be trusted when it is not the next one."""
-        job = turn.running(event.job, event.slot)
+        job = turn.reported(event)
         if job is None:
             return
         if event.index != job.chunks:
@@ -91,7 +91,7 @@ class Reports:
         if too_much is not None:
             self._lifecycle.end(turn, job, too_much)
             turn.closed.add(event.slot)
-            turn.acts.append(partial(self._pool.cancel, event.slot, job.id, turn.now))
+            turn.acts.append(partial(self._pool.cancel, event.slot, job.id, event.start, turn.now))
             return
         turn.rows.append(AddChunk(job.seq, job.attempts, event.index, event.value))
         turn.put(job.replace(chunks=job.chunks + 1), job)
@@ -108,7 +108,7 @@ class Reports:
 
     def lost(self, turn: Turn, event: events.JobLost) -> None:
         """A job's worker is gone."""
-        job = turn.running(event.job, event.slot)
+        job = turn.reported(event)
         if job is not None:
             starts = HOST_KILL_STARTS if event.machinery else self._settings.max_attempts
             self._lifecycle.lost(turn, job, event.cause, starts if event.charged or event.machinery else None)

@@ -14,7 +14,7 @@ import msgspec
 from supervisor.cause import EnoughOthers, IdleTooLong, SpareCause, StartsOnDemand
 from supervisor.config.settings import Settings
 from supervisor.errors import UsageError
-from supervisor.pool.pool import Pool
+from supervisor.pool.interfaces import Pool
 from supervisor.pool.slots.slot import OUT_OF_SERVICE, Slot, SlotState
 
 COMING = frozenset({SlotState.STARTING, SlotState.ENDING, SlotState.RELEASING})
@@ -31,40 +31,55 @@ class Order(msgspec.Struct, frozen=True):
     stop: SpareCause | None = None
 
 
-def bounds(settings: Settings, slots: int) -> tuple[int, int]:
-    """The least and the most workers on so many slots.
+def check_bounds(settings: Settings, slots: int) -> None:
+    """Refuse bounds that so many slots cannot keep.
 
     Raises:
-        UsageError: ``--min-workers`` is more than that, or than ``--max-workers``.
+        UsageError: ``--min-workers`` is more than there are slots, or than ``--max-workers``.
     """
-    most = slots if settings.max_workers is None else min(settings.max_workers, slots)
-    least = most if settings.min_workers is None else settings.min_workers
+    least, most = settings.min_workers or 0, bounds(settings, slots)[1]
     there_are = f"there {'is 1 slot' if slots == 1 else f'are {slots} slots'}"
     if least > slots:
         raise UsageError(f"--min-workers {least}: {there_are}; give a number from 0 to {slots}")
     if least > most:
         raise UsageError(f"--min-workers {least}: more than --max-workers {most} allows; {there_are}")
-    return least, most
+
+
+def bounds(settings: Settings, slots: int) -> tuple[int, int]:
+    """Return the least and the most workers on so many slots."""
+    most = slots if settings.max_workers is None else min(settings.max_workers, slots)
+    return most if settings.min_workers is None else min(settings.min_workers, most), most
 
 
 class Scaling:
     """The rules under one set of settings. ``deadline`` is when ``act`` must be called again at the latest, by the last one."""
 
-    def __init__(self, settings: Settings, slots: int) -> None:
-        """Rule over that many ``slots``. Raises ``UsageError`` as ``bounds`` does."""
+    def __init__(self, settings: Settings) -> None:
+        """Follow ``settings``."""
         self.deadline: float | None = None
-        self._least, self._most = bounds(settings, slots)
-        self._fixed = self._least == slots
+        self._settings = settings
         self._idle_timeout = settings.idle_timeout
         self._scale_after = settings.scale_after
+        self._least = self._most = 0
+        self._changes: int | None = None
+        self._startable = self._crowded = False
 
     def begin(self, pool: Pool, now: float) -> None:
         """Make those slots spare that do not start with the program: one does in any case, which checks the handler."""
-        for name in list(pool.slots)[max(self._least, 1) :]:
+        least, _ = bounds(self._settings, len(pool.slots))
+        for name in list(pool.slots)[max(least, 1) :]:
             pool.spare(name, StartsOnDemand(), now)
 
-    def act(self, pool: Pool, waits: Waits, now: float) -> None:
-        """Start and stop what is to be started and stopped now; between turns, before the pool performs what they decided."""
+    def act(self, pool: Pool, waiting: bool, waits: Waits, now: float) -> None:
+        """Start and stop what is to be started and stopped now; between turns, before the pool performs what they decided.
+
+        The slots are looked at when one has changed otherwise than by its jobs, when some job is ``waiting`` that may want one
+        more, and at ``deadline``: so what this costs does not grow with their number.
+        """
+        due = self.deadline is not None and now >= self.deadline
+        if pool.changes == self._changes and not due and not self._crowded and not (waiting and self._startable):
+            return
+        self._changes = pool.changes
         for order in self.decide(pool.slots.values(), waits, now):
             if order.stop is None:
                 pool.resume(order.slot, now)
@@ -74,16 +89,20 @@ class Scaling:
     def decide(self, slots: Collection[Slot], waits: Waits, now: float) -> list[Order]:
         """What is to be done with ``slots`` at ``now`` (monotonic seconds)."""
         self.deadline = None
-        if self._fixed:
+        self._startable = self._crowded = False
+        self._least, self._most = bounds(self._settings, len(slots))
+        if self._least == len(slots):
             return []
         in_service = [slot for slot in slots if slot.state not in OUT_OF_SERVICE]
         staying = [slot for slot in in_service if not slot.pausing]
         if len(staying) > self._most:
+            self._crowded = True  # those that run jobs can go only after them
             return self._too_many(staying)
         spare = [slot for slot in slots if slot.spare and slot.state is SlotState.PARKED]
         startable = spare[: max(0, self._most - len(in_service))]
         startable += [slot for slot in in_service if slot.spare]  # on their way out; they come back at its end
         startable = startable[: self._most - len(staying)]
+        self._startable = bool(startable)
         wanted = self._wanted(staying, len(startable), waits, now)
         return [Order(slot.name) for slot in startable[:wanted]] + self._idle(staying, now)
 
@@ -110,7 +129,8 @@ class Scaling:
         }
         over = [name for name, end in ends.items() if end <= now][:above]
         if len(over) < above:
-            self._look_again(end for end in ends.values() if end > now)
+            # One that runs a job now is idle for too long later than that, whenever it ends.
+            self._look_again([now + self._idle_timeout, *(end for end in ends.values() if end > now)])
         return [Order(name, IdleTooLong(self._idle_timeout)) for name in over]
 
     def _too_many(self, staying: Sequence[Slot]) -> list[Order]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from supervisor.errors import RequestError
-from supervisor.pool.pool import Pool
+from supervisor.pool.interfaces import Pool
 from supervisor.pool.slots.rules import IllegalStepError
 
 
@@ -64,12 +64,17 @@ class SlotCommands:
 
     def _step(self, asked: _Asked, now: float) -> RequestError | None:
         """Do it; why it cannot be done."""
+        if asked.slot not in self._pool.slots:
+            return self._unknown(asked.slot)
         try:
             asked.step(asked.slot, now)
         except IllegalStepError:
             state = self._pool.slots[asked.slot].state.value
             return RequestError(409, f"slot {asked.slot} is {state}: {asked.refusal}")
         return None
+
+    def _unknown(self, slot: str) -> RequestError:
+        return RequestError(404, f"no slot {slot[:80]!r}; there are: {', '.join(self._pool.slots)}")
 
     def refuse(self, error: RequestError) -> None:
         """Do nothing of what was asked for: the disk refuses, and nothing goes on. A reload comes when it does no more."""
@@ -79,8 +84,7 @@ class SlotCommands:
 
     def _ask(self, slot: str, step: Callable[[str, float], None], refusal: str) -> asyncio.Future[None]:
         if slot not in self._pool.slots:
-            known = ", ".join(self._pool.slots)
-            raise RequestError(404, f"no slot {slot[:80]!r}; there are: {known}")
+            raise self._unknown(slot)
         answer: asyncio.Future[None] = self._loop.create_future()
         self._asked.append(_Asked(slot, step, refusal, answer))
         self._wake()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from supervisor.pool import events
-from supervisor.pool.pool import Pool
+from supervisor.pool.interfaces import Pool
 
 
 class FirstLoads:

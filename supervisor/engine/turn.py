@@ -13,6 +13,8 @@ from operator import attrgetter
 from supervisor.engine.job_logs import Drafts
 from supervisor.engine.jobs import Active, Jobs
 from supervisor.job import IN_PROGRESS, IN_QUEUE, Job
+from supervisor.pool import events
+from supervisor.pool.slots.free import FreeSlots, Seating
 from supervisor.store.writes import Forget, Write
 
 _seq = attrgetter("seq")
@@ -40,19 +42,19 @@ class Turn:
         "progress",
         "returning",
         "rows",
+        "seating",
         "secrets",
         "started",
         "starts_held",
         "streamed",
-        "taken",
         "waiting",
         "wakes",
     )
 
-    def __init__(self, jobs: Jobs, now: float, events: int = 0, commands: int = 0) -> None:
-        """Decide about ``jobs``, which stay as they are, by so many ``events`` and ``commands``."""
+    def __init__(self, jobs: Jobs, free: FreeSlots, now: float, count: int = 0, commands: int = 0) -> None:
+        """Decide about ``jobs``, which stay as they are, and the ``free`` slots, by so many events and ``commands``."""
         self.now = now
-        self.events = events
+        self.events = count
         self.commands = commands
         self.rows: list[Write] = []
         self.acts: list[Callable[[], object]] = []
@@ -67,10 +69,9 @@ class Turn:
         """How many jobs will wait."""
         self.started: dict[str, str] = {}
         """The slots of jobs that start."""
-        self.taken: dict[str, int] = {}
-        """How many jobs each slot is given."""
         self.closed: set[str] = set()
         """Slots that are given no job: something else is about to happen to their worker."""
+        self.seating = Seating(free, self.closed)
         self.progress: dict[str, bytes] = {}
         self.streamed: dict[str, int] = {}
         self.logs: Drafts = {}
@@ -95,12 +96,17 @@ class Turn:
         active = self._memory.active.get(job_id)
         return active.slot if slot is None and active is not None else slot
 
-    def running(self, job_id: str, slot: str | None = None) -> Job | None:
-        """Get a job that will be in a worker, or in the one of that ``slot``."""
-        where = self.slot_of(job_id)
-        if where is None or (slot is not None and slot != where):
+    def running(self, job_id: str) -> Job | None:
+        """Get a job that will be in a worker."""
+        if self.slot_of(job_id) is None:
             return None
         return self.jobs.get(job_id) or self._memory.active[job_id].job
+
+    def reported(self, event: events.OfJob) -> Job | None:
+        """Get the job that ``event`` is about, if it is still in the start that this came from."""
+        job = self.running(event.job)
+        still = job is not None and job.retries == event.start and self.slot_of(event.job) == event.slot
+        return job if still else None
 
     def put(self, job: Job, before: Job | None) -> None:
         """Decide that ``job`` will be so, which is ``before`` as this turn has it; ``None``: it is new."""

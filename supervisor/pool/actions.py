@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from supervisor.cause import ForkRefused
 from supervisor.host.processes import STACK_SIGNAL
 from supervisor.pool.interfaces import Memory, Place
-from supervisor.pool.pipes.ends import make_pipes
-from supervisor.pool.pipes.pipes import Link, Links
+from supervisor.pool.pipes.pipes import Launcher, Links
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.slot import Slot, SlotState
 from supervisor.pool.template.client import TemplateClient
@@ -24,15 +23,15 @@ class Actions:
         template: TemplateClient,
         links: Links,
         memory: Memory | None,
-        message_limit: int,
+        launcher: Launcher,
     ) -> None:
-        """Fork by ``template`` for ``places``; ``links`` has the pipes of each worker."""
+        """Start workers for ``places`` by ``launcher``, once ``template`` is ready; ``links`` has the ways to them."""
         self.by_uuid = False
         self._places = places
         self._template = template
         self._links = links
         self._memory = memory
-        self._limit = message_limit
+        self._launcher = launcher
         self._waiting: list[str] = []
 
     def perform(self, slot: Slot, action: steps.Action, now: float) -> steps.Event | None:
@@ -81,18 +80,11 @@ class Actions:
         place = self._places[slot.name]
         if self._memory is not None and slot.has_gpu:
             self._memory.before_fork(place)
-        try:
-            pipes = make_pipes()
-        except OSError as error:
-            return steps.ForkFailed(ForkRefused(str(error)))
-        self._links.add(Link(slot.name, slot.generation, pipes.connection, pipes.log, self._limit))
-        worker_id = f"{slot.name}-{slot.generation}"
         pinned = place.env_by_uuid if self.by_uuid and place.env_by_uuid is not None else place.env
-        env = {**pinned, "SUPERVISE_WORKER_ID": worker_id, "RUNPOD_POD_ID": worker_id}
+        env = {**pinned, "SUPERVISE_WORKER_ID": slot.worker_id, "RUNPOD_POD_ID": slot.worker_id}
         try:
-            self._template.fork(slot.name, slot.generation, env, pipes)
+            self._links.add(self._launcher.launch(slot.name, slot.generation, env))
         except OSError as error:
-            self._links.drop(slot.name)
             return steps.ForkFailed(ForkRefused(str(error)))
         return None
 

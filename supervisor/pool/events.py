@@ -1,4 +1,8 @@
-"""What the pool tells the engine: the workers' words about jobs, lost jobs, output, and what a person should know."""
+"""What the pool tells the engine: the workers' words about jobs, lost jobs, output, and what a person should know.
+
+A job may run more than once, also in the same slot: ``start`` says by which of its starts something came, by the number that
+``Pool.assign`` was given.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ class JobProgressed(msgspec.Struct, frozen=True):
     """A running job reported progress (JSON)."""
 
     job: str
+    start: int
     slot: str
     value: bytes
 
@@ -23,6 +28,7 @@ class JobYielded(msgspec.Struct, frozen=True):
     """A running job produced stream chunk ``index`` (JSON)."""
 
     job: str
+    start: int
     slot: str
     index: int
     value: bytes
@@ -32,6 +38,7 @@ class JobEnded(msgspec.Struct, frozen=True):
     """A worker says that a job has ended."""
 
     job: str
+    start: int
     slot: str
     done: wire.Done
 
@@ -44,10 +51,14 @@ class JobLost(msgspec.Struct, frozen=True):
     """
 
     job: str
+    start: int
     slot: str
     cause: WorkerLost
     charged: bool
     machinery: bool = False
+
+
+OfJob = Union[JobProgressed, JobYielded, JobEnded, JobLost]
 
 
 class Printed(msgspec.Struct, frozen=True):
@@ -56,6 +67,7 @@ class Printed(msgspec.Struct, frozen=True):
     slot: str
     job: str | None
     lines: list[str]
+    start: int = 0
 
 
 class FirstLoad(msgspec.Struct, frozen=True):
@@ -72,4 +84,4 @@ class FirstLoad(msgspec.Struct, frozen=True):
         return self.end is None
 
 
-PoolEvent = Union[JobProgressed, JobYielded, JobEnded, JobLost, Printed, FirstLoad, Notice]
+PoolEvent = Union[OfJob, Printed, FirstLoad, Notice]

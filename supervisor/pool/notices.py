@@ -73,13 +73,14 @@ class EventBuffer:
     def lost(self, link: Link, action: steps.JobLost, *, machinery: bool) -> None:
         """A job has lost its worker; ``machinery``: by the death of the template."""
         cause = WorkerLost(link.slot, link.pid, action.end, tuple(link.log.tail_of(action.job)))
-        self.emit(events.JobLost(action.job, link.slot, cause, action.charged, machinery))
+        self.emit(events.JobLost(action.job, link.starts[action.job], link.slot, cause, action.charged, machinery))
 
     def printed(self, link: Link, said: Iterable[Said], running: Sequence[str]) -> None:
         """What a worker wrote. Lines that name no job are those of the one that runs alone."""
         alone = running[0] if len(running) == 1 else None
         for job, lines in said:
-            self.emit(events.Printed(link.slot, alone if job is None else job or None, lines))
+            of = alone if job is None else job or None
+            self.emit(events.Printed(link.slot, of, lines, link.starts.get(of or "", 0)))
 
     def warned(self, link: Link, text: str) -> None:
         """A worker says each of its warnings once; one that does not stop is not heard any more."""

@@ -13,8 +13,9 @@ from supervisor.engine.turns import Clock
 from supervisor.gpu.records import Gpu
 from supervisor.job import JobRequest
 from supervisor.pool.interfaces import Place
-from supervisor.pool.pool import Pool
+from supervisor.pool.local import LocalPool
 from supervisor.pool.slots.rules import Rules
+from supervisor.pool.template.launch import ForkLauncher
 from supervisor.protocol.responses import status_body
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
@@ -144,7 +145,7 @@ class House:
             refresh_after_jobs=self.settings.refresh_after_jobs,
         )
         client = self.template.client(loop, self.engine.wake)
-        self.pool = Pool(places, rules, client, memory, loop, self.engine.wake, limit)
+        self.pool = LocalPool(places, rules, client, memory, loop, self.engine.wake, ForkLauncher(client, loop, limit))
         self.engine.attach(self.pool)
         self.faults = []
         loop.set_exception_handler(lambda _, context: self.faults.append(context))

@@ -1,19 +1,11 @@
-"""The queue's order, its window in memory, and who takes what."""
+"""The queue's order, and its window in memory."""
 
-import pytest
-
-from supervisor.engine.queue import WINDOW, Backlog, plan
+from supervisor.engine.queue import WINDOW, Backlog
 from supervisor.job import Job, JobStatus
-from supervisor.pool.slots.slot import Slot, SlotState
 
 
 def job(seq, low=False):
     return Job(seq=seq, id=f"job-{seq}", status=JobStatus.IN_QUEUE, input=b"1", created_ms=0, low_priority=low)
-
-
-def slot(index, capacity=1, running=0, state=SlotState.IDLE):
-    jobs = tuple(f"r{number}" for number in range(running))
-    return Slot(name=f"gpu{index}", index=index, state=state, capacity=capacity, running=jobs)
 
 
 class Store:
@@ -36,27 +28,6 @@ def take(backlog, store=None):
         if store is not None:
             store.jobs.pop(first.seq, None)
     return first
-
-
-@pytest.mark.parametrize(
-    ("waiting", "slots", "expected"),
-    [
-        (0, [slot(0)], []),
-        (3, [slot(0), slot(1)], ["gpu0", "gpu1"]),
-        (1, [slot(1), slot(0)], ["gpu0"]),
-        (3, [slot(0, capacity=3), slot(1, capacity=3)], ["gpu0", "gpu1", "gpu0"]),
-        (2, [slot(0, capacity=3, running=2, state=SlotState.BUSY), slot(1)], ["gpu1", "gpu0"]),
-        (2, [slot(0, state=SlotState.STARTING)], []),
-        (2, [slot(0, capacity=10**9), slot(1)], ["gpu0", "gpu1"]),
-    ],
-)
-def test_plan(waiting, slots, expected):
-    assert plan(waiting, slots) == expected
-
-
-def test_the_plan_knows_what_slots_were_given_in_this_turn():
-    slots = [slot(0, capacity=3, running=1, state=SlotState.BUSY), slot(1, capacity=2)]
-    assert plan(9, slots, {"gpu0": 1, "gpu1": 2}) == ["gpu0"]
 
 
 def test_low_priority_comes_last_and_both_lanes_are_in_order():

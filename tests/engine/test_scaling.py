@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from supervisor.cause import EnoughOthers, GpusLost, IdleTooLong, LostGpu, PausedByHand, StartsOnDemand
-from supervisor.engine.scaling import Order, Scaling, bounds
+from supervisor.engine.scaling import Order, Scaling, bounds, check_bounds
 from supervisor.errors import UsageError
 from supervisor.notice import SlotPaused
 from supervisor.pool.slots import steps
@@ -51,7 +51,7 @@ def test_bounds(least, most, expected):
 )
 def test_numbers_that_are_wrong(least, most, slots, message):
     with pytest.raises(UsageError) as refusal:
-        bounds(settings(least, most), slots)
+        check_bounds(settings(least, most), slots)
     assert str(refusal.value) == message
 
 
@@ -77,9 +77,9 @@ DECISIONS = {
     "one job waits, not long enough": (1, 2, [BUSY, PARKED], [1.0], [], [], 3.0),
     "one job has waited": (1, 2, [BUSY, PARKED], [4.0], [1], [], None),
     "one slot for each, the lowest first": (1, 4, [PARKED, BUSY, PARKED, PARKED], [9, 5, 1], [0, 2], [], 3.0),
-    "not more than there are": (1, 4, [BUSY, BUSY, PARKED, PAUSED], [9, 8, 7], [2], [], None),
+    "not more than there are": (1, 4, [BUSY, BUSY, PARKED, PAUSED], [9, 8, 7], [2], [], 60.0),
     "not more than the most": (1, 2, [BUSY, PARKED, PARKED], [9, 9, 9], [1], [], None),
-    "the most are in service": (1, 2, [BUSY, BUSY, PARKED], [9, 9], [], [], None),
+    "the most are in service": (1, 2, [BUSY, BUSY, PARKED], [9, 9], [], [], 60.0),
     "a worker comes for the first": (1, 3, [{"state": S.STARTING}, PARKED, PARKED], [9], [], [], None),
     "and not for the second": (1, 3, [{"state": S.STARTING}, PARKED, PARKED], [9, 9], [1], [], None),
     "nor for it yet": (1, 3, [{"state": S.STARTING}, PARKED, PARKED], [9, 1], [], [], 3.0),
@@ -116,7 +116,7 @@ DECISIONS = {
     "one that is refreshed counts": (1, 2, [{"state": S.STARTING}, idle(60)], [], [], [1], None),
     "one that is paused does not": (1, 2, [PAUSED, idle(60)], [], [], [], None),
     "one that works is not idle": (0, 2, [{**BUSY, "idle_slot_since": NOW - 99}, NEW], [], [], [], 60.0),
-    "one that was never ready is not": (0, 2, [{"state": S.STARTING}, BUSY], [], [], [], None),
+    "one that was never ready is not": (0, 2, [{"state": S.STARTING}, BUSY], [], [], [], 60.0),
     "one too many goes, ready or not": (1, 1, [{"state": S.STARTING}, NEW], [], [], ["0 in its place"], None),
     "the last of them": (1, 1, [NEW, NEW], [], [], ["1 in its place"], None),
     "which does not come back": (1, 1, [leaving(S.ENDING), BUSY], [9], [], [], None),
@@ -128,7 +128,7 @@ DECISIONS = {
     ("least", "most", "slots", "waits", "start", "stop", "again"), DECISIONS.values(), ids=DECISIONS.keys()
 )
 def test_decisions(least, most, slots, waits, start, stop, again):
-    scaling = Scaling(settings(least, most), len(slots))
+    scaling = Scaling(settings(least, most))
     given = [Slot(name=str(index), index=index, **changes) for index, changes in enumerate(slots)]
     orders = scaling.decide(given, lambda count: sorted(waits, reverse=True)[:count], NOW)
     too_many = EnoughOthers(most)
@@ -138,7 +138,7 @@ def test_decisions(least, most, slots, waits, start, stop, again):
 
 
 def test_with_all_slots_in_service_nothing_is_decided_or_looked_at():
-    scaling = Scaling(settings(), 2)
+    scaling = Scaling(settings())
     slots = [Slot(name=str(index), index=index, **changes) for index, changes in enumerate([idle(99), PAUSED])]
     assert scaling.decide(slots, lambda count: pytest.fail("the queue was asked"), NOW) == []
 

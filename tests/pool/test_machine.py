@@ -8,7 +8,7 @@ from supervisor import cause as c
 from supervisor import notice
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.ending import ASK_S, KILL_S, STACK_S
-from supervisor.pool.slots.machine import BACKOFF_S, BROKEN_RETRY_S, Machine
+from supervisor.pool.slots.machine import BACKOFF_S, BROKEN_RETRY_S, StateMachine
 from supervisor.pool.slots.rules import IllegalStepError, Rules
 from supervisor.pool.slots.slot import EndStep, Next, Slot, SlotState
 
@@ -17,7 +17,7 @@ KILLED, TERMINATED, CRASHED, EXITED = c.Signalled(9), c.Signalled(15), c.Signall
 NONSENSE = c.ProtocolBroken("nonsense")
 HELD = c.MemoryStaysInUse((c.HeldGpu(900),))
 LOST = c.GpusLost((c.LostGpu(0),))
-MACHINE = Machine(Rules(grace=5.0))
+MACHINE = StateMachine(Rules(grace=5.0))
 EVENTS = {
     "start": steps.Start(),
     "forked": steps.Forked(7),
@@ -321,7 +321,7 @@ def test_stopped_at_once_between_the_death_and_the_sweep():
 
 
 def test_start_timeout():
-    machine = Machine(Rules(start_timeout=60.0))
+    machine = StateMachine(Rules(start_timeout=60.0))
     after, _ = play(machine, slot(S.PARKED), steps.Start())
     assert after.deadline == 160.0
     after, actions = play(machine, after, steps.Tick(), now=160.0)
@@ -341,7 +341,7 @@ def test_start_timeout():
     ],
 )
 def test_refresh_by_option(rules, jobs_before, refreshed):
-    after, _ = play(Machine(rules), slot(S.BUSY, jobs_in_worker=jobs_before), steps.JobDone("job"))
+    after, _ = play(StateMachine(rules), slot(S.BUSY, jobs_in_worker=jobs_before), steps.JobDone("job"))
     assert after.refresh_cause == refreshed
     assert after.state is (S.ENDING if refreshed else S.IDLE)
 
@@ -349,14 +349,14 @@ def test_refresh_by_option(rules, jobs_before, refreshed):
 def test_a_full_gpu_refreshes_the_worker_if_that_is_wanted():
     full = steps.JobDone("job", out_of_memory=True)
     assert play(MACHINE, slot(S.BUSY), full)[0].state is S.IDLE
-    after, _ = play(Machine(Rules(refresh_on_oom=True)), slot(S.BUSY), full)
+    after, _ = play(StateMachine(Rules(refresh_on_oom=True)), slot(S.BUSY), full)
     assert (after.state, after.refresh_cause) == (S.ENDING, c.GpuMemoryFull())
     sticky = steps.JobDone("job", c.CudaContextBroken("launch failure"), out_of_memory=True)
-    after, _ = play(Machine(Rules(refresh_on_oom=True)), slot(S.BUSY), sticky)
+    after, _ = play(StateMachine(Rules(refresh_on_oom=True)), slot(S.BUSY), sticky)
     assert after.refresh_cause == c.CudaContextBroken("launch failure")
 
 
-ABOVE = Machine(Rules(refresh_above=500))
+ABOVE = StateMachine(Rules(refresh_above=500))
 
 
 def test_what_the_worker_holds_is_read_when_its_job_has_ended_and_may_be_too_much():
@@ -394,7 +394,7 @@ def test_a_worker_that_holds_too_much_without_a_job_is_said_once_and_stays():
 
 @pytest.mark.parametrize(("rules", "has_gpu"), [(Rules(), True), (Rules(refresh_above=500), False)])
 def test_nothing_is_read_where_it_means_nothing(rules, has_gpu):
-    _, actions = play(Machine(rules), slot(S.BUSY, has_gpu=has_gpu), steps.JobDone("job"))
+    _, actions = play(StateMachine(rules), slot(S.BUSY, has_gpu=has_gpu), steps.JobDone("job"))
     assert actions == []
 
 

@@ -8,6 +8,8 @@ import os
 
 import uvloop
 
+from supervisor.pool.pipes.log_pipe import LogPipe
+from supervisor.pool.pipes.message_pipe import MessagePipe
 from supervisor.pool.pipes.pipes import Link, Links
 from supervisor.wire import messages as wire
 
@@ -23,17 +25,18 @@ def test_a_worker_that_dies_with_a_message_unread_is_still_heard_by_its_other_pi
         for fd in (ours.fileno(), log):
             os.set_blocking(fd, False)
         spoke = asyncio.Event()
-        links = Links(asyncio.get_running_loop(), spoke.set)
-        link = Link("gpu0", 1, ours, log, 1000)
+        loop = asyncio.get_running_loop()
+        links = Links(loop, spoke.set, lambda slot: None)
+        link = Link("gpu0", 1, MessagePipe(ours, 1000, loop), LogPipe(log))
         links.add(link)
         links.send(link, wire.Exit())
         theirs.send_bytes(wire.Codec(wire.FromWorker).encode(wire.Capacity(2)))
         theirs.close()
         await asyncio.wait_for(spoke.wait(), DEADLINE_S)
         assert links.take_spoken() == [link]
-        assert link.messages.receive() == [wire.Capacity(2)]
+        assert link.channel.receive() == [wire.Capacity(2)]
         links.heard(link)
-        assert not link.messages.at_end  # it was not looked for: what came is less than one read takes
+        assert not link.channel.closed  # it was not looked for: what came is less than one read takes
         spoke.clear()
         os.close(their_log)
         await asyncio.wait_for(spoke.wait(), DEADLINE_S)
@@ -41,8 +44,8 @@ def test_a_worker_that_dies_with_a_message_unread_is_still_heard_by_its_other_pi
         link.log.read(())
         links.heard(link)
         await asyncio.wait_for(spoke.wait(), DEADLINE_S)
-        assert link.messages.receive() == []
-        assert link.messages.at_end
+        assert link.channel.receive() == []
+        assert link.channel.closed
         links.drop("gpu0")
 
     loop = uvloop.new_event_loop()

@@ -20,9 +20,10 @@ from supervisor.engine.turns import Clock
 from supervisor.errors import StoreError
 from supervisor.gpu.records import Gpu
 from supervisor.pool.interfaces import Place
-from supervisor.pool.pool import Pool
+from supervisor.pool.local import LocalPool
 from supervisor.pool.slots.rules import Rules
 from supervisor.pool.slots.steps import Measured, Released
+from supervisor.pool.template.launch import ForkLauncher
 from supervisor.protocol.responses import status_body
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
@@ -210,7 +211,9 @@ class PlayedHouse:
             refresh_after_jobs=options.refresh_after_jobs,
         )
         client = self.template.client(loop, self.engine.wake)
-        self.pool = Pool(places, rules, client, self.memory, loop, self.engine.wake, 2**20)
+        self.pool = LocalPool(
+            places, rules, client, self.memory, loop, self.engine.wake, ForkLauncher(client, loop, 2**20)
+        )
         self.engine.attach(self.pool)
         decide = self.engine._loop._decide
         self.engine._loop._decide = lambda *given: self._leaves_memory_alone(decide, given)
@@ -226,11 +229,18 @@ class PlayedHouse:
     def memory_of_the_engine(self):
         """All that is decided about, as it can be compared."""
         jobs, engine = self.engine._jobs, self.engine
+        deadlines = jobs.deadlines
         lanes = [jobs.backlog.lane(low) for low in (False, True)]
         return (
             {key: (each.job, each.slot, each.progress, each.streamed_bytes) for key, each in jobs.active.items()},
             [(lane.count, [job.id for job in lane._returned]) for lane in lanes],
-            (dict(jobs.deadlines._starts), jobs.deadlines._expiry, jobs.next_seq, jobs.to_delete),
+            (
+                dict(deadlines._timeouts),
+                deadlines._timers.next(),
+                deadlines._expiry,
+                jobs.next_seq,
+                jobs.to_delete,
+            ),
             {key: (log.at, bytes(log.text), log.dropped) for key, log in engine.logs._open.items()},
             (engine.overview.statistics.totals(), engine.snapshot().jobs),
             [(purge, purge.removed) for purge in engine._loop.commands._purges],

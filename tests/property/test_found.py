@@ -10,7 +10,7 @@ from supervisor.engine.queue import WINDOW
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.pool.slots import steps
-from supervisor.pool.slots.machine import Machine
+from supervisor.pool.slots.machine import StateMachine
 from supervisor.pool.slots.rules import Rules
 from supervisor.pool.slots.slot import Next, Slot, SlotState
 from supervisor.store.store import Store
@@ -181,7 +181,7 @@ def test_the_memory_of_a_gpu_that_is_lost_as_its_worker_dies_is_not_watched(make
 
 @pytest.mark.parametrize("paused_before", [False, True])
 def test_a_refresh_that_was_asked_for_is_not_forgotten_by_a_pause(paused_before):
-    machine = Machine(Rules())
+    machine = StateMachine(Rules())
     happened = [steps.Start(), steps.Forked(7), steps.Ready(2), steps.Assign("a"), steps.Assign("b")]
     happened += [steps.JobDone("a", refresh=c.CudaContextBroken("x")), steps.PauseAsked(c.PausedByHand())][
         :: -1 if paused_before else 1

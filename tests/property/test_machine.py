@@ -12,7 +12,7 @@ from hypothesis.stateful import (
 
 from supervisor import cause as c
 from supervisor.pool.slots import steps
-from supervisor.pool.slots.machine import Machine
+from supervisor.pool.slots.machine import StateMachine
 from supervisor.pool.slots.rules import IllegalStepError, Rules
 from supervisor.pool.slots.slot import EndStep, Slot, SlotState
 
@@ -54,7 +54,7 @@ class SlotLife(RuleBasedStateMachine):
     )
     def begins(self, gpu, rules):
         self.rules = rules
-        self.machine = Machine(rules)
+        self.machine = StateMachine(rules)
         self.slot = Slot("gpu0", 0, has_gpu=gpu)
         self.step(steps.Start())
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from supervisor.errors import WireError
+from supervisor.pool.interfaces import Loop
 from supervisor.pool.pipes.validation import checked
 from supervisor.wire import messages as wire
 
@@ -27,17 +29,32 @@ _CODEC: wire.Codec[wire.FromWorker] = wire.Codec(wire.FromWorker)
 
 
 class MessagePipe:
-    """Messages to and from one worker. Reading returns what is there; writing keeps what the pipe does not take yet."""
+    """The ``Channel`` to a forked worker. Reading returns what is there; writing keeps what the pipe does not take yet."""
 
-    def __init__(self, connection: Connection, limit: int) -> None:
-        """Own ``connection``, which is non-blocking; refuse messages of more than ``limit`` bytes."""
-        self.fd = connection.fileno()
-        self.broken = False
-        self.at_end = False
+    def __init__(self, connection: Connection, limit: int, loop: Loop) -> None:
+        """Own ``connection``, which is non-blocking and watched by ``loop``; refuse messages of more than ``limit`` bytes."""
+        self.closed = False
+        self._fd = connection.fileno()
         self._connection = connection
+        self._loop = loop
+        self._readable: Callable[[], None]
+        self._unclogged: Callable[[], None]
         self._frames = wire.FrameReader(limit)
         self._payloads: deque[bytes] = deque()
         self._unsent = bytearray()
+
+    def attach(self, readable: Callable[[], None], unclogged: Callable[[], None]) -> None:
+        """Call ``readable`` while listening whenever something can be received, ``unclogged`` when the worker reads again."""
+        self._readable = readable
+        self._unclogged = unclogged
+
+    def listen(self, listening: bool) -> None:
+        """Watch the pipe, unless it has come to its end, or do not."""
+        # First of all: uvloop gives up a descriptor that shows an error (a worker died with a message unread), and refuses to
+        # watch it again until it is removed.
+        self._loop.remove_reader(self._fd)
+        if listening and not self.closed:
+            self._loop.add_reader(self._fd, self._readable)
 
     def receive(self, budget: int = TURN_BYTES, most: int = TURN_MESSAGES) -> list[wire.FromWorker]:
         """At most ``most`` of the messages that are there, none when the pipe is empty or at its end.
@@ -45,13 +62,11 @@ class MessagePipe:
         About ``budget`` bytes are read. ``more`` says whether other messages were among them.
 
         Raises:
-            WireError: what came is no message of this channel; the pipe is then ``broken`` and nothing more is read.
+            WireError: what came is no message of this channel; the pipe is then ``closed`` and nothing more is read.
         """
-        if self.broken:
-            return []
         messages: list[wire.FromWorker] = []
         try:
-            if len(self._payloads) < most:
+            if len(self._payloads) < most and not self.closed:
                 self._read_frames(budget)
             while self._payloads and len(messages) < most:
                 messages.append(checked(_CODEC.decode(self._payloads[0])))
@@ -59,7 +74,7 @@ class MessagePipe:
         except WireError:
             if messages:
                 return messages  # what was said before it counts; it is met again
-            self.broken = True
+            self.closed = True
             self._payloads.clear()
             raise
         return messages
@@ -70,7 +85,7 @@ class MessagePipe:
         while budget > 0:
             data = self._read(size)
             if not data:
-                self.at_end = data is not None
+                self.closed = data is not None
                 break
             try:
                 self._payloads += self._frames.feed(data)
@@ -88,38 +103,38 @@ class MessagePipe:
         """Whether messages were read that ``receive`` has not returned yet, or failed at."""
         return bool(self._payloads)
 
-    def send(self, message: wire.ToWorker) -> bool:
-        """Write one message; false when part of it waits for ``flush``."""
+    def send(self, message: wire.ToWorker) -> None:
+        """Write ``message``, the rest of it as soon as the worker reads."""
         data = wire.frame(_CODEC.encode(message))
-        if self._unsent:
-            self._unsent += data
-            return False
-        sent = self._write(data)
+        sent = 0 if self._unsent else self._write(data)
         if sent < len(data):
+            if not self._unsent:
+                self._loop.add_writer(self._fd, self._flush)
             self._unsent += data[sent:]
-            return False
-        return True
 
     @property
     def clogged(self) -> bool:
         """Whether the worker does not read what it was told."""
         return len(self._unsent) > CLOGGED_BYTES
 
-    def flush(self) -> bool:
-        """Write on; true when nothing is left."""
-        if self._unsent:
-            sent = self._write(self._unsent)
-            del self._unsent[:sent]
-        return not self._unsent
+    def _flush(self) -> None:
+        clogged = self.clogged
+        del self._unsent[: self._write(self._unsent)]
+        if not self._unsent:
+            self._loop.remove_writer(self._fd)
+        if clogged and not self.clogged:
+            self._unclogged()
 
     def close(self) -> None:
         """Let go of it."""
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
         self._connection.close()
 
     def _read(self, size: int) -> bytes | None:
         """What is there; ``None`` when that is nothing, empty at the end of the pipe."""
         try:
-            return os.read(self.fd, size)
+            return os.read(self._fd, size)
         except BlockingIOError:
             return None
         except ConnectionResetError:
@@ -128,7 +143,7 @@ class MessagePipe:
 
     def _write(self, data: bytes | bytearray) -> int:
         try:
-            return os.write(self.fd, data)
+            return os.write(self._fd, data)
         except BlockingIOError:
             return 0
         except (BrokenPipeError, ConnectionResetError):

@@ -67,7 +67,7 @@ _ALIVE = (SlotState.STARTING, SlotState.IDLE, SlotState.BUSY)
 _WAITING = (SlotState.BACKOFF, SlotState.BROKEN, SlotState.HELD, SlotState.PARKED)
 
 
-class Machine:
+class StateMachine:
     """The steps under one set of rules."""
 
     def __init__(self, rules: Rules) -> None:
@@ -120,6 +120,7 @@ class Machine:
             state=SlotState.STARTING,
             generation=slot.generation + 1,
             pid=None,
+            kind="unknown",
             capacity=1,
             jobs_in_worker=0,
             obstacle=None,
@@ -165,6 +166,7 @@ class Machine:
         slot = changed(
             slot,
             state=SlotState.IDLE,
+            kind=event.kind,
             capacity=max(1, event.capacity),
             deadline=None,
             cause=None,

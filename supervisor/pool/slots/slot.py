@@ -53,7 +53,8 @@ class Next(str, enum.Enum):
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """One slot at one moment. ``running`` are the ids of the jobs in the worker, ``cancelling`` those told to stop.
+    """One slot at one moment. ``running`` are the ids of the jobs in the worker, ``cancelling`` those told to stop, ``kind`` says
+    what its handler is.
 
     ``failures`` counts workers in a row that died before they were given a job. ``cause`` says why the worker ends, or the slot
     has none; ``obstacle`` what keeps it from the next one; ``blame`` that a job which still runs when the worker is ended may be
@@ -71,6 +72,7 @@ class Slot(msgspec.Struct, frozen=True):
     state: SlotState = SlotState.PARKED
     generation: int = 0
     pid: int | None = None
+    kind: str = "unknown"
     capacity: int = 1
     running: tuple[str, ...] = ()
     cancelling: tuple[str, ...] = ()
@@ -98,6 +100,21 @@ class Slot(msgspec.Struct, frozen=True):
     restarts: int = 0
 
     @property
+    def worker_id(self) -> str:
+        """The name of the worker that is or was there last."""
+        return f"{self.name}-{self.generation}"
+
+    @property
+    def cancels_gently(self) -> bool:
+        """Whether a job can be stopped without its worker."""
+        return self.kind in ("coroutine", "async_generator", "unknown")
+
+    @property
+    def serving(self) -> bool:
+        """Whether its worker is there for jobs."""
+        return self.state in (SlotState.IDLE, SlotState.BUSY)
+
+    @property
     def pausing(self) -> bool:
         """Whether the slot is to be out of service until it is resumed, or is so."""
         return self.pause_cause is not None
@@ -115,8 +132,6 @@ class Slot(msgspec.Struct, frozen=True):
     @property
     def room(self) -> int:
         """How many more jobs the worker can take now."""
-        if self.state not in (SlotState.IDLE, SlotState.BUSY) or self.cancelling:
-            return 0
-        if self.refresh_cause is not None or self.pause_cause is not None:
+        if not self.serving or self.cancelling or self.refresh_cause is not None or self.pause_cause is not None:
             return 0
         return max(0, self.capacity - len(self.running))

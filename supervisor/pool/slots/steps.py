@@ -45,9 +45,10 @@ class Unforked(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """The worker has loaded the handler and takes ``capacity`` jobs at once."""
+    """The worker has loaded the handler, of this ``kind``, and takes ``capacity`` jobs at once."""
 
     capacity: int
+    kind: str = "unknown"
 
 
 class CapacityChanged(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ only queued; ``perform`` carries it out, after the engine has committed what it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from supervisor import notice
 from supervisor.cause import (
@@ -29,12 +29,14 @@ from supervisor.pool import events
 from supervisor.pool.actions import Actions
 from supervisor.pool.interfaces import Loop, Memory, Place
 from supervisor.pool.notices import EventBuffer
-from supervisor.pool.pipes.pipes import Link, Links
+from supervisor.pool.pipes.pipes import Launcher, Link, Links
 from supervisor.pool.slots import steps
-from supervisor.pool.slots.machine import Machine
+from supervisor.pool.slots.free import FreeSlots
+from supervisor.pool.slots.machine import StateMachine
 from supervisor.pool.slots.rules import Rules
 from supervisor.pool.slots.slot import OUT_OF_SERVICE, Next, Slot, SlotState
 from supervisor.pool.template.client import Lost, TemplateClient
+from supervisor.pool.timers import Timers
 from supervisor.wire import messages as wire
 
 LAST_BYTES = 16 * 1024 * 1024
@@ -44,8 +46,8 @@ _RELEASE = (SlotState.RELEASING, SlotState.HELD)
 """The states in which a slot waits for its GPU memory."""
 
 
-class Pool:
-    """All slots of one supervisor."""
+class LocalPool:
+    """The slots of this machine: an ``interfaces.Pool``."""
 
     def __init__(
         self,
@@ -55,21 +57,24 @@ class Pool:
         memory: Memory | None,
         loop: Loop,
         wake: Callable[[], None],
-        message_limit: int,
+        launcher: Launcher,
     ) -> None:
-        """Serve ``places``; call ``wake`` whenever ``collect`` should run. Messages over ``message_limit`` bytes are refused."""
+        """Serve ``places``; call ``wake`` when ``collect`` should run. ``launcher`` starts workers once ``template`` is ready."""
         self.places = {place.name: place for place in places}
         self.slots = {
             place.name: Slot(name=place.name, index=place.index, has_gpu=bool(place.gpus) and memory is not None)
             for place in places
         }
-        self._machine = Machine(rules)
+        self.free = FreeSlots()
+        self.changes = 0
+        self._machine = StateMachine(rules)
         self._memory = memory
         self._loop = loop
         self._wake = wake
-        self._links = Links(loop, wake)
+        self._links = Links(loop, wake, self._count_room)
         self._template = template
-        self._actions = Actions(self.places, template, self._links, memory, message_limit)
+        self._actions = Actions(self.places, template, self._links, memory, launcher)
+        self._timers = Timers()
         self._memory_spoke = False
         self._wanted: list[tuple[str, steps.Action]] = []
         self._events = EventBuffer(self.slots)
@@ -84,36 +89,27 @@ class Pool:
             if not slot.pausing:
                 self._step(name, steps.Start(), now)
 
-    def assign(self, name: str, run: wire.Run, now: float) -> None:
+    def assign(self, name: str, run: wire.Run, start: int, now: float) -> None:
         """Send a job to the worker in slot ``name``, which has room."""
         link = self._links[name]
         if not self.slots[name].running:
             link.log.clear_tails()
+        link.starts[run.job] = start
         self._step(name, steps.Assign(run.job), now)
         self._links.send(link, run)
 
-    @property
-    def takers(self) -> Collection[Slot]:
-        """The slots that may be given jobs, as far as each has room."""
-        closed = self._links.clogged
-        return [slot for slot in self.slots.values() if slot.name not in closed] if closed else self.slots.values()
-
-    def cancel(self, name: str, job: str, now: float, *, out_of_time: bool = False) -> None:
-        """Stop a job if it runs still: coroutines are told, anything else loses its worker, and so does one that is
+    def cancel(self, name: str, job: str, start: int, now: float, *, out_of_time: bool = False) -> None:
+        """Stop a job if that start of it runs still: coroutines are told, anything else loses its worker, and so does one that is
         ``out_of_time``, unless others run beside it."""
-        running = self.slots[name].running
-        if job not in running:
+        slot = self.slots[name]
+        if job not in slot.running or self._links[name].starts[job] != start:
             return
-        gently = self.cancels_gently(name)
+        gently = slot.cancels_gently
         if out_of_time:
-            step = steps.CancelJob(job, gently and len(running) > 1, stuck=True, cause=OverdueJobRan())
+            step = steps.CancelJob(job, gently and len(slot.running) > 1, stuck=True, cause=OverdueJobRan())
         else:
             step = steps.CancelJob(job, gently)
         self._step(name, step, now)
-
-    def cancels_gently(self, name: str) -> bool:
-        """Whether a job in slot ``name`` can be stopped without its worker."""
-        return self._links[name].kind in ("coroutine", "async_generator", "unknown")
 
     def refresh(self, name: str, now: float) -> None:
         """Replace the worker in slot ``name``, by hand.
@@ -204,9 +200,8 @@ class Pool:
                 self._step(name, event, now)
                 if isinstance(event, steps.Released) and event.unknown:
                     self._events.emit(notice.ReleaseUnverified(name, event.unknown))
-        for name, slot in self.slots.items():
-            if slot.deadline is not None and now >= slot.deadline:
-                self._step(name, steps.Tick(), now)
+        for name in self._timers.due(now):
+            self._step(name, steps.Tick(), now)
         return self._events.drain()
 
     def perform(self, now: float) -> list[events.PoolEvent]:
@@ -218,12 +213,9 @@ class Pool:
 
     def deadline(self) -> float | None:
         """When ``collect`` must run again at the latest."""
-        times = [slot.deadline for slot in self.slots.values() if slot.deadline is not None]
-        if (template := self._template.deadline()) is not None:
-            times.append(template)
-        if self._memory is not None:
-            times.append(self._memory.deadline())
-        return min(times, default=None)
+        memory = None if self._memory is None else self._memory.deadline()
+        times = (self._timers.next(), self._template.deadline(), memory)
+        return min((at for at in times if at is not None), default=None)
 
     # --- steps ----------------------------------------------------------------------------------------------------------
 
@@ -231,6 +223,8 @@ class Pool:
         before = self.slots[name]
         after, actions = self._machine.step(before, event, now)
         self.slots[name] = after
+        self._count_room(name)
+        self._timers.set(name, after.deadline)
         for action in actions:
             if isinstance(action, steps.JobLost):
                 self._events.lost(self._links[name], action, machinery=isinstance(event, steps.TemplateGone))
@@ -240,6 +234,10 @@ class Pool:
                     self._events.not_loaded(name, action.end)
             else:
                 self._wanted.append((name, action))
+        if after.pausing is not before.pausing or (
+            after.state is not before.state and not after.serving & before.serving
+        ):
+            self.changes += 1
         if after.state is not before.state:
             self._events.state_changed(after)
             if after.state in OUT_OF_SERVICE:
@@ -247,6 +245,10 @@ class Pool:
         self._actions.by_uuid = self._actions.by_uuid or isinstance(event, steps.GpuLost)
         if self._memory is not None and before.state in _RELEASE and after.state not in _RELEASE:
             self._memory.forget(name)  # what it learns now would come too late
+
+    def _count_room(self, name: str) -> None:
+        slot = self.slots[name]
+        self.free.update(slot, 0 if self._links.clogged(name) else slot.room)
 
     def _apply(self, name: str, event: steps.Event | None, now: float) -> None:
         if event is not None:
@@ -256,7 +258,7 @@ class Pool:
 
     def _read(self, link: Link, now: float) -> None:
         try:
-            for message in link.messages.receive():
+            for message in link.channel.receive():
                 self._from_worker(link, message, now)
         except WireError as error:
             self._misbehaved(link, str(error), now)
@@ -274,15 +276,13 @@ class Pool:
             # All of it, and its unfinished line too: what it printed is in the pipe before its end is in the other.
             if link.log.waits:
                 self._events.printed(link, link.log.read_end_of(message.job, slot.running), slot.running)
-            self._events.emit(events.JobEnded(message.job, link.slot, message))
+            self._events.emit(events.JobEnded(message.job, link.starts.pop(message.job), link.slot, message))
             self._events.port_taken(link, message.error or "", self._links)
             refresh = AskedByHandler() if message.refresh else None
             broken = CudaContextBroken(message.poisoned) if message.poisoned else None
             self._step(link.slot, steps.JobDone(message.job, broken or refresh, message.out_of_memory), now)
-        elif isinstance(message, wire.Progress):
-            self._events.emit(events.JobProgressed(message.job, link.slot, message.value))
-        elif isinstance(message, wire.Chunk):
-            self._events.emit(events.JobYielded(message.job, link.slot, message.index, message.value))
+        elif isinstance(message, (wire.Progress, wire.Chunk)):
+            self._reports(link, message)
         elif isinstance(message, wire.Ready):
             self._worker_ready(link, message, now)
         elif isinstance(message, wire.LoadFailed):
@@ -293,6 +293,15 @@ class Pool:
         else:
             self._events.warned(link, message.message)
 
+    def _reports(self, link: Link, message: wire.Progress | wire.Chunk) -> None:
+        start = link.starts.get(message.job)
+        if start is None:
+            return  # it has ended
+        if isinstance(message, wire.Progress):
+            self._events.emit(events.JobProgressed(message.job, start, link.slot, message.value))
+        else:
+            self._events.emit(events.JobYielded(message.job, start, link.slot, message.index, message.value))
+
     def _worker_ready(self, link: Link, message: wire.Ready, now: float) -> None:
         state = self.slots[link.slot].state
         if state is SlotState.ENDING:
@@ -302,10 +311,9 @@ class Pool:
         if link.pid is None:  # the template has forked it and not come to say so
             link.pid = message.pid
             self._step(link.slot, steps.Forked(message.pid), now)
-        link.kind = message.kind
         if message.mark:
             link.log.expect_marks(message.mark)
-        self._step(link.slot, steps.Ready(min(message.capacity, wire.MAX_CAPACITY)), now)
+        self._step(link.slot, steps.Ready(min(message.capacity, wire.MAX_CAPACITY), message.kind), now)
         self._events.emit(notice.WorkerReady(link.slot, message.pid, message.kind, message.load_ms))
         self._events.loaded(link.slot)
 
@@ -316,7 +324,7 @@ class Pool:
     def _last_words(self, link: Link, now: float) -> None:
         """On a death, drain both pipes before judging: ``Done`` may be in one."""
         try:
-            for message in link.messages.receive(LAST_BYTES, most=LAST_BYTES):
+            for message in link.channel.receive(LAST_BYTES, most=LAST_BYTES):
                 self._from_worker(link, message, now)
         except WireError as error:
             self._events.emit(notice.LastMessageUnreadable(link.slot, str(error)))
