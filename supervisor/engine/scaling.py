@@ -91,7 +91,7 @@ class Scaling:
         self.deadline = None
         self._startable = self._crowded = False
         self._least, self._most = bounds(self._settings, len(slots))
-        if self._least == len(slots):
+        if self._least == len(slots) and not any(slot.spare for slot in slots):
             return []
         in_service = [slot for slot in slots if slot.state not in OUT_OF_SERVICE]
         staying = [slot for slot in in_service if not slot.pausing]
