@@ -1,6 +1,6 @@
 """Measures what a job costs the supervisor by the number of slots: `python benchmarks/slots.py`.
 
-The engine and its store are the real ones; slots and workers are pretended, so the figures are the supervisor's own. Three figures
+The engine and its store are the real ones; slots and workers are pretended: the figures are the supervisor's own. Three of them
 for 1, 8, 100 and 800 slots, each the median of --runs, interleaved, and its ratio to that of 8 slots:
 - one at a time: CPU time of one job, in µs, while the other slots are idle;
 - all busy: CPU time of one job, in µs, while every slot runs one and others wait;

@@ -53,7 +53,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "batch": {"cause", "engine", "errors", "job", "protocol"},
     # What puts it together.
     "reload": {"notice", "wire"},
-    "assembly": {"config", "engine", "errors", "gpu", "host", "pool", "protocol", "reload", "store", "wire"},
+    "machine": {"config", "gpu", "host", "pool", "wire"},
+    "assembly": {"config", "engine", "errors", "gpu", "machine", "pool", "protocol", "reload", "store"},
     "embed": {
         "assembly",
         "cause",
@@ -78,7 +79,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # What is not in the standard library.
 THIRD_PARTY: dict[str, set[str]] = {
     "_supervise_runpod": {"worker"},  # ours, by the name under which a handler's own interpreters find it
-    "msgspec": set(MAY_IMPORT) - {"__init__", "__main__", "errors", "host", "serverless", "webhooks", "assembly"},
+    "msgspec": set(MAY_IMPORT)
+    - {"__init__", "__main__", "errors", "host", "serverless", "webhooks", "machine", "assembly"},
     "boto3": {"upload", "worker"},
     "botocore": {"upload", "worker"},
     "click": {"cli"},
@@ -99,7 +101,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 READS_ENVIRONMENT = {
     "embed": "is this a worker, which must not start supervisors",
     "config": "options",
-    "assembly": "the parent's CUDA_VISIBLE_DEVICES, and whether OMP_NUM_THREADS is set",
+    "machine": "the parent's CUDA_VISIBLE_DEVICES, and whether OMP_NUM_THREADS is set",
     "cli": "the socket of systemd",
     "dashboard": "TERM: can this terminal show a screen",
     "gpu": "what the reader inherits",

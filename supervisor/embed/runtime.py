@@ -369,7 +369,7 @@ class EngineThread:
     def forked(self) -> None:
         """In a child of the user's program: nothing here is the child's."""
         if self._assembly is not None:
-            self._assembly.disown()
+            self._assembly.machine.disown()
 
 
 def _leave_unheard(asked: asyncio.Future[Any]) -> None:

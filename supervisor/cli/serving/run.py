@@ -134,7 +134,7 @@ class _Serving:
             if failure is None:
                 self._news.event("draining", "draining: no new jobs; Ctrl-C again to stop at once")
                 self._service.stopping("draining: running jobs may end")
-                self._assembly.resume_template()
+                self._assembly.machine.resume_template()
                 await self._drain(self._settings.drain_timeout)
         finally:
             await self._webhooks.close(self._ending.at_once)
@@ -165,7 +165,7 @@ class _Serving:
 
     async def _show_screen(self, servers: list[Server]) -> Screen | None:
         """Start the dashboard as a child on a private socket; the lines are silent until it ends. ``None``: there can be none."""
-        folder = self._assembly.tmp_root  # the template removes it, also after a `kill -9` of this process
+        folder = self._assembly.machine.tmp_root  # the template removes it, also after a `kill -9` of this process
         path = folder / "top.sock"
         try:
             files.own_folder(folder)
@@ -173,7 +173,7 @@ class _Serving:
             servers.append(server)
             await server.start()
             screen = Screen(path, self._loop, self._news.resume)
-            self._assembly.spare(screen.pids)
+            self._assembly.machine.spare(screen.pids)
             screen.start()
         except (UsageError, OSError) as error:  # such as a TMPDIR whose path is too long for a socket, or that is full
             self._news.event("warning", f"no dashboard: {error}")

@@ -1,0 +1,242 @@
+"""This machine's part of a supervisor: GPUs and their locks, folders, limits, the template, and the pool of slots over them.
+
+In the supervisor's process. What can be wrong with a GPU or a lock is found here, before anything is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+from supervisor.config.settings import Settings
+from supervisor.gpu import cpu_share, locks, pinning
+from supervisor.gpu.claim import claim_gpus
+from supervisor.gpu.client import Reader
+from supervisor.gpu.records import Gpu
+from supervisor.host import file_limits, temporary
+from supervisor.host.orphans import reap_orphans, sweep_marked, sweep_orphans
+from supervisor.host.processes import set_subreaper
+from supervisor.pool.interfaces import Place
+from supervisor.pool.local import LocalPool
+from supervisor.pool.release.watcher import GpuMemory
+from supervisor.pool.slots.rules import Rules
+from supervisor.pool.template.client import TemplateClient
+from supervisor.pool.template.launch import ForkLauncher
+from supervisor.pool.template.process import TemplateProcess
+from supervisor.wire import messages as wire
+
+LIST_GPUS_S = 30.0
+"""How long the list of GPUs may take: without a persistence daemon the driver needs seconds for each to wake up."""
+
+FIRST_READING_S = 2.0
+"""How long the start waits to learn what is in use before the first workers come."""
+
+TEMPLATE_STOP_S = 5.0
+"""How long the template may take to end everything below it."""
+
+REAP_S = 5.0
+"""How long process 1 of a container lets the orphans that come to it lie."""
+
+
+class Machine:
+    """What one supervisor, named ``run_id``, has of this machine. Made in order, undone in reverse by ``close``."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        loop: asyncio.AbstractEventLoop,
+        note: Callable[[str], None],
+        *,
+        own_process: bool = True,
+    ) -> None:
+        """Make a folder for this run; ``build_pool`` takes the GPUs.
+
+        ``note`` is told what a person should know of what is found. ``own_process``: this process belongs to supervise, so it may
+        inherit what a dead template leaves, and has no other children than ours.
+        """
+        self.run_id = uuid.uuid4().hex
+        self.holder = locks.this_process(self.run_id, settings.handler)
+        self._settings = settings
+        self._loop = loop
+        self._note = note
+        self._own_process = own_process
+        self._pin_by = settings.pin_by
+        self._children: list[Callable[[], Sequence[int]]] = []
+        self._reader: Reader | None = None
+        self._memory: GpuMemory | None = None
+        if own_process:
+            set_subreaper()
+            file_limits.raise_limit()
+        self._undo = ExitStack()
+        self.tmp_root, folder_lock = temporary.make_run_folder(self.run_id)
+        self._undo.callback(shutil.rmtree, self.tmp_root, ignore_errors=True)
+        self._undo.callback(os.close, folder_lock)
+        self._lock_fds: tuple[int, ...] = (folder_lock,)
+
+    def build_pool(self, wake: Callable[[], None], held: Sequence[locks.Lock]) -> LocalPool:
+        """Take the GPUs that the settings name and make the slots on them, whose pool calls ``wake``. The locks ``held`` last as
+        long as any worker, like the GPUs' own.
+
+        Raises:
+            UsageError: a GPU is not there or held.
+        """
+        settings = self._settings
+        self._make_reader()
+        gpus, gpu_locks = self._take_gpus()
+        self._plans = pinning.plan_slots(gpus, settings.workers, settings.gpus_per_worker, settings.workers_per_gpu)
+        file_limits.check_limit(len(self._plans))
+        limits = self._limits()
+        self._lock_fds += tuple(fd for lock in (*gpu_locks, *held) for fd in lock.fds)
+        self._template = self._make_template(limits, wake)
+        self._undo.callback(lambda: self._template.stop(TEMPLATE_STOP_S))
+        if self._own_process and os.getpid() == 1:
+            self._reap_orphans()
+            self._undo.callback(self._stop_reaping)
+        places = self._make_places(limits.cpus)
+        if self._reader is not None and gpus:
+            self._memory = GpuMemory(self._reader, settings.release_timeout, places, settings.refresh_above)
+        return self._make_pool(places, wake)
+
+    def read_memory(self) -> None:
+        """Wait a moment for what is in use on the GPUs now: workers that come are measured against it."""
+        if self._memory is None or self._reader is None:
+            return
+        deadline = time.monotonic() + FIRST_READING_S
+        self._memory.prepare(time.monotonic())  # asks
+        while not self._memory.samples and (left := deadline - time.monotonic()) > 0:
+            select.select([self._reader.fileno()], [], [], left)
+            self._memory.prepare(time.monotonic())
+
+    def spare(self, children: Callable[[], Sequence[int]]) -> None:
+        """Let a sweep of orphans spare the processes that ``children`` names: they are this program's own."""
+        self._children.append(children)
+
+    def resume_template(self) -> None:
+        """Let the template go on if somebody has stopped it: it has to report the workers' ends."""
+        self._template.resume()
+
+    def disown(self) -> None:
+        """In a process that the program has forked: let go of the locks, which would outlive this supervisor there. Their
+        descriptors stay taken, by nothing, so that whoever closes them in the end closes nothing else."""
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in self._lock_fds:
+            os.dup2(nothing, fd, inheritable=False)
+        os.close(nothing)
+
+    def close(self) -> None:
+        """End the template and all below it, then let go of GPUs, locks and folder; once. May block for some seconds."""
+        self._undo.close()
+
+    # --- GPUs -----------------------------------------------------------------------------------------------------------
+
+    def _make_reader(self) -> None:
+        if self._settings.gpus != "none" or self._settings.simulate_gpus:
+            self._reader = Reader(self._settings.simulate_gpus)
+            self._undo.callback(self._reader.close)
+
+    def _take_gpus(self) -> tuple[list[Gpu], list[locks.Lock]]:
+        """Those that ``--gpus`` means and no other supervisor holds, with their locks."""
+        if self._reader is None:
+            return [], []
+        waits = f"waiting for the NVIDIA driver, which does not answer yet; {LIST_GPUS_S:g} s at most"
+        listing = self._reader.list_gpus(LIST_GPUS_S, lambda: self._note(waits))
+        if not listing.complete:
+            self._pin_by = "uuid"  # CUDA may number the others differently than NVML
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus, held = claim_gpus(self._settings, listing, visible, self.holder, self._note)
+        for lock in held:
+            self._undo.callback(lock.close)
+        return gpus, held
+
+    # --- slots ----------------------------------------------------------------------------------------------------------
+
+    def _limits(self) -> wire.Limits:
+        """What each worker may have of the machine."""
+        settings = self._settings
+        cpus = {}
+        if settings.cpu_affinity == "auto":
+            cpus = cpu_share.share_out({plan.name: plan.gpus for plan in self._plans}, cpu_share.available())
+        kept = temporary.check_private_tmp(settings.spec) if settings.private_tmp else ()
+        return wire.Limits(settings.max_processes, settings.private_tmp, kept, cpus)
+
+    def _make_template(self, limits: wire.Limits, wake: Callable[[], None]) -> TemplateClient:
+        settings = self._settings
+        setup = wire.Setup(
+            version=wire.VERSION,
+            run_id=self.run_id,
+            handler=settings.spec,
+            preload=settings.preload,
+            tmp_root=str(self.tmp_root),
+            preload_timeout=settings.preload_timeout,
+            max_result=settings.max_result,
+            limits=limits,
+        )
+        return TemplateClient(lambda: TemplateProcess(setup, self._lock_fds), self._sweep, self._loop, wake)
+
+    def _make_places(self, cpus: Mapping[str, Sequence[int]]) -> list[Place]:
+        return [
+            Place(
+                plan.name,
+                plan.index,
+                plan.gpus,
+                self._environment(plan, self._pin_by, cpus.get(plan.name, ())),
+                env_by_uuid=self._environment(plan, "uuid", cpus.get(plan.name, ())),
+            )
+            for plan in self._plans
+        ]
+
+    def _environment(self, plan: pinning.SlotPlan, pin_by: str, cpus: Sequence[int]) -> dict[str, str | None]:
+        """What the workers of a slot, which are pinned to ``cpus``, find in their environment besides the generation's own."""
+        share: dict[str, str | None] = {}
+        threads = cpu_share.threads(cpu_share.available(), len(self._plans), cpus)
+        if threads is not None and "OMP_NUM_THREADS" not in os.environ:
+            share["OMP_NUM_THREADS"] = str(threads)
+        return {
+            **share,
+            **pinning.environment(plan.gpus, pin_by),
+            "RUNPOD_ENDPOINT_ID": self._settings.endpoint_id,
+            "SUPERVISE_SLOT": plan.name,
+            "SUPERVISE_SLOT_INDEX": str(plan.index),
+        }
+
+    def _make_pool(self, places: Sequence[Place], wake: Callable[[], None]) -> LocalPool:
+        settings = self._settings
+        rules = Rules(
+            grace=settings.grace,
+            start_timeout=settings.start_timeout,
+            refresh_worker=settings.refresh_worker,
+            refresh_after_jobs=settings.refresh_after_jobs,
+            refresh_above=settings.refresh_above,
+            refresh_on_oom=settings.refresh_on_oom,
+        )
+        # A worker says itself that a result is too long: this is for one that does not.
+        limit = max(settings.max_result, wire.MAX_PROGRESS) + wire.OVERHEAD
+        launcher = ForkLauncher(self._template, self._loop, limit)
+        return LocalPool(places, rules, self._template, self._memory, self._loop, wake, launcher)
+
+    # --- orphans --------------------------------------------------------------------------------------------------------
+
+    def _reap_orphans(self) -> None:
+        """By the clock: SIGCHLD is the loop's own (uvloop)."""
+        template = self._template.pid
+        reap_orphans(self._known_children() | ({template} if template is not None else set()))
+        self._next_reaping = self._loop.call_later(REAP_S, self._reap_orphans)
+
+    def _stop_reaping(self) -> None:
+        self._next_reaping.cancel()
+
+    def _sweep(self) -> int:
+        """End what a dead template left: all children but ours, or, in a user's program, what bears this run's mark."""
+        return sweep_orphans(self._known_children()) if self._own_process else sweep_marked(self.run_id)
+
+    def _known_children(self) -> set[int]:
+        known = {pid for children in self._children for pid in children()}
+        if self._reader is not None:
+            known |= self._reader.pids
+        return known
