@@ -35,7 +35,7 @@ from supervisor.pool.template.client import TemplateClient
 from supervisor.pool.template.process import TemplateProcess
 from supervisor.protocol.responses import status_body
 from supervisor.protocol.wording import of_worker
-from supervisor.reload import SourceFiles, Watch
+from supervisor.reload import SourceFiles, watch
 from supervisor.store import owner, place
 from supervisor.store.opening import TEMPORARY
 from supervisor.store.secrets import SecretFiles
@@ -146,9 +146,7 @@ class Assembly:
             if not engine.draining:
                 engine.reload(names)
 
-        watch = Watch(SourceFiles(self._settings.spec), self._loop, engine.notify, changed)
-        watch.start()
-        self._undo.callback(watch.close)
+        self._undo.callback(watch(SourceFiles(self._settings.spec), self._loop, engine.notify, changed))
 
     def spare(self, children: Callable[[], Sequence[int]]) -> None:
         """Let a sweep of orphans spare the processes that ``children`` names: they are this program's own."""

@@ -78,7 +78,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # What is not in the standard library.
 THIRD_PARTY: dict[str, set[str]] = {
     "_supervise_runpod": {"worker"},  # ours, by the name under which a handler's own interpreters find it
-    "msgspec": set(MAY_IMPORT) - {"__init__", "__main__", "errors", "host", "serverless", "webhooks", "assembly"},
+    "msgspec": set(MAY_IMPORT)
+    - {"__init__", "__main__", "errors", "host", "serverless", "webhooks", "assembly", "reload"},
     "boto3": {"upload", "worker"},
     "botocore": {"upload", "worker"},
     "click": {"cli"},
