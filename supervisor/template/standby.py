@@ -61,7 +61,7 @@ class Standby:
                 ours.close()
                 self._due = time.monotonic() + _AGAIN
                 return
-        self._reaper.spare(self._pid)
+        self._reaper.spared.add(self._pid)
         ours.setblocking(False)
         self._sock = ours
 
@@ -75,7 +75,7 @@ class Standby:
             try:
                 socket.send_fds(sock, [msgspec.msgpack.encode(order)], descriptors)
             except OSError:  # it is dead, or the order too long for the socket
-                if self._reaper.spares(self._pid):
+                if self._pid in self._reaper.spared:
                     kill(self._pid)
                 return None
         return self._pid

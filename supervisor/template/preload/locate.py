@@ -21,9 +21,8 @@ class Place(Enum):
     STANDARD = "the standard library"
     INSTALLED = "an installed package"
     NAMESPACE = "an installed namespace package"
-    OURS = "this package, or the stand-in for runpod"
     USERS = "code of the user's own"
-    ABSENT = "nothing"
+    OTHER = "nothing; this package, or the stand-in for runpod"
 
 
 def folder_of(handler: HandlerSpec) -> Path:
@@ -62,10 +61,8 @@ class Places:
         if top == self._own or shadowed(top, self._folder):
             return Place.USERS
         spec = self._find(top)
-        if top == "supervisor" or (spec is None and top == "runpod"):
-            return Place.OURS
-        if spec is None:
-            return Place.ABSENT
+        if top == "supervisor" or spec is None:
+            return Place.OTHER
         if spec.origin is None:
             installed = all(self._is_in(self._packages, folder) for folder in spec.submodule_search_locations or ())
             return Place.NAMESPACE if installed else Place.USERS
