@@ -157,7 +157,13 @@ def test_a_file_beside_the_handler_shadows_a_package(read, tmp_path: Path) -> No
     assert [entry.module for entry in read(f"import {A}, {B}").imports] == [B]
 
 
-@pytest.mark.parametrize(("text", "why"), [("def (", "not Python"), ("\0", "not Python"), (None, "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        *(("def (", "not Python"), ("\0", "not Python"), (None, "cannot be read")),
+        (f"import {A}\nx = {' + '.join('1' * 2000)}", "recursion"),
+    ],
+)
 def test_a_source_that_cannot_be_read_gives_nothing(tmp_path: Path, text: str | None, why: str) -> None:
     path = tmp_path / "handler.py"
     if text is not None:

@@ -58,7 +58,7 @@ def read(handler: HandlerSpec) -> Reading:
         *packages, own = reader.files_of(handler)
         stops = filter(None, map(reader.effect_of, packages))  # Python runs them first
         return reader.read(own, next((f"in a package that {stop}" for stop in stops), None))
-    except _UnreadableError as error:
+    except (_UnreadableError, RecursionError) as error:
         return Reading((), ((handler.target, str(error)),))
 
 
@@ -93,6 +93,7 @@ class _Reader:
         Raises:
             _UnreadableError: it cannot be read.
         """
+        self._followed.add(file.path)
         imports, left_out, names = list[Import](), dict[str, str](), Names()
         for node, certain in _steps(_parse(file.path), file.runs):
             for wanted, _ in _imported(node, file.package) if certain else ():
