@@ -93,7 +93,8 @@ def become_worker(entry: Entry, setup: wire.Setup, orders: Orders, inherited: In
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        _apply({**order.env, **_take_share(order, setup.limits, inherited.template)})
+        set_variables({**order.env, **_take_share(order, setup.limits, inherited.template)})
+        tempfile.tempdir = None  # it remembers the template's folder if an import asked for one
         widen(inherited.pools)
         enter(WorkerStart(order.slot, order.generation, connection, setup, order.since))
     except BaseException:  # noqa: BLE001 - nothing may return into the template's loop
@@ -158,11 +159,10 @@ def open_descriptors() -> list[int]:
     return [int(link.name) for link in list(Path("/proc/self/fd").iterdir()) if link.exists()]
 
 
-def _apply(env: Mapping[str, str | None]) -> None:
+def set_variables(env: Mapping[str, str | None]) -> None:
+    """Set what ``env`` has in this process's environment; None removes a variable."""
     for name, value in env.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    # It remembers the template's folder if an import asked for one.
-    tempfile.tempdir = None

@@ -6,10 +6,8 @@ import contextlib
 import itertools
 import os
 import select
-import shutil
 import signal
 import socket
-from collections.abc import Sequence
 
 from supervisor.host.processes import children_of, kill_with_group, reap_any
 from supervisor.template.process_limit import end_tree
@@ -64,13 +62,6 @@ def end_everything(wakeup: int) -> None:
             return
         if poll.poll(_LOOK_AGAIN_MS):
             drain(wakeup)
-
-
-def let_go(locks: Sequence[int], tmp_root: str) -> None:
-    """When nothing is left: give the locks up, which the next supervisor may wait for, and remove the workers' folders."""
-    for lock in locks:
-        os.close(lock)
-    shutil.rmtree(tmp_root, ignore_errors=True)
 
 
 def drain(wakeup: int) -> None:

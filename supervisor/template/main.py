@@ -25,6 +25,7 @@ if __name__ == "__main__":
 import ctypes
 import errno
 import select
+import shutil
 import signal
 import socket
 import time
@@ -102,7 +103,9 @@ class Template:
         finally:
             self._standby.close()
             guard.end_everything(self._wakeup)
-            guard.let_go(self._locks, setup.tmp_root)
+            for lock in self._locks:  # the next supervisor may wait for them
+                os.close(lock)
+            shutil.rmtree(setup.tmp_root, ignore_errors=True)
 
     def _import(self, setup: wire.Setup) -> Preloaded:
         """Import what workers share, and may share. What trials start must come to this process when they end."""
