@@ -19,7 +19,7 @@ from supervisor.machine import Machine
 from supervisor.pool import events
 from supervisor.protocol.responses import status_body
 from supervisor.protocol.wording import of_worker
-from supervisor.reload import SourceFiles, Watch
+from supervisor.reload import SourceFiles, watch
 from supervisor.store import owner, place
 from supervisor.store.opening import TEMPORARY
 from supervisor.store.secrets import SecretFiles
@@ -97,9 +97,7 @@ class Assembly:
             if not engine.draining:
                 engine.reload(names)
 
-        watch = Watch(SourceFiles(self._settings.spec), self._loop, engine.notify, changed)
-        watch.start()
-        self._undo.callback(watch.close)
+        self._undo.callback(watch(SourceFiles(self._settings.spec), self._loop, engine.notify, changed))
 
     def _note(self, text: str, *, first: bool = False) -> None:
         """Tell a person ``text``. The screen keeps the last of all, so one that matters less comes ``first``."""

@@ -80,7 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 THIRD_PARTY: dict[str, set[str]] = {
     "_supervise_runpod": {"worker"},  # ours, by the name under which a handler's own interpreters find it
     "msgspec": set(MAY_IMPORT)
-    - {"__init__", "__main__", "errors", "host", "serverless", "webhooks", "machine", "assembly"},
+    - {"__init__", "__main__", "errors", "host", "serverless", "webhooks", "machine", "assembly", "reload"},
     "boto3": {"upload", "worker"},
     "botocore": {"upload", "worker"},
     "click": {"cli"},

@@ -13,7 +13,7 @@ import pytest
 
 from supervisor import reload
 from supervisor.notice import FilesWatched
-from supervisor.reload import LOOK_S, QUIET_S, SETTLE_S, STEP, SourceFiles, Watch, watched
+from supervisor.reload import LOOK_S, QUIET_S, SETTLE_S, SourceFiles, watch
 from supervisor.wire.messages import HandlerSpec
 
 DEADLINE_S = 30.0
@@ -30,6 +30,7 @@ class Project:
         self.handler = folder / "handler.py"
         self.now = 1000.0
         self.files: SourceFiles
+        self.watched: FilesWatched
 
     def write(self, name: str, text: str = "") -> Path:
         path = self.folder / name
@@ -40,13 +41,13 @@ class Project:
     def begin(self) -> Project:
         self.handler.touch()
         self.files = SourceFiles(HandlerSpec("file", str(self.handler)))
-        assert self.look() == []
+        self.watched = self.files.begin()
         return self
 
     def look(self) -> list[str]:
         changed = self.files.look(self.now)
         self.now += self.files.pause
-        return [self.files.name(path) for path in changed]
+        return list(changed)
 
     def told(self, looks: int = 10) -> list[list[str]]:
         """What is told in the next looks, each sorted."""
@@ -206,30 +207,16 @@ def test_a_handler_that_is_named_by_way_of_a_link_is_told_of_once(tmp_path: Path
     assert project.told() == [["handler.py", "helper.py"]]
 
 
-def test_thousands_of_files(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are found by and by, the handler's file and those that changed before at once; a look takes only some."""
-    for number in range(3 * STEP):
+def test_thousands_of_files(project: Project) -> None:
+    for number in range(1500):
         project.write(f"package{number % 7}/module{number}.py")
     project.begin()
-    assert len(project.files) == 3 * STEP + 1
-    project.handler.write_text("new")
-    assert project.told(looks=5) == [["handler.py"]]
-    last = project.write("package6/module6.py", "new")
-    assert project.told(looks=12) == [["package6/module6.py"]]
-    last.write_text("newer")
-    assert project.told(looks=5) == [["package6/module6.py"]]
-    looks: list[str] = []
-    stat = os.stat
-    with monkeypatch.context() as patch:
-        patch.setattr(reload.os, "stat", lambda path: looks.append(path) or stat(path))
-        for number in range(1, 9):
-            project.look()
-            assert len(looks) <= number * (STEP + len({"handler.py", "package6/module6.py"}))
-    assert len(set(looks)) > 3 * STEP
-    for number in range(0, 3 * STEP, 2):
+    assert project.watched == FilesWatched(1501, str(project.folder))
+    project.write("package6/module6.py", "new")
+    assert project.told() == [["package6/module6.py"]]
+    for number in range(0, 1500, 2):
         (project.folder / f"package{number % 7}/module{number}.py").unlink()
-    assert sum(map(len, project.told(looks=30))) == 1.5 * STEP
-    assert project.files.complete
+    assert sum(map(len, project.told())) == 750
 
 
 def test_more_than_are_watched(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,8 +224,7 @@ def test_more_than_are_watched(project: Project, monkeypatch: pytest.MonkeyPatch
     near = project.write("near.py")
     far = [project.write(f"a/b/c/far{number}.py") for number in range(9)]
     project.begin()
-    assert not project.files.complete
-    assert watched(project.files) == FilesWatched(len(project.files), str(project.folder), most=8)
+    assert project.watched == FilesWatched(4, str(project.folder), most=8)
     near.write_text("new")
     assert project.told() == [["near.py"]]
     for path in far:
@@ -274,17 +260,16 @@ def test_the_sources_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (there / "single.py").touch()
     monkeypatch.chdir(here)
     monkeypatch.setattr(sys, "path", [*sys.path, str(there)])
-    assert reload.places_of(HandlerSpec("module", "local.handler")) == ([], [str(here), str(here / "local")])
-    assert reload.places_of(HandlerSpec("function", "away.handler", "run")) == ([], [str(here), str(there / "away")])
-    assert reload.places_of(HandlerSpec("module", "single")) == ([str(there / "single.py")], [str(here)])
-    assert reload.places_of(HandlerSpec("module", "missing.handler")) == ([], [str(here)])
-    assert reload.places_of(HandlerSpec("module", "sys")) == ([], [str(here)])
+    assert reload.places_of(HandlerSpec("module", "local.handler")) == (None, [str(here), str(here / "local")])
+    assert reload.places_of(HandlerSpec("function", "away.handler", "run")) == (None, [str(here), str(there / "away")])
+    assert reload.places_of(HandlerSpec("module", "single")) == (str(there / "single.py"), [str(here)])
+    assert reload.places_of(HandlerSpec("module", "missing.handler")) == (None, [str(here)])
+    assert reload.places_of(HandlerSpec("module", "sys")) == (None, [str(here)])
 
     files = SourceFiles(HandlerSpec("function", "away.handler", "run"))
-    files.look(0.0)
+    files.begin()
     (there / "away/handler.py").touch()
-    changed = [changed for now in range(1, 4) if (changed := files.look(now))]
-    assert [[files.name(path) for path in paths] for paths in changed] == [[str(there / "away/handler.py")]]
+    assert [changed for now in range(1, 4) if (changed := files.look(now))] == [(str(there / "away/handler.py"),)]
 
 
 def test_below_the_root_only_folders_with_sources_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +280,7 @@ def test_below_the_root_only_folders_with_sources_are_watched(tmp_path: Path, mo
     (tmp_path / "usr/lib/module.py").touch()
     monkeypatch.setattr(reload.os, "sep", str(tmp_path))
     project = Project(tmp_path).begin()
-    assert len(project.files) == 2
+    assert project.watched.count == 2
 
 
 # --- the thread -----------------------------------------------------------------------------------------------------------
@@ -316,14 +301,13 @@ def test_the_thread(project: Project) -> None:
         return lambda what: (said.append(what), event.set())[0]
 
     project.handler.touch()
-    thread = Watch(SourceFiles(HandlerSpec("file", str(project.handler))), Loop(), tell(begun), tell(changed))
-    thread.start()
+    close = watch(SourceFiles(HandlerSpec("file", str(project.handler))), Loop(), tell(begun), tell(changed))
     try:
         assert begun.wait(DEADLINE_S)
         replace(project.handler)
         assert changed.wait(DEADLINE_S)
     finally:
-        thread.close()
+        close()
     assert said == [FilesWatched(1, str(project.folder)), ("handler.py",)]
 
 

@@ -112,18 +112,12 @@ def is_ours(status: os.stat_result, folder: Path) -> bool:
 
 def is_file(path: Path) -> bool:
     """Whether a file is there. One at which the system does not let us look (its name is too long, its folder closed) is not."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
+    return os.path.isfile(path)  # noqa: PTH113 - a Path raises
 
 
 def is_folder(path: Path) -> bool:
     """Whether a folder is there; as ``is_file``."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
+    return os.path.isdir(path)  # noqa: PTH112 - as above
 
 
 def at_home(path: Path) -> Path:

@@ -11,7 +11,6 @@ import functools
 import os
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 STACK_SIGNAL = signal.SIGRTMIN + 5
@@ -52,16 +51,12 @@ def children_of(pid: int) -> list[int]:
         threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208 - asked at every death, and a Path costs as much as reading it
     except (FileNotFoundError, ProcessLookupError):
         return []
-    found: list[int] = []
-    unreadable = 0
-    for thread in threads:
-        children = _read(f"/proc/{pid}/task/{thread}/children")
-        if children is None:
-            unreadable += 1
-        else:
-            found += map(int, children.split())
-    # A kernel built without CONFIG_PROC_CHILDREN has the folder and not the file.
-    return _scan_for_parent(pid) if unreadable == len(threads) else found
+    lists = [_read(f"/proc/{pid}/task/{thread}/children") for thread in threads]
+    if all(
+        children is None for children in lists
+    ):  # a kernel built without CONFIG_PROC_CHILDREN has the folder and not the file
+        return [child for child, one in picture().items() if one.parent == pid]
+    return [int(child) for children in lists if children for child in children.split()]
 
 
 def kill(pid: int, signum: int = signal.SIGKILL) -> bool:
@@ -104,14 +99,13 @@ class Marked(NamedTuple):
 
 def processes_with(variable: bytes) -> Marked:
     """This user's processes that were started with ``variable`` (``NAME=value``) in their environment; zombies have none left."""
-    found: list[int] = []
-    unclear: list[int] = []
+    marked = Marked([], [])
     for pid, environ in _environments():
         if variable in environ:
-            found.append(pid)
+            marked.found.append(pid)
         elif environ == [b""] and _runs_a_program(pid):
-            unclear.append(pid)
-    return Marked(found, unclear)
+            marked.unclear.append(pid)
+    return marked
 
 
 def any_started_with(beginning: bytes) -> bool:
@@ -131,12 +125,8 @@ def picture() -> dict[int, Kin]:
     """All processes that can be seen, zombies included. Some 50 µs for each: it is no picture of a single moment."""
     found = {}
     for name in os.listdir("/proc"):  # noqa: PTH208 - a Path for each costs as much as reading it
-        if name.isdecimal():
-            stat = _read_at_once(f"/proc/{name}/stat")
-            if stat:
-                # The command's name, in parentheses, may hold spaces and parentheses.
-                fields = stat[stat.rindex(b")") + 2 :].split(maxsplit=4)
-                found[int(name)] = Kin(int(fields[1]), int(fields[3]), fields[0] in b"ZX")
+        if name.isdecimal() and (fields := _stat(name)):
+            found[int(name)] = Kin(int(fields[1]), int(fields[3]), fields[0] in b"ZX")
     return found
 
 
@@ -159,31 +149,21 @@ def tree(kin: Mapping[int, Kin], roots: Collection[int]) -> set[int]:
 
 def _runs_a_program(pid: int) -> bool:
     """Whether ``pid`` is a living process, and not one of the kernel's own threads, which have no environment either."""
-    stat = _read_at_once(f"/proc/{pid}/stat")
-    if not stat:
-        return False
-    fields = stat[stat.rindex(b")") + 2 :].split(maxsplit=7)
-    return fields[0] not in b"ZX" and not int(fields[6]) & _PF_KTHREAD
+    fields = _stat(pid)
+    return bool(fields) and fields[0] not in b"ZX" and not int(fields[6]) & _PF_KTHREAD
 
 
-def _read_at_once(path: str) -> bytes | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    try:
-        return os.read(descriptor, 4096)
-    except ProcessLookupError:
-        return None
-    finally:
-        os.close(descriptor)
+def _stat(pid: int | str) -> list[bytes]:
+    """The fields of ``/proc/PID/stat`` from the state on; none if the process is gone."""
+    # The command's name, in parentheses, may hold spaces and parentheses.
+    return (_read(f"/proc/{pid}/stat") or b")").rpartition(b")")[2].split(maxsplit=7)
 
 
 def _environments() -> Iterator[tuple[int, list[bytes]]]:
     """The pid of each process of this user, and the environment that it was started with."""
-    for folder in Path("/proc").glob("[0-9]*"):
+    for name in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - as above
         with contextlib.suppress(PermissionError):
-            yield int(folder.name), (_read(folder / "environ") or b"").split(b"\0")
+            yield int(name), (_read(f"/proc/{name}/environ") or b"").split(b"\0")
 
 
 @functools.cache
@@ -199,19 +179,15 @@ def _prctl(option: int, argument: int) -> None:
         raise OSError(code, f"prctl({option}): {os.strerror(code)}")
 
 
-def _scan_for_parent(parent: int) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        stat = _read(folder / "stat")
-        # The command's name, in parentheses, may hold spaces and parentheses; the parent is the second field behind it.
-        if stat is not None and int(stat[stat.rindex(b")") + 2 :].split()[1]) == parent:
-            found.append(int(folder.name))
-    return found
-
-
-def _read(path: str | Path) -> bytes | None:
+def _read(path: str) -> bytes | None:
+    """A file of ``/proc``; None if its process is gone."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         return None
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, 65536), b""))
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(descriptor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import tempfile
 import traceback
 import warnings
@@ -21,15 +20,12 @@ from supervisor.host.processes import set_death_signal, set_subreaper
 from supervisor.template import mounts
 from supervisor.template.preload.thread_pools import Pool, reseed, widen
 from supervisor.wire import messages as wire
-from supervisor.worker.main import WorkerStart
+from supervisor.worker.main import EXIT_BROKEN, WorkerStart
 
 Entry = Callable[[], Callable[[WorkerStart], NoReturn]]
 """Does what needs no order, and returns how the worker goes on when it has one."""
 
 Disposition = Union[Callable[[int, Union[FrameType, None]], Any], signal.Handlers]
-
-EXIT_BROKEN = 70
-"""Exit code of a worker whose entry raised: a fault of this program (EX_SOFTWARE of sysexits.h)."""
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -69,20 +65,21 @@ def fork(held_back: Collection[int] = ()) -> int:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     pid = -1
     try:
-        pid = _fork_quietly()
+        with warnings.catch_warnings():
+            # Python warns when a preloaded library has a native thread; that it is harmless was judged before.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
     finally:
         if pid != 0:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
 
-def _fork_quietly() -> int:
-    if sys.version_info >= (3, 12):
-        with warnings.catch_warnings():
-            # It warns when a preloaded library has a native thread; that it is harmless was judged before.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return os.fork()
-    return os.fork()
+def die_with(template: int) -> None:
+    """Let the template's end be this process's end from here on: the kernel promises it."""
+    set_death_signal(signal.SIGKILL)
+    if os.getppid() != template:
+        os._exit(EXIT_BROKEN)
 
 
 def become_worker(entry: Entry, setup: wire.Setup, orders: Orders, inherited: Inherited) -> NoReturn:
@@ -96,7 +93,8 @@ def become_worker(entry: Entry, setup: wire.Setup, orders: Orders, inherited: In
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        _apply({**order.env, **_take_share(order, setup.limits, inherited.template)})
+        set_variables({**order.env, **_take_share(order, setup.limits, inherited.template)})
+        tempfile.tempdir = None  # it remembers the template's folder if an import asked for one
         widen(inherited.pools)
         enter(WorkerStart(order.slot, order.generation, connection, setup, order.since))
     except BaseException:  # noqa: BLE001 - nothing may return into the template's loop
@@ -107,10 +105,7 @@ def become_worker(entry: Entry, setup: wire.Setup, orders: Orders, inherited: In
 
 def _leave_template(inherited: Inherited) -> None:
     """What is the same for every worker."""
-    # The kernel's promise first: from here on the template's end is this process's end.
-    set_death_signal(signal.SIGKILL)
-    if os.getppid() != inherited.template:
-        os._exit(EXIT_BROKEN)
+    die_with(inherited.template)
     os.setsid()
     set_subreaper()
     # The object must not close its number later: by then that may be a file of the handler.
@@ -129,9 +124,7 @@ def _take_share(order: Order, limits: wire.Limits, template: int) -> dict[str, s
         pin(cpus)
     if limits.private_tmp:
         folder = mounts.enter(folder, limits.kept, f"{order.slot}-{order.generation}")
-        set_death_signal(signal.SIGKILL)  # a change of the user namespace may have taken it back
-        if os.getppid() != template:
-            os._exit(EXIT_BROKEN)
+        die_with(template)  # a change of the user namespace may have taken it back
     return {"TMPDIR": folder}
 
 
@@ -162,26 +155,14 @@ def _restore_signals(dispositions: Mapping[int, Disposition]) -> None:
 
 
 def open_descriptors() -> list[int]:
-    """The descriptors of this process."""
-    listed = [int(link.name) for link in Path("/proc/self/fd").iterdir()]
-    return [
-        descriptor for descriptor in listed if _is_open(descriptor)
-    ]  # that of the listing is in the list, and closed now
+    """The descriptors of this process; not that of the listing, which is closed by now."""
+    return [int(link.name) for link in list(Path("/proc/self/fd").iterdir()) if link.exists()]
 
 
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
-
-
-def _apply(env: Mapping[str, str | None]) -> None:
+def set_variables(env: Mapping[str, str | None]) -> None:
+    """Set what ``env`` has in this process's environment; None removes a variable."""
     for name, value in env.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    # It remembers the template's folder if an import asked for one.
-    tempfile.tempdir = None

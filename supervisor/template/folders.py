@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from pathlib import Path
 
 from supervisor.host import files
-from supervisor.host.processes import set_death_signal
 from supervisor.template import child
 from supervisor.template.reap import Reaper
 
@@ -31,7 +29,7 @@ class Folders:
     @property
     def next_look(self) -> float | None:
         """When ``clean`` must be called (monotonic seconds); None while a cleaner runs, whose end is a reason of its own."""
-        return None if self._reaper.spares(self._cleaner) else self._due
+        return None if self._cleaner in self._reaper.spared else self._due
 
     def make(self, slot: str, generation: int) -> str:
         """The path of a new folder that its owner alone may enter.
@@ -70,7 +68,7 @@ class Folders:
             return
         if pid == 0:
             _be_cleaner(self._discarded, own_pid)
-        self._reaper.spare(pid)
+        self._reaper.spared.add(pid)
         self._cleaner, self._due = pid, None
         self._discarded.clear()
 
@@ -80,9 +78,8 @@ class Folders:
 
 def _be_cleaner(paths: list[Path], template: int) -> None:
     try:
-        set_death_signal(signal.SIGKILL)
-        if os.getppid() == template:
-            for path in paths:
-                shutil.rmtree(path, ignore_errors=True)
+        child.die_with(template)
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True)
     finally:
         os._exit(0)

@@ -6,12 +6,10 @@ import contextlib
 import itertools
 import os
 import select
-import shutil
 import signal
 import socket
-from collections.abc import Iterator, Sequence
 
-from supervisor.host.processes import children_of, kill_with_group, reap_any, set_death_signal
+from supervisor.host.processes import children_of, kill_with_group, reap_any
 from supervisor.template.process_limit import end_tree
 
 _LOOK_AGAIN_MS = 5
@@ -42,16 +40,6 @@ def open_supervisor() -> int | None:
         return None
 
 
-@contextlib.contextmanager
-def dying_with_supervisor() -> Iterator[None]:
-    """Let the supervisor's end kill this process: while it imports it cannot listen. There are no workers yet."""
-    set_death_signal(signal.SIGKILL)
-    try:
-        yield
-    finally:
-        set_death_signal(0)
-
-
 def end_everything(wakeup: int) -> None:
     """SIGKILL all that lives below this process and reap it, until nothing is left.
 
@@ -74,14 +62,6 @@ def end_everything(wakeup: int) -> None:
             return
         if poll.poll(_LOOK_AGAIN_MS):
             drain(wakeup)
-
-
-def let_go(locks: Sequence[int], tmp_root: str | None) -> None:
-    """When nothing is left: give the locks up, which the next supervisor may wait for, and remove the workers' folders."""
-    for lock in locks:
-        os.close(lock)
-    if tmp_root is not None:
-        shutil.rmtree(tmp_root, ignore_errors=True)
 
 
 def drain(wakeup: int) -> None:

@@ -25,19 +25,20 @@ if __name__ == "__main__":
 import ctypes
 import errno
 import select
+import shutil
 import signal
 import socket
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import msgspec
 
 from supervisor.errors import SuperviseError, WireError
 from supervisor.host.limits import raise_oom_score
-from supervisor.host.processes import children_of, kill_with_group, set_subreaper
+from supervisor.host.processes import children_of, kill_with_group, set_death_signal, set_subreaper
 from supervisor.template import child, guard
 from supervisor.template.folders import Folders
 from supervisor.template.preload.preload import Preloaded, SpoiltError, freeze, import_shared, preload
@@ -46,22 +47,15 @@ from supervisor.template.process_limit import ProcessLimiter
 from supervisor.template.reap import Reaper
 from supervisor.template.standby import Standby
 from supervisor.wire import messages as wire
+from supervisor.worker.main import EXIT_BROKEN, prepare
 
 _MESSAGE_BYTES = 256 * 1024
 _MESSAGES_A_TURN = 16
 _AGAIN = "again="
 
 
-class Start(msgspec.Struct, frozen=True):
-    """What a template knows at its start, to be able to start anew. ``memory`` is what one before it found out."""
-
-    environ: dict[str, str]
-    folder: str
-    memory: Memory | None = None
-
-
 class Memory(msgspec.Struct, frozen=True):
-    """The set-up, which the supervisor says once, and what must not be preloaded."""
+    """What a template that starts anew knows: the set-up, which the supervisor says once, and what must not be preloaded."""
 
     setup: wire.Setup
     preloaded: Preloaded
@@ -70,10 +64,11 @@ class Memory(msgspec.Struct, frozen=True):
 class Template:
     """One thread, one loop: messages and deaths in, forks and reports out. Nothing in it waits but ``poll``."""
 
-    def __init__(self, sock: socket.socket, locks: Sequence[int], entry: child.Entry, start: Start) -> None:
+    def __init__(self, sock: socket.socket, locks: Sequence[int], entry: child.Entry, memory: Memory | None) -> None:
         """Serve the supervisor at the other end of ``sock``; each forked child enters ``entry``."""
         sock.setblocking(False)
-        self._start = start
+        self._environ, self._folder = dict(os.environ), Path.cwd()  # as they were, to start anew
+        self._memory = memory
         self._sock = sock
         self._locks = locks
         self._entry = entry
@@ -90,12 +85,13 @@ class Template:
             WireError: the supervisor broke the protocol (after everything was ended).
         """
         foreign = child.open_descriptors()
-        with guard.dying_with_supervisor():
-            setup = self._start.memory.setup if self._start.memory is not None else self._receive_setup()
-            if setup is None or guard.has_hung_up(self._sock):
-                return
-            started = time.monotonic()
-            preloaded = self._import(setup)
+        set_death_signal(signal.SIGKILL)  # while it imports it cannot listen, and there are no workers yet
+        setup = self._memory.setup if self._memory is not None else self._receive_setup()
+        if setup is None or guard.has_hung_up(self._sock):
+            return
+        started = time.monotonic()
+        preloaded = self._import(setup)
+        set_death_signal(0)
         # What an import holds open, it holds open in every worker too.
         kept = set(child.open_descriptors()) - set(foreign)
         self._prepare(setup, kept)
@@ -107,14 +103,16 @@ class Template:
         finally:
             self._standby.close()
             guard.end_everything(self._wakeup)
-            guard.let_go(self._locks, setup.tmp_root)
+            for lock in self._locks:  # the next supervisor may wait for them
+                os.close(lock)
+            shutil.rmtree(setup.tmp_root, ignore_errors=True)
 
     def _import(self, setup: wire.Setup) -> Preloaded:
         """Import what workers share, and may share. What trials start must come to this process when they end."""
         set_subreaper()
         import_shared()
         try:
-            preloaded = self._start.memory.preloaded if self._start.memory is not None else preload(setup)
+            preloaded = self._memory.preloaded if self._memory is not None else preload(setup)
         except SpoiltError as error:
             self._start_anew(Memory(setup, Preloaded((), ((setup.handler.target, str(error)),))))
         freeze()
@@ -134,13 +132,11 @@ class Template:
                 os.set_inheritable(descriptor, True)
             else:
                 os.close(descriptor)
-        os.chdir(self._start.folder)
-        os.execve(sys.executable, [*sys.orig_argv, f"{_AGAIN}{passed}"], self._start.environ)
+        os.chdir(self._folder)
+        os.execve(sys.executable, [*sys.orig_argv, f"{_AGAIN}{passed}"], self._environ)
 
     def _receive_setup(self) -> wire.Setup | None:
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        poll.poll()
+        select.select([self._sock], [], [])
         received = self._receive()
         if received is None:
             return None
@@ -288,8 +284,8 @@ def flush_c_output_by_line() -> None:
     library.setvbuf(ctypes.c_void_p.in_dll(library, "stdout"), None, line_buffered, ctypes.c_size_t(0))
 
 
-def run(arguments: Sequence[str], find_entry: Callable[[], child.Entry]) -> NoReturn:
-    """Be the template that ``arguments`` (SOCKET LOCK…) describe; ends the process."""
+def run(arguments: Sequence[str], entry: child.Entry) -> NoReturn:
+    """Be the template that ``arguments`` (SOCKET LOCK…) describe, whose workers begin by ``entry``; ends the process."""
     guard.ignore_signals()
     raise_oom_score(os.getppid())
     flush_c_output_by_line()
@@ -297,10 +293,10 @@ def run(arguments: Sequence[str], find_entry: Callable[[], child.Entry]) -> NoRe
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     sys.argv[1:] = []
-    status = child.EXIT_BROKEN
+    status = EXIT_BROKEN
     try:
-        start = Start(dict(os.environ), str(Path.cwd()), _remember(arguments))
-        template = Template(socket.socket(fileno=descriptors[0]), descriptors[1:], find_entry(), start)
+        # By this name its socket stays open to the end: who sees it closed kills this process.
+        template = Template(socket.socket(fileno=descriptors[0]), descriptors[1:], entry, _remember(arguments))
         template.run()
         status = 0
     except SuperviseError as error:
@@ -321,12 +317,5 @@ def _remember(arguments: Sequence[str]) -> Memory | None:
     return None
 
 
-def worker_entry() -> child.Entry:
-    """How a worker begins."""
-    from supervisor.worker.main import prepare  # noqa: PLC0415 - a template with an entry of its own does not need this one
-
-    return prepare
-
-
 if __name__ == "__main__":
-    run(sys.argv[1:], worker_entry)
+    run(sys.argv[1:], prepare)

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 HIDDEN = ("/tmp", "/var/tmp")
@@ -39,8 +39,8 @@ def enter(folder: str, kept: Sequence[str], name: str) -> str:
         place.chmod(0o1777)
     with contextlib.ExitStack() as stack:
         # By descriptor, since the first mount may hide the others' paths.
-        sources = [(stack.enter_context(_opened(str(place))), at) for place, at in zip(places, HIDDEN, strict=True)]
-        sources += [(stack.enter_context(_opened(path)), path) for path in kept if Path(path).is_dir()]
+        sources = [(_open(place, stack), at) for place, at in zip(places, HIDDEN, strict=True)]
+        sources += [(_open(path, stack), path) for path in kept if Path(path).is_dir()]
         for source, at in sources:
             if at not in HIDDEN or Path(at).is_dir():
                 Path(at).mkdir(parents=True, exist_ok=True)
@@ -51,13 +51,10 @@ def enter(folder: str, kept: Sequence[str], name: str) -> str:
     return str(own)
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[int]:
+def _open(path: str | Path, stack: contextlib.ExitStack) -> int:
     descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _unshare() -> None:

@@ -39,7 +39,7 @@ class ProcessLimiter:
         self._most = most
         self._reaper = reaper
         self._own_pid = os.getpid()
-        self._numbers = _Numbers.open() if most else None
+        self._loadavg = _open_loadavg() if most else None
         self._newest = 0
         self._largest = most  # so the first look counts
         self._due = time.monotonic()
@@ -53,7 +53,7 @@ class ProcessLimiter:
         """End the trees that are too large, if it is time to look."""
         if self.next_look is None or time.monotonic() < self._due:
             return
-        newest = self._numbers.newest() if self._numbers is not None else None
+        newest = _newest(self._loadavg) if self._loadavg is not None else None
         self._due = time.monotonic() + (BLIND_LOOK_S if newest is None else LOOK_S)
         # Numbers are given in turn, so no tree can have grown by more than have been given since.
         if newest is not None and 0 <= newest - self._newest <= self._most - self._largest:
@@ -111,29 +111,22 @@ def end_tree(roots: Collection[int], patience: float = FREEZE_S) -> None:
         kill(pid, signal.SIGCONT)
 
 
-class _Numbers:
-    """The number that the kernel gave to the newest process or thread: the last field of ``/proc/loadavg`` (proc(5))."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    @classmethod
-    def open(cls) -> _Numbers | None:
-        """None where the file is not the kernel's own (a container may have another in its place) or says nothing."""
-        try:
-            numbers = cls(os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC))
-            genuine = os.fstat(numbers._descriptor).st_dev == os.stat("/proc").st_dev  # noqa: PTH116 - beside fstat
-            newest = numbers.newest()
-        except OSError:
-            return None
-        if genuine and newest is not None and newest >= os.getpid():
-            return numbers
-        os.close(numbers._descriptor)
+def _open_loadavg() -> int | None:
+    """A descriptor of ``/proc/loadavg``; None where that says nothing or is not the kernel's own, as in some containers."""
+    try:
+        descriptor = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
         return None
+    is_genuine = os.fstat(descriptor).st_dev == os.stat("/proc").st_dev  # noqa: PTH116 - beside fstat
+    if is_genuine and (_newest(descriptor) or 0) >= os.getpid():
+        return descriptor
+    os.close(descriptor)
+    return None
 
-    def newest(self) -> int | None:
-        """None if it cannot be read."""
-        try:
-            return int(os.pread(self._descriptor, 256, 0).split()[-1])
-        except (OSError, ValueError, IndexError):
-            return None
+
+def _newest(loadavg: int) -> int | None:
+    """The number that the kernel gave to the newest process or thread, its last field (proc(5)); None if it cannot be read."""
+    try:
+        return int(os.pread(loadavg, 256, 0).split()[-1])
+    except (OSError, ValueError, IndexError):
+        return None

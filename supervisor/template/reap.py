@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Collection
+from collections import Counter
 from typing import Union
 
 from supervisor.cause import TooManyProcesses
@@ -23,59 +23,29 @@ _SOONEST = 0.002
 _LATEST = 0.1
 
 
-class _Tree:
-    """What a dead worker left, while it is being ended."""
-
-    def __init__(self, slot: str, generation: int, pid: int) -> None:
-        self.slot = slot
-        self.generation = generation
-        self.pid = pid
-        self.killed = 0
-
-
 class Reaper:
-    """Knows the template's children: workers, what it spares, and orphans, each with the dead workers it may come from."""
+    """Knows the template's children: workers, what it spares, and orphans, each with the dead workers it may come from.
+
+    ``workers`` has the pids of the living ones, with slot and generation; ``spared`` those of the template's own helpers, until
+    they have ended: who forks one adds it. By ``next_look`` (monotonic seconds) ``turn`` must be called.
+    """
 
     def __init__(self) -> None:
         """Spare the children that exist already: a trial that the kernel could not end yet."""
         self._own_pid = os.getpid()
-        self._workers: dict[int, tuple[str, int]] = {}
-        self._pids: dict[tuple[str, int], int] = {}
-        self._spared = set(children_of(self._own_pid))
-        self._trees: dict[int, _Tree] = {}
+        self.workers: dict[int, tuple[str, int]] = {}
+        self.spared = set(children_of(self._own_pid))
+        self.next_look: float | None = None
+        self._trees: dict[int, tuple[str, int]] = {}  # what dead workers left, while it is being ended
+        self._killed: Counter[int] = Counter()
         self._orphans: dict[int, frozenset[int]] = {}
         self._causes: dict[int, TooManyProcesses] = {}
         self._delay = _SOONEST
-        self._next_look: float | None = None
-
-    @property
-    def next_look(self) -> float | None:
-        """When ``turn`` must be called at the latest (monotonic seconds); None while only a death gives it something to do."""
-        return self._next_look
 
     def add_worker(self, slot: str, generation: int, pid: int) -> None:
         """``pid``, which may have been spared until now, is that worker."""
-        self._spared.discard(pid)
-        self._workers[pid] = (slot, generation)
-        self._pids[slot, generation] = pid
-
-    def spare(self, pid: int) -> None:
-        """``pid`` was forked for the template's own work: it is no orphan."""
-        self._spared.add(pid)
-
-    def spares(self, pid: int) -> bool:
-        """Whether ``pid`` is spared and has not ended."""
-        return pid in self._spared
-
-    @property
-    def workers(self) -> Collection[int]:
-        """The pids of the living workers."""
-        return self._workers.keys()
-
-    @property
-    def spared(self) -> Collection[int]:
-        """The pids of what is spared and has not ended."""
-        return self._spared
+        self.spared.discard(pid)
+        self.workers[pid] = (slot, generation)
 
     def condemn(self, pid: int, cause: TooManyProcesses) -> None:
         """The worker ``pid`` is about to be killed; ``cause`` goes into its ``Died``."""
@@ -83,9 +53,9 @@ class Reaper:
 
     def signal_worker(self, slot: str, generation: int, signum: int) -> None:
         """Send ``signum`` to that worker alone, if it lives. Its pid cannot be another's: only this process reaps it."""
-        pid = self._pids.get((slot, generation))
-        if pid is not None:
-            kill(pid, signum)
+        for pid, worker in self.workers.items():
+            if worker == (slot, generation):
+                kill(pid, signum)
 
     def turn(self) -> list[Event]:
         """Reap what ended and end the orphans; never waits. Call it after every SIGCHLD, and at ``next_look``."""
@@ -116,28 +86,20 @@ class Reaper:
         return reaped
 
     def _note_end(self, pid: int, status: int, events: list[Event]) -> None:
-        worker = self._workers.pop(pid, None)
-        if worker is not None:
-            slot, generation = worker
-            del self._pids[worker]
-            self._trees[pid] = _Tree(slot, generation, pid)
-            events.append(Died(slot, generation, pid, status, self._causes.pop(pid, None)))
-        elif pid in self._spared:
-            self._spared.discard(pid)
+        if (worker := self.workers.pop(pid, None)) is not None:
+            self._trees[pid] = worker
+            events.append(Died(*worker, pid, status, self._causes.pop(pid, None)))
+        elif pid in self.spared:
+            self.spared.discard(pid)
         else:
             sources = self._orphans.pop(pid, frozenset())
             if status == -signal.SIGKILL:
-                self._count_kill(sources)
-
-    def _count_kill(self, sources: frozenset[int]) -> None:
-        tree = next((tree for pid, tree in self._trees.items() if not sources or pid in sources), None)
-        if tree is not None:
-            tree.killed += 1
+                self._killed.update([tree for tree in self._trees if not sources or tree in sources][:1])
 
     def _find_orphans(self) -> list[int]:
         """The children that are orphans. One in the session of a living worker is still its own (it resigned as a subreaper)."""
-        children = [pid for pid in children_of(self._own_pid) if pid not in self._workers and pid not in self._spared]
-        return [pid for pid in children if _session_of(pid) not in self._workers]
+        children = [pid for pid in children_of(self._own_pid) if pid not in self.workers and pid not in self.spared]
+        return [pid for pid in children if _session_of(pid) not in self.workers]
 
     def _end(self, orphans: list[int]) -> None:
         for pid in orphans:
@@ -151,17 +113,15 @@ class Reaper:
     def _forget_swept(self, orphans: list[int]) -> list[Event]:
         """Take out the trees that none of ``orphans`` may come from: one that cannot die yet holds up its own slot only."""
         remaining = frozenset[int]().union(*(self._orphans.get(pid, frozenset()) for pid in orphans))
-        swept = [tree for tree in self._trees.values() if tree.pid not in remaining]
-        for tree in swept:
-            del self._trees[tree.pid]
-        return [Swept(tree.slot, tree.generation, tree.killed) for tree in swept]
+        swept = [pid for pid in self._trees if pid not in remaining]
+        return [Swept(*self._trees.pop(pid), self._killed.pop(pid, 0)) for pid in swept]
 
     def _plan_next_look(self, death: bool) -> None:
         if not self._trees:
-            self._next_look = None
+            self.next_look = None
             return
         self._delay = _SOONEST if death else min(self._delay * 2, _LATEST)
-        self._next_look = time.monotonic() + self._delay
+        self.next_look = time.monotonic() + self._delay
 
 
 def _session_of(pid: int) -> int | None:

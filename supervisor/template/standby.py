@@ -29,7 +29,8 @@ _DECODER = msgspec.msgpack.Decoder(Order)  # made in the template: it takes long
 
 
 class Standby:
-    """Has one waiting, if it can."""
+    """Has one waiting, if it can. ``turn`` must be called at ``next_look`` (monotonic seconds): None while one waits, or until a
+    worker was asked for."""
 
     def __init__(self, fork: Callable[[Orders], int], reaper: Reaper) -> None:
         """``fork`` forks a worker that gets its order so and returns its pid; ``reaper`` is told what is no orphan."""
@@ -37,37 +38,32 @@ class Standby:
         self._reaper = reaper
         self._pid = 0
         self._sock: socket.socket | None = None
-        self._due: float | None = None
-
-    @property
-    def next_look(self) -> float | None:
-        """When ``turn`` must be called (monotonic seconds); None while one waits, or no worker was ever asked for."""
-        return self._due
+        self.next_look: float | None = None
 
     def turn(self) -> None:
         """Fork one if it is time."""
-        if self._due is None or time.monotonic() < self._due:
+        if self.next_look is None or time.monotonic() < self.next_look:
             return
-        self._due = None
+        self.next_look = None
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError:
-            self._due = time.monotonic() + _AGAIN
+            self.next_look = time.monotonic() + _AGAIN
             return
         with theirs:
             try:
                 self._pid = self._fork(lambda: _wait_for_order(theirs, ours))
             except OSError:
                 ours.close()
-                self._due = time.monotonic() + _AGAIN
+                self.next_look = time.monotonic() + _AGAIN
                 return
-        self._reaper.spare(self._pid)
+        self._reaper.spared.add(self._pid)
         ours.setblocking(False)
         self._sock = ours
 
     def take(self, order: Order, descriptors: Sequence[int]) -> int | None:
         """Give ``order``, with copies of the ``descriptors``, to the one that waits; its pid, or None if there is none."""
-        self._due = time.monotonic() + _AFTER
+        self.next_look = time.monotonic() + _AFTER
         sock, self._sock = self._sock, None
         if sock is None:
             return None
@@ -75,14 +71,14 @@ class Standby:
             try:
                 socket.send_fds(sock, [msgspec.msgpack.encode(order)], descriptors)
             except OSError:  # it is dead, or the order too long for the socket
-                if self._reaper.spares(self._pid):
+                if self._pid in self._reaper.spared:
                     kill(self._pid)
                 return None
         return self._pid
 
     def close(self) -> None:
         """Let the one that waits end."""
-        self._due = None
+        self.next_look = None
         if self._sock is not None:
             self._sock.close()
 

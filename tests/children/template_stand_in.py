@@ -13,4 +13,4 @@ def enter(start):
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:], lambda: lambda: enter)
+    run(sys.argv[1:], lambda: enter)

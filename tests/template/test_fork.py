@@ -41,14 +41,11 @@ def make_house(make_house: Callable[..., House], request: pytest.FixtureRequest)
     return make
 
 
-def test_template_says_what_it_is(house):
+def test_template_and_worker_are_processes_of_their_own(house):
     assert house.ready.version == wire.VERSION
     assert house.ready.pid == house.template.pid
     assert os.getsid(house.template.pid) == house.template.pid
     assert house.ready.took_ms > 0
-
-
-def test_worker_is_a_process_of_its_own(house):
     worker = house.fork("reports_itself", generation=7)
     facts = worker.hears()
     assert house.expect(wire.Forked) == wire.Forked("cpu0", 7, facts["pid"])
@@ -180,10 +177,10 @@ def test_words_printed_from_c_survive_a_crash(make_house):
     assert worker.output() == "last words of C\n"
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_template_itself_cannot_be_asked_to_go(house, signum):
-    os.kill(house.template.pid, signum)
-    assert house.fork("reports_itself").hears()["parent"] == house.template.pid
+def test_template_itself_cannot_be_asked_to_go(house):
+    for generation, signum in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), 1):
+        os.kill(house.template.pid, signum)
+        assert house.fork("reports_itself", generation=generation).hears()["parent"] == house.template.pid
 
 
 class TestPreload:
@@ -205,17 +202,27 @@ class TestPreload:
             (folder / f"{name}.py").write_text(text)
         return folder
 
-    def test_failures_are_skipped_with_the_reason(self, make_house, modules):
-        house = make_house(preload=("good", "raising", "exiting", "no_such_module", "wave"), PYTHONPATH=str(modules))
-        assert house.ready.preloaded == ("good", "wave")
+    def test_workers_have_what_could_be_imported_and_nothing_of_its_ways(self, make_house, modules):
+        preload = ("good", "spins", "takes_signals", "raising", "exiting", "no_such_module", "starts_a_helper", "wave")
+        house = make_house(preload=preload, PYTHONPATH=str(modules), OMP_NUM_THREADS="6")
+        assert house.ready.preloaded == ("good", "spins", "takes_signals", "wave")
         assert dict(house.ready.skipped) == {
             "raising": "ValueError: not today",
             "exiting": "SystemExit: 3",
             "no_such_module": "ModuleNotFoundError: No module named 'no_such_module'",
+            "starts_a_helper": "it leaves a process running",
         }
+        assert children_of(house.template.pid) == house.ahead, "the helper ended with its trial"
         facts = house.fork("reports_itself").hears()
         assert {"good", "wave", "supervisor.worker.main", "asyncio"} <= set(facts["modules"])
         assert str(modules / "good.py") in facts["descriptors"].values()
+        assert facts["environ"]["OMP_NUM_THREADS"] == "6"
+        assert facts["signals"]["SIGTERM"] == "SIG_DFL"
+        os.kill(house.template.pid, signal.SIGTERM)
+        for generation, (child, words) in enumerate({"looks_at_pools": "1 6", "looks_at_spin": "20 None"}.items(), 2):
+            asking = house.fork("ends_as_told", generation=generation, CHILD=str(modules / f"{child}.py"))
+            house.ends(asking)
+            assert asking.output().strip() == words
 
     def test_an_import_that_takes_too_long_is_skipped(self, make_house, modules):
         house = make_house(preload=("never_done",), preload_timeout=0.2, PYTHONPATH=str(modules))
@@ -223,32 +230,11 @@ class TestPreload:
         ((module, why),) = house.ready.skipped
         assert (module, "--preload-timeout" in why) == ("never_done", True)
 
-    def test_pools_have_one_thread_only_while_importing(self, make_house, modules, tmp_path):
-        house = make_house(preload=("good",), PYTHONPATH=str(modules), OMP_NUM_THREADS="6")
-        worker = house.fork("reports_itself")
-        assert worker.hears()["environ"]["OMP_NUM_THREADS"] == "6"
-        asking = house.fork("ends_as_told", generation=2, CHILD=str(modules / "looks_at_pools.py"))
-        house.ends(asking)
-        assert asking.output().split() == ["1", "6"]
-
-    @pytest.mark.parametrize(("given", "seen"), [(None, "20 None"), ("26", "26 26")])
-    def test_threads_of_pools_do_not_spin_for_long_unless_they_are_told_to(self, make_house, modules, given, seen):
-        told = {} if given is None else {"OPENBLAS_THREAD_TIMEOUT": given}
-        house = make_house(preload=("spins",), PYTHONPATH=str(modules), **told)
+    def test_threads_of_pools_spin_as_long_as_they_are_told_to(self, make_house, modules):
+        house = make_house(preload=("spins",), PYTHONPATH=str(modules), OPENBLAS_THREAD_TIMEOUT="26")
         asking = house.fork("ends_as_told", CHILD=str(modules / "looks_at_spin.py"))
         house.ends(asking)
-        assert asking.output().strip() == seen
-
-    def test_handlers_that_an_import_set_are_undone(self, make_house, modules):
-        house = make_house(preload=("takes_signals",), PYTHONPATH=str(modules))
-        assert house.fork("reports_itself").hears()["signals"]["SIGTERM"] == "SIG_DFL"
-        os.kill(house.template.pid, signal.SIGTERM)
-        house.ends(house.fork("ends_as_told", generation=2))
-
-    def test_helper_that_an_import_started_ends_with_its_trial(self, make_house, modules):
-        house = make_house(preload=("starts_a_helper",), PYTHONPATH=str(modules))
-        assert house.ready.skipped == (("starts_a_helper", "it leaves a process running"),)
-        assert children_of(house.template.pid) == house.ahead
+        assert asking.output().strip() == "26 26"
 
 
 def test_package_is_found_and_its_folder_hides_nothing(tmp_path):

@@ -128,6 +128,12 @@ def test_what_changes_nothing_is_passed_over(read) -> None:
         ("def setup(): ...\nsetup()", "calls setup()"),
         (f"import {B}\n{B}.register_assert_rewrite('a')", f"calls {B}.register_assert_rewrite()"),
         (f"import {B}\n@{B}.fixture\ndef f(): ...", f"calls {B}.fixture()"),
+        (f"try:\n    import {B}\nexcept ImportError:\n    {B} = None\n{B}.fixture()", f"calls {B}.fixture()"),
+        (f"import {B}\nwith {B} as f:\n    f.open()", "calls f.open()"),
+        ("def setup(): ...\nbegin = [setup][0]\nbegin()", "calls begin()"),
+        ("begin = lambda: None\nbegin()", "calls begin()"),
+        ("from os import *\nenviron['A'] = '1'", "changes os.environ"),
+        ("import changes_environ, _pytest", "runs changes_environ.py, which changes os.environ"),
         ("exec('1')", "calls exec()"),
         ("import importlib; importlib.import_module('changes_environ')", "calls importlib.import_module()"),
         ("import changes_environ", "runs changes_environ.py, which changes os.environ"),
@@ -151,7 +157,13 @@ def test_a_file_beside_the_handler_shadows_a_package(read, tmp_path: Path) -> No
     assert [entry.module for entry in read(f"import {A}, {B}").imports] == [B]
 
 
-@pytest.mark.parametrize(("text", "why"), [("def (", "not Python"), ("\0", "not Python"), (None, "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        *(("def (", "not Python"), ("\0", "not Python"), (None, "cannot be read")),
+        (f"import {A}\nx = {' + '.join('1' * 2000)}", "recursion"),
+    ],
+)
 def test_a_source_that_cannot_be_read_gives_nothing(tmp_path: Path, text: str | None, why: str) -> None:
     path = tmp_path / "handler.py"
     if text is not None:

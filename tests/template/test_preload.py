@@ -139,87 +139,63 @@ def imports(module: str, value: str = "None") -> str:
 
 
 def test_what_the_handler_imports_is_there_before_it(program: Program) -> None:
-    answer = program.run(imports("plain"))
-    assert answer.output == [False, None]
+    """With names that load more of a module only when they are asked for."""
+    answer = program.run(f"from lazy import heavy\n{imports('plain', 'heavy == os.getpid()')}")
+    assert answer.output == [False, False]
     assert "not preloaded" not in answer.stderr
     assert program.run(imports("plain"), "--preload", "none").output == [True, None]
     assert program.run(imports("reads_environ"), "--preload", "plain").output == [True, None]
 
 
-def test_names_that_load_more_are_asked_for(program: Program) -> None:
-    source = "import os\nfrom lazy import heavy\ndef handler(job):\n    return heavy == os.getpid()\n"
-    assert program.run(source).output is False
-
-
-def test_a_variable_set_before_an_import_is_seen_by_it(program: Program) -> None:
-    answer = program.run(
-        "import os\nos.environ['SEEN_AT_IMPORT'] = 'this'\n" + imports("reads_environ", "reads_environ.seen")
-    )
-    assert answer.output == [True, "this"]
-    assert answer.why_not("reads_environ") == "imported below line 2, which changes os.environ"
-
-
-def test_a_path_set_before_an_import_is_searched(program: Program) -> None:
+def test_a_variable_and_a_path_set_before_an_import_are_seen_by_it(program: Program) -> None:
     (program.folder / "vendor").mkdir()
     (program.folder / "vendor" / "plain.py").write_text("import os; pid = os.getpid(); vendored = True")
-    answer = program.run("import sys\nsys.path.insert(0, 'vendor')\n" + imports("plain", "plain.vendored"))
-    assert answer.output == [True, True]
-    assert answer.why_not("plain") == "imported below line 2, which changes sys.path"
+    answer = program.run(
+        "import os, sys\nos.environ['SEEN_AT_IMPORT'] = 'this'\nsys.path.insert(0, 'vendor')\nimport reads_environ\n"
+        + imports("plain", "[plain.vendored, reads_environ.pid == os.getpid(), reads_environ.seen]")
+    )
+    assert answer.output == [True, [True, True, "this"]]
+    for module in ("reads_environ", "plain"):
+        assert answer.why_not(module) == "imported below line 2, which changes os.environ"
 
 
 def test_a_sibling_that_shadows_a_package_is_what_is_imported(program: Program) -> None:
+    """Also by a package that imports it."""
     (program.folder / "plain.py").write_text("import os; pid = os.getpid(); sibling = True")
-    assert program.run(imports("plain", "plain.sibling")).output == [True, True]
-
-
-def test_a_package_that_would_import_what_a_sibling_shadows_is_left_out(program: Program) -> None:
-    (program.folder / "plain.py").write_text("sibling = True")
-    answer = program.run(imports("imports_plain", "__import__('plain').sibling"))
-    assert answer.output == [True, True]
+    source = f"import imports_plain\n{imports('plain', '[imports_plain.pid == os.getpid(), plain.sibling]')}"
+    answer = program.run(source)
+    assert answer.output == [True, [True, True]]
+    assert answer.why_not("plain") is None
     assert answer.why_not("imports_plain") == "it imports plain, and the handler's folder has a module of that name"
 
 
-def test_a_thread_started_at_import_runs(program: Program) -> None:
-    answer = program.run(imports("leaves_a_thread", "leaves_a_thread.ask()"))
-    assert answer.output == [True, True]
-    assert answer.why_not("leaves_a_thread") == "it leaves a Python thread running (helper)"
-
-
-@pytest.mark.parametrize(("module", "safe"), [("leaves_a_native_thread", False), ("stops_its_thread", True)])
-def test_native_threads(program: Program, module: str, safe: bool) -> None:
-    program.build("NATIVE", "libnative.so", NATIVE)
-    answer = program.run(imports(module))
-    assert answer.output == [not safe, None]
-    why = answer.why_not(module)
-    assert why is None if safe else why == "it leaves 1 native thread running that a fork does not stop"
-
-
-@pytest.mark.parametrize(("module", "safe"), [("initialises_cuda", False), ("loads_cuda", True)])
-def test_a_pretend_cuda(program: Program, module: str, safe: bool) -> None:
-    program.build("CUDA", "libcuda.so.1", CUDA)
-    answer = program.run(imports(module))
-    assert answer.output == [not safe, None]
-    assert answer.why_not(module) == (None if safe else "it initialises CUDA (cuDeviceGetCount answers 0)")
-
-
-@pytest.mark.parametrize(
-    ("module", "why"),
-    [
-        ("hangs_in_the_template", "the import took longer than 5 s (--preload-timeout)"),
-        ("crashes_in_the_template", "the import was killed by SIGABRT"),
-        ("exits_in_the_template", "the import ended its process with exit code 0"),
-        ("starts_a_process", "it leaves a process running"),
-        ("changes_folder", "it changes the current folder"),
-        ("changes_path", "it changes sys.path"),
-    ],
-)
-def test_what_is_left_to_the_worker(program: Program, module: str, why: str) -> None:
+def test_what_a_trial_finds_unsafe_is_left_to_the_worker(program: Program) -> None:
     """And what is imported after it is preloaded all the same."""
-    options = ("--preload-timeout", "5") if "hangs" in module else ()
-    answer = program.run("import os\n" + imports(module, "plain.pid == os.getpid()") + "import plain\n", *options)
-    assert answer.output == [True, False]
-    assert answer.why_not(module) == why
-    assert answer.why_not("plain") is None
+    unsafe = {
+        "leaves_a_thread": "it leaves a Python thread running (helper)",
+        "hangs_in_the_template": "the import took longer than 3 s (--preload-timeout)",
+        "crashes_in_the_template": "the import was killed by SIGABRT",
+        "exits_in_the_template": "the import ended its process with exit code 0",
+        "starts_a_process": "it leaves a process running",
+        "changes_folder": "it changes the current folder",
+        "changes_path": "it changes sys.path",
+    }
+    safe = ["plain"]
+    if shutil.which("gcc") is not None:
+        program.build("NATIVE", "libnative.so", NATIVE)
+        program.build("CUDA", "libcuda.so.1", CUDA)
+        unsafe["leaves_a_native_thread"] = "it leaves 1 native thread running that a fork does not stop"
+        unsafe["initialises_cuda"] = "it initialises CUDA (cuDeviceGetCount answers 0)"
+        safe += ["stops_its_thread", "loads_cuda"]
+    names = [*unsafe, *safe]
+    answer = program.run(
+        f"import os, sys\nimport {', '.join(names)}\ndef handler(job):\n"
+        f"    own = [name for name in {names} if sys.modules[name].pid == os.getpid()]\n"
+        "    return [own, leaves_a_thread.ask()]\n",
+        *("--preload-timeout", "3"),
+    )
+    assert answer.output == [list(unsafe), True]
+    assert {name: answer.why_not(name) for name in names} == {**unsafe, **dict.fromkeys(safe)}
 
 
 def test_a_template_that_an_import_spoilt_starts_anew_without(program: Program) -> None:

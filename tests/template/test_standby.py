@@ -63,7 +63,7 @@ class Nursery:
     def close(self) -> None:
         self.standby.close()
         for pid in self.forked:
-            if self.reaper.spares(pid) or pid in self.reaper.workers:
+            if pid in self.reaper.spared or pid in self.reaper.workers:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
         self.ours.close()
@@ -97,11 +97,11 @@ def test_nobody_is_forked_before_the_first_worker(nursery: Nursery) -> None:
 def test_who_asks_gets_the_one_that_waits_and_the_next_is_forked(waiting: Nursery) -> None:
     for generation in (4, 5, 6):
         (pid,) = waiting.forked[-1:]
-        assert waiting.reaper.spares(pid)
+        assert pid in waiting.reaper.spared
         order = msgspec.structs.replace(ORDER, generation=generation)
         assert waiting.take(order) == pid
         waiting.reaper.add_worker("gpu0", generation, pid)
-        assert not waiting.reaper.spares(pid)
+        assert pid not in waiting.reaper.spared
         assert waiting.hears() == [pid, msgspec.to_builtins(order)]
         assert os.read(waiting.log, 100) == b"a line"
         assert waiting.take() is None  # a second one at the same time

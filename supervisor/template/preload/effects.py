@@ -1,177 +1,109 @@
-"""What a statement may change of the world that later imports see, told by its names alone; in the template process.
+"""Whether a statement may change what later imports see, told by its names alone; in the template process.
 
-Reading ``os.environ`` is harmless, and any other mention of it is a change; so for ``sys.path`` and its like. Calls of built-in
-functions, of the standard library, and of what was made with them, are harmless. All other calls may do anything.
+Reading ``os.environ`` is harmless, and any other mention of it is a change; so for ``sys.path`` and its like. Definitions are
+harmless, and calls of built-in functions, of the standard library and of what was made with them alone; other calls may do all.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterable
+from collections.abc import Iterator
 
-_GUARDED = {
-    "os.environ": "os.environ",
-    "os.environb": "os.environ",
-    "sys.path": "sys.path",
-    "sys.modules": "sys.modules",
-    "sys.meta_path": "sys.meta_path",
-    "sys.path_hooks": "sys.path_hooks",
+_GUARDED = {name: name for name in ("sys.path", "sys.modules", "sys.meta_path", "sys.path_hooks")}
+_GUARDED_ANYWHERE = {
+    **dict.fromkeys(("environ", "environb", "putenv", "unsetenv"), "os.environ"),
+    **dict.fromkeys(("chdir", "fchdir"), "the current folder"),
+    "addsitedir": "sys.path",
 }
 _READS = frozenset({"get", "copy", "keys", "values", "items", "index", "count"})
-_CHANGES = {
-    "environ": "os.environ",
-    "environb": "os.environ",
-    "putenv": "os.environ",
-    "unsetenv": "os.environ",
-    "addsitedir": "sys.path",
-    "chdir": "the current folder",
-    "fchdir": "the current folder",
+_MAY_DO_ANYTHING = {
+    "__import__",
+    "breakpoint",
+    "delattr",
+    "eval",
+    "exec",
+    "getattr",
+    "globals",
+    "locals",
+    "setattr",
+    "vars",
 }
-_MAY_DO_ANYTHING = frozenset(
-    {"__import__", "breakpoint", "delattr", "eval", "exec", "getattr", "globals", "locals", "setattr", "vars"}
-)
 _LOADERS = ("ctypes", "importlib", "pkgutil", "runpy", "site", "unittest")
-_HARMLESS_LOADERS = ("importlib.metadata", "importlib.resources", "importlib.util.find_spec")
+_HARMLESS_LOADERS = ("importlib.metadata", "importlib.resources")
 
 
 class Names:
-    """What the names of one file mean so far. A name with no known meaning may be anything."""
+    """What the names of one file mean: a dotted name of the standard library, or "" for what was made with it alone. A name that
+    has no meaning, or once had none, may be anything."""
 
     def __init__(self) -> None:
-        """Only the built-in names are known."""
-        self._known: dict[str, str | None] = dict.fromkeys({*vars(builtins), "__file__"} - _MAY_DO_ANYTHING)
+        self._meanings = dict.fromkeys({*vars(builtins), "__file__"} - _MAY_DO_ANYTHING, "")
+        self._unknown: set[str] = set()
 
-    def learn(self, name: str, dotted: str | None = None) -> None:
-        """``name`` is ``dotted`` of the standard library; without it, a value that was made with the library alone."""
-        self._known[name] = dotted
+    def bind(self, name: str, meaning: str | None) -> None:
+        """``name`` means that; None: it may be anything."""
+        if meaning is None or (meaning.startswith(_LOADERS) and not meaning.startswith(_HARMLESS_LOADERS)):
+            self._unknown.add(name)
+        else:
+            self._meanings[name] = meaning
 
-    def forget(self, name: str) -> None:
-        """``name`` may be anything."""
-        self._known.pop(name, None)
-
-    def is_known(self, name: str) -> bool:
-        """Whether it is of the standard library, or made with it."""
-        return name in self._known
-
-    def dotted(self, node: ast.AST) -> str | None:
-        """The full name of what ``node`` names, if that is in the standard library."""
-        if isinstance(node, ast.Name):
-            return self._known.get(node.id)
-        if isinstance(node, ast.Attribute):
-            owner = self.dotted(node.value)
-            return f"{owner}.{node.attr}" if owner is not None else None
+    def effect(self, node: ast.AST) -> str | None:
+        """What ``node`` does that later imports may see, as in ``changes os.environ``; None if nothing. Binds its names."""
+        nodes = list(running(node))
+        self._bind_all(nodes)
+        read = {id(part) for one in nodes for part in _read_by(one)}
+        for one in nodes:
+            if id(one) not in read and (changed := self._guarded(one)):
+                return f"changes {changed}"
+        called = (one.func for one in nodes if isinstance(one, ast.Call))
+        decorators = (each for one in nodes for each in getattr(one, "decorator_list", ()))
+        for function in (*called, *decorators):
+            if not self._is_known(ast.walk(function)):
+                return f"calls {ast.unparse(function)[:80]}()"
         return None
 
+    def _bind_all(self, nodes: list[ast.AST]) -> None:
+        bound = {one.id for one in nodes if isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load)}
+        meaning = "" if self._is_known(nodes, bound) else None
+        for name in bound:
+            self.bind(name, meaning)
+        for one in nodes:
+            if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                self.bind(one.name, None)
 
-def effect(statement: ast.stmt, names: Names) -> str | None:
-    """What ``statement`` does that later imports may see, as in ``changes os.environ``; None if nothing. What is nested in it is
-    left out. Learns the names that it binds.
-    """
-    judge = _Judge(names)
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        for decorator in statement.decorator_list:
-            judge.call(decorator)
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        judge.visit_all([*statement.decorator_list, *_defaults(statement.args)])
-    else:
-        nested = (ast.stmt, ast.ExceptHandler, ast.match_case)
-        judge.visit_all(part for part in ast.iter_child_nodes(statement) if not isinstance(part, nested))
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        names.forget(statement.name)
-    judge.learn_bound()
-    return judge.found
-
-
-class _Judge(ast.NodeVisitor):
-    """Looks at all that runs now. ``bound`` are the names it binds, to known things if ``all_known``."""
-
-    def __init__(self, names: Names) -> None:
-        self.found: str | None = None
-        self.bound: set[str] = set()
-        self.all_known = True
-        self._names = names
-
-    def visit_all(self, nodes: Iterable[ast.AST]) -> None:
-        for node in nodes:
-            self.visit(node)
-
-    def learn_bound(self) -> None:
-        """What was bound so far is known, or may be anything."""
-        for name in self.bound:
-            if self.all_known:
-                self._names.learn(name)
-            else:
-                self._names.forget(name)
-
-    def visit_all_of_comprehension(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp) -> None:
-        self.visit_all(node.generators)
-        self.learn_bound()
-        self.visit_all([node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt])
-
-    visit_ListComp = visit_SetComp = visit_GeneratorExp = visit_DictComp = visit_all_of_comprehension  # noqa: N815
-
-    def visit_Lambda(self, node: ast.Lambda) -> None:
-        self.all_known = False
-        self.visit_all(_defaults(node.args))
-
-    def visit_Name(self, node: ast.Name) -> None:
-        self._change(self._guarded(node))
-        if not isinstance(node.ctx, ast.Load):
-            self.bound.add(node.id)
-        elif not self._names.is_known(node.id):
-            self.all_known = False
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        if node.attr in _READS and self._guarded(node.value):
-            return
-        self._change(self._guarded(node))
-        self.visit(node.value)
-
-    def visit_Subscript(self, node: ast.Subscript) -> None:
-        if not (isinstance(node.ctx, ast.Load) and self._guarded(node.value)):
-            self.visit(node.value)
-        self.visit(node.slice)
-
-    def visit_Compare(self, node: ast.Compare) -> None:
-        self.visit(node.left)
-        for operator, value in zip(node.ops, node.comparators, strict=True):
-            if not (isinstance(operator, (ast.In, ast.NotIn)) and self._guarded(value)):
-                self.visit(value)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        self.generic_visit(node)  # a change is worth more words than a doubt
-        self.call(node.func)
-
-    def call(self, function: ast.expr) -> None:
-        """``function`` is called."""
-        if not _is_harmless(function, self._names):
-            self.found = self.found or f"calls {ast.unparse(function)[:80]}()"
-
-    def _change(self, of: str | None) -> None:
-        if of is not None:
-            self.found = self.found or f"changes {of}"
+    def _is_known(self, nodes: Iterator[ast.AST] | list[ast.AST], bound: set[str] | None = None) -> bool:
+        known = self._meanings.keys() - self._unknown | (bound or set())
+        return all(one.id in known if isinstance(one, ast.Name) else not isinstance(one, ast.Lambda) for one in nodes)
 
     def _guarded(self, node: ast.AST) -> str | None:
-        dotted = self._names.dotted(node) or ""
-        last = node.attr if isinstance(node, ast.Attribute) else dotted.rpartition(".")[2]
-        return _GUARDED.get(dotted) or _CHANGES.get(last)
+        dotted = self._dotted(node)
+        return _GUARDED.get(dotted) or _GUARDED_ANYWHERE.get(dotted.rpartition(".")[2])
+
+    def _dotted(self, node: ast.AST) -> str:
+        if isinstance(node, ast.Attribute):
+            return f"{self._dotted(node.value)}.{node.attr}"
+        return (self._meanings.get(node.id) or node.id) if isinstance(node, ast.Name) else ""
 
 
-def _is_harmless(function: ast.expr, names: Names) -> bool:
-    dotted = names.dotted(function)
-    if dotted is not None:
-        return dotted.partition(".")[0] not in _LOADERS or dotted.startswith(_HARMLESS_LOADERS)
-    if isinstance(function, ast.Name):
-        return names.is_known(function.id)
-    if isinstance(function, (ast.Attribute, ast.Subscript)):
-        return _is_harmless(function.value, names)
-    if isinstance(function, ast.Call):
-        return _is_harmless(function.func, names)
-    if isinstance(function, ast.BinOp):
-        return _is_harmless(function.left, names) and _is_harmless(function.right, names)
-    return isinstance(function, (ast.Constant, ast.JoinedStr, ast.List, ast.Tuple, ast.Dict, ast.Set))
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """``node`` and what in it runs when it does, so not the bodies of functions."""
+    yield node
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        parts = [*getattr(node, "decorator_list", ()), *node.args.defaults, *filter(None, node.args.kw_defaults)]
+    else:
+        parts = list(ast.iter_child_nodes(node))
+    for part in parts:
+        yield from running(part)
 
 
-def _defaults(arguments: ast.arguments) -> list[ast.expr]:
-    return [*arguments.defaults, *(default for default in arguments.kw_defaults if default is not None)]
+def _read_by(node: ast.AST) -> list[ast.expr]:
+    """The parts of ``node`` that it only reads."""
+    if isinstance(node, ast.Attribute):
+        return [node.value] if node.attr in _READS else []
+    if isinstance(node, ast.Subscript):
+        return [node.value] if isinstance(node.ctx, ast.Load) else []
+    if isinstance(node, ast.Compare):
+        pairs = zip(node.ops, node.comparators, strict=True)
+        return [value for operator, value in pairs if isinstance(operator, (ast.In, ast.NotIn))]
+    return []

@@ -1,27 +1,28 @@
 """What a handler's source imports before it can have changed how imports work, read without running it; in the template process.
 
-Python runs a file from top to bottom. Its statements are followed here in that order, as far as none of them changes, or may
-change, ``os.environ``, ``sys.path`` or the current folder: a module may look at these while it is imported. Files of the user's
-own that are imported on the way are followed too, for that question only; they, and what they import, are left to the worker.
+Its statements are read in the order in which they run, until one changes, or may change, ``os.environ``, ``sys.path`` or the
+current folder: a module may look at these while it is imported. Files of the user's own that it imports are read too, for that
+question only; they, and what they import, are left to the worker.
 """
 
 from __future__ import annotations
 
 import ast
-import sys
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
+from importlib.util import resolve_name
 from pathlib import Path
 
 import msgspec
 
-from supervisor.template.preload.effects import Names, effect
+from supervisor.template.preload.effects import Names, running
 from supervisor.template.preload.locate import Place, Places
 from supervisor.wire.messages import HandlerSpec
 
-MOST_FILES = 300
-"""How many files of the user's own are followed; a handler that imports more is left to the worker from there on."""
+MOST_FILES = 200
+"""How many files of the user's own are read; a handler that imports more is left to the worker from there on."""
 
 
 class Import(msgspec.Struct, frozen=True):
@@ -38,56 +39,115 @@ class Reading(msgspec.Struct, frozen=True):
     left_out: tuple[tuple[str, str], ...] = ()
 
 
-def read(handler: HandlerSpec) -> Reading:
-    """What of ``handler`` may be imported ahead of it. A source that cannot be read gives nothing, and the reason."""
-    places = Places(handler)
-    files = _files_of(handler, places)
-    if files is None:
-        return Reading((), ((handler.target, "its source was not found"),))
-    follower = _Follower(places)
-    for file in files[:-1]:  # the packages that the handler is in: Python runs them first
-        follower.follow(file, collects=False)
-    try:
-        follower.follow(files[-1], collects=True)
-    except _UnreadableError as error:
-        return Reading((), ((handler.target, str(error)),))
-    return Reading(tuple(follower.imports), tuple(follower.left_out.items()))
+class _File(msgspec.Struct, frozen=True):
+    """A source file. ``package`` is where its relative imports start; ``runs``: as ``__main__``."""
 
-
-class _File:
-    """One source file. ``package`` is where its relative imports start; ``runs``: as ``__main__``."""
-
-    def __init__(self, path: Path, package: str = "", runs: bool = False) -> None:
-        self.path = path
-        self.package = package
-        self.runs = runs
-        self.names = Names()
+    path: Path
+    package: str = ""
+    runs: bool = False
 
 
 class _UnreadableError(Exception):
     """There is no source, or it is not Python."""
 
 
-def _files_of(handler: HandlerSpec, places: Places) -> list[_File] | None:
-    if handler.kind == "file":
-        return [_File(Path(handler.target), runs=True)]
-    name = handler.target
-    chain = places.chain(name)
-    if handler.kind == "module" and chain and chain[-1].submodule_search_locations is not None:
-        name += ".__main__"
-        chain = places.chain(name)
-    files = [_file(spec) for spec in chain]
-    if not chain or chain[-1].name != name or files[-1] is None:
+def read(handler: HandlerSpec) -> Reading:
+    """What of ``handler`` may be imported ahead of it. A source that cannot be read gives nothing, and the reason."""
+    reader = _Reader(Places(handler))
+    try:
+        *packages, own = reader.files_of(handler)
+        stops = filter(None, map(reader.effect_of, packages))  # Python runs them first
+        return reader.read(own, next((f"in a package that {stop}" for stop in stops), None))
+    except (_UnreadableError, RecursionError) as error:
+        return Reading((), ((handler.target, str(error)),))
+
+
+class _Reader:
+    """Reads files as Python would run them."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._followed: set[Path] = set()
+
+    def files_of(self, handler: HandlerSpec) -> list[_File]:
+        """The files that Python runs for ``handler``; the last is its own.
+
+        Raises:
+            _UnreadableError: that one is not there.
+        """
+        if handler.kind == "file":
+            return [_File(Path(handler.target), runs=True)]
+        name = handler.target
+        chain = self._places.chain(name)
+        if handler.kind == "module" and chain and chain[-1].submodule_search_locations is not None:
+            name += ".__main__"
+            chain = self._places.chain(name)
+        files = [_file(spec, handler.kind == "module" and spec.name == name) for spec in chain]
+        if not chain or chain[-1].name != name or files[-1] is None:
+            raise _UnreadableError("its source was not found")
+        return [file for file in files if file is not None]
+
+    def read(self, file: _File, stop: str | None) -> Reading:
+        """What ``file`` imports; what comes after a ``stop`` is left out with that reason.
+
+        Raises:
+            _UnreadableError: it cannot be read.
+        """
+        self._followed.add(file.path)
+        imports, left_out, names = list[Import](), dict[str, str](), Names()
+        for node, certain in _steps(_parse(file.path), file.runs):
+            for wanted, _ in _imported(node, file.package) if certain else ():
+                kind = self._places.kind(wanted.module)
+                if kind is Place.NAMESPACE:
+                    left_out.setdefault(wanted.module, "it is in a namespace package")
+                elif kind is Place.INSTALLED and stop is not None:
+                    left_out.setdefault(wanted.module, stop)
+                elif kind in (Place.INSTALLED, Place.STANDARD) and stop is None:
+                    imports.append(wanted)
+            if stop is None and (what := self._effect(node, file, names)) is not None:
+                stop = f"imported below line {node.lineno}, which {what}"
+        return Reading(tuple(imports), tuple(left_out.items()))
+
+    def effect_of(self, file: _File) -> str | None:
+        """What running ``file`` may do that later imports see; None if nothing, or if it has run already."""
+        if file.path in self._followed:
+            return None
+        self._followed.add(file.path)
+        if len(self._followed) > MOST_FILES:
+            return f"is one of more than {MOST_FILES} files"
+        try:
+            steps = _steps(_parse(file.path), file.runs)
+        except _UnreadableError as error:
+            return f"cannot be followed: {error}"
+        names = Names()
+        return next(filter(None, (self._effect(node, file, names) for node, _ in steps)), None)
+
+    def _effect(self, node: ast.stmt, file: _File, names: Names) -> str | None:
+        for wanted, bound in (found for inner in running(node) for found in _imported(inner, file.package)):
+            kind = self._places.kind(wanted.module)
+            for name, meaning in bound.items():
+                names.bind(name, meaning if kind is Place.STANDARD else None)
+            if kind is Place.USERS and (what := self._effect_of_import(wanted)) is not None:
+                return what
+        return names.effect(node)
+
+    def _effect_of_import(self, wanted: Import) -> str | None:
+        """A name that no file has is one inside a module."""
+        for name in (wanted.module, *(f"{wanted.module}.{name}" for name in wanted.names)):
+            for spec in self._places.chain(name):
+                found = _file(spec)
+                if found is None and spec.origin is not None:
+                    return f"runs {spec.name}, which has no source"
+                if found is not None and (what := self.effect_of(found)) is not None:
+                    return f"runs {found.path.name}, which {what}"
         return None
-    files[-1].runs = handler.kind == "module"
-    return [file for file in files if file is not None]
 
 
-def _file(spec: ModuleSpec) -> _File | None:
+def _file(spec: ModuleSpec, runs: bool = False) -> _File | None:
     if spec.origin is None or not spec.origin.endswith(".py"):
         return None
     is_package = spec.submodule_search_locations is not None
-    return _File(Path(spec.origin), spec.name if is_package else spec.name.rpartition(".")[0])
+    return _File(Path(spec.origin), spec.name if is_package else spec.name.rpartition(".")[0], runs)
 
 
 def _parse(path: Path) -> list[ast.stmt]:
@@ -101,149 +161,41 @@ def _parse(path: Path) -> list[ast.stmt]:
         raise _UnreadableError(f"its source is not Python: {error}") from None
 
 
-class _Stop(msgspec.Struct, frozen=True):
-    """What may have changed what imports see. ``placed``: it says in which file."""
-
-    what: str
-    placed: bool = False
-
-
-class _Follower:
-    """Goes through files as Python would, until something may have changed what imports see."""
-
-    def __init__(self, places: Places) -> None:
-        self.imports: list[Import] = []
-        self.left_out: dict[str, str] = {}
-        self._places = places
-        self._followed: set[Path] = set()
-        self._stop: _Stop | None = None
-        self._line: int | None = None
-
-    def follow(self, file: _File, collects: bool) -> None:
-        """Go through ``file``; with ``collects`` what it imports is asked for.
-
-        Raises:
-            _UnreadableError: it cannot be read, and ``collects``.
-        """
-        if file.path in self._followed:
-            return
-        self._followed.add(file.path)
-        try:
-            statements = _parse(file.path)
-        except _UnreadableError as error:
-            if collects:
-                raise
-            self._stop = self._stop or _Stop(f"runs {file.path.name}: {error}", placed=True)
-            return
-        if len(self._followed) > MOST_FILES:
-            self._stop = self._stop or _Stop(f"runs more than {MOST_FILES} files", placed=True)
-        self._block(statements, file, collects)
-
-    def _reason(self, stop: _Stop) -> str:
-        where = "in a package that" if self._line is None else f"imported below line {self._line}, which"
-        return f"{where} {stop.what}"
-
-    def _block(self, statements: Sequence[ast.stmt], file: _File, collects: bool) -> None:
-        for statement in statements:
-            if self._stop is None or collects:
-                self._statement(statement, file, collects)
-            if self._stop is not None and self._line is None and collects:
-                self._line = statement.lineno
-
-    def _statement(self, node: ast.stmt, file: _File, collects: bool) -> None:
+def _steps(statements: Sequence[ast.stmt], runs: bool, certain: bool = True) -> Iterator[tuple[ast.stmt, bool]]:
+    """What runs, in order, and whether it is certain to: blocks around imports are opened. ``runs``: as ``__main__``."""
+    for node in statements:
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                self._import(Import(alias.name), collects)
-                meant = alias.name if alias.asname else alias.name.partition(".")[0]
-                self._bind(alias.asname or meant, meant, file)
-        elif isinstance(node, ast.ImportFrom):
-            self._import_from(node, file, collects)
-        else:
-            if self._stop is None:
-                what = effect(node, file.names)
-                self._stop = None if what is None else _Stop(what)
-            self._nested(node, file, collects)
-
-    def _nested(self, node: ast.stmt, file: _File, collects: bool) -> None:
-        if isinstance(node, ast.If):
-            known = _outcome(node.test, file)
-            for branch, runs in ((node.body, known), (node.orelse, None if known is None else not known)):
-                if runs is not False:
-                    self._block(branch, file, collects and runs is True)
-        elif isinstance(node, (ast.With, ast.AsyncWith)):
-            self._block(node.body, file, collects)
-        elif isinstance(node, (ast.For, ast.AsyncFor, ast.While)):
-            self._block([*node.body, *node.orelse], file, False)
-        elif isinstance(node, ast.ClassDef):
-            self._block(node.body, file, False)
-        elif isinstance(node, ast.Match):
-            for case in node.cases:
-                self._block(case.body, file, False)
+            yield from ((ast.copy_location(ast.Import([alias]), node), certain) for alias in node.names)
         elif isinstance(node, ast.Try):
-            self._try(node, file, collects)
-        elif sys.version_info >= (3, 11) and isinstance(node, ast.TryStar):
-            self._block([*node.body, *node.orelse, *node.finalbody], file, False)
-
-    def _try(self, node: ast.Try, file: _File, collects: bool) -> None:
-        self._block(node.body, file, collects)
-        for handler in node.handlers:  # what stands in when an import fails may not be wanted
-            self._block(handler.body, file, False)
-        self._block([*node.orelse, *node.finalbody], file, collects)
-
-    def _import_from(self, node: ast.ImportFrom, file: _File, collects: bool) -> None:
-        module = node.module or ""
-        if node.level:
-            parts = file.package.split(".")
-            base = parts[: len(parts) - node.level + 1]
-            module = ".".join([*base, module] if module else base)
-        names = tuple(alias.name for alias in node.names if alias.name != "*")
-        if not module or module == "__future__":
-            return
-        self._import(Import(module, names), collects)
-        for alias in node.names:
-            self._bind(alias.asname or alias.name, f"{module}.{alias.name}", file)
-
-    def _import(self, wanted: Import, collects: bool) -> None:
-        kind = self._places.kind(wanted.module)
-        if kind is Place.USERS and self._stop is None:
-            for name in (wanted.module, *(f"{wanted.module}.{name}" for name in wanted.names)):
-                self._run_users(name)
-        elif not collects:
-            return
-        elif kind is Place.NAMESPACE:
-            self.left_out.setdefault(wanted.module, "it is in a namespace package")
-        elif kind is Place.INSTALLED and self._stop is not None:
-            self.left_out.setdefault(wanted.module, self._reason(self._stop))
-        elif kind in (Place.INSTALLED, Place.STANDARD) and self._stop is None:
-            self.imports.append(wanted)
-
-    def _run_users(self, name: str) -> None:
-        """Follow what ``import name`` runs. A name that no file has is one inside a module."""
-        for spec in self._places.chain(name):
-            found = _file(spec)
-            if found is not None:
-                self.follow(found, collects=False)
-                if self._stop is not None and not self._stop.placed:
-                    self._stop = _Stop(f"runs {found.path.name}, which {self._stop.what}", placed=True)
-            elif spec.origin is not None:
-                self._stop = _Stop(f"runs {spec.name}, which has no source", placed=True)
-            if self._stop is not None:
-                return
-
-    def _bind(self, name: str, meant: str, file: _File) -> None:
-        if self._places.kind(meant) is Place.STANDARD:
-            file.names.learn(name, meant)
+            yield from _steps(node.body, runs, certain)
+            for handler in node.handlers:  # what stands in when an import fails may not be wanted
+                yield from _steps(handler.body, runs, False)
+            yield from _steps([*node.orelse, *node.finalbody], runs, certain)
+        elif isinstance(node, ast.With):
+            yield ast.copy_location(ast.With(node.items, []), node), certain
+            yield from _steps(node.body, runs, certain)
+        elif isinstance(node, ast.If) and (outcome := _outcome(node.test, runs)) is not None:
+            yield from _steps(node.body if outcome else node.orelse, runs, certain)
         else:
-            file.names.forget(name)
+            yield node, certain
 
 
-def _outcome(test: ast.expr, file: _File) -> bool | None:
+def _outcome(test: ast.expr, runs: bool) -> bool | None:
     """How a condition turns out, if that is known."""
-    text = ast.unparse(test)
-    if text in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-        return False
-    if text in ("not TYPE_CHECKING", "not typing.TYPE_CHECKING"):
-        return True
-    if text in ("__name__ == '__main__'", "'__main__' == __name__"):
-        return file.runs
-    return None
+    text = ast.unparse(test).replace("typing.", "")
+    if text in ("TYPE_CHECKING", "not TYPE_CHECKING"):
+        return text != "TYPE_CHECKING"
+    return runs if text in ("__name__ == '__main__'", "'__main__' == __name__") else None
+
+
+def _imported(node: ast.AST, package: str) -> Iterator[tuple[Import, dict[str, str]]]:
+    """What ``node`` imports, and the names that it binds, with what they stand for."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            meant = alias.name if alias.asname else alias.name.partition(".")[0]
+            yield Import(alias.name), {alias.asname or meant: meant}
+    elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
+        with contextlib.suppress(ImportError):  # it leads out of the package: the worker will say it
+            module = resolve_name("." * node.level + (node.module or ""), package)
+            bound = {alias.asname or alias.name: f"{module}.{alias.name}" for alias in node.names}
+            yield Import(module, tuple(alias.name for alias in node.names if alias.name != "*")), bound

@@ -21,9 +21,8 @@ class Place(Enum):
     STANDARD = "the standard library"
     INSTALLED = "an installed package"
     NAMESPACE = "an installed namespace package"
-    OURS = "this package, or the stand-in for runpod"
     USERS = "code of the user's own"
-    ABSENT = "nothing"
+    OTHER = "nothing; this package, or the stand-in for runpod"
 
 
 def folder_of(handler: HandlerSpec) -> Path:
@@ -46,13 +45,8 @@ class Places:
         self._own = None if handler.kind == "file" else handler.target.partition(".")[0]
         self._path = [str(self._folder), *sys.path]
         self._standard = _prefixes(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
-        self._packages = _prefixes(
-            [
-                *(sysconfig.get_path(name) for name in ("purelib", "platlib")),
-                *site.getsitepackages(),
-                site.getusersitepackages(),
-            ]
-        )
+        pure, platform = (sysconfig.get_path(name) for name in ("purelib", "platlib"))
+        self._packages = _prefixes([pure, platform, *site.getsitepackages(), site.getusersitepackages()])
 
     def kind(self, name: str) -> Place:
         """What the first word of the dotted ``name`` stands for."""
@@ -62,16 +56,14 @@ class Places:
         if top == self._own or shadowed(top, self._folder):
             return Place.USERS
         spec = self._find(top)
-        if top == "supervisor" or (spec is None and top == "runpod"):
-            return Place.OURS
-        if spec is None:
-            return Place.ABSENT
+        if top == "supervisor" or spec is None:
+            return Place.OTHER
         if spec.origin is None:
-            installed = all(self._is_in(self._packages, folder) for folder in spec.submodule_search_locations or ())
+            installed = all(_is_in(self._packages, folder) for folder in spec.submodule_search_locations or ())
             return Place.NAMESPACE if installed else Place.USERS
-        if self._is_in(self._packages, spec.origin):
+        if _is_in(self._packages, spec.origin):
             return Place.INSTALLED
-        standard = spec.origin == "frozen" or self._is_in(self._standard, spec.origin)
+        standard = spec.origin == "frozen" or _is_in(self._standard, spec.origin)
         return Place.STANDARD if standard and top in sys.stdlib_module_names else Place.USERS
 
     def chain(self, name: str) -> list[ModuleSpec]:
@@ -96,10 +88,10 @@ class Places:
         except (ImportError, ValueError):
             return None
 
-    @staticmethod
-    def _is_in(prefixes: tuple[str, ...], path: str) -> bool:
-        return os.path.realpath(path).startswith(prefixes)
-
 
 def _prefixes(folders: Iterable[str]) -> tuple[str, ...]:
     return tuple({os.path.realpath(folder) + os.sep for folder in folders})
+
+
+def _is_in(prefixes: tuple[str, ...], path: str) -> bool:
+    return os.path.realpath(path).startswith(prefixes)

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from supervisor.errors import SuperviseError
+from supervisor.template import child
 from supervisor.template.preload import huge_pages, imports, safety
 from supervisor.template.preload.imports import Import
 from supervisor.template.preload.locate import folder_of
@@ -126,8 +127,4 @@ def _one_thread_each() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        child.set_variables(before)

@@ -112,11 +112,7 @@ def _function(path: str, names: Sequence[str]) -> Callable[[int], Any] | None:
 
 def _physical_cores() -> int:
     """How many cores this process may run on: two threads of one core count once, as MKL has it, which torch follows."""
-    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
-
-
-def _siblings(cpu: int) -> str:
-    try:
-        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
-    except OSError:
-        return str(cpu)
+    lists = {
+        cpu: Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in os.sched_getaffinity(0)
+    }
+    return len({path.read_text() if path.exists() else cpu for cpu, path in lists.items()})

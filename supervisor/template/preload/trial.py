@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 import os
-import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -17,12 +17,13 @@ from typing import NoReturn
 
 import msgspec
 
-from supervisor.host.processes import children_of, kill, kill_with_group, set_death_signal
+from supervisor.host.processes import children_of, kill, kill_with_group
 from supervisor.template import child
 from supervisor.template.preload import safety
 from supervisor.template.preload.imports import Import
 
 _REASON_CHARACTERS = 500
+_VERDICT_BYTES = 64 * 1024
 _END_S = 2.0
 """How long a killed process is waited for: one that the kernel cannot end must not hold up the workers."""
 
@@ -36,48 +37,32 @@ class Trial:
         Raises:
             OSError: there is no room for another process.
         """
-        self._before = frozenset(children_of(os.getpid()))
-        self._verdicts, writable = os.pipe2(os.O_CLOEXEC)
         template = os.getpid()
-        try:
-            self._pid = child.fork()
-        except OSError:
-            os.close(self._verdicts)
-            raise
-        finally:
-            if os.getpid() == template:
-                os.close(writable)
+        self._before = frozenset(children_of(template))
+        self._verdicts, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pid = child.fork()
         if self._pid == 0:
-            _run(imports, handlers_folder, template, writable)
-        self._buffer = b""
+            _run(imports, handlers_folder, template, theirs)
+        theirs.close()
 
     def verdict(self, timeout: float) -> str | None:
         """Why the next of the imports is not safe; None if it is. Waits at most ``timeout`` seconds for it."""
-        poll = select.poll()
-        poll.register(self._verdicts, select.POLLIN)
-        deadline = time.monotonic() + timeout
-        while b"\n" not in self._buffer:
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                return f"the import took longer than {timeout:g} s (--preload-timeout)"
-            data = os.read(self._verdicts, 4096)
-            if not data:
-                return self._how_it_ended()
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return msgspec.json.decode(line, type=str) or None
+        self._verdicts.settimeout(timeout)
+        try:
+            verdict = self._verdicts.recv(_VERDICT_BYTES)
+        except TimeoutError:
+            return f"the import took longer than {timeout:g} s (--preload-timeout)"
+        return msgspec.json.decode(verdict, type=str | None) if verdict else self._how_it_ended()
 
     def close(self) -> None:
         """End it and all that it started."""
-        os.close(self._verdicts)
+        self._verdicts.close()
         deadline = time.monotonic() + _END_S
-        while (left := self._left()) and time.monotonic() < deadline:
+        while (left := set(children_of(os.getpid())) - self._before) and time.monotonic() < deadline:
             for pid in left:
                 kill_with_group(pid)
                 os.waitpid(pid, os.WNOHANG)
             time.sleep(0.001)
-
-    def _left(self) -> list[int]:
-        return [pid for pid in children_of(os.getpid()) if pid not in self._before]
 
     def _how_it_ended(self) -> str:
         kill(self._pid)  # unless it ended, it closed the pipe
@@ -100,11 +85,9 @@ def reason_of(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
 
 
-def _run(imports: Sequence[Import], handlers_folder: Path, template: int, verdicts: int) -> NoReturn:
+def _run(imports: Sequence[Import], handlers_folder: Path, template: int, verdicts: socket.socket) -> NoReturn:
     try:
-        set_death_signal(signal.SIGKILL)
-        if os.getppid() != template:
-            os._exit(0)
+        child.die_with(template)
         os.setsid()
         # What is printed while importing is printed again when it is done for good.
         silence = os.open(os.devnull, os.O_WRONLY)
@@ -112,7 +95,7 @@ def _run(imports: Sequence[Import], handlers_folder: Path, template: int, verdic
         os.dup2(silence, 2)
         before = safety.look()
         for wanted in imports:
-            _say(verdicts, _try(wanted, before, handlers_folder) or "")
+            verdicts.send(msgspec.json.encode(_try(wanted, before, handlers_folder)))
     finally:
         os._exit(0)
 
@@ -121,10 +104,6 @@ def _try(wanted: Import, before: safety.Before, handlers_folder: Path) -> str | 
     try:
         perform(wanted)
     except BaseException as error:  # noqa: BLE001 - any code runs here, and some modules call sys.exit
-        return reason_of(error)
+        return reason_of(error).encode(errors="replace").decode()
     sys.stdout.flush()
     return safety.fault(before, handlers_folder)
-
-
-def _say(verdicts: int, text: str) -> None:
-    os.write(verdicts, msgspec.json.encode(text.encode(errors="replace").decode()) + b"\n")
