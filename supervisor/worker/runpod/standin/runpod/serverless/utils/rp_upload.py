@@ -49,10 +49,9 @@ def upload_image(
     if client is None:
         where = str(save_locally(name, file_data=content, directory="simulated_uploaded"))
     else:
-        bucket, key = bucket_name or _this_month(), f"{job_id}/{name}"
-        kind = "image/" + extension.lstrip(".")
-        client.put_object(Bucket=bucket, Key=key, Body=content, ContentType=kind)
-        where = _url(client, bucket, key)
+        place = _place(f"{job_id}/{name}", bucket_name)
+        client.put_object(**place, Body=content, ContentType="image/" + extension.lstrip("."))
+        where = _url(client, place)
     if results_list is not None:
         results_list[result_index] = where
     return where
@@ -104,9 +103,9 @@ def upload_file_to_bucket(
     client = _client(bucket_creds)
     if client is None:
         return str(save_locally(file_name, source_path=file_location))
-    bucket, key = bucket_name or _this_month(), f"{prefix}/{file_name}" if prefix else file_name
-    client.upload_file(Filename=file_location, Bucket=bucket, Key=key, ExtraArgs=extra_args or None)
-    return _url(client, bucket, key)
+    place = _place(file_name, bucket_name, prefix)
+    client.upload_file(**place, Filename=file_location, ExtraArgs=extra_args or None)
+    return _url(client, place)
 
 
 def upload_in_memory_object(
@@ -124,9 +123,9 @@ def upload_in_memory_object(
     client = _client(bucket_creds)
     if client is None:
         return str(save_locally(file_name, file_data=file_data))
-    bucket, key = bucket_name or _this_month(), f"{prefix}/{file_name}" if prefix else file_name
-    client.upload_fileobj(io.BytesIO(file_data), bucket, key)
-    return _url(client, bucket, key)
+    place = _place(file_name, bucket_name, prefix)
+    client.upload_fileobj(io.BytesIO(file_data), **place)
+    return _url(client, place)
 
 
 def _client(given: dict[str, Any] | None = None) -> Any:
@@ -160,13 +159,12 @@ def _region(endpoint: str) -> str | None:
     return None
 
 
-def _url(client: Any, bucket: str, key: str) -> str:
-    return str(client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_WEEK))
+def _place(name: str, bucket: str | None, prefix: str | None = None) -> dict[str, str]:
+    return {"Bucket": bucket or time.strftime("%m-%y"), "Key": f"{prefix}/{name}" if prefix else name}
 
 
-def _this_month() -> str:
-    return time.strftime("%m-%y")
+def _url(client: Any, place: dict[str, str]) -> str:
+    return str(client.generate_presigned_url("get_object", Params=place, ExpiresIn=_WEEK))
 
 
-def __getattr__(name: str) -> object:
-    return _absent.refuse(__name__, name)
+__getattr__ = _absent.getter(__name__)
