@@ -41,8 +41,6 @@ def main(supervisor: int, simulated: int, fd: int = 0) -> None:
     processes.set_death_signal(signal.SIGKILL)
     if os.getppid() != supervisor:
         return
-    # A process stuck in the kernel would keep what it inherited by accident: a lock, somebody's pipe.
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     line = Line(fd)
     attribution = Attribution(on_host=in_host_pid_namespace())
     line.serve(SimulatedSource(simulated) if simulated else NvmlSource(XidWatch(line.say), attribution))

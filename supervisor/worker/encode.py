@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from supervisor.errors import EncodeError
+from supervisor.worker import blame
 
 MAX_DEPTH = 300
 """Levels of nesting that the walk in Python follows. msgspec alone goes as deep as the interpreter's recursion limit."""
@@ -65,7 +66,7 @@ def error_text(value: Any) -> str:
             text = encode(value, "error").decode()
         except EncodeError as error:
             text = _str(value) or str(error)
-    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate cannot be sent
+    return blame.utf8(text)
 
 
 def _str(value: Any) -> str:
