@@ -19,8 +19,7 @@ import msgspec
 
 from supervisor.config.settings import SECRET_VARIABLES
 from supervisor.errors import WireError
-from supervisor.gpu.messages import LIMIT, Answer, FromReader, List, Sample, ToReader
-from supervisor.gpu.records import Listing, Unwatched, WorkerRef, Xid
+from supervisor.gpu.records import LIMIT, Answer, FromReader, List, Listing, Sample, ToReader, Unwatched, WorkerRef, Xid
 from supervisor.wire import messages as wire
 
 _MAIN = Path(__file__).with_name("reader.py")

@@ -95,12 +95,11 @@ def lock_gpus(
             taking = _Taking(folder, folder_fd, holder, time.monotonic() + wait, mode=0o666)
             # Everyone takes them in the same order, so two starts at once do not each get half.
             for gpu in sorted(gpus, key=lambda gpu: gpu.uuid):
-                instance = "" if gpu.mig is None else f" MIG {gpu.mig}"
                 wanted = {_file_name(gpu.uuid): fcntl.LOCK_EX}
                 if gpu.parent:
                     wanted[_file_name(gpu.parent)] = fcntl.LOCK_SH
                 try:
-                    locks[gpu.uuid] = taking.lock(f"GPU {gpu.index}{instance} ({gpu.uuid})", wanted)
+                    locks[gpu.uuid] = taking.lock(f"GPU {gpu.number} ({gpu.uuid})", wanted)
                 except LockedError as error:
                     refusals.append(str(error))
                     if not skip_held:

@@ -20,9 +20,8 @@ import threading
 import time
 
 from supervisor.gpu.attribution import Attribution, in_host_pid_namespace
-from supervisor.gpu.messages import LIMIT, Answer, FromReader, List, ToReader
 from supervisor.gpu.nvml import NvmlSource
-from supervisor.gpu.records import Reading
+from supervisor.gpu.records import LIMIT, Answer, FromReader, List, Reading, ToReader
 from supervisor.gpu.simulated import SimulatedSource
 from supervisor.gpu.source import Source, SourceError
 from supervisor.gpu.xids import XidWatch
