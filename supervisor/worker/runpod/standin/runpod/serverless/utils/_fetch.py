@@ -133,7 +133,6 @@ def _session() -> Any:
     """A ``requests.Session`` that looks at the address it is connected to before it asks: a name may resolve anew to another."""
     import requests  # noqa: PLC0415 - where it is called only
     from requests.adapters import HTTPAdapter  # noqa: PLC0415
-    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool  # noqa: PLC0415
 
     def checked(kind: Any) -> Any:
         class Connection(kind.ConnectionCls):  # type: ignore[misc]  # of urllib3 1 or 2
@@ -151,10 +150,8 @@ def _session() -> Any:
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
             super().init_poolmanager(*arguments, **options)
-            self.poolmanager.pool_classes_by_scheme = {
-                "http": checked(HTTPConnectionPool),
-                "https": checked(HTTPSConnectionPool),
-            }
+            kinds = self.poolmanager.pool_classes_by_scheme
+            self.poolmanager.pool_classes_by_scheme = {scheme: checked(kind) for scheme, kind in kinds.items()}
 
     session = requests.Session()
     for scheme in ("http://", "https://"):
