@@ -18,8 +18,8 @@ from pathlib import Path
 
 from msgspec import structs
 
+from supervisor.gpu.proc import name_of, parent_of
 from supervisor.gpu.records import GpuProcess, GpuSample, WorkerRef
-from supervisor.gpu.source import name_of, parent_of
 
 _HOST_PID_NAMESPACE = 0xEFFFFFFC
 """The inode number of the first PID namespace (Linux, ``include/linux/proc_ns.h``)."""

@@ -23,8 +23,8 @@ from pathlib import Path
 import msgspec
 
 from supervisor.errors import LockedError, UsageError
+from supervisor.gpu.proc import started_at
 from supervisor.gpu.records import Gpu
-from supervisor.gpu.source import started_at
 from supervisor.host import files
 
 DEFAULT_DIR = Path("/tmp/supervise-locks")

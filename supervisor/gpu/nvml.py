@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 
 from supervisor.gpu.attribution import Attribution
-from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, WorkerRef
-from supervisor.gpu.source import MIB, SourceError
+from supervisor.gpu.records import MIB, Gpu, GpuProcess, GpuSample, Listing, WorkerRef
 from supervisor.gpu.xids import Order, Watched, XidWatch
 
 _PLAIN = {
@@ -35,8 +34,12 @@ _RECOVERY = {
 """``nvmlDeviceGpuRecoveryAction_t``. 0: "the GPU can be immediately used again" (NVIDIA, GPU Memory Error Management)."""
 
 
+class SourceError(Exception):
+    """Nothing can be read at the moment; the message says why."""
+
+
 class NvmlSource:
-    """A ``Source`` over the driver. Initialises once: repeated initialisation has hung on some drivers (go-nvml#152)."""
+    """The GPUs of the driver. Initialises once: repeated initialisation has hung on some drivers (go-nvml#152)."""
 
     def __init__(self, xids: XidWatch, attribution: Attribution) -> None:
         """Touch nothing yet; let ``xids`` watch the GPUs that are found, and ``attribution`` say whose listed processes are."""
@@ -50,7 +53,7 @@ class NvmlSource:
         self._watched: frozenset[str] = frozenset()
 
     def listing(self) -> Listing:
-        """The GPUs that NVML shows now."""
+        """The GPUs that workers can be pinned to, as NVML shows them now; MIG instances in place of a GPU in MIG mode."""
         try:
             self._initialise()
             devices, missing = self._enumerate()
@@ -65,7 +68,12 @@ class NvmlSource:
         return Listing(gpus=tuple(device.gpu for device in devices.values()), reason=reason, complete=not missing)
 
     def sample(self, workers: Mapping[str, WorkerRef]) -> list[GpuSample]:
-        """One reading of each GPU listed before, and of those that have come since."""
+        """One reading of each GPU listed before, and of those that have come since; processes of a tree in ``workers`` (by slot)
+        carry that slot.
+
+        Raises:
+            SourceError: nothing can be read.
+        """
         self._initialise()
         if self._stale:
             self._renew_handles()

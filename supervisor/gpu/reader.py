@@ -18,17 +18,19 @@ import os
 import signal
 import threading
 import time
+from typing import Union
 
 from supervisor.gpu.attribution import Attribution, in_host_pid_namespace
-from supervisor.gpu.nvml import NvmlSource
+from supervisor.gpu.nvml import NvmlSource, SourceError
 from supervisor.gpu.records import LIMIT, Answer, FromReader, List, Reading, ToReader
 from supervisor.gpu.simulated import SimulatedSource
-from supervisor.gpu.source import Source, SourceError
 from supervisor.gpu.xids import XidWatch
 from supervisor.host import processes
 from supervisor.wire import messages as wire
 
 _CHUNK = 65536
+
+Source = Union[NvmlSource, SimulatedSource]
 
 
 def main(supervisor: int, simulated: int, fd: int = 0) -> None:
@@ -49,7 +51,6 @@ class Line:
     """The supervisor's socket."""
 
     def __init__(self, fd: int) -> None:
-        """Speak on ``fd``."""
         self._fd = fd
         self._codec: wire.Codec[ToReader] = wire.Codec(ToReader)
         self._writing = threading.Lock()

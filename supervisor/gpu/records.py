@@ -10,6 +10,8 @@ from typing import Union
 
 import msgspec
 
+MIB = 1 << 20
+
 LIMIT = 16 << 20
 """Most bytes of one message: thousands of processes on dozens of GPUs take a fraction of it."""
 

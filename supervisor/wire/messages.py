@@ -316,40 +316,34 @@ class FrameReader:
             FrameTooLargeError: a header announces more than the limit.
             WireError: a header makes no sense. After either error the stream cannot be read on.
         """
-        buffer = self._buffer
-        buffer += data
+        self._buffer += data
         payloads: list[bytes] = []
-        at = 0
-        while True:
-            try:
-                header = self._header(buffer, at)
-            except WireError:
-                if not payloads:
-                    raise
-                break  # what came before it counts; it is met again
-            if header is None:
-                break
-            start, size = header
-            if len(buffer) - start < size:
-                break
-            payloads.append(bytes(memoryview(buffer)[start : start + size]))
-            at = start + size
-        if at:
-            del buffer[:at]
+        try:
+            while (payload := self._next()) is not None:
+                payloads.append(payload)
+        except WireError:
+            if not payloads:
+                raise  # else what came before it counts; it is met again
         return payloads
 
-    def _header(self, buffer: bytearray, at: int) -> tuple[int, int] | None:
-        if len(buffer) - at < _SHORT.size:
+    def _next(self) -> bytes | None:
+        """The first payload, taken out of the buffer; ``None`` while it is not whole."""
+        buffer, start = self._buffer, _SHORT.size
+        if len(buffer) < start:
             return None
-        (size,) = _SHORT.unpack_from(buffer, at)
-        start = at + _SHORT.size
+        (size,) = _SHORT.unpack_from(buffer)
         if size == -1:
-            if len(buffer) - start < _LONG.size:
-                return None
-            (size,) = _LONG.unpack_from(buffer, start)
             start += _LONG.size
+            if len(buffer) < start:
+                return None
+            (size,) = _LONG.unpack_from(buffer, _SHORT.size)
         if size < 0:
             raise WireError(f"malformed frame header: length {size}")
         if size > self._limit:
             raise FrameTooLargeError(f"a message of {size} bytes is over the limit of {self._limit}")
-        return start, size
+        end = start + size
+        if len(buffer) < end:
+            return None
+        payload = bytes(memoryview(buffer)[start:end])
+        del buffer[:end]
+        return payload
