@@ -5,6 +5,7 @@ The one exception is ``list_gpus``, for the start of the program. Everything tak
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -71,10 +72,9 @@ class _Process:
     def flush(self) -> None:
         """Write what the socket takes of ``unsent``. A dead reader is noticed where its socket is read."""
         try:
-            while self.unsent:
-                self.unsent = self.unsent[self.socket.send(self.unsent) :]
-        except BlockingIOError:
-            return
+            with contextlib.suppress(BlockingIOError):
+                while self.unsent:
+                    self.unsent = self.unsent[self.socket.send(self.unsent) :]
         except OSError:
             self.unsent = b""
 
@@ -218,14 +218,13 @@ class Reader:
             events = self.receive(time.monotonic())
 
     def close(self) -> None:
-        """End the process. Waits a tenth of a second at most for it to be gone; one that is stuck in the kernel is left to it."""
+        """End the process. Waits a tenth of a second for it to be gone; one that is stuck in the kernel is left to it."""
         if self._process is not None:
             self._retire(self._process)
         self._start_at = None
-        until = time.monotonic() + _REAP_S
-        while self._dying and time.monotonic() < until:
-            self._reap()
-            time.sleep(0.001)
+        for process in self._dying:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.child.wait(_REAP_S)
         self._poll.close()
 
     # --- inside

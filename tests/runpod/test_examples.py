@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +12,6 @@ import pytest
 from supervisor.wire import messages as wire
 
 HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
-
-
-@pytest.fixture
-def site() -> Iterator[str]:
-    """A web server on this machine: ``/page``, ``/away`` (a redirect to it), ``/inside`` (a redirect to a file); else 404."""
-
-    class Site(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            where = {"/away": "/page", "/inside": "file:///etc/hostname"}.get(self.path)
-            if where:
-                self.send_response(302)
-                self.send_header("Location", where)
-                self.end_headers()
-            elif self.path == "/page":
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(b"hello")
-            else:
-                self.send_error(404)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 def progress(messages: list[Any]) -> list[Any]:
@@ -121,10 +89,10 @@ def test_stream_text(serve) -> None:
     assert chunks == output(done) == ["one ", "word ", "after ", "another"]
 
 
-def test_async_fetch(serve, site: str) -> None:
+def test_async_fetch(serve, shelf: str) -> None:
     worker = serve(HANDLERS / "async_fetch.py")
     assert worker.ready().kind == "coroutine"
-    urls = [f"{site}/page", f"{site}/away", f"{site}/none", f"{site}/inside", "http://127.0.0.1:1/"]
+    urls = [f"{shelf}/plain.txt", f"{shelf}/away", f"{shelf}/none", f"{shelf}/inside", "http://127.0.0.1:1/"]
     done, before = worker.job({"urls": urls})
     pages = output(done)["pages"]
     assert [page["url"] for page in pages] == urls

@@ -1,5 +1,5 @@
 """Stands in for ``runpod.serverless.utils.rp_download``; the files go where ``files.routed`` says, and ``rp_cleanup.clean``
-removes them."""
+removes them. A URL that leads to an address that is not public, or to more bytes than allowed, raises a ValueError."""
 
 from __future__ import annotations
 
@@ -24,11 +24,7 @@ _LIST_PATIENCE = 5
 
 
 def download_files_from_urls(job_id: str, urls: str | list[str | None]) -> list[str | None]:
-    """The files' absolute paths, in the order of ``urls``; ``None`` for ``None`` and for what could not be had in three tries.
-
-    Raises:
-        ValueError: a URL leads to an address that is not public, or to more bytes than allowed.
-    """
+    """The files' absolute paths, in the order of ``urls``; ``None`` for ``None`` and for what could not be had in three tries."""
     folder = _folder("jobs", job_id, "downloaded_files")
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda url: _download(url, folder), [urls] if isinstance(urls, str) else urls))
@@ -45,7 +41,6 @@ def file(file_url: str) -> dict[str, Any]:
     The answer: ``file_path``, ``type`` (the extension without its dot), ``original_name``, ``extracted_path`` (or ``None``).
 
     Raises:
-        ValueError: the URL leads to an address that is not public, or to more bytes than allowed.
         requests.RequestException: it cannot be had.
     """
     folder = _folder("job_files")

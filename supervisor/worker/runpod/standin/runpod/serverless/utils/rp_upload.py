@@ -2,7 +2,8 @@
 
 The bucket's credentials are a dict with ``endpointUrl``, ``accessId`` and ``accessSecret`` (a job's ``s3Config`` is one), or
 ``BUCKET_ENDPOINT_URL``, ``BUCKET_ACCESS_KEY_ID`` and ``BUCKET_SECRET_ACCESS_KEY``. A bucket that is not named is called by the
-month, ``11-26``. What is uploaded is answered with a URL that is good for seven days.
+month, ``11-26``. What is uploaded is answered with a URL that is good for seven days. Without boto3 an ImportError is raised
+where a bucket is configured, and an OSError for a file that cannot be read.
 """
 
 from __future__ import annotations
@@ -36,12 +37,7 @@ def upload_image(
     results_list: list[Any] | None = None,
     bucket_name: str | None = None,
 ) -> str:
-    """Upload an image under a random name; its URL, or its path in ``simulated_uploaded``. Also put into ``results_list``.
-
-    Raises:
-        ImportError: boto3 is not installed.
-        OSError: the image cannot be read.
-    """
+    """Upload an image under a random name; its URL, or its path in ``simulated_uploaded``. Also put into ``results_list``."""
     extension = Path(image_location).suffix
     name = f"{str(uuid.uuid4())[:8]}{extension}"
     content = Path(image_location).read_bytes()
@@ -72,12 +68,7 @@ def files(job_id: str, file_list: list[str]) -> list[str | None]:
 
 
 def bucket_upload(job_id: str, file_list: list[str], bucket_creds: dict[str, Any]) -> list[str]:
-    """Upload files under their paths to the bucket that ``bucket_creds["bucketName"]`` names; their plain, unsigned URLs.
-
-    Raises:
-        ImportError: boto3 is not installed.
-        OSError: a file cannot be read.
-    """
+    """Upload files under their paths to the bucket that ``bucket_creds["bucketName"]`` names; their plain, unsigned URLs."""
     client = _connect(bucket_creds)
     bucket = str(bucket_creds["bucketName"])
     for path in file_list:
@@ -94,12 +85,7 @@ def upload_file_to_bucket(
     prefix: str | None = None,
     extra_args: dict[str, Any] | None = None,
 ) -> str:
-    """Upload a file as ``file_name``, below ``prefix``; its URL, or its path in ``local_upload``.
-
-    Raises:
-        ImportError: boto3 is not installed.
-        OSError: the file cannot be read.
-    """
+    """Upload a file as ``file_name``, below ``prefix``; its URL, or its path in ``local_upload``."""
     client = _client(bucket_creds)
     if client is None:
         return str(save_locally(file_name, source_path=file_location))
@@ -115,11 +101,7 @@ def upload_in_memory_object(
     bucket_name: str | None = None,
     prefix: str | None = None,
 ) -> str:
-    """Upload bytes as ``file_name``, below ``prefix``; their URL, or their path in ``local_upload``.
-
-    Raises:
-        ImportError: boto3 is not installed.
-    """
+    """Upload bytes as ``file_name``, below ``prefix``; their URL, or their path in ``local_upload``."""
     client = _client(bucket_creds)
     if client is None:
         return str(save_locally(file_name, file_data=file_data))
