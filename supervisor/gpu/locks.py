@@ -90,27 +90,24 @@ def lock_gpus(
     """
     locks: dict[str, Lock] = {}
     refusals: list[str] = []
-    try:
-        with _opened(folder) as folder_fd:
-            taking = _Taking(folder, folder_fd, holder, time.monotonic() + wait, mode=0o666)
-            # Everyone takes them in the same order, so two starts at once do not each get half.
-            for gpu in sorted(gpus, key=lambda gpu: gpu.uuid):
-                wanted = {_file_name(gpu.uuid): fcntl.LOCK_EX}
-                if gpu.parent:
-                    wanted[_file_name(gpu.parent)] = fcntl.LOCK_SH
-                try:
-                    locks[gpu.uuid] = taking.lock(f"GPU {gpu.number} ({gpu.uuid})", wanted)
-                except LockedError as error:
-                    refusals.append(str(error))
-                    if not skip_held:
-                        break
+    with contextlib.ExitStack() as undo, _opened(folder) as folder_fd:
+        taking = _Taking(folder, folder_fd, holder, time.monotonic() + wait, mode=0o666)
+        # Everyone takes them in the same order, so two starts at once do not each get half.
+        for gpu in sorted(gpus, key=lambda gpu: gpu.uuid):
+            wanted = {_file_name(gpu.uuid): fcntl.LOCK_EX}
+            if gpu.parent:
+                wanted[_file_name(gpu.parent)] = fcntl.LOCK_SH
+            try:
+                locks[gpu.uuid] = taking.lock(f"GPU {gpu.number} ({gpu.uuid})", wanted)
+                undo.callback(locks[gpu.uuid].close)
+            except LockedError as error:
+                refusals.append(str(error))
+                if not skip_held:
+                    break
         if refusals and not (skip_held and locks):
             what_then = "choose other GPUs with --gpus, or share them with --share-gpus"
             raise LockedError("; ".join([*refusals, what_then]))
-    except BaseException:
-        for lock in locks.values():
-            lock.close()
-        raise
+        undo.pop_all()
     ours = [gpu for gpu in gpus if gpu.uuid in locks]
     return ours, [locks[gpu.uuid] for gpu in ours]
 
@@ -165,14 +162,13 @@ class _Taking(msgspec.Struct, frozen=True):
             UsageError: one cannot be used.
         """
         lock = Lock()
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(lock.close)
             for name, kind in names.items():
                 while (fd := self._try(name, kind, subject)) is None:
                     pass
                 lock.fds.append(fd)
-        except BaseException:
-            lock.close()
-            raise
+            undo.pop_all()
         return lock
 
     def _try(self, name: str, kind: int, subject: str) -> int | None:
