@@ -161,7 +161,7 @@ class Machine:
         settings = self._settings
         cpus = {}
         if settings.cpu_affinity == "auto":
-            cpus = cpu_share.share_out({plan.name: plan.gpus for plan in self._plans}, cpu_share.available())
+            cpus = cpu_share.share_out({plan.name: plan.gpus for plan in self._plans}, os.sched_getaffinity(0))
         kept = temporary.check_private_tmp(settings.spec) if settings.private_tmp else ()
         return wire.Limits(settings.max_processes, settings.private_tmp, kept, cpus)
 
@@ -194,7 +194,7 @@ class Machine:
     def _environment(self, plan: pinning.SlotPlan, pin_by: str, cpus: Sequence[int]) -> dict[str, str | None]:
         """What the workers of a slot, which are pinned to ``cpus``, find in their environment besides the generation's own."""
         share: dict[str, str | None] = {}
-        threads = cpu_share.threads(cpu_share.available(), len(self._plans), cpus)
+        threads = cpu_share.threads(os.sched_getaffinity(0), len(self._plans), cpus)
         if threads is not None and "OMP_NUM_THREADS" not in os.environ:
             share["OMP_NUM_THREADS"] = str(threads)
         return {

@@ -92,7 +92,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "runpod": {"worker"},
     "tomli": {"config"},
     "tomllib": {"config"},  # of the standard library only from Python 3.11 on
-    "urllib3": {"webhooks", "worker"},
+    "urllib3": {"webhooks"},
     "uvicorn": {"api"},
     "uvloop": {"cli", "embed"},
 }

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
+from msgspec import structs
 
+from supervisor.gpu.proc import name_of, parent_of
 from supervisor.gpu.records import GpuProcess, GpuSample, WorkerRef
-from supervisor.gpu.source import name_of, parent_of
 
 _HOST_PID_NAMESPACE = 0xEFFFFFFC
 """The inode number of the first PID namespace (Linux, ``include/linux/proc_ns.h``)."""
@@ -44,56 +44,41 @@ class Attribution:
 
     def attribute(self, samples: Sequence[GpuSample], workers: Mapping[str, WorkerRef]) -> list[GpuSample]:
         """The samples of one reading, whose processes are numbers so far, with all that is known of those."""
-        owners = _Owners(workers)
-        listed = {process.pid for process in _processes(samples)}
-        here = {pid for pid in listed if exists(pid)}
-        origins = {pid: owners.origin_of(pid) for pid in listed}
-        if not self._on_host and (
-            not listed <= here | self._met | owners.workers or _strays(samples, origins, workers)
-        ):
-            return [
-                _each(sample, lambda process: msgspec.structs.replace(process, visible=False)) for sample in samples
-            ]
-        self._met = (self._met & listed) | here
-        if any(process.memory_mib and origins[process.pid].slot is not None for process in _processes(samples)):
+        slots = {ref.pid: slot for slot, ref in workers.items()}
+        listed = [(sample.uuid, process) for sample in samples for process in sample.processes or ()]
+        pids = {process.pid for _, process in listed}
+        here = {pid for pid in pids if exists(pid)}
+        owners = {pid: _owner(pid, slots) for pid in pids}
+        strays = any(
+            (slot := owners[process.pid]) and workers[slot].uuids and uuid not in workers[slot].uuids
+            for uuid, process in listed
+        )
+        if not self._on_host and (strays or not pids <= here | self._met | slots.keys()):
+            return [_each(sample, lambda process: structs.replace(process, visible=False)) for sample in samples]
+        self._met = (self._met & pids) | here
+        if any(process.memory_mib and owners[process.pid] for _, process in listed):
             self._lists_workers = True
         believed = self._on_host or self._lists_workers
 
         def attributed(process: GpuProcess) -> GpuProcess:
-            origin = origins[process.pid]
-            visible = origin.slot is not None or (origin.known and believed)
-            return msgspec.structs.replace(process, name=name_of(process.pid), slot=origin.slot, visible=visible)
+            slot = owners[process.pid]
+            visible = bool(slot) or (slot is not None and believed)
+            return structs.replace(process, name=name_of(process.pid), slot=slot or None, visible=visible)
 
         return [_each(sample, attributed) for sample in samples]
 
 
-class _Origin(msgspec.Struct, frozen=True):
-    """The slot of the worker that a process is or descends from; ``known`` is false when its ancestors are not all seen."""
-
-    slot: str | None
-    known: bool
-
-
-class _Owners:
-    """Finds the origin of processes; made anew for each reading, so that what it read is one moment's."""
-
-    def __init__(self, workers: Mapping[str, WorkerRef]) -> None:
-        self._slots = {ref.pid: slot for slot, ref in workers.items()}
-        self.workers = frozenset(self._slots)
-
-    def origin_of(self, pid: int) -> _Origin:
-        """A worker that is dead but still listed is known by its own pid."""
-        for _ in range(_MAX_DEPTH):
-            slot = self._slots.get(pid)
-            if slot is not None:
-                return _Origin(slot, known=True)
-            parent = parent_of(pid)
-            if parent is None:
-                break
-            if parent == 0:
-                return _Origin(None, known=True)
-            pid = parent
-        return _Origin(None, known=False)
+def _owner(pid: int, slots: Mapping[int, str]) -> str | None:
+    """The slot in whose worker's tree ``pid`` is, of ``slots`` by their workers' pids; empty for a process that is in none,
+    ``None`` where that cannot be told. A worker that is dead but still listed is known by its own pid."""
+    for _ in range(_MAX_DEPTH):
+        if pid in slots:
+            return slots[pid]
+        parent = parent_of(pid)
+        if not parent:
+            return None if parent is None else ""
+        pid = parent
+    return None
 
 
 def in_host_pid_namespace() -> bool:
@@ -111,29 +96,13 @@ def exists(pid: int) -> bool:
     if pid not in _PIDS:
         return False
     try:
-        os.kill(pid, 0)
+        with contextlib.suppress(PermissionError):  # somebody else's
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
-        return True
     return True
-
-
-def _strays(samples: Sequence[GpuSample], origins: Mapping[int, _Origin], workers: Mapping[str, WorkerRef]) -> bool:
-    """Whether one that is listed on a GPU would be of a worker that was pinned to others."""
-    for sample in samples:
-        for process in sample.processes or ():
-            slot = origins[process.pid].slot
-            if slot is not None and workers[slot].uuids and sample.uuid not in workers[slot].uuids:
-                return True
-    return False
-
-
-def _processes(samples: Sequence[GpuSample]) -> Iterator[GpuProcess]:
-    for sample in samples:
-        yield from sample.processes or ()
 
 
 def _each(sample: GpuSample, change: Callable[[GpuProcess], GpuProcess]) -> GpuSample:
     processes = sample.processes
-    return msgspec.structs.replace(sample, processes=None if processes is None else tuple(map(change, processes)))
+    return structs.replace(sample, processes=None if processes is None else tuple(map(change, processes)))

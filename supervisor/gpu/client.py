@@ -5,10 +5,11 @@ The one exception is ``list_gpus``, for the start of the program. Everything tak
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
-import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,8 +20,7 @@ import msgspec
 
 from supervisor.config.settings import SECRET_VARIABLES
 from supervisor.errors import WireError
-from supervisor.gpu.messages import LIMIT, Answer, FromReader, List, Sample, ToReader
-from supervisor.gpu.records import Listing, Unwatched, WorkerRef, Xid
+from supervisor.gpu.records import LIMIT, Answer, FromReader, List, Listing, Sample, ToReader, Unwatched, WorkerRef, Xid
 from supervisor.wire import messages as wire
 
 _MAIN = Path(__file__).with_name("reader.py")
@@ -50,18 +50,13 @@ class _Process:
         # What it prints, it prints when it fails: a file in memory keeps that without anybody having to read it.
         self._output = os.memfd_create("gpu-reader", os.MFD_CLOEXEC)
         try:
-            self.pid = os.posix_spawn(
-                command[0],
+            self.child = subprocess.Popen(
                 command,
-                {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES},
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
-                    (os.POSIX_SPAWN_DUP2, self._output, 1),
-                    (os.POSIX_SPAWN_DUP2, self._output, 2),
-                ],
-                setsid=True,
-                setsigmask=(),
-                setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGPIPE),
+                stdin=theirs.fileno(),
+                stdout=self._output,
+                stderr=self._output,
+                env={name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES},
+                start_new_session=True,
             )
         except OSError:
             ours.close()
@@ -73,32 +68,15 @@ class _Process:
         self.socket = ours
         self.frames = wire.FrameReader(LIMIT)
         self.unsent = b""
-        self._reaped = False
 
     def flush(self) -> None:
         """Write what the socket takes of ``unsent``. A dead reader is noticed where its socket is read."""
         try:
-            while self.unsent:
-                self.unsent = self.unsent[self.socket.send(self.unsent) :]
-        except BlockingIOError:
-            return
+            with contextlib.suppress(BlockingIOError):
+                while self.unsent:
+                    self.unsent = self.unsent[self.socket.send(self.unsent) :]
         except OSError:
             self.unsent = b""
-
-    def kill(self) -> None:
-        """End it, let go of its socket, and return at once; ``reaped`` says when it is gone."""
-        self.socket.close()
-        if not self.reaped():
-            os.kill(self.pid, signal.SIGKILL)
-
-    def reaped(self) -> bool:
-        """Whether it is gone; one that is stuck in the kernel is not."""
-        if not self._reaped:
-            try:
-                self._reaped = os.waitpid(self.pid, os.WNOHANG)[0] != 0
-            except ChildProcessError:
-                self._reaped = True  # by someone else in this process
-        return self._reaped
 
     def last_words(self) -> str:
         """The last line that it printed; closes the file that holds it."""
@@ -138,7 +116,7 @@ class Reader:
     @property
     def pids(self) -> frozenset[int]:
         """Its processes, also one that was killed and is not gone: children of this process that nobody else may end or reap."""
-        return frozenset(process.pid for process in (*self._dying, self._process) if process is not None)
+        return frozenset(process.child.pid for process in (*self._dying, self._process) if process is not None)
 
     def start(self, now: float) -> list[ReaderEvent]:
         """Start the process, if none runs; when that fails, ``tick`` tries again."""
@@ -240,14 +218,13 @@ class Reader:
             events = self.receive(time.monotonic())
 
     def close(self) -> None:
-        """End the process. Waits a tenth of a second at most for it to be gone; one that is stuck in the kernel is left to it."""
+        """End the process. Waits a tenth of a second for it to be gone; one that is stuck in the kernel is left to it."""
         if self._process is not None:
             self._retire(self._process)
         self._start_at = None
-        until = time.monotonic() + _REAP_S
-        while self._dying and time.monotonic() < until:
-            self._reap()
-            time.sleep(0.001)
+        for process in self._dying:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.child.wait(_REAP_S)
         self._poll.close()
 
     # --- inside
@@ -280,9 +257,10 @@ class Reader:
         self._process = None
         self._answer_by = None
         self._poll.unregister(process.socket)
-        process.kill()
+        process.socket.close()
+        process.child.kill()  # one that is stuck in the kernel is not gone at once
         self._dying.append(process)
         return process.last_words()
 
     def _reap(self) -> None:
-        self._dying = [process for process in self._dying if not process.reaped()]
+        self._dying = [process for process in self._dying if process.child.poll() is None]

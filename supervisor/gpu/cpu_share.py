@@ -7,7 +7,6 @@ times as much done with one thread each as with two.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -93,8 +92,3 @@ def _read(path: Path) -> str:
         return path.read_text()
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def available() -> Collection[int]:
-    """The cores that this process may run on."""
-    return os.sched_getaffinity(0)

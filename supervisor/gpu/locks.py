@@ -17,14 +17,14 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from supervisor.errors import LockedError, UsageError
+from supervisor.gpu.proc import started_at
 from supervisor.gpu.records import Gpu
-from supervisor.gpu.source import started_at
 from supervisor.host import files
 
 DEFAULT_DIR = Path("/tmp/supervise-locks")
@@ -60,18 +60,15 @@ class Holder(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Lock:
-    """A held lock. ``fds`` are to be passed to a process that shares it; keep them out of every other."""
+    """A held lock. ``fds``, of the files that make it up, are for a process that shares it; keep them out of every other."""
 
-    def __init__(self, subject: str, fds: Sequence[int]) -> None:
-        """Own the descriptors of the files that make up the lock on ``subject``."""
-        self.subject = subject
-        self.fds = tuple(fds)
+    def __init__(self) -> None:
+        self.fds: list[int] = []
 
     def close(self) -> None:
         """Let go: the lock ends here, or with the last process that shares it. (An explicit unlock would end it for all.)"""
-        fds, self.fds = self.fds, ()
-        for fd in fds:
-            os.close(fd)
+        while self.fds:
+            os.close(self.fds.pop())
 
 
 def this_process(run_id: str, serves: str) -> Holder:
@@ -91,28 +88,26 @@ def lock_gpus(
         LockedError: another supervisor holds one (with ``skip_held``: all); nothing is locked then.
         UsageError: the folder cannot be used.
     """
-    until = time.monotonic() + wait
     locks: dict[str, Lock] = {}
-    refusals: list[LockedError] = []
-    try:
-        with _opened(folder) as folder_fd:
-            # Everyone takes them in the same order, so two starts at once do not each get half.
-            for gpu in sorted(gpus, key=lambda gpu: gpu.uuid):
-                outcome = _try_gpu(gpu, holder, folder, folder_fd, until)
-                if isinstance(outcome, Lock):
-                    locks[gpu.uuid] = outcome
-                    continue
-                refusals.append(outcome)
+    refusals: list[str] = []
+    with contextlib.ExitStack() as undo, _opened(folder) as folder_fd:
+        taking = _Taking(folder, folder_fd, holder, time.monotonic() + wait, mode=0o666)
+        # Everyone takes them in the same order, so two starts at once do not each get half.
+        for gpu in sorted(gpus, key=lambda gpu: gpu.uuid):
+            wanted = {_file_name(gpu.uuid): fcntl.LOCK_EX}
+            if gpu.parent:
+                wanted[_file_name(gpu.parent)] = fcntl.LOCK_SH
+            try:
+                locks[gpu.uuid] = taking.lock(f"GPU {gpu.number} ({gpu.uuid})", wanted)
+                undo.callback(locks[gpu.uuid].close)
+            except LockedError as error:
+                refusals.append(str(error))
                 if not skip_held:
                     break
         if refusals and not (skip_held and locks):
-            raise LockedError(
-                "; ".join(map(str, refusals)) + "; choose other GPUs with --gpus, or share them with --share-gpus"
-            )
-    except BaseException:
-        for lock in locks.values():
-            lock.close()
-        raise
+            what_then = "choose other GPUs with --gpus, or share them with --share-gpus"
+            raise LockedError("; ".join([*refusals, what_then]))
+        undo.pop_all()
     ours = [gpu for gpu in gpus if gpu.uuid in locks]
     return ours, [locks[gpu.uuid] for gpu in ours]
 
@@ -124,14 +119,12 @@ def lock_store(store: Path, holder: Holder, wait: float = REMAINS_S) -> Lock:
         LockedError: another supervisor uses it.
         UsageError: the file beside it cannot be made.
     """
-    path = Path(f"{store}.lock")
-    subject = f"the store {store}"
-    with _opened(path.parent, make=False) as folder_fd:
+    with _opened(store.parent, make=False) as folder_fd:
+        taking = _Taking(store.parent, folder_fd, holder, time.monotonic() + wait, mode=0o600)
         try:
-            fd = _acquire(path, folder_fd, fcntl.LOCK_EX, subject, holder, time.monotonic() + wait, mode=0o600)
+            return taking.lock(f"the store {store}", {f"{store.name}.lock": fcntl.LOCK_EX})
         except LockedError as error:
             raise LockedError(f"{error}; name another one with --store") from None
-    return Lock(subject, [fd])
 
 
 def gpu_holder(gpu: Gpu, folder: Path = DEFAULT_DIR) -> Holder | None:
@@ -151,62 +144,95 @@ def gpu_holder(gpu: Gpu, folder: Path = DEFAULT_DIR) -> Holder | None:
 # --- inside
 
 
-def _try_gpu(gpu: Gpu, holder: Holder, folder: Path, folder_fd: int, until: float) -> Lock | LockedError:
-    instance = "" if gpu.mig is None else f" MIG {gpu.mig}"
-    subject = f"GPU {gpu.index}{instance} ({gpu.uuid})"
-    wanted = [(gpu.uuid, fcntl.LOCK_EX)] + ([(gpu.parent, fcntl.LOCK_SH)] if gpu.parent else [])
-    lock = Lock(subject, [])
-    try:
-        for uuid, kind in wanted:
-            path = folder / _file_name(uuid)
-            lock.fds += (_acquire(path, folder_fd, kind, subject, holder, until, mode=0o666),)
-    except LockedError as error:
-        lock.close()
-        return error
-    except BaseException:
-        lock.close()
-        raise
-    return lock
+class _Taking(msgspec.Struct, frozen=True):
+    """How locks in ``folder`` are taken for ``holder``; new files get ``mode``. Dead holders are waited for until ``until``
+    (``time.monotonic()``)."""
 
+    folder: Path
+    folder_fd: int
+    holder: Holder
+    until: float
+    mode: int
 
-def _acquire(path: Path, folder_fd: int, kind: int, subject: str, holder: Holder, until: float, mode: int) -> int:
-    """The descriptor of the locked file; waits until ``until`` (monotonic) while its holder is a dead process."""
-    while True:
-        fd = _open(path, folder_fd, mode)
-        try:
-            if _flock(fd, kind):
-                if _is_still(fd, path, folder_fd):
+    def lock(self, subject: str, names: Mapping[str, int]) -> Lock:
+        """The lock on ``subject`` (for messages), made up of the files ``names``, each to be locked in its way.
+
+        Raises:
+            LockedError: another process holds one.
+            UsageError: one cannot be used.
+        """
+        lock = Lock()
+        with contextlib.ExitStack() as undo:
+            undo.callback(lock.close)
+            for name, kind in names.items():
+                while (fd := self._try(name, kind, subject)) is None:
+                    pass
+                lock.fds.append(fd)
+            undo.pop_all()
+        return lock
+
+    def _try(self, name: str, kind: int, subject: str) -> int | None:
+        """The descriptor of the locked file; ``None`` when it is to be tried again: what holds it should soon be gone."""
+        with contextlib.ExitStack() as undo:
+            try:
+                fd = self._open(name)
+                undo.callback(os.close, fd)
+                status = os.fstat(fd)
+                # A second name may be that of somebody's precious file.
+                if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                    raise self._unusable(name, "it is no plain file of its own")
+                if not _flock(fd, kind):
+                    self._wait_for_remains(_read(fd), subject)
+                elif self._is_still(fd, name):
                     if not _may_be_ours(os.pread(fd, _MAX_CONTENT, 0)):
-                        raise _unusable(path, "another program wrote it; move it away")
-                    _write(fd, holder)
+                        raise self._unusable(name, "another program wrote it; move it away")
+                    _write(fd, self.holder)
+                    undo.pop_all()
                     return fd
-            else:
-                _wait_for_remains(_read(fd), subject, until)
-        except OSError as error:  # such as a disk that is full, or read-only
-            os.close(fd)
-            raise _unusable(path, error.strerror) from error
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
+            except OSError as error:  # such as a disk that is full, or read-only
+                why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
+                raise self._unusable(name, why) from error
+        return None
 
+    def _open(self, name: str) -> int:
+        """Open the file, made if need be; another user's without ``O_CREAT``, which ``fs.protected_regular`` forbids."""
+        for _ in range(3):
+            try:
+                return os.open(name, os.O_RDWR | _OPEN, dir_fd=self.folder_fd)
+            except FileNotFoundError:
+                pass
+            except PermissionError:
+                # To lock it, reading is enough; who we are is then not written.
+                return os.open(name, os.O_RDONLY | _OPEN, dir_fd=self.folder_fd)
+            with contextlib.suppress(FileExistsError):
+                return files.make_file(name, self.mode, flags=os.O_RDWR | _OPEN, dir_fd=self.folder_fd)
+        raise FileNotFoundError(errno.ENOENT, "it comes and goes")
 
-def _wait_for_remains(other: Holder | None, subject: str, until: float) -> None:
-    """Return after a moment if what holds the lock should soon be gone.
+    def _is_still(self, fd: int, name: str) -> bool:
+        """Whether the file locked is the one that others will find: it may have been removed in between."""
+        try:
+            found = os.stat(name, dir_fd=self.folder_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(found, os.fstat(fd))
 
-    Raises:
-        LockedError: it is alive, or the time is over.
-    """
-    if other is not None and other.alive:
-        raise LockedError(f"{subject} is held by {other}")
-    if time.monotonic() >= until:
-        who = (
-            f"what is left of {other}, which has ended itself"
-            if other is not None
-            else "a process that does not say who it is"
-        )
-        raise LockedError(f"{subject} is held by {who}")
-    time.sleep(_POLL_S)
+    def _wait_for_remains(self, other: Holder | None, subject: str) -> None:
+        """Return after a moment if what holds the lock should soon be gone.
+
+        Raises:
+            LockedError: it is alive, or the time is over.
+        """
+        if other is not None and other.alive:
+            raise LockedError(f"{subject} is held by {other}")
+        if time.monotonic() >= self.until:
+            who = (
+                f"what is left of {other}, which has ended itself" if other else "a process that does not say who it is"
+            )
+            raise LockedError(f"{subject} is held by {who}")
+        time.sleep(_POLL_S)
+
+    def _unusable(self, name: str, why: str | None) -> UsageError:
+        return UsageError(f"the lock file {self.folder / name} cannot be used: {why}")
 
 
 @contextlib.contextmanager
@@ -225,57 +251,12 @@ def _opened(folder: Path, *, make: bool = True) -> Iterator[int]:
         os.close(fd)
 
 
-def _open(path: Path, folder_fd: int, mode: int) -> int:
-    """Open the lock file, made if need be; another user's is opened without ``O_CREAT``, which ``fs.protected_regular`` forbids.
-
-    Raises:
-        UsageError: it is no plain file with one name, or cannot be opened.
-    """
-    try:
-        fd = _open_or_make(path.name, folder_fd, mode)
-    except OSError as error:
-        raise _unusable(path, "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror) from error
-    status = os.fstat(fd)
-    # A second name may be that of somebody's precious file.
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        os.close(fd)
-        raise _unusable(path, "it is no plain file of its own")
-    return fd
-
-
-def _unusable(path: Path, why: str | None) -> UsageError:
-    return UsageError(f"the lock file {path} cannot be used: {why}")
-
-
-def _open_or_make(name: str, folder_fd: int, mode: int) -> int:
-    for _ in range(3):
-        try:
-            return os.open(name, os.O_RDWR | _OPEN, dir_fd=folder_fd)
-        except FileNotFoundError:
-            pass
-        except PermissionError:
-            # To lock it, reading is enough; who we are is then not written.
-            return os.open(name, os.O_RDONLY | _OPEN, dir_fd=folder_fd)
-        with contextlib.suppress(FileExistsError):
-            return files.make_file(name, mode, flags=os.O_RDWR | _OPEN, dir_fd=folder_fd)
-    raise FileNotFoundError(errno.ENOENT, "it comes and goes")
-
-
 def _flock(fd: int, kind: int) -> bool:
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
-
-
-def _is_still(fd: int, path: Path, folder_fd: int) -> bool:
-    """Whether the file locked is the one that others will find: it may have been removed in between."""
-    try:
-        found = os.stat(path.name, dir_fd=folder_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(found, os.fstat(fd))
 
 
 def _may_be_ours(content: bytes) -> bool:

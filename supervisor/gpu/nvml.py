@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 
 from supervisor.gpu.attribution import Attribution
-from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, WorkerRef
-from supervisor.gpu.source import MIB, SourceError
+from supervisor.gpu.records import MIB, Gpu, GpuProcess, GpuSample, Listing, WorkerRef
 from supervisor.gpu.xids import Order, Watched, XidWatch
 
 _PLAIN = {
@@ -35,8 +34,12 @@ _RECOVERY = {
 """``nvmlDeviceGpuRecoveryAction_t``. 0: "the GPU can be immediately used again" (NVIDIA, GPU Memory Error Management)."""
 
 
+class SourceError(Exception):
+    """Nothing can be read at the moment; the message says why."""
+
+
 class NvmlSource:
-    """A ``Source`` over the driver. Initialises once: repeated initialisation has hung on some drivers (go-nvml#152)."""
+    """The GPUs of the driver. Initialises once: repeated initialisation has hung on some drivers (go-nvml#152)."""
 
     def __init__(self, xids: XidWatch, attribution: Attribution) -> None:
         """Touch nothing yet; let ``xids`` watch the GPUs that are found, and ``attribution`` say whose listed processes are."""
@@ -50,7 +53,7 @@ class NvmlSource:
         self._watched: frozenset[str] = frozenset()
 
     def listing(self) -> Listing:
-        """The GPUs that NVML shows now."""
+        """The GPUs that workers can be pinned to, as NVML shows them now; MIG instances in place of a GPU in MIG mode."""
         try:
             self._initialise()
             devices, missing = self._enumerate()
@@ -65,7 +68,12 @@ class NvmlSource:
         return Listing(gpus=tuple(device.gpu for device in devices.values()), reason=reason, complete=not missing)
 
     def sample(self, workers: Mapping[str, WorkerRef]) -> list[GpuSample]:
-        """One reading of each GPU listed before, and of those that have come since."""
+        """One reading of each GPU listed before, and of those that have come since; processes of a tree in ``workers`` (by slot)
+        carry that slot.
+
+        Raises:
+            SourceError: nothing can be read.
+        """
         self._initialise()
         if self._stale:
             self._renew_handles()
@@ -118,37 +126,29 @@ class NvmlSource:
 
     def _describe(self, index: int) -> Iterator[Watched]:
         """GPU ``index``, or its MIG instances when it is in MIG mode."""
-        nvml = self._nvml
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+        handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+        whole = self._gpu(handle, index)
         mode = self._optional("nvmlDeviceGetMigMode", handle)
         if not mode or mode[0] != 1:
-            yield Watched(self._gpu(handle, index, uuid), handle)
+            yield Watched(whole, handle)
             return
         for number in range(self._optional("nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
             instance = self._optional("nvmlDeviceGetMigDeviceHandleByIndex", handle, number)
             if instance is not None:
-                instance_uuid = _text(nvml.nvmlDeviceGetUUID(instance))
-                gpu = self._gpu(instance, index, instance_uuid)
-                gpu = msgspec.structs.replace(gpu, mig=number, parent=uuid, pci=self._pci(handle))
-                yield Watched(gpu, instance)
+                gpu = self._gpu(instance, index)
+                yield Watched(msgspec.structs.replace(gpu, mig=number, parent=whole.uuid, pci=whole.pci), instance)
 
-    def _gpu(self, handle: Any, index: int, uuid: str) -> Gpu:
-        name = self._optional("nvmlDeviceGetName", handle)
-        memory = self._optional("nvmlDeviceGetMemoryInfo", handle)
+    def _gpu(self, handle: Any, index: int) -> Gpu:
+        address = self._optional("nvmlDeviceGetPciInfo", handle)
+        domain, _, rest = (address.busId if address else "").lower().partition(":")
         return Gpu(
             index=index,
-            uuid=uuid,
-            name=_text(name) if name else "NVIDIA GPU",
-            memory_total_mib=_total(memory),
-            pci=self._pci(handle),
+            uuid=self._nvml.nvmlDeviceGetUUID(handle),
+            name=self._optional("nvmlDeviceGetName", handle) or "NVIDIA GPU",
+            memory_total_mib=_total(self._optional("nvmlDeviceGetMemoryInfo", handle)),
+            # NVML writes the domain with eight digits, Linux with four at least.
+            pci=f"{domain[-4:] if domain.startswith('0000') else domain}:{rest}" if rest else None,
         )
-
-    def _pci(self, handle: Any) -> str | None:
-        """NVML writes the domain with eight digits, Linux with four at least."""
-        found = self._optional("nvmlDeviceGetPciInfo", handle)
-        domain, _, rest = (_text(found.busId) if found else "").lower().partition(":")
-        return f"{domain[-4:] if domain.startswith('0000') else domain}:{rest}" if rest else None
 
     def _renew_handles(self) -> None:
         """Take fresh handles, which a GPU that came back needs; one that NVML cannot describe now keeps its old one."""
@@ -198,20 +198,15 @@ class NvmlSource:
     def _memory(self, handle: Any) -> Any:
         """Total, free and used bytes; ``None`` where nothing counts them: the GPU shares the host's memory (GB10, nvitop#208), or
         the driver has no such function."""
-        nvml = self._nvml
-        try:
-            return nvml.nvmlDeviceGetMemoryInfo(handle)
-        except self._failures as error:
-            if self._is(error, "NVML_ERROR_NOT_SUPPORTED"):
-                return None
-            if not self._is(error, "NVML_ERROR_FUNCTION_NOT_FOUND"):
-                raise
-        # For good only: this one leaves out what the driver has reserved, so figures of both cannot be compared.
-        try:
-            return nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
-        except self._failures as error:
-            if not self._is(error, "NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_FUNCTION_NOT_FOUND"):
-                raise
+        # The second one for good only: it leaves out what the driver has reserved, so figures of both cannot be compared.
+        for version in ({}, {"version": self._nvml.nvmlMemory_v2}):
+            try:
+                return self._nvml.nvmlDeviceGetMemoryInfo(handle, **version)
+            except self._failures as error:  # noqa: PERF203 - the other one is asked next
+                if self._is(error, "NVML_ERROR_NOT_SUPPORTED"):
+                    return None
+                if not self._is(error, "NVML_ERROR_FUNCTION_NOT_FOUND"):
+                    raise
         return None
 
     def _unreadable(self, gpu: Gpu, error: Exception) -> GpuSample:
@@ -270,7 +265,3 @@ class NvmlSource:
 def _total(memory: Any) -> int | None:
     """MiB of the GPU's memory; ``None`` where it is not counted. A total of 0 says no more than that (nvtop#411)."""
     return (int(memory.total) // MIB or None) if memory else None
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

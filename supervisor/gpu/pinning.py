@@ -53,14 +53,11 @@ def select(spec: str, gpus: Sequence[Gpu], visible: str | None, reason: str | No
         matches = _matches(entry, gpus)
         usable = [gpu for gpu in matches if gpu in allowed]
         if not usable or _ambiguous(entry, matches):
+            called = f"GPU {entry}" if entry.isdigit() else entry
             problem = (
-                "is not there"
-                if not matches
-                else "means more than one GPU"
-                if usable
-                else "is hidden from this program"
+                "means more than one GPU" if usable else "is hidden from this program" if matches else "is not there"
             )
-            raise GpuError(f"--gpus {spec}: {_called(entry)} {problem}; {there}")
+            raise GpuError(f"--gpus {spec}: {called} {problem}; {there}")
         chosen |= {gpu.uuid: gpu for gpu in usable}
     return list(chosen.values())
 
@@ -107,7 +104,7 @@ def environment(gpus: Sequence[Gpu], pin_by: str = "index") -> dict[str, str | N
 
 def describe(gpus: Iterable[Gpu]) -> str:
     """The GPUs for a person: ``0 (NVIDIA L4, GPU-8f1c…), 1 (…)``."""
-    return ", ".join(f"{_index(gpu)} ({gpu.name}, {gpu.uuid})" for gpu in gpus)
+    return ", ".join(f"{gpu.number} ({gpu.name}, {gpu.uuid})" for gpu in gpus)
 
 
 # --- inside
@@ -133,11 +130,9 @@ def _matches(entry: str, gpus: Sequence[Gpu]) -> list[Gpu]:
         return []
     start = entry.lower()
     exact = [gpu for gpu in gpus if gpu.uuid.lower() == start]
-    return exact or [gpu for gpu in gpus if any(name.lower().startswith(start) for name in _names(gpu))]
-
-
-def _names(gpu: Gpu) -> tuple[str, ...]:
-    return (gpu.uuid, gpu.parent) if gpu.parent else (gpu.uuid,)
+    return exact or [
+        gpu for gpu in gpus if any((name or "").lower().startswith(start) for name in (gpu.uuid, gpu.parent))
+    ]
 
 
 def _ambiguous(entry: str, matches: Sequence[Gpu]) -> bool:
@@ -156,14 +151,6 @@ def _what_is_there(gpus: Sequence[Gpu], allowed: Sequence[Gpu], visible: str | N
     if not allowed:
         return f"CUDA_VISIBLE_DEVICES={visible} hides all of {describe(gpus)}; unset it or name some there"
     return f"CUDA_VISIBLE_DEVICES={visible} leaves {describe(allowed)}; name one of these, or change it"
-
-
-def _called(entry: str) -> str:
-    return f"GPU {entry}" if entry.isdigit() else entry
-
-
-def _index(gpu: Gpu) -> str:
-    return str(gpu.index) if gpu.mig is None else f"{gpu.index} MIG {gpu.mig}"
 
 
 def _group_name(group: Sequence[Gpu]) -> str:

@@ -18,18 +18,19 @@ import os
 import signal
 import threading
 import time
+from typing import Union
 
 from supervisor.gpu.attribution import Attribution, in_host_pid_namespace
-from supervisor.gpu.messages import LIMIT, Answer, FromReader, List, ToReader
-from supervisor.gpu.nvml import NvmlSource
-from supervisor.gpu.records import Reading
+from supervisor.gpu.nvml import NvmlSource, SourceError
+from supervisor.gpu.records import LIMIT, Answer, FromReader, List, Reading, ToReader
 from supervisor.gpu.simulated import SimulatedSource
-from supervisor.gpu.source import Source, SourceError
 from supervisor.gpu.xids import XidWatch
 from supervisor.host import processes
 from supervisor.wire import messages as wire
 
 _CHUNK = 65536
+
+Source = Union[NvmlSource, SimulatedSource]
 
 
 def main(supervisor: int, simulated: int, fd: int = 0) -> None:
@@ -41,8 +42,6 @@ def main(supervisor: int, simulated: int, fd: int = 0) -> None:
     processes.set_death_signal(signal.SIGKILL)
     if os.getppid() != supervisor:
         return
-    # A process stuck in the kernel would keep what it inherited by accident: a lock, somebody's pipe.
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     line = Line(fd)
     attribution = Attribution(on_host=in_host_pid_namespace())
     line.serve(SimulatedSource(simulated) if simulated else NvmlSource(XidWatch(line.say), attribution))
@@ -52,7 +51,6 @@ class Line:
     """The supervisor's socket."""
 
     def __init__(self, fd: int) -> None:
-        """Speak on ``fd``."""
         self._fd = fd
         self._codec: wire.Codec[ToReader] = wire.Codec(ToReader)
         self._writing = threading.Lock()

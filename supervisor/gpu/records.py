@@ -1,11 +1,19 @@
-"""What is known of GPUs at one moment; a field that a GPU or its driver lacks is ``None``. Used by supervisor and reader.
+"""What is known of GPUs at one moment; a field that a GPU or its driver lacks is ``None``. And what the supervisor and the reader
+process say to each other, over a stream socket framed as ``wire`` frames.
 
 Sizes are MiB (2**20 bytes), temperatures degrees Celsius, power watts, utilisation percent.
 """
 
 from __future__ import annotations
 
+from typing import Union
+
 import msgspec
+
+MIB = 1 << 20
+
+LIMIT = 16 << 20
+"""Most bytes of one message: thousands of processes on dozens of GPUs take a fraction of it."""
 
 
 class Gpu(msgspec.Struct, frozen=True):
@@ -28,6 +36,11 @@ class Gpu(msgspec.Struct, frozen=True):
     def label(self) -> str:
         """The name that slots carry: ``gpu0``, or ``gpu0m1`` for a MIG instance."""
         return f"gpu{self.index}" if self.mig is None else f"gpu{self.index}m{self.mig}"
+
+    @property
+    def number(self) -> str:
+        """The same for a person: ``0``, or ``0 MIG 1``."""
+        return f"{self.index}" if self.mig is None else f"{self.index} MIG {self.mig}"
 
 
 class GpuProcess(msgspec.Struct, frozen=True):
@@ -123,3 +136,20 @@ class Reading(msgspec.Struct, frozen=True, tag="reading"):
     def of(self, uuid: str) -> GpuSample | None:
         """The sample of that GPU."""
         return next((sample for sample in self.gpus if sample.uuid == uuid), None)
+
+
+class List(msgspec.Struct, frozen=True, tag="list"):
+    """Which GPUs are there? Answered by a ``Listing``."""
+
+
+class Sample(msgspec.Struct, frozen=True, tag="sample"):
+    """Read every GPU. Answered by a ``Reading`` of the same number; ``workers`` holds the worker in each slot."""
+
+    number: int
+    workers: dict[str, WorkerRef]
+
+
+ToReader = Union[List, Sample]
+Answer = Union[Listing, Reading]
+FromReader = Union[Answer, Xid, Unwatched]
+"""The answers, in the order of the questions; and between them, unasked, what the driver reports."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, WorkerRef
-from supervisor.gpu.source import MIB, anonymous_memory_of, name_of, started_at
+from supervisor.gpu.proc import anonymous_memory_of, name_of, started_at
+from supervisor.gpu.records import MIB, Gpu, GpuProcess, GpuSample, Listing, WorkerRef
 from supervisor.host.processes import children_of
 
 NAME = "Simulated GPU"
@@ -27,7 +27,7 @@ class _Member(msgspec.Struct, frozen=True):
 
 
 class SimulatedSource:
-    """A ``Source`` of ``count`` pretend GPUs."""
+    """``count`` pretend GPUs; ``nvml.NvmlSource`` has the same two methods, and one suite of tests holds for both."""
 
     def __init__(self, count: int) -> None:
         """Number them from 0; their UUIDs are the same in every process, so locks hold between supervisors."""

@@ -44,13 +44,6 @@ class Order(msgspec.Struct, frozen=True):
     devices: tuple[Watched, ...]
 
 
-class _Registration(msgspec.Struct, frozen=True):
-    """An event set, and by the handle of each GPU in it the devices of that GPU with their MIG instance numbers."""
-
-    events: Any
-    devices: dict[int, list[tuple[Gpu, int]]]
-
-
 class XidWatch:
     """Reports what it is told of by ``say``, from its own thread, which the first ``watch`` starts."""
 
@@ -74,59 +67,53 @@ class XidWatch:
     def _run(self) -> None:
         order = self._orders.get()
         while True:
-            registration = self._register(order)
-            if registration is None:
-                order = self._orders.get()
-                continue
-            try:
-                order = self._follow(order, registration)
-            finally:
-                with contextlib.suppress(*order.failures):
-                    order.nvml.nvmlEventSetFree(registration.events)
+            order = self._follow(order)
 
-    def _register(self, order: Order) -> _Registration | None:
-        try:
-            registration = _Registration(order.nvml.nvmlEventSetCreate(), {})
-        except order.failures as error:
-            self._say(Unwatched(str(error)))
-            return None
-        for device in order.devices:
-            self._add(order, registration, device)
-        return registration
-
-    def _add(self, order: Order, registration: _Registration, device: Watched) -> None:
-        nvml = order.nvml
-        try:
-            handle, instance = _whole(nvml, device)
-            known = registration.devices.get(_address(handle))
-            if known is None:
-                # Types that the GPU does not support make the call fail, and no type at all registers nothing.
-                wanted = nvml.nvmlEventTypeXidCriticalError & nvml.nvmlDeviceGetSupportedEventTypes(handle)
-                if not wanted:
-                    raise nvml.NVMLError(nvml.NVML_ERROR_NOT_SUPPORTED)
-                nvml.nvmlDeviceRegisterEvents(handle, wanted, registration.events)
-                known = registration.devices[_address(handle)] = []
-            known.append((device.gpu, instance))
-        except order.failures as error:
-            self._say(Unwatched(f"GPU {device.gpu.index}: {error}"))
-
-    def _follow(self, order: Order, registration: _Registration) -> Order:
+    def _follow(self, order: Order) -> Order:
         """Report events until there is another order, which is returned; or the same one, when all must be registered anew."""
         nvml = order.nvml
-        while self._orders.empty() and registration.devices:
+        try:
+            events = nvml.nvmlEventSetCreate()
+        except order.failures as error:
+            self._say(Unwatched(str(error)))
+            return self._orders.get()
+        try:
+            devices = self._register(order, events)
+            while devices and self._orders.empty():
+                try:
+                    event = nvml.nvmlEventSetWait_v2(events, WAIT_MS)
+                except order.failures as error:
+                    if getattr(error, "value", None) == nvml.NVML_ERROR_TIMEOUT:
+                        continue
+                    with contextlib.suppress(queue.Empty):
+                        return self._orders.get(timeout=PAUSE_S)
+                    return order
+                if event.eventType == nvml.nvmlEventTypeXidCriticalError:
+                    for gpu, instance in devices.get(_address(event.device), ()):
+                        if _WHOLE_GPU in (instance, event.gpuInstanceId) or instance == event.gpuInstanceId:
+                            self._report(gpu.uuid, int(event.eventData))
+            return self._orders.get()
+        finally:
+            with contextlib.suppress(*order.failures):
+                nvml.nvmlEventSetFree(events)
+
+    def _register(self, order: Order, events: Any) -> dict[int, list[tuple[Gpu, int]]]:
+        """Have ``events`` hear of all devices; by the handle of each GPU, those of it with their MIG instance numbers."""
+        nvml = order.nvml
+        registered: dict[int, list[tuple[Gpu, int]]] = {}
+        for device in order.devices:
             try:
-                event = nvml.nvmlEventSetWait_v2(registration.events, WAIT_MS)
-            except order.failures as error:
-                if getattr(error, "value", None) == nvml.NVML_ERROR_TIMEOUT:
-                    continue
-                with contextlib.suppress(queue.Empty):
-                    return self._orders.get(timeout=PAUSE_S)
-                return order
-            if event.eventType == nvml.nvmlEventTypeXidCriticalError:
-                for gpu, instance in registration.devices.get(_address(event.device), ()):
-                    if _WHOLE_GPU in (instance, event.gpuInstanceId) or instance == event.gpuInstanceId:
-                        self._report(gpu.uuid, int(event.eventData))
-        return self._orders.get()
+                handle, instance = _whole(nvml, device)
+                if _address(handle) not in registered:
+                    # Types that the GPU does not support make the call fail, and no type at all registers nothing.
+                    wanted = nvml.nvmlEventTypeXidCriticalError & nvml.nvmlDeviceGetSupportedEventTypes(handle)
+                    if not wanted:
+                        raise nvml.NVMLError(nvml.NVML_ERROR_NOT_SUPPORTED)
+                    nvml.nvmlDeviceRegisterEvents(handle, wanted, events)
+                registered.setdefault(_address(handle), []).append((device.gpu, instance))
+            except order.failures as error:  # noqa: PERF203 - each for itself
+                self._say(Unwatched(f"GPU {device.gpu.index}: {error}"))
+        return registered
 
     def _report(self, uuid: str, code: int) -> None:
         now = time.monotonic()

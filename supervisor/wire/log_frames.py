@@ -28,25 +28,18 @@ def new_mark() -> str:
     return secrets.token_hex(8)
 
 
-class Marker:
-    """The worker's side."""
-
-    def __init__(self, mark: str) -> None:
-        """Begin each frame with ``mark``."""
-        self._begin = _beginning(mark)
-
-    def frames(self, job: str, data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, int]]:
-        """``data``, written by ``job``, as frames, each with how many bytes of ``data`` are in it."""
-        view = memoryview(data).cast("B")
-        name = job.encode()
-        room = select.PIPE_BUF - len(self._begin) - _LENGTHS.size - len(name)
-        for at in range(0, len(view), room):
-            part = view[at : at + room]
-            yield b"".join((self._begin, _LENGTHS.pack(len(name), len(part)), name, part)), len(part)
+def frames(mark: str, job: str, data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, int]]:
+    """``data``, written by ``job``, as frames that begin with ``mark``, each with how many bytes of ``data`` are in it."""
+    view = memoryview(data).cast("B")
+    begin, name = _beginning(mark), job.encode()
+    room = select.PIPE_BUF - len(begin) - _LENGTHS.size - len(name)
+    for at in range(0, len(view), room):
+        part = view[at : at + room]
+        yield b"".join((begin, _LENGTHS.pack(len(name), len(part)), name, part)), len(part)
 
 
 class MarkReader:
-    """The supervisor's side. A pipe may be read in pieces of any size: what is not whole yet waits here."""
+    """Reads frames, the supervisor's side. A pipe may be read in pieces of any size: what is not whole yet waits here."""
 
     def __init__(self, mark: str) -> None:
         """Know frames by ``mark``.

@@ -38,6 +38,13 @@ MAX_CAPACITY = 1024
 """Most jobs that may run together in one worker, whatever its ``concurrency_modifier`` says."""
 
 
+class _OfWorker(msgspec.Struct, frozen=True):
+    """What is about one worker: ``slot`` and ``generation`` name it."""
+
+    slot: str
+    generation: int
+
+
 # --- supervisor → worker -------------------------------------------------------------------------------------------------
 
 
@@ -185,30 +192,23 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
     limits: Limits = Limits()
 
 
-class Fork(msgspec.Struct, frozen=True, tag="fork"):
+class Fork(_OfWorker, frozen=True, tag="fork"):
     """Fork the worker of ``generation`` for ``slot``. Descriptors sent along: the worker's pipe end, its log pipe's write end.
 
     ``env`` is set in the child before any user code; ``None`` removes a variable.
     """
 
-    slot: str
-    generation: int
     env: dict[str, str | None]
 
 
-class Signal(msgspec.Struct, frozen=True, tag="signal"):
+class Signal(_OfWorker, frozen=True, tag="signal"):
     """Send ``signum`` to that worker (not to what it started). Unknown or dead workers are ignored."""
 
-    slot: str
-    generation: int
     signum: int
 
 
-class EndTree(msgspec.Struct, frozen=True, tag="end_tree"):
+class EndTree(_OfWorker, frozen=True, tag="end_tree"):
     """SIGKILL that worker and everything it started. ``Died`` and ``Swept`` follow."""
-
-    slot: str
-    generation: int
 
 
 class Quit(msgspec.Struct, frozen=True, tag="quit"):
@@ -231,40 +231,32 @@ class TemplateReady(msgspec.Struct, frozen=True, tag="template_ready"):
     took_ms: float = 0.0
 
 
-class Forked(msgspec.Struct, frozen=True, tag="forked"):
+class Forked(_OfWorker, frozen=True, tag="forked"):
     """That worker runs as ``pid``."""
 
-    slot: str
-    generation: int
     pid: int
 
 
-class ForkFailed(msgspec.Struct, frozen=True, tag="fork_failed"):
+class ForkFailed(_OfWorker, frozen=True, tag="fork_failed"):
     """That worker could not be forked; ``error`` is the operating system's word."""
 
-    slot: str
-    generation: int
     error: str
 
 
-class Died(msgspec.Struct, frozen=True, tag="died"):
+class Died(_OfWorker, frozen=True, tag="died"):
     """That worker's process is dead and reaped. ``status`` is ``-N`` for signal N, else its exit code.
 
     ``cause`` is why the template itself ended it, if it did.
     """
 
-    slot: str
-    generation: int
     pid: int
     status: int
     cause: TooManyProcesses | None = None
 
 
-class Swept(msgspec.Struct, frozen=True, tag="swept"):
+class Swept(_OfWorker, frozen=True, tag="swept"):
     """Nothing that the dead worker started is left. ``killed`` counts the processes that had to be ended."""
 
-    slot: str
-    generation: int
     killed: int = 0
 
 
@@ -292,11 +284,8 @@ class Codec(Generic[T]):
         """
         try:
             return self._decoder.decode(payload)
-        except (
-            msgspec.MsgspecError,
-            UnicodeDecodeError,
-            RecursionError,
-        ) as error:  # the latter two come through as they are
+        # The latter two come through as they are.
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise WireError(f"malformed message ({len(payload)} bytes): {str(error)[:200]}") from error
 
 
@@ -320,11 +309,6 @@ class FrameReader:
         self._limit = limit
         self._buffer = bytearray()
 
-    @property
-    def pending(self) -> int:
-        """Bytes of an unfinished frame."""
-        return len(self._buffer)
-
     def feed(self, data: bytes) -> list[bytes]:
         """Take what was read; return the payloads that are whole.
 
@@ -332,40 +316,34 @@ class FrameReader:
             FrameTooLargeError: a header announces more than the limit.
             WireError: a header makes no sense. After either error the stream cannot be read on.
         """
-        buffer = self._buffer
-        buffer += data
+        self._buffer += data
         payloads: list[bytes] = []
-        at = 0
-        while True:
-            try:
-                header = self._header(buffer, at)
-            except WireError:
-                if not payloads:
-                    raise
-                break  # what came before it counts; it is met again
-            if header is None:
-                break
-            start, size = header
-            if len(buffer) - start < size:
-                break
-            payloads.append(bytes(memoryview(buffer)[start : start + size]))
-            at = start + size
-        if at:
-            del buffer[:at]
+        try:
+            while (payload := self._next()) is not None:
+                payloads.append(payload)
+        except WireError:
+            if not payloads:
+                raise  # else what came before it counts; it is met again
         return payloads
 
-    def _header(self, buffer: bytearray, at: int) -> tuple[int, int] | None:
-        if len(buffer) - at < _SHORT.size:
+    def _next(self) -> bytes | None:
+        """The first payload, taken out of the buffer; ``None`` while it is not whole."""
+        buffer, start = self._buffer, _SHORT.size
+        if len(buffer) < start:
             return None
-        (size,) = _SHORT.unpack_from(buffer, at)
-        start = at + _SHORT.size
+        (size,) = _SHORT.unpack_from(buffer)
         if size == -1:
-            if len(buffer) - start < _LONG.size:
-                return None
-            (size,) = _LONG.unpack_from(buffer, start)
             start += _LONG.size
+            if len(buffer) < start:
+                return None
+            (size,) = _LONG.unpack_from(buffer, _SHORT.size)
         if size < 0:
             raise WireError(f"malformed frame header: length {size}")
         if size > self._limit:
             raise FrameTooLargeError(f"a message of {size} bytes is over the limit of {self._limit}")
-        return start, size
+        end = start + size
+        if len(buffer) < end:
+            return None
+        payload = bytes(memoryview(buffer)[start:end])
+        del buffer[:end]
+        return payload

@@ -43,8 +43,9 @@ class Channel:
         self._reader = wire.FrameReader(sys.maxsize)  # the supervisor is trusted
         self._lock = threading.Lock()
         self._queue: deque[_Frame] = deque()
-        self._newest: dict[str, _Frame] = {}  # by job: progress in the queue of which nothing is written yet
-        self._running: set[str] = set()
+        self._newest: dict[
+            str, _Frame | None
+        ] = {}  # by running job: progress in the queue of which nothing is written yet
         self._flushing = False
         self._warned: set[str] = set()
         os.register_at_fork(after_in_child=self._let_go)
@@ -82,13 +83,12 @@ class Channel:
     def started(self, job: str) -> None:
         """Let the progress of ``job`` through from now on."""
         with self._lock:
-            self._running.add(job)
+            self._newest[job] = None
 
     def ended(self, done: wire.Done) -> None:
         """Say how a job ended. Progress of it that has not left is dropped, and none is accepted any more."""
         frame = _Frame(wire.frame(self._encode(done)))
         with self._lock:
-            self._running.discard(done.job)
             outdated = self._newest.pop(done.job, None)
             if outdated is not None:
                 outdated.left = b""
@@ -98,14 +98,14 @@ class Channel:
         """Say how far ``job`` is (JSON), from any thread, at once. Nothing is said of a job that does not run."""
         frame = wire.frame(self._encode(wire.Progress(job, value)))
         with self._lock:
-            if job not in self._running:
+            if job not in self._newest:
                 return
-            waiting = self._newest.get(job)
+            waiting = self._newest[job]
             if waiting is not None:
                 waiting.left = frame
                 return
-            self._newest[job] = _Frame(frame, job)
-            self._queue.append(self._newest[job])
+            self._newest[job] = waiting = _Frame(frame, job)
+            self._queue.append(waiting)
             if not self._flushing and not self._write():
                 self._flushing = True
                 threading.Thread(target=self._flush, name="supervise-progress", daemon=True).start()
@@ -143,8 +143,8 @@ class Channel:
                     return False
                 except OSError:
                     output.leave(0)
-                if frame.job is not None:
-                    self._newest.pop(frame.job, None)  # begun: it cannot be replaced any more
+                if frame.job in self._newest:
+                    self._newest[frame.job] = None  # begun: it cannot be replaced any more
                 frame.left = memoryview(frame.left)[count:]
                 if frame.left:
                     continue
@@ -157,4 +157,3 @@ class Channel:
         self._lock = threading.Lock()
         self._queue.clear()
         self._newest.clear()
-        self._running.clear()

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from supervisor.errors import EncodeError
+from supervisor.worker import blame
 
 MAX_DEPTH = 300
 """Levels of nesting that the walk in Python follows. msgspec alone goes as deep as the interpreter's recursion limit."""
@@ -49,7 +50,7 @@ def encode(value: Any, path: str = "output") -> bytes:
         except Exception:  # noqa: BLE001, S110 - conversions run the value's own code; the walk below meets it again and tells
             pass
     try:
-        return _encode(_Walk().plain(value, path))
+        return _encode(_plain(value, path, {}))
     except RecursionError:
         raise EncodeError(f"{path}: nested too deeply") from None
     except MemoryError:
@@ -65,7 +66,7 @@ def error_text(value: Any) -> str:
             text = encode(value, "error").decode()
         except EncodeError as error:
             text = _str(value) or str(error)
-    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate cannot be sent
+    return blame.utf8(text)
 
 
 def _str(value: Any) -> str:
@@ -137,54 +138,51 @@ def _from_torch(value: Any) -> Any:
     return (tensor.to_dense() if tensor.layout != sys.modules["torch"].strided else tensor).tolist()
 
 
-class _Walk:
-    """Goes through one value as msgspec does, knowing where it is."""
+def _plain(value: Any, path: str, inside: dict[int, str]) -> Any:
+    """``value`` made of what msgspec can write; goes through it as msgspec does, knowing where it is.
 
-    def __init__(self) -> None:
-        self._open: dict[int, str] = {}  # the containers that we are inside of, by id, and their paths
+    ``inside`` are the containers that it is inside of, by id, and their paths.
 
-    def plain(self, value: Any, path: str) -> Any:
-        """``value`` made of what msgspec can write.
+    Raises:
+        EncodeError: something inside it cannot be JSON.
+    """
+    kind = type(value)
+    if kind in _LEAVES:
+        return value
+    if kind is int:
+        return value if value.bit_length() <= 64 else msgspec.Raw(_digits(value).encode())
+    if kind is str:
+        return _checked(value, path)
+    if id(value) in inside:
+        raise EncodeError(f"{_short(path)}: refers back to {_short(inside[id(value)])}")
+    if len(inside) >= MAX_DEPTH:
+        raise EncodeError(f"{_short(path)}: nested more than {MAX_DEPTH} levels deep")
+    inside[id(value)] = path
+    try:
+        return _opened(value, path, inside)
+    except (EncodeError, RecursionError, MemoryError):
+        raise
+    except Exception as error:  # the value's own code
+        raise EncodeError(f"{_cannot(value, path)}: {type(error).__name__}: {_str(error)}") from error
+    finally:
+        del inside[id(value)]
 
-        Raises:
-            EncodeError: something inside it cannot be JSON.
-        """
-        kind = type(value)
-        if kind in _LEAVES:
-            return value
-        if kind is int:
-            return value if value.bit_length() <= 64 else msgspec.Raw(_digits(value).encode())
-        if kind is str:
-            return _checked(value, path)
-        if id(value) in self._open:
-            raise EncodeError(f"{_short(path)}: refers back to {_short(self._open[id(value)])}")
-        if len(self._open) >= MAX_DEPTH:
-            raise EncodeError(f"{_short(path)}: nested more than {MAX_DEPTH} levels deep")
-        self._open[id(value)] = path
-        try:
-            return self._inside(value, path)
-        except (EncodeError, RecursionError, MemoryError):
-            raise
-        except Exception as error:  # the value's own code
-            raise EncodeError(f"{_cannot(value, path)}: {type(error).__name__}: {_str(error)}") from error
-        finally:
-            del self._open[id(value)]
 
-    def _inside(self, value: Any, path: str) -> Any:
-        if isinstance(value, dict):
-            return {_key(key, path): self.plain(item, path + _step(key)) for key, item in value.items()}
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return [self.plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
-        if isinstance(value, Enum):
-            return self.plain(value.value, path)
-        fields = _fields(value)
-        if fields is not None:
-            return {name: self.plain(item, path + _step(name)) for name, item in fields}
-        try:
-            converted = _convert(value)
-        except _Unknown:
-            raise EncodeError(_cannot(value, path)) from None
-        return self.plain(converted, path)
+def _opened(value: Any, path: str, inside: dict[int, str]) -> Any:
+    if isinstance(value, dict):
+        return {_key(key, path): _plain(item, path + _step(key), inside) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item, f"{path}[{index}]", inside) for index, item in enumerate(value)]
+    if isinstance(value, Enum):
+        return _plain(value.value, path, inside)
+    fields = _fields(value)
+    if fields is not None:
+        return {name: _plain(item, path + _step(name), inside) for name, item in fields}
+    try:
+        converted = _convert(value)
+    except _Unknown:
+        raise EncodeError(_cannot(value, path)) from None
+    return _plain(converted, path, inside)
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]] | None:

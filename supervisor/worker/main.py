@@ -170,11 +170,7 @@ class Worker:
             current = asyncio.get_event_loop()
         except RuntimeError:
             current = self._loop
-        for loop in (current, self._loop):
-            if not loop.is_closed():
-                break
-        else:
-            loop = asyncio.new_event_loop()
+        loop = next((loop for loop in (current, self._loop) if not loop.is_closed()), None) or asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         return loop
 

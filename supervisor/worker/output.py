@@ -17,7 +17,7 @@ import sys
 from typing import NamedTuple, NoReturn, cast
 
 from supervisor.host.processes import STACK_SIGNAL
-from supervisor.wire.log_frames import Marker, new_mark
+from supervisor.wire.log_frames import frames, new_mark
 
 JOB: contextvars.ContextVar[str | None] = contextvars.ContextVar("supervise_job", default=None)
 """The id of the job on whose behalf code runs. What copies the context (tasks, ``asyncio.to_thread``, a fork) copies it too."""
@@ -60,7 +60,7 @@ def mark_prints(streams: Streams, pipe: tuple[int, int]) -> str:
     """
     mark = new_mark()
     for raw in (streams.out, streams.err):
-        write = functools.partial(_write_marked, raw, pipe, Marker(mark))
+        write = functools.partial(_write_marked, raw, pipe, mark)
         raw.write = write  # type: ignore[method-assign] # TextIOWrapper looks it up in the object at each write
     return mark
 
@@ -111,14 +111,14 @@ def _unbuffered(raw: io.FileIO) -> io.TextIOWrapper:
     )
 
 
-def _write_marked(raw: io.FileIO, pipe: tuple[int, int], marker: Marker, data: bytes) -> int | None:
+def _write_marked(raw: io.FileIO, pipe: tuple[int, int], mark: str, data: bytes) -> int | None:
     """``FileIO.write``: how many bytes were taken, None if a pipe that does not wait took none."""
     job = JOB.get()
     # The handler may have put a file of its own in the pipe's place, which is to get what it prints and nothing else.
     if job is None or file_behind(raw) != pipe:
         return io.FileIO.write(raw, data)
     written = 0
-    for frame, size in marker.frames(job, data):
+    for frame, size in frames(mark, job, data):
         if io.FileIO.write(raw, frame) is None:
             return written or None
         written += size

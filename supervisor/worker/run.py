@@ -157,9 +157,9 @@ class Runner:
     def _read(self, attempt: _Attempt, values: Generator[Any, Any, Any]) -> wire.Done:
         try:
             for value in values:
-                error = self._chunk(attempt, value)
-                if error is not None:
-                    return self._failed(attempt, error)
+                done = self._chunk(attempt, value)
+                if done is not None:
+                    return done
         finally:
             values.close()
         return self._streamed(attempt)
@@ -167,24 +167,24 @@ class Runner:
     async def _read_async(self, attempt: _Attempt, values: AsyncIterator[Any]) -> wire.Done:
         try:
             async for value in values:
-                error = self._chunk(attempt, value)
-                if error is not None:
-                    return self._failed(attempt, error)
+                done = self._chunk(attempt, value)
+                if done is not None:
+                    return done
         finally:
             if isinstance(values, AsyncGenerator):
                 await values.aclose()
         return self._streamed(attempt)
 
-    def _chunk(self, attempt: _Attempt, value: Any) -> str | ResultFault | None:
-        """Send what was yielded. If that is an error or cannot be sent: its text, or why not."""
+    def _chunk(self, attempt: _Attempt, value: Any) -> wire.Done | None:
+        """Send what was yielded. If that is an error or cannot be sent, the job has ended."""
         if isinstance(value, dict) and value.get("error"):
-            return error_text(value["error"])
+            return self._result(attempt, value)
         try:
             chunk = encode(value, f"output[{attempt.chunks}]")
         except EncodeError as failure:
-            return NotEncodable(blame.message(failure))
+            return self._failed(attempt, NotEncodable(blame.message(failure)))
         if len(chunk) > self._max_result:
-            return ChunkTooLarge(attempt.chunks, len(chunk), self._max_result)
+            return self._failed(attempt, ChunkTooLarge(attempt.chunks, len(chunk), self._max_result))
         self._channel.send(wire.Chunk(attempt.id, attempt.chunks, chunk))
         attempt.chunks += 1
         if self._config.return_aggregate_stream:
@@ -202,21 +202,17 @@ class Runner:
             refresh = refresh or bool(value.get("refresh_worker"))
             error = value.get("error") or None
             value = {key: item for key, item in value.items() if key not in ("error", "refresh_worker")} or _NOTHING
-        if error is not None:
-            return self._failed(attempt, error_text(error), refresh, self._beside(attempt, value))
         try:
             encoded = None if value is _NOTHING else encode(value)
         except EncodeError as failure:
-            return self._failed(attempt, NotEncodable(blame.message(failure)), refresh)
+            why = blame.message(failure)
+            if error is None:
+                return self._failed(attempt, NotEncodable(why), refresh)
+            self._channel.warn(f"job {attempt.id}: the output beside its error is dropped: {why}")
+            encoded = None
+        if error is not None:
+            return self._failed(attempt, error_text(error), refresh, encoded)
         return wire.Done(attempt.id, JobStatus.COMPLETED.value, encoded, refresh=refresh)
-
-    def _beside(self, attempt: _Attempt, value: Any) -> bytes | None:
-        """What is left of a result that is an error; the error counts, so a value that cannot be encoded only warns."""
-        try:
-            return None if value is _NOTHING else encode(value)
-        except EncodeError as failure:
-            self._channel.warn(f"job {attempt.id}: the output beside its error is dropped: {blame.message(failure)}")
-            return None
 
     def _failed(
         self,

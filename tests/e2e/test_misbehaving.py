@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 if TYPE_CHECKING:
     from conftest import Gate, Runs, Supervise
 
@@ -137,12 +135,11 @@ def test_messages_that_are_none(supervise: Runs, make_gate: Callable[[], Gate]) 
     assert run.stop() == 0
 
 
-@pytest.mark.parametrize("child", ["sleeps", "ignores_sigterm", "stops_itself"])
-def test_who_cannot_be_asked_to_stop_is_ended(supervise: Runs, child: str) -> None:
+def test_who_cannot_be_asked_to_stop_is_ended(supervise: Runs) -> None:
     run = supervise(*TWO_WORKERS).ready("cpu0", "cpu1")
     ended = 0
 
-    def ends_in_time() -> bool:
+    def ends_in_time(child: str) -> bool:
         nonlocal ended
         said = len(run.stderr.lines)
         job = run.run({"child": child})
@@ -153,7 +150,8 @@ def test_who_cannot_be_asked_to_stop_is_ended(supervise: Runs, child: str) -> No
         assert "error" not in run.status(job)
         return took < 2
 
-    run.until(ends_in_time)  # a busy machine takes longer, but not every time
+    for child in ("sleeps", "ignores_sigterm", "stops_itself"):
+        run.until(lambda child=child: ends_in_time(child))  # a busy machine takes longer, but not every time
     assert sum(worker["restarts"] for worker in run.workers().values()) == ended
     assert run.stop() == 0
 
@@ -171,13 +169,20 @@ def test_a_coroutine_that_swallows_its_cancellation_is_ended(supervise: Runs) ->
     assert run.stop() == 0
 
 
-def test_odd_ways_that_hurt_nobody(supervise: Runs) -> None:
+def test_odd_ways_that_hurt_nobody_and_a_death_while_idle(supervise: Runs) -> None:
     run = supervise(*TWO_WORKERS).ready("cpu0", "cpu1")
     assert run.runsync({"child": "closes_its_output"})["output"] in ("closed", "Bad file descriptor")
     assert run.runsync({"child": "returns_twice"})["output"] == "parent"
     assert [run.runsync(number)["output"] for number in range(4)] == [0, 1, 2, 3]
     assert sum(worker["restarts"] for worker in run.workers().values()) == 0
     assert run.get("/health")["jobs"]["completed"] == 6
+
+    pids: dict[str, Any] = {slot: worker["pid"] for slot, worker in run.workers().items()}
+    for pid in pids.values():
+        os.kill(pid, signal.SIGKILL)
+    run.until(lambda: all(it["state"] == "idle" and it["pid"] != pids[slot] for slot, it in run.workers().items()))
+    assert run.runsync(4)["output"] == 4
+    assert [worker["restarts"] for worker in run.workers().values()] == [1, 1]
     assert run.stop() == 0
 
 
@@ -198,15 +203,3 @@ def test_what_a_job_printed_last_is_its_own(supervise: Runs) -> None:
     assert [(words[0], words[2]) for words in said if words[3:4] in (["0"], ["5999"], ["without"])] == [
         (job, name) for job, name in zip(jobs, ("first", "second"), strict=True) for _ in range(3)
     ]
-
-
-def test_a_worker_that_dies_while_idle_is_replaced(supervise: Runs) -> None:
-    run = supervise(*TWO_WORKERS).ready("cpu0", "cpu1")
-    assert run.runsync(1)["output"] == 1
-    pids: dict[str, Any] = {slot: worker["pid"] for slot, worker in run.workers().items()}
-    for pid in pids.values():
-        os.kill(pid, signal.SIGKILL)
-    run.until(lambda: all(it["state"] == "idle" and it["pid"] != pids[slot] for slot, it in run.workers().items()))
-    assert run.runsync(2)["output"] == 2
-    assert [worker["restarts"] for worker in run.workers().values()] == [1, 1]
-    assert run.stop() == 0

@@ -63,6 +63,8 @@ def test_select(spec, gpus, visible, expected):
         ("0,,1", ABC, None, ["is no list"]),
         ("", ABC, None, ["is no list"]),
         ("first", ABC, None, ["first is not there"]),
+        ("GPU-ffff", ABC, None, ["GPU-ffff is not there"]),
+        ("all", ABC, "9", ["CUDA_VISIBLE_DEVICES=9 hides all"]),
         ("-1", ABC, None, ["-1 is not there"]),
     ],
 )

@@ -13,7 +13,7 @@ from supervisor.errors import WireError
 from supervisor.pool.pipes import log_pipe
 from supervisor.pool.pipes.ends import LOG_PIPE_BYTES
 from supervisor.pool.pipes.log_pipe import LINE_BYTES, NO_JOB, TAIL_LINES, TURN_LINES, LogPipe
-from supervisor.wire.log_frames import Marker
+from supervisor.wire.log_frames import frames
 
 MARK = "0123456789abcdef"
 PACKAGE = Path(log_pipe.__file__).parents[2]
@@ -30,7 +30,7 @@ class Pipe:
 
     def write(self, text: str, job: str | None = None) -> None:
         data = text.encode()
-        for frame in [data] if job is None else [frame for frame, _ in Marker(MARK).frames(job, data)]:
+        for frame in [data] if job is None else [frame for frame, _ in frames(MARK, job, data)]:
             os.write(self._write, frame)
 
     def read(self, *running: str) -> list[tuple[str | None, list[str]]]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +12,6 @@ import pytest
 from supervisor.wire import messages as wire
 
 HANDLERS = Path(__file__).resolve().parents[2] / "handlers"
-
-
-@pytest.fixture
-def site() -> Iterator[str]:
-    """A web server on this machine: ``/page``, ``/away`` (a redirect to it), ``/inside`` (a redirect to a file); else 404."""
-
-    class Site(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            where = {"/away": "/page", "/inside": "file:///etc/hostname"}.get(self.path)
-            if where:
-                self.send_response(302)
-                self.send_header("Location", where)
-                self.end_headers()
-            elif self.path == "/page":
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(b"hello")
-            else:
-                self.send_error(404)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 def progress(messages: list[Any]) -> list[Any]:
@@ -56,8 +24,8 @@ def output(done: wire.Done) -> Any:
     return json.loads(done.output)
 
 
-def test_my_handler(start_worker) -> None:
-    worker = start_worker(HANDLERS / "my_handler.py")
+def test_my_handler(serve) -> None:
+    worker = serve(HANDLERS / "my_handler.py")
     assert worker.ready().kind == "function"
     began = time.monotonic()
     done, before = worker.job({"prompt": "a lighthouse", "steps": 4, "seconds": 0.2, "memory_mib": 3, "refresh": True})
@@ -74,8 +42,8 @@ def test_my_handler(start_worker) -> None:
     assert "gpu0-3 works on 'a lighthouse': 4 steps in 0.2 s" in worker.log()
 
 
-def test_my_handler_needs_nothing(start_worker) -> None:
-    worker = start_worker(HANDLERS / "my_handler.py")
+def test_my_handler_needs_nothing(serve) -> None:
+    worker = serve(HANDLERS / "my_handler.py")
     worker.ready()
     began = time.monotonic()
     done, before = worker.job({})
@@ -105,26 +73,26 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
 
 
 @pytest.mark.parametrize("file", WRONG)
-def test_says_what_is_wrong_with_the_input(start_worker, file: str) -> None:
-    worker = start_worker(HANDLERS / file)
+def test_says_what_is_wrong_with_the_input(serve, file: str) -> None:
+    worker = serve(HANDLERS / file)
     worker.ready()
     for given, error in WRONG[file]:
         done, _ = worker.job(given)
         assert (done.status, done.error) == ("FAILED", error)
 
 
-def test_stream_text(start_worker) -> None:
-    worker = start_worker(HANDLERS / "stream_text.py")
+def test_stream_text(serve) -> None:
+    worker = serve(HANDLERS / "stream_text.py")
     assert worker.ready().kind == "generator"
     done, before = worker.job({"text": "one  word\nafter another", "delay": 0})
     chunks = [json.loads(message.value) for message in before if isinstance(message, wire.Chunk)]
     assert chunks == output(done) == ["one ", "word ", "after ", "another"]
 
 
-def test_async_fetch(start_worker, site: str) -> None:
-    worker = start_worker(HANDLERS / "async_fetch.py", env={"no_proxy": "127.0.0.1"})
+def test_async_fetch(serve, shelf: str) -> None:
+    worker = serve(HANDLERS / "async_fetch.py")
     assert worker.ready().kind == "coroutine"
-    urls = [f"{site}/page", f"{site}/away", f"{site}/none", f"{site}/inside", "http://127.0.0.1:1/"]
+    urls = [f"{shelf}/plain.txt", f"{shelf}/away", f"{shelf}/none", f"{shelf}/inside", "http://127.0.0.1:1/"]
     done, before = worker.job({"urls": urls})
     pages = output(done)["pages"]
     assert [page["url"] for page in pages] == urls

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.errors import WireError
-from supervisor.wire.log_frames import Marker, MarkReader, new_mark
+from supervisor.wire.log_frames import MarkReader, frames, new_mark
 
 MARK = "0123456789abcdef"
 BEGIN = b"\0" + MARK.encode()
@@ -24,7 +24,7 @@ WRITES = st.lists(st.one_of(st.tuples(JOBS, TEXTS), st.tuples(st.none(), PLAIN))
 
 
 def framed(job: str | None, data: bytes) -> bytes:
-    return data if job is None else b"".join(frame for frame, _ in Marker(MARK).frames(job, data))
+    return data if job is None else b"".join(frame for frame, _ in frames(MARK, job, data))
 
 
 def merged(pieces: list[tuple[str | None, bytes]]) -> list[tuple[str | None, bytes]]:
@@ -52,9 +52,9 @@ def test_what_is_read_is_what_was_written(writes: list[tuple[str | None, bytes]]
 
 
 def test_a_frame_is_one_atomic_write() -> None:
-    frames = [frame for frame, _ in Marker(MARK).frames("j" * 128, b"x" * 100_000)]
-    assert max(map(len, frames)) == select.PIPE_BUF
-    assert sum(size for _, size in Marker(MARK).frames("a", b"x" * 100_000)) == 100_000
+    made = [frame for frame, _ in frames(MARK, "j" * 128, b"x" * 100_000)]
+    assert max(map(len, made)) == select.PIPE_BUF
+    assert sum(size for _, size in frames(MARK, "a", b"x" * 100_000)) == 100_000
 
 
 def test_a_frame_that_is_whole_does_not_wait() -> None:
@@ -65,12 +65,11 @@ def test_a_frame_that_is_whole_does_not_wait() -> None:
 
 def test_writers_in_one_pipe_do_not_tear_each_others_frames() -> None:
     read, write = os.pipe()
-    marker = Marker(MARK)
     line = b"x" * 6_000
 
     def flood(job: str | None) -> None:
         for _ in range(40):
-            for frame, _ in marker.frames(job, line) if job else [(b"plain\n", 0)]:
+            for frame, _ in frames(MARK, job, line) if job else [(b"plain\n", 0)]:
                 os.write(write, frame)
 
     writers = [threading.Thread(target=flood, args=(job,)) for job in ("a", "b", None)]

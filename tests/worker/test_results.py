@@ -312,6 +312,14 @@ def test_an_error_mid_stream_ends_the_iteration(serve, kind, last, error):
     assert child.written_so_far() == "closed\n"
 
 
+@pytest.mark.parametrize("marker", ["", "async "])
+def test_a_yielded_error_is_treated_as_a_returned_one(serve, marker):
+    done = serve(
+        f"{marker}def handler(job):\n    yield {{'error': 'bad', 'refresh_worker': True, 'seed': job['input']}}\n    yield 1"
+    ).job(7)
+    assert (done.status, done.error, done.refresh, done.output) == ("FAILED", "bad", True, b'{"seed":7}')
+
+
 @pytest.mark.parametrize("body", ["return 1", "yield 1", "return {'error': 'bad'}", "raise ValueError"])
 @pytest.mark.parametrize("marker", ["", "async "])
 def test_refresh_in_the_config_is_meant_for_every_job(serve, body, marker):

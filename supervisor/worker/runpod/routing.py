@@ -6,35 +6,33 @@ copy a name from it. Modules that are there already, imported by the template, a
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+import types
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
-from supervisor import serverless
-from supervisor.worker.runpod import folders
+from supervisor.worker.runpod.standin import _supervise_runpod as ours
 from supervisor.worker.runpod.standin._supervise_runpod import files, timers
 
-Check = TypeVar("Check", bound=Callable[[], object])
+
+def _make_folder(name: str, mode: int = 0o777, exist_ok: bool = False) -> None:
+    os.makedirs(files.routed(name) or name, mode, exist_ok)  # noqa: PTH103 - it is that function
 
 
-def start(config: dict[str, Any]) -> None:
-    """Serve ``config["handler"]`` in this worker. ``sys.argv`` and ``test_input.json`` play no part."""
-    serverless.start(config)
+def _join(first: str, *rest: str) -> str:
+    return str(files.routed(first, *rest) or os.path.join(first, *rest))  # noqa: PTH118 - it is that function
 
 
-def progress_update(job: dict[str, Any], progress: object) -> None:
-    """Show ``progress`` as how far ``job`` is."""
-    serverless.progress_update(job, progress)
-
-
-def register_fitness_check(func: Check) -> Check:
-    """Run ``func`` before the first job."""
-    return serverless.register_fitness_check(func)
-
+#: What the package's downloads see as ``os``: paths that begin with its fixed folders lead into this generation's own. It names
+#: its folders by these two functions (runpod 1.12, ``serverless/utils/rp_download.py``).
+_ROUTED_OS = types.SimpleNamespace(
+    **{**vars(os), "makedirs": _make_folder, "path": types.SimpleNamespace(**{**vars(os.path), "join": _join})}
+)
 
 _SERVERLESS = "runpod.serverless"
 _MODULES = "runpod.serverless.modules"
@@ -43,13 +41,13 @@ _WORKER_STATE = f"{_MODULES}.worker_state"
 
 #: What the names of the package's modules are to mean; those that a version of the package lacks stay away.
 _ROUTES: dict[str, dict[str, object]] = {
-    _SERVERLESS: {"start": start, "progress_update": progress_update, "register_fitness_check": register_fitness_check},
-    f"{_MODULES}.rp_progress": {"progress_update": progress_update},
-    f"{_MODULES}.rp_fitness": {"register_fitness_check": register_fitness_check},
+    _SERVERLESS: {name: getattr(ours, name) for name in ("start", "progress_update", "register_fitness_check")},
+    f"{_MODULES}.rp_progress": {"progress_update": ours.progress_update},
+    f"{_MODULES}.rp_fitness": {"register_fitness_check": ours.register_fitness_check},
     _WORKER_STATE: {"IS_LOCAL_TEST": False},
     f"{_MODULES}.rp_scale": {"IS_LOCAL_TEST": False},
     f"{_UTILS}.rp_cleanup": {"clean": files.clean},
-    f"{_UTILS}.rp_download": {"os": folders.RoutedOs()},
+    f"{_UTILS}.rp_download": {"os": _ROUTED_OS},
     f"{_UTILS}.rp_upload": {"_save_to_local_fallback": files.save_locally},
     f"{_UTILS}.rp_debugger": {name: getattr(timers, name) for name in timers.__all__},
 }
@@ -76,7 +74,7 @@ def install() -> None:
 
 
 def _route(module: ModuleType) -> None:
-    for name, value in _ROUTES[module.__name__].items():
+    for name, value in _ROUTES.get(module.__name__, {}).items():  # an archive has one loader for all of its modules
         if hasattr(module, name):
             setattr(module, name, value)
 
@@ -106,7 +104,7 @@ def _correct_endpoint_id() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing itself: lends a routing loader to what the finders behind it find."""
+    """Finds nothing itself: of what the finders behind it find, it has the modules routed that are to be."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -120,28 +118,12 @@ class _Finder(MetaPathFinder):
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _RoutingLoader(spec.loader)
+                    run = functools.partial(_run_and_route, spec.loader.exec_module)
+                    spec.loader.exec_module = run  # type: ignore[method-assign]
                 return spec
         return None
 
 
-class _RoutingLoader(Loader):
-    """Runs a module with the loader that it was found with, puts that one back, and routes the module."""
-
-    def __init__(self, own: Loader) -> None:
-        self._own = own
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """As the module's own loader does."""
-        return self._own.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Run ``module``, then route it."""
-        module.__loader__ = self._own
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._own
-        self._own.exec_module(module)
-        _route(sys.modules.get(module.__name__, module))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
+def _run_and_route(run: Callable[[ModuleType], object], module: ModuleType) -> None:
+    run(module)
+    _route(sys.modules.get(module.__name__, module))

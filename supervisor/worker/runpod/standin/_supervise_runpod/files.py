@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from . import host
+from . import current_job
 
 OWN_FOLDER = "SUPERVISE_TMPDIR"
 """The variable that names this generation's own folder. ``TMPDIR`` names it too, until a handler sets it to something shared."""
@@ -46,7 +46,7 @@ def job_folder(job: str | None) -> Path:
 
 def routed(first: str, *rest: str) -> Path | None:
     """Where ``first/rest`` is, which the package means to be in the current folder; ``None`` if that is no path of its own."""
-    job = host.current_job()
+    job = current_job()
     if first in _PACKAGES_NAMES:
         return job_folder(job).joinpath(first, *rest)
     if first == "jobs" and rest:
@@ -64,10 +64,10 @@ def save_locally(
 
     A name that the handler chose gets a folder of its job, so that no job's result takes the place of another's.
     """
-    _say(f"there is no bucket to upload {file_name} to, so it is kept in the folder {directory}")
+    sys.stderr.write(f"there is no bucket to upload {file_name} to, so it is kept in the folder {directory}\n")
     folder = Path(directory)
     if directory == "local_upload":
-        folder /= _file_name(host.current_job() or uuid.uuid4().hex)
+        folder /= _file_name(current_job() or uuid.uuid4().hex)
     path = folder / file_name
     path.parent.mkdir(parents=True, exist_ok=True)
     if source_path:
@@ -85,7 +85,7 @@ def clean(folder_list: Iterable[str | os.PathLike[str]] | None = None) -> None:
     Sure is a folder inside this generation's own, and one that has the job's id in its path. Another, such as ``temp_images`` in
     the current folder or ``/tmp``, may hold files of other workers and jobs: it stays, and a line says so once.
     """
-    job = host.current_job()
+    job = current_job()
     if job:
         shutil.rmtree(job_folder(job), ignore_errors=True)
     for named in folder_list or ():
@@ -120,8 +120,4 @@ def _file_name(name: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _say_once(message: str) -> None:
-    _say(message)
-
-
-def _say(message: str) -> None:
     sys.stderr.write(f"{message}\n")

@@ -55,6 +55,4 @@ if not _give_way():
 
     __version__ = "1.12.0+supervise.standin"
     __all__ = ["RunPodLogger", "__version__", "serverless"]
-
-    def __getattr__(name: str) -> object:
-        return _absent.lookup(__name__, name)
+    __getattr__ = _absent.getter(__name__)

@@ -7,44 +7,39 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _FOLDER = str(Path(__file__).parent)
 
 
-def message(name: str) -> str:
-    """What the user reads about ``name``, a dotted name in ``runpod``."""
-    return f"{name} is not in supervise's stand-in for the package runpod; for the real one: pip install runpod"
-
-
-def lookup(package: str, name: str) -> object:
-    """The attribute ``name`` of ``package`` that is not there yet: a module of it, imported now.
-
-    Raises:
-        AttributeError: the stand-in has no such module.
-    """
-    if name.startswith("_"):
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
-    try:
-        return importlib.import_module(f"{package}.{name}")
-    except AbsentError as error:
-        raise AttributeError(str(error)) from None
-
-
-def refuse(module: str, name: str) -> object:
-    """Tell about ``name`` that ``module``, which is no package, lacks.
-
-    Raises:
-        ImportError: always, but for names with an underscore. ``from module import name`` would replace an AttributeError's text.
-    """
-    if name.startswith("_"):
-        raise AttributeError(f"module {module!r} has no attribute {name!r}")
-    raise AbsentError(message(f"{module}.{name}"))
-
-
 class AbsentError(ImportError):
-    """The stand-in lacks this. No ModuleNotFoundError: ``from package import name`` would swallow that and its text."""
+    """The stand-in lacks ``name``, dotted, in ``runpod``. No ModuleNotFoundError: ``from package import name`` would swallow
+    that and its text."""
+
+    def __init__(self, name: str) -> None:
+        what = f"{name} is not in supervise's stand-in for the package runpod"
+        super().__init__(f"{what}; for the real one: pip install runpod", name=name)
+
+
+def getter(module: str) -> Callable[[str], object]:
+    """The ``__getattr__`` of ``module``: in a package, imports a module of it that is not there yet; tells about all else.
+
+    What a package lacks is an AttributeError, what another module lacks an AbsentError, but for names with an underscore:
+    ``from module import name`` would replace an AttributeError's text.
+    """
+
+    def get(name: str) -> object:
+        if name.startswith("_"):
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        if not hasattr(sys.modules[module], "__path__"):
+            raise AbsentError(f"{module}.{name}")
+        try:
+            return importlib.import_module(f"{module}.{name}")
+        except AbsentError as error:
+            raise AttributeError(str(error)) from None
+
+    return get
 
 
 class _Finder:
@@ -57,7 +52,7 @@ class _Finder:
             AbsentError: ``fullname`` is looked for in the stand-in's folder.
         """
         if fullname.startswith("runpod.") and path and any(entry.startswith(_FOLDER) for entry in path):
-            raise AbsentError(message(fullname), name=fullname)
+            raise AbsentError(fullname)
 
 
 def install() -> None:

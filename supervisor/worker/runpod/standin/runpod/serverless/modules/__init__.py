@@ -1,9 +1,5 @@
 """Stands in for ``runpod.serverless.modules``."""
 
-from __future__ import annotations
-
 from runpod import _absent
 
-
-def __getattr__(name: str) -> object:
-    return _absent.lookup(__name__, name)
+__getattr__ = _absent.getter(__name__)

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 from runpod import _absent
 
 LOG_LEVELS = ["NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR"]
+
+
+def _at(level: str) -> Callable[..., None]:
+    def write(self: RunPodLogger, message: object, request_id: str | None = None) -> None:
+        self.log(message, level, request_id)
+
+    return write
 
 
 class RunPodLogger:
@@ -32,7 +40,10 @@ class RunPodLogger:
 
     @level.setter
     def level(self, new_level: str | int) -> None:
-        RunPodLogger._chosen = _level_name(new_level)
+        known = LOG_LEVELS[new_level] if isinstance(new_level, int) and 0 <= new_level < len(LOG_LEVELS) else new_level
+        if not isinstance(known, str) or known.upper() not in LOG_LEVELS:
+            raise ValueError(f"Invalid debug level: {new_level}")
+        RunPodLogger._chosen = known.upper()
 
     def set_level(self, new_level: str | int) -> None:
         """Write from ``new_level`` on: a name or its index in ``LOG_LEVELS``.
@@ -62,38 +73,11 @@ class RunPodLogger:
         hidden = text[0] + "*" * (len(text) - 2) + text[-1] if len(text) > 2 else "*" * len(text)
         self.info(f"{secret_name}: {hidden}")
 
-    def trace(self, message: object, request_id: str | None = None) -> None:
-        """Write at ``TRACE``."""
-        self.log(message, "TRACE", request_id)
-
-    def debug(self, message: object, request_id: str | None = None) -> None:
-        """Write at ``DEBUG``."""
-        self.log(message, "DEBUG", request_id)
-
-    def info(self, message: object, request_id: str | None = None) -> None:
-        """Write at ``INFO``."""
-        self.log(message, "INFO", request_id)
-
-    def warn(self, message: object, request_id: str | None = None) -> None:
-        """Write at ``WARN``."""
-        self.log(message, "WARN", request_id)
-
-    def error(self, message: object, request_id: str | None = None) -> None:
-        """Write at ``ERROR``."""
-        self.log(message, "ERROR", request_id)
+    trace, debug, info, warn, error = map(_at, LOG_LEVELS[1:])
 
     def tip(self, message: object) -> None:
         """Write at every level but ``NOTSET``."""
         self.log(message, "TIP")
 
 
-def _level_name(level: str | int) -> str:
-    if isinstance(level, str) and level.upper() in LOG_LEVELS:
-        return level.upper()
-    if isinstance(level, int) and 0 <= level < len(LOG_LEVELS):
-        return LOG_LEVELS[level]
-    raise ValueError(f"Invalid debug level: {level}")
-
-
-def __getattr__(name: str) -> object:
-    return _absent.refuse(__name__, name)
+__getattr__ = _absent.getter(__name__)

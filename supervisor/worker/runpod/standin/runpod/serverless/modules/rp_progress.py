@@ -1,20 +1,9 @@
 """Stands in for ``runpod.serverless.modules.rp_progress``."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from _supervise_runpod import host
+from _supervise_runpod import progress_update
 
 from runpod import _absent
 
+__all__ = ["progress_update"]
 
-def progress_update(job: dict[str, Any], progress: object) -> None:
-    """Show ``progress`` (any JSON) as how far ``job`` is: from any thread of the worker; returns at once; the newest wins."""
-    serverless = host.serverless()
-    if serverless is not None:
-        serverless.progress_update(job, progress)
-
-
-def __getattr__(name: str) -> object:
-    return _absent.refuse(__name__, name)
+__getattr__ = _absent.getter(__name__)

@@ -11,7 +11,8 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 _ALLOW_PRIVATE = "RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS"
@@ -30,7 +31,8 @@ class SSRFError(ValueError):
 
 @contextlib.contextmanager
 def get(url: str, timeout: float) -> Iterator[Any]:
-    """The ``requests.Response`` for ``url``, whose body is not read yet; redirects are followed, each checked as the first.
+    """The ``requests.Response`` for ``url``, a good one whose body is not read yet; redirects are followed, each checked as the
+    first.
 
     Raises:
         SSRFError: ``url``, or what it leads to, is not to be fetched.
@@ -43,6 +45,7 @@ def get(url: str, timeout: float) -> Iterator[Any]:
             response = session.get(hop, headers=_HEADERS, stream=True, timeout=timeout, allow_redirects=False)
             if response.status_code not in _REDIRECTS:
                 with response:
+                    response.raise_for_status()
                     yield response
                 return
             response.close()
@@ -53,23 +56,22 @@ def get(url: str, timeout: float) -> Iterator[Any]:
         raise SSRFError(f"exceeded maximum redirects ({_MOST_REDIRECTS}): {url}")
 
 
-def save(response: Any, file: IO[bytes]) -> None:
-    """Write the body to ``file``.
+def save(response: Any, path: Path) -> None:
+    """Write the body to ``path``.
 
     Raises:
         SSRFError: it is larger than allowed.
         requests.RequestException: it breaks off.
     """
     most = _most_bytes()
-    declared = response.headers.get("Content-Length", "")
-    if declared.isdecimal() and int(declared) > most:
-        raise SSRFError(f"download exceeds size cap: {declared} > {most} bytes")
-    written = 0
-    for piece in response.iter_content(_PIECE):
-        written += len(piece)
-        if written > most:
-            raise SSRFError(f"download exceeds size cap: >{most} bytes")
-        file.write(piece)
+    with path.open("wb") as file:
+        declared = response.headers.get("Content-Length", "")
+        if declared.isdecimal() and int(declared) > most:
+            raise SSRFError(f"download exceeds size cap: {declared} > {most} bytes")
+        for piece in response.iter_content(_PIECE):
+            if file.tell() + len(piece) > most:
+                raise SSRFError(f"download exceeds size cap: >{most} bytes")
+            file.write(piece)
 
 
 def _private_allowed() -> bool:
@@ -131,7 +133,6 @@ def _session() -> Any:
     """A ``requests.Session`` that looks at the address it is connected to before it asks: a name may resolve anew to another."""
     import requests  # noqa: PLC0415 - where it is called only
     from requests.adapters import HTTPAdapter  # noqa: PLC0415
-    from urllib3 import HTTPConnectionPool, HTTPSConnectionPool  # noqa: PLC0415
 
     def checked(kind: Any) -> Any:
         class Connection(kind.ConnectionCls):  # type: ignore[misc]  # of urllib3 1 or 2
@@ -149,10 +150,8 @@ def _session() -> Any:
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
             super().init_poolmanager(*arguments, **options)
-            self.poolmanager.pool_classes_by_scheme = {
-                "http": checked(HTTPConnectionPool),
-                "https": checked(HTTPSConnectionPool),
-            }
+            kinds = self.poolmanager.pool_classes_by_scheme
+            self.poolmanager.pool_classes_by_scheme = {scheme: checked(kind) for scheme, kind in kinds.items()}
 
     session = requests.Session()
     for scheme in ("http://", "https://"):

@@ -1,7 +1,5 @@
 """Stands in for ``runpod.serverless.utils.download``, the first versions' name of ``rp_download``; old workers use it."""
 
-from __future__ import annotations
-
 import sys
 
 from runpod.serverless.utils import rp_download

@@ -20,5 +20,4 @@ def is_available() -> bool:
     return b"NVIDIA-SMI" in shown.stdout
 
 
-def __getattr__(name: str) -> object:
-    return _absent.refuse(__name__, name)
+__getattr__ = _absent.getter(__name__)

@@ -1,5 +1,5 @@
 """Stands in for ``runpod.serverless.utils.rp_download``; the files go where ``files.routed`` says, and ``rp_cleanup.clean``
-removes them."""
+removes them. A URL that leads to an address that is not public, or to more bytes than allowed, raises a ValueError."""
 
 from __future__ import annotations
 
@@ -14,22 +14,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from _supervise_runpod import files, host
+from _supervise_runpod import current_job, files
 
 from runpod import _absent
 from runpod.serverless.utils import _fetch
 
-_TRIES = 3
 _FILE_PATIENCE = 30
 _LIST_PATIENCE = 5
 
 
 def download_files_from_urls(job_id: str, urls: str | list[str | None]) -> list[str | None]:
-    """The files' absolute paths, in the order of ``urls``; ``None`` for ``None`` and for what could not be had in three tries.
-
-    Raises:
-        ValueError: a URL leads to an address that is not public, or to more bytes than allowed.
-    """
+    """The files' absolute paths, in the order of ``urls``; ``None`` for ``None`` and for what could not be had in three tries."""
     folder = _folder("jobs", job_id, "downloaded_files")
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda url: _download(url, folder), [urls] if isinstance(urls, str) else urls))
@@ -37,7 +32,7 @@ def download_files_from_urls(job_id: str, urls: str | list[str | None]) -> list[
 
 def download_input_objects(object_locations: list[str | None]) -> list[str | None]:
     """The same by the name it had in the package's first versions, which workers still use."""
-    return download_files_from_urls(host.current_job() or uuid.uuid4().hex, object_locations)
+    return download_files_from_urls(current_job() or uuid.uuid4().hex, object_locations)
 
 
 def file(file_url: str) -> dict[str, Any]:
@@ -46,23 +41,21 @@ def file(file_url: str) -> dict[str, Any]:
     The answer: ``file_path``, ``type`` (the extension without its dot), ``original_name``, ``extracted_path`` (or ``None``).
 
     Raises:
-        ValueError: the URL leads to an address that is not public, or to more bytes than allowed.
         requests.RequestException: it cannot be had.
     """
     folder = _folder("job_files")
     with _fetch.get(file_url, _FILE_PATIENCE) as response:
-        response.raise_for_status()
         original_name = _disposition_name(response.headers) or urlsplit(file_url).path.rpartition("/")[2]
         kind = _extension(original_name).replace(".", "")
         unpacked = folder / str(uuid.uuid4())
         path = folder / f"{unpacked.name}.{kind}"
-        with path.open("wb") as target:
-            _fetch.save(response, target)
+        _fetch.save(response, path)
+    answer = {"file_path": str(path), "type": kind, "original_name": original_name, "extracted_path": None}
     if kind == "zip":
         with zipfile.ZipFile(path) as archive:
             archive.extractall(unpacked)
-    extracted = str(unpacked) if kind == "zip" else None
-    return {"file_path": str(path), "type": kind, "original_name": original_name, "extracted_path": extracted}
+        answer["extracted_path"] = str(unpacked)
+    return answer
 
 
 def _folder(*names: str) -> Path:
@@ -76,25 +69,19 @@ def _download(url: str | None, folder: Path) -> str | None:
 
     if url is None:
         return None
-    for tried in range(1, _TRIES + 1):
+    for pause in (1, 2, None):
         try:
-            return _download_once(url, folder)
+            with _fetch.get(url, _LIST_PATIENCE) as response:
+                extension = _extension(_disposition_name(response.headers)) or _extension(urlsplit(url).path)
+                path = folder / f"{uuid.uuid4()}{extension}"
+                _fetch.save(response, path)
+            return str(path)
         except requests.RequestException as error:  # noqa: PERF203 - it is tried again
-            if tried == _TRIES or _is_final(error):
+            if pause is None or _is_final(error):
                 sys.stdout.write(f"Failed to download {url}: {error}\n")
                 return None
-            time.sleep(random.uniform(0, 2 ** (tried - 1)))
+            time.sleep(random.uniform(0, pause))
     return None
-
-
-def _download_once(url: str, folder: Path) -> str:
-    with _fetch.get(url, _LIST_PATIENCE) as response:
-        response.raise_for_status()
-        extension = _extension(_disposition_name(response.headers)) or _extension(urlsplit(url).path)
-        path = folder / f"{uuid.uuid4()}{extension}"
-        with path.open("wb") as target:
-            _fetch.save(response, target)
-    return str(path)
 
 
 def _extension(name: str) -> str:
@@ -116,5 +103,4 @@ def _disposition_name(headers: Any) -> str:
     return ""
 
 
-def __getattr__(name: str) -> object:
-    return _absent.refuse(__name__, name)
+__getattr__ = _absent.getter(__name__)

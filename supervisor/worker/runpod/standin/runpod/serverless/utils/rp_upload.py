@@ -2,7 +2,8 @@
 
 The bucket's credentials are a dict with ``endpointUrl``, ``accessId`` and ``accessSecret`` (a job's ``s3Config`` is one), or
 ``BUCKET_ENDPOINT_URL``, ``BUCKET_ACCESS_KEY_ID`` and ``BUCKET_SECRET_ACCESS_KEY``. A bucket that is not named is called by the
-month, ``11-26``. What is uploaded is answered with a URL that is good for seven days.
+month, ``11-26``. What is uploaded is answered with a URL that is good for seven days. Without boto3 an ImportError is raised
+where a bucket is configured, and an OSError for a file that cannot be read.
 """
 
 from __future__ import annotations
@@ -36,12 +37,7 @@ def upload_image(
     results_list: list[Any] | None = None,
     bucket_name: str | None = None,
 ) -> str:
-    """Upload an image under a random name; its URL, or its path in ``simulated_uploaded``. Also put into ``results_list``.
-
-    Raises:
-        ImportError: boto3 is not installed.
-        OSError: the image cannot be read.
-    """
+    """Upload an image under a random name; its URL, or its path in ``simulated_uploaded``. Also put into ``results_list``."""
     extension = Path(image_location).suffix
     name = f"{str(uuid.uuid4())[:8]}{extension}"
     content = Path(image_location).read_bytes()
@@ -49,10 +45,9 @@ def upload_image(
     if client is None:
         where = str(save_locally(name, file_data=content, directory="simulated_uploaded"))
     else:
-        bucket, key = bucket_name or _this_month(), f"{job_id}/{name}"
-        kind = "image/" + extension.lstrip(".")
-        client.put_object(Bucket=bucket, Key=key, Body=content, ContentType=kind)
-        where = _url(client, bucket, key)
+        place = _place(f"{job_id}/{name}", bucket_name)
+        client.put_object(**place, Body=content, ContentType="image/" + extension.lstrip("."))
+        where = _url(client, place)
     if results_list is not None:
         results_list[result_index] = where
     return where
@@ -73,12 +68,7 @@ def files(job_id: str, file_list: list[str]) -> list[str | None]:
 
 
 def bucket_upload(job_id: str, file_list: list[str], bucket_creds: dict[str, Any]) -> list[str]:
-    """Upload files under their paths to the bucket that ``bucket_creds["bucketName"]`` names; their plain, unsigned URLs.
-
-    Raises:
-        ImportError: boto3 is not installed.
-        OSError: a file cannot be read.
-    """
+    """Upload files under their paths to the bucket that ``bucket_creds["bucketName"]`` names; their plain, unsigned URLs."""
     client = _connect(bucket_creds)
     bucket = str(bucket_creds["bucketName"])
     for path in file_list:
@@ -95,18 +85,13 @@ def upload_file_to_bucket(
     prefix: str | None = None,
     extra_args: dict[str, Any] | None = None,
 ) -> str:
-    """Upload a file as ``file_name``, below ``prefix``; its URL, or its path in ``local_upload``.
-
-    Raises:
-        ImportError: boto3 is not installed.
-        OSError: the file cannot be read.
-    """
+    """Upload a file as ``file_name``, below ``prefix``; its URL, or its path in ``local_upload``."""
     client = _client(bucket_creds)
     if client is None:
         return str(save_locally(file_name, source_path=file_location))
-    bucket, key = bucket_name or _this_month(), f"{prefix}/{file_name}" if prefix else file_name
-    client.upload_file(Filename=file_location, Bucket=bucket, Key=key, ExtraArgs=extra_args or None)
-    return _url(client, bucket, key)
+    place = _place(file_name, bucket_name, prefix)
+    client.upload_file(**place, Filename=file_location, ExtraArgs=extra_args or None)
+    return _url(client, place)
 
 
 def upload_in_memory_object(
@@ -116,17 +101,13 @@ def upload_in_memory_object(
     bucket_name: str | None = None,
     prefix: str | None = None,
 ) -> str:
-    """Upload bytes as ``file_name``, below ``prefix``; their URL, or their path in ``local_upload``.
-
-    Raises:
-        ImportError: boto3 is not installed.
-    """
+    """Upload bytes as ``file_name``, below ``prefix``; their URL, or their path in ``local_upload``."""
     client = _client(bucket_creds)
     if client is None:
         return str(save_locally(file_name, file_data=file_data))
-    bucket, key = bucket_name or _this_month(), f"{prefix}/{file_name}" if prefix else file_name
-    client.upload_fileobj(io.BytesIO(file_data), bucket, key)
-    return _url(client, bucket, key)
+    place = _place(file_name, bucket_name, prefix)
+    client.upload_fileobj(io.BytesIO(file_data), **place)
+    return _url(client, place)
 
 
 def _client(given: dict[str, Any] | None = None) -> Any:
@@ -160,13 +141,12 @@ def _region(endpoint: str) -> str | None:
     return None
 
 
-def _url(client: Any, bucket: str, key: str) -> str:
-    return str(client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_WEEK))
+def _place(name: str, bucket: str | None, prefix: str | None = None) -> dict[str, str]:
+    return {"Bucket": bucket or time.strftime("%m-%y"), "Key": f"{prefix}/{name}" if prefix else name}
 
 
-def _this_month() -> str:
-    return time.strftime("%m-%y")
+def _url(client: Any, place: dict[str, str]) -> str:
+    return str(client.generate_presigned_url("get_object", Params=place, ExpiresIn=_WEEK))
 
 
-def __getattr__(name: str) -> object:
-    return _absent.refuse(__name__, name)
+__getattr__ = _absent.getter(__name__)

@@ -71,5 +71,4 @@ def _check(name: str, rules: Any, checked: dict[str, Any]) -> Iterator[str]:
         yield f"{name} does not meet the constraints."
 
 
-def __getattr__(name: str) -> object:
-    return _absent.refuse(__name__, name)
+__getattr__ = _absent.getter(__name__)

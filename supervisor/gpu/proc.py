@@ -1,36 +1,6 @@
-"""What a source of GPU readings is, and what ``/proc`` tells it of processes; used by the reader process.
-
-Two sources implement it, ``nvml.NvmlSource`` and ``simulated.SimulatedSource``; one suite of tests holds for both.
-"""
+"""What ``/proc`` tells of processes; used by the supervisor and the reader process."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Protocol
-
-from supervisor.gpu.records import GpuSample, Listing, WorkerRef
-
-MIB = 1 << 20
-
-
-class SourceError(Exception):
-    """Nothing can be read at the moment; the message says why."""
-
-
-class Source(Protocol):
-    """Lists GPUs and reads them. Calls may block for as long as a driver likes, so only the reader process makes them."""
-
-    def listing(self) -> Listing:
-        """The GPUs that workers can be pinned to; MIG instances in place of a GPU in MIG mode."""
-        ...
-
-    def sample(self, workers: Mapping[str, WorkerRef]) -> list[GpuSample]:
-        """One reading of each GPU; listed processes of a tree in ``workers`` (by slot) carry that slot.
-
-        Raises:
-            SourceError: nothing can be read.
-        """
-        ...
 
 
 def parent_of(pid: int) -> int | None:
