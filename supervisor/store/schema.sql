@@ -1,8 +1,6 @@
--- The job store, version 3. Run once, inside one transaction, when a store is made (supervisor process, opening.py).
+-- The job store, version 1. Run once, inside one transaction, when a store is made (supervisor process, opening.py).
 -- The rules of job.py are kept here as well: whatever writes to this file, an illegal job cannot be stored.
 
--- cause: why the program ended the job, a cause.JobCause as JSON; then there is neither error nor output. It stands where SQLite
--- puts a column that comes later (version 3), and a NULL there costs no walk through the output.
 CREATE TABLE jobs (
     seq           INTEGER PRIMARY KEY,
     id            TEXT    NOT NULL UNIQUE,
@@ -21,8 +19,9 @@ CREATE TABLE jobs (
     worker_id     TEXT,
     extras        BLOB,
     error         TEXT,
+    cause         TEXT,  -- why the program ended it, a cause.JobCause as JSON; then there is neither error nor output
     input         BLOB,  -- NULL: a large one, in inputs
-    output        BLOB, cause TEXT,  -- last, so that reading what stands before it never walks through it
+    output        BLOB,  -- last, so that reading what stands before it never walks through it
     CHECK ((status = 'IN_QUEUE' OR status = 'IN_PROGRESS') = (ended_ms IS NULL)),
     CHECK (status <> 'IN_PROGRESS' OR (started_ms IS NOT NULL AND attempts > 0)),
     CHECK (attempts >= 0 AND chunks_taken >= 0)

@@ -60,11 +60,6 @@ class Queries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     set_owner: str
 
 
-def read_schema() -> str:
-    """The statements that make an empty store, as one script."""
-    return (_FOLDER / "schema.sql").read_text(encoding="utf-8")
-
-
 def read_queries() -> Queries:
     """The named statements, their fragments filled in."""
     # split() with two groups: what stands before the first heading, then kind, name, text, kind, name, text, …

@@ -1,22 +1,16 @@
-"""Why the program ended a job is kept as a value: through a restart, in the words that were released, and for jobs of before."""
+"""Why the program ended a job is kept as a value: through a restart, and in the words that were released."""
 
 from __future__ import annotations
-
-import sqlite3
-from contextlib import closing
-from pathlib import Path
 
 import msgspec
 import pytest
 
 from supervisor import cause as c
 from supervisor.job import JobRequest, JobStatus, Outcome
-from supervisor.store.migrations import migrate
 from supervisor.store.store import Store
 from supervisor.store.writes import End, Insert, Requeue, Retry, Start
 from tests.protocol.causes import JOB_CAUSES
 
-VERSION_1 = Path(__file__).parent / "version1.sql"
 LOST = c.WorkerLost("gpu0", 41, c.Signalled(9), ("last words: ü\0",))
 
 
@@ -51,12 +45,3 @@ def test_a_retry_clears_it(store, commit):
     commit(store, Start(1, 51, "w"), Requeue(1, charged=True), Start(1, 52, "w"))
     commit(store, End(1, Outcome(JobStatus.FAILED, error="its own"), 53))
     assert (store.get("a").cause, store.get("a").error) == (None, "its own")
-
-
-def test_jobs_that_ended_under_version_2_have_their_text_and_no_cause(file):
-    with closing(sqlite3.connect(file, isolation_level=None)) as db:
-        db.executescript(VERSION_1.read_text("utf-8"))
-        migrate(db, 1, 2)
-    with Store.open(file) as store:
-        job = store.get("failed")
-        assert (job.error, job.cause) == ("broke: é", None)

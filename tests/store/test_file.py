@@ -115,7 +115,7 @@ def test_a_second_opener_in_the_same_process_does_not_break_the_lock(file, commi
 def test_a_newer_version_is_refused_untouched(file):
     Store.open(file).close()
     with closing(sqlite3.connect(file)) as db:
-        db.execute(f"PRAGMA user_version = {opening.VERSION + 1}")
+        db.execute(f"PRAGMA user_version = {len(opening.STEPS) + 1}")
     file.chmod(0o640)
     before = everything_in(file.parent)
     with pytest.raises(StoreVersionError, match=re.escape(str(file))):
@@ -141,6 +141,11 @@ def another_database(file: Path) -> None:
         db.execute("CREATE TABLE letters (text)")
 
 
+def store_of_before_the_release(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript("CREATE TABLE jobs (id); PRAGMA application_id = 1937076342; PRAGMA user_version = 3;")
+
+
 def damaged_store(file: Path) -> None:
     Store.open(file).close()
     content = bytearray(file.read_bytes())
@@ -152,6 +157,7 @@ def damaged_store(file: Path) -> None:
     ("spoil", "words"),
     [
         (another_database, "another program"),
+        (store_of_before_the_release, "before its first release; name another one with --store, or move this one away"),
         (lambda file: file.write_text("these are my notes, " * 50), "no job store"),
         (lambda file: file.mkdir(), "a folder"),
         (damaged_store, "damaged"),
