@@ -77,14 +77,10 @@ class StartFailed(SlotNotice, frozen=True):
     retry_s: float
 
 
-class SlotBroken(SlotNotice, frozen=True):
+class SlotBroken(StartFailed, frozen=True):
     """The same, too often in a row to go on as before."""
 
-    kind = "worker"
     level = Level.ERROR
-
-    end: WorkerEnd
-    retry_s: float
 
 
 class Refreshed(SlotNotice, frozen=True):
@@ -150,22 +146,13 @@ class PortTaken(SlotNotice, frozen=True):
 # --- GPUs ----------------------------------------------------------------------------------------------------------------
 
 
-class SlotHeld(SlotNotice, frozen=True):
-    """GPU memory of a dead worker keeps the slot out of service."""
+class SlotOut(SlotNotice, frozen=True):
+    """The slot is out of service until its GPUs are of use again, and free of what a dead worker held."""
 
     kind = "gpu"
     level = Level.ERROR
 
-    memory: MemoryStaysInUse
-
-
-class SlotLost(SlotNotice, frozen=True):
-    """The slot is out of service until NVML answers for its GPUs again."""
-
-    kind = "gpu"
-    level = Level.ERROR
-
-    cause: GpusLost
+    cause: Union[MemoryStaysInUse, GpusLost]
 
 
 class ReleaseUnverified(SlotNotice, frozen=True):
@@ -246,36 +233,28 @@ class Reloading(AnyNotice, frozen=True):
     changed: tuple[str, ...] = ()
 
 
-class StoreStalled(AnyNotice, frozen=True):
-    """The store's disk refuses, and is tried again."""
+class Task(str, enum.Enum):
+    """What the program has to do at some time, and may fail to."""
 
+    WRITE_STORE = "write_store"
+    REMOVE_OLD_JOBS = "remove_old_jobs"
+    REMOVE_SECRET = "remove_secret"  # the file of an s3Config, as the program starts
+    REMOVE_ENDED_SECRET = "remove_ended_secret"  # as its job has ended
+    DELIVER_WEBHOOKS = "deliver_webhooks"
+
+
+class TaskFailed(AnyNotice, frozen=True):
+    """The operating system refuses, by the words of ``error``; the program goes on, and tries again where that helps."""
+
+    task: Task
     error: str
 
 
 class StoreWritable(AnyNotice, frozen=True):
-    """It does not refuse any more."""
-
-
-class OldJobsKept(AnyNotice, frozen=True):
-    """Jobs could not be removed whose retention is over."""
-
-    error: str
-
-
-class SecretKept(AnyNotice, frozen=True):
-    """The file of an ``s3Config`` could not be removed; ``ended``: as its job ended, else at the start."""
-
-    error: str
-    ended: bool
+    """The store's disk does not refuse any more."""
 
 
 # --- webhooks ------------------------------------------------------------------------------------------------------------
-
-
-class WebhooksStalled(AnyNotice, frozen=True):
-    """Webhooks cannot be read or begun now; it is tried again."""
-
-    error: str
 
 
 class WebhookGivenUp(AnyNotice, frozen=True):
@@ -305,8 +284,7 @@ Notice = Union[
     WarningsLeftOut,
     LastMessageUnreadable,
     PortTaken,
-    SlotHeld,
-    SlotLost,
+    SlotOut,
     ReleaseUnverified,
     HoldsWithoutJob,
     GpuRemark,
@@ -314,11 +292,8 @@ Notice = Union[
     TemplateRestarts,
     FilesWatched,
     Reloading,
-    StoreStalled,
+    TaskFailed,
     StoreWritable,
-    OldJobsKept,
-    SecretKept,
-    WebhooksStalled,
     WebhookGivenUp,
     WebhooksLost,
 ]

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from supervisor.cause import JobCause
+from supervisor.cause import read_job_cause
 from supervisor.errors import StoreError, TransitionError
 from supervisor.job import Job, JobStatus
 from supervisor.store.committer import Committer, Deliver, Done
@@ -27,7 +27,6 @@ from supervisor.store.retention import Retention, Work
 from supervisor.store.sql import Queries, read_queries
 from supervisor.store.writes import Move, Write
 
-_decode_cause = msgspec.json.Decoder[JobCause](JobCause).decode
 _Row = tuple[Any, ...]
 
 
@@ -371,5 +370,5 @@ def _job(row: _Row) -> Job:
         streamed != 0,
         timeout_ms,
         expires_ms,
-        None if cause is None else _decode_cause(cause),
+        None if cause is None else read_job_cause(cause),
     )

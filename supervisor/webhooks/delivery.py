@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from supervisor.config.kinds import webhook_key
 from supervisor.config.settings import Settings
 from supervisor.errors import StoreError
-from supervisor.notice import Notice, WebhookGivenUp, WebhooksLost, WebhooksStalled
+from supervisor.notice import Notice, Task, TaskFailed, WebhookGivenUp, WebhooksLost
 from supervisor.store.outbox import Outbox, Webhook
 from supervisor.store.writes import DropWebhook, PutOffWebhook, Write
 from supervisor.webhooks.connection import Line, Resolve
@@ -177,7 +177,7 @@ class Webhooks:
         try:
             wait = self._begin_all()
         except (StoreError, RuntimeError) as error:  # the latter: no more threads
-            self._engine.notify(WebhooksStalled(str(error)))
+            self._engine.notify(TaskFailed(Task.DELIVER_WEBHOOKS, str(error)))
             wait = READ_AGAIN_S
         if wait is not None:
             self._timer = self._loop.call_later(wait, self._wake)

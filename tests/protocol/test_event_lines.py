@@ -21,3 +21,4 @@ def test_a_notice_as_a_line(notice, kind, level, line, fields):
 
 def test_no_notice_is_without_a_line():
     assert {type(notice) for notice, *_ in NOTICES} == set(typing.get_args(n.Notice))
+    assert {notice.task for notice, *_ in NOTICES if isinstance(notice, n.TaskFailed)} == set(n.Task)

@@ -7,6 +7,7 @@ import pytest
 
 from supervisor import cause as c
 from supervisor.job import JobRequest, JobStatus, Outcome
+from supervisor.protocol.wording import error_of
 from supervisor.store.store import Store
 from supervisor.store.writes import End, Insert, Requeue, Retry, Start
 from tests.protocol.causes import JOB_CAUSES
@@ -45,3 +46,22 @@ def test_a_retry_clears_it(store, commit):
     commit(store, Start(1, 51, "w"), Requeue(1, charged=True), Start(1, 52, "w"))
     commit(store, End(1, Outcome(JobStatus.FAILED, error="its own"), 53))
     assert (store.get("a").cause, store.get("a").error) == (None, "its own")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"moon_phase","of":7}',
+        '{"type":"worker_lost","slot":"gpu0","pid":1,"end":{"type":"evaporated"},"tail":[]}',
+        '{"type":"execution_timed_out","limit_ms":"long"}',
+    ],
+)
+def test_a_cause_that_only_a_later_version_knows_leaves_its_job_readable(store, commit, sqlite_of, text):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10), Start(1, 11, "w"), End(1, failed(LOST), 12))
+    sqlite_of(store).execute("UPDATE jobs SET cause = ?", (text,))
+    job = store.get("a")
+    assert (job.status, job.cause) == (JobStatus.FAILED, c.UnknownCause(text))
+    assert store.newest_ended(1)[0].cause == store.page(9, 0, None, 1)[0].cause == job.cause
+    assert error_of(job) == f"the job ended for a reason that this version of supervise does not know: {text}"
+    commit(store, Retry(1, 50))
+    assert store.get("a").cause is None
