@@ -96,14 +96,14 @@ class Job(msgspec.Struct, frozen=True):
     started_ms: int | None = None
     ended_ms: int | None = None
     worker_id: str | None = None
-    output: bytes | None = None
     error: str | None = None
     chunks: int = 0
     chunks_taken: int = 0
-    streamed: bool = False
     timeout_ms: int | None = None
     expires_ms: int | None = None
+    streamed: bool = False
     cause: JobCause | None = None
+    output: bytes | None = None
 
     def replace(self, **changes: Any) -> Job:
         """A copy with ``changes``."""

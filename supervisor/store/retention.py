@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from supervisor.errors import StoreError
 from supervisor.store.committer import Done
-from supervisor.store.sql import Queries
-from supervisor.store.writes import Execute, Forget, Move
+from supervisor.store.writes import Forget, Move
 
 FORGET_BYTES = 2**20
 """A piece of forgetting ends once it has freed this much: the pages of a large value are read one by one to be freed."""
@@ -24,16 +24,14 @@ class Retention:
 
     def __init__(
         self,
-        execute: Execute,
+        cursor: sqlite3.Cursor,
         rows: Callable[..., list[tuple[Any, ...]]],
         transact: Callable[[Work, Done], None],
-        queries: Queries,
     ) -> None:
-        """``Store.retention`` is the one to use: ``execute`` writes, ``rows`` reads, ``transact`` does work in a transaction."""
-        self._execute = execute
+        """``Store.retention`` is the one to use: ``cursor`` writes, ``rows`` reads, ``transact`` does work in a transaction."""
+        self._cursor = cursor
         self._rows = rows
         self._transact = transact
-        self._sql = queries
         self._forgetting = False
         self._failure: StoreError | None = None
 
@@ -50,7 +48,7 @@ class Retention:
         Raises:
             StoreError: nothing was deleted; with durability ``full`` by the call before.
         """
-        seqs = [seq for (seq,) in self._rows(self._sql.oldest_ended, ended_before_ms, limit)]
+        seqs = [seq for (seq,) in self._rows("oldest_ended", ended_before_ms, limit)]
         moves: list[Move] = []
 
         def work() -> Sequence[Move]:
@@ -78,7 +76,7 @@ class Retention:
         moves = []
         enough = self._pragma("freelist_count") + FORGET_BYTES // self._pragma("page_size")
         for seq in seqs:
-            moves.append(Forget(seq).apply(self._execute, self._sql))
+            moves.append(Forget(seq).apply(self._cursor))
             if self._pragma("freelist_count") >= enough:
                 break
         return moves
@@ -89,5 +87,5 @@ class Retention:
         gone()
 
     def _pragma(self, name: str) -> int:
-        ((value,),) = self._execute(f"PRAGMA {name}", ())
+        (value,) = self._cursor.execute(f"PRAGMA {name}").fetchone()
         return int(value)

@@ -75,6 +75,11 @@ CREATE TABLE webhook_bodies (
     body BLOB NOT NULL
 );
 
+CREATE TRIGGER webhooks_dropped AFTER DELETE ON webhooks
+BEGIN
+    DELETE FROM webhook_bodies WHERE id = OLD.id;
+END;
+
 -- The highest seq of a job that was forgotten: a number is never given twice.
 CREATE TABLE forgotten (seq INTEGER NOT NULL);
 INSERT INTO forgotten VALUES (0);
@@ -116,11 +121,12 @@ BEGIN
     SELECT RAISE(ABORT, 'this step between two states of a job is illegal');
 END;
 
--- So a queued job never has chunks, and a start finds none of an older attempt.
+-- So a queued job never has chunks, and a start finds none of an older attempt. One that had ended begins as if new.
 CREATE TRIGGER jobs_requeued AFTER UPDATE OF status ON jobs
 WHEN NEW.status = 'IN_QUEUE'
 BEGIN
     DELETE FROM chunks WHERE seq = NEW.seq;
+    DELETE FROM logs WHERE seq = NEW.seq AND OLD.ended_ms IS NOT NULL;
 END;
 
 CREATE TRIGGER jobs_forgotten AFTER DELETE ON jobs

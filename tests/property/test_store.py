@@ -388,9 +388,7 @@ class StoreLife(RuleBasedStateMachine):
         if not really:
             return
         if in_a_commit and self.durability == "normal":
-            self.store._begin(
-                lambda: [write.apply(self.store._cursor.execute, self.store._sql) for write in self.batch[:1]]
-            )
+            self.store._begin(lambda: [write.apply(self.store._cursor) for write in self.batch[:1]])
         elsewhere = Path(tempfile.mkdtemp(dir=self.folder))
         for file in self.path.parent.glob(f"{self.path.name}*"):
             shutil.copy(file, elsewhere)

@@ -18,6 +18,7 @@ import supervisor
 from supervisor.errors import LockedError, StoreError, StoreVersionError, TransitionError, UsageError
 from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store import opening
+from supervisor.store.sql import QUERIES
 from supervisor.store.store import Store
 from supervisor.store.writes import End, Insert, Start
 from tests.store.numbered import numbered
@@ -221,20 +222,25 @@ def test_a_failing_disk_costs_the_batch_and_nothing_else(file, commit, files_lim
 
 
 SCANS = {f"SCAN {table}" for table in ("jobs", "inputs", "chunks", "logs", "webhooks", "webhook_bodies")}
-QUERIES = """
+LOOKUPS = """
     queued running newest_ended forget get facts chunks next_seq queued_counts expired next_expiry page log log_end
     webhooks webhook_receivers webhook_body
 """
 
 
-@pytest.mark.parametrize("query", QUERIES.split())
+@pytest.mark.parametrize("query", LOOKUPS.split())
 def test_no_query_reads_the_whole_table(file, sqlite_of, query):
     with Store.open(file) as store:
-        text = getattr(store._sql, query)
+        text = QUERIES[query]
         plan = sqlite_of(store).execute(f"EXPLAIN QUERY PLAN {text}", (1,) * text.count("?")).fetchall()
     steps = [step for *_, step in plan]
     assert steps
     assert not [step for step in steps if step in SCANS or "TEMP B-TREE" in step]
+
+
+def test_every_statement_is_one_that_the_store_uses():
+    sources = "".join(path.read_text("utf-8") for path in Path(opening.__file__).parent.glob("*.py"))
+    assert [name for name in QUERIES if f'"{name}"' not in sources] == []
 
 
 def test_a_start_that_was_cut_short_before_it_made_a_table_is_simply_made_good(file: Path) -> None:
