@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from supervisor.errors import StoreError, StoreVersionError
 from supervisor.store import place
@@ -31,6 +31,9 @@ OLDEST_SQLITE = (3, 35, 0)
 
 Durability = Literal["normal", "full"]
 
+Connections = tuple[sqlite3.Connection, sqlite3.Connection]
+"""To a store that is open: what writes, and what reads, which may be the same."""
+
 _PAGE_SIZE = 2048
 """Bytes. A commit writes whole pages to the log: against SQLite's default of 4096, one job a commit took a third less
 time, 50 KB of input a tenth less, 1 MB the same (measured)."""
@@ -49,27 +52,8 @@ PRAGMA journal_size_limit = 16777216;
 """
 
 
-def check_sqlite(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> None:
-    """Raise ``StoreError`` if this Python's SQLite is too old."""
-    if version < OLDEST_SQLITE:
-        have, need = (".".join(map(str, numbers)) for numbers in (version, OLDEST_SQLITE))
-        raise StoreError(f"this Python has SQLite {have}, and the job store needs {need} or newer; use another Python")
-
-
-class Connections(NamedTuple):
-    """To a store that is open: what writes, and what reads, which may be the same."""
-
-    writer: sqlite3.Connection
-    reader: sqlite3.Connection
-
-    def close(self) -> None:
-        """Let go of the store. The last to close moves the log into the file; one that cannot be moved is read next time."""
-        self.reader.close()
-        self.writer.close()
-
-
 def connect(path: Path, durability: Durability, note: Callable[[str], None]) -> Connections:
-    """Connections that alone have the store at ``path``, made if it is not there; statements outside BEGIN commit at once.
+    """The connections that alone have the store at ``path``, made if it is not there; statements outside BEGIN commit at once.
 
     A store of an older version is brought to this one; ``note`` is told before, since a large one takes a while. It is told, too,
     that others may read the store, whose mode is the user's: it is set as the file is made, and never afterwards.
@@ -77,14 +61,13 @@ def connect(path: Path, durability: Durability, note: Callable[[str], None]) -> 
     ``normal`` has one connection and SQLite's exclusive locking mode: that is the store's lock. ``full`` has two, so that reading
     never waits for the disk and shows only what is on it; their lock on the file is a shared one, which keeps away whoever wants
     it alone, as ``connect`` does each time at first. (Two that open it ``full`` at the same instant are told apart by
-    ``gpu.locks.lock_store``, which comes before.)
-
-    Raises:
-        LockedError: another connection has it, in this process or another.
-        StoreVersionError: a newer version of this program wrote it; it was not touched.
-        StoreError: it cannot be used.
+    ``gpu.locks.lock_store``, which comes before.) Raises as ``Store.open`` does.
     """
-    check_sqlite()
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        need = ".".join(map(str, OLDEST_SQLITE))
+        raise StoreError(
+            f"this Python has SQLite {sqlite3.sqlite_version}, and the job store needs {need} or newer; use another Python"
+        )
     if path in (MEMORY, TEMPORARY):
         return _open(path, None, "normal", note)
     made = place.make(path)
@@ -118,7 +101,7 @@ def _open(path: Path, made: int | None, durability: Durability, note: Callable[[
         if isinstance(error, sqlite3.Error):
             raise explain_opening(error, path) from error
         raise
-    return Connections(opened[0], opened[-1])
+    return opened[0], opened[-1]
 
 
 def _connect(path: Path) -> sqlite3.Connection:

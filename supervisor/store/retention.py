@@ -20,7 +20,7 @@ Work = Callable[[], Sequence[Move]]
 
 
 class Retention:
-    """Forgets jobs, one piece at a time. Called from the store's thread."""
+    """Forgets jobs, one piece at a time; while it is ``forgetting`` reads still show those. Called from the store's thread."""
 
     def __init__(
         self,
@@ -32,13 +32,8 @@ class Retention:
         self._cursor = cursor
         self._rows = rows
         self._transact = transact
-        self._forgetting = False
+        self.forgetting = False
         self._failure: StoreError | None = None
-
-    @property
-    def forgetting(self) -> bool:
-        """Whether jobs are being deleted, which reads show until that is durable."""
-        return self._forgetting
 
     def forget(self, ended_before_ms: int, limit: int, gone: Callable[[], None] = lambda: None) -> int:
         """Delete jobs that ended before that time, oldest end first, with all they left: at most ``limit``, and fewer where they
@@ -55,8 +50,8 @@ class Retention:
             moves.extend(self._delete(seqs))
             return moves
 
-        if seqs and not self._forgetting:
-            self._forgetting = True
+        if seqs and not self.forgetting:
+            self.forgetting = True
             self._transact(work, lambda error: self._forgot(error, gone))
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -82,7 +77,7 @@ class Retention:
         return moves
 
     def _forgot(self, error: StoreError | None, gone: Callable[[], None]) -> None:
-        self._forgetting = False
+        self.forgetting = False
         self._failure = error
         gone()
 

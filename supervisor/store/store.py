@@ -38,14 +38,13 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The jobs, and in ``outbox`` the webhooks; ``retention`` deletes what is old. Reads show what is durable; all is called from
-    one thread."""
+    """The jobs at ``path``, and in ``outbox`` the webhooks; ``retention`` deletes what is old. Reads show what is durable; all is
+    called from one thread."""
 
     def __init__(self, connections: Connections, path: Path, deliver: Deliver | None) -> None:
         """Use ``open`` instead."""
-        self._connections = connections
         self._db, self._reader = connections
-        self._path = path
+        self.path = path
         self._cursor = self._db.cursor()
         self.outbox = Outbox(self._rows)
         self.retention = Retention(self._cursor, self._rows, self._transact)
@@ -54,7 +53,6 @@ class Store:
         self._in_flight = False
         self._waiting: deque[tuple[Work, Done]] = deque()
         self._closed = False
-        self._count()
         # Two connections: to end a transaction takes as long as the disk does.
         self._committer = Committer(self._end, deliver) if deliver and self._db is not self._reader else None
 
@@ -80,25 +78,19 @@ class Store:
         """
         if durability == "full" and deliver is None:
             raise ValueError("durability full needs deliver")
-        connections = connect(path, durability, note)
+        store = cls(connect(path, durability, note), path, deliver)
         try:
-            return cls(connections, path, deliver)
+            store._count()
         except BaseException:
-            connections.close()
+            store.close()
             raise
+        return store
 
     def __enter__(self) -> Store:
-        """Close it when the block ends."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
         self.close()
-
-    @property
-    def path(self) -> Path:
-        """Where the store lies."""
-        return self._path
 
     def close(self) -> None:
         """Move the log into the file and let go of the store. Closing it again does nothing.
@@ -111,7 +103,8 @@ class Store:
         self._waiting.clear()
         if self._committer is not None:
             self._committer.close()
-        self._connections.close()
+        self._reader.close()
+        self._db.close()  # the last to close moves the log into the file; one that cannot be moved is read next time
 
     # --- writing ---------------------------------------------------------------------------------------------------------
 
@@ -152,7 +145,7 @@ class Store:
         except TransitionError as error:
             refusal: StoreError = error
         except sqlite3.Error as error:
-            refusal = explain(error, self._path)
+            refusal = explain(error, self.path)
         except BaseException:
             self._roll_back()
             raise
@@ -165,7 +158,7 @@ class Store:
             self._cursor.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
-            return explain(error, self._path)
+            return explain(error, self.path)
         return None
 
     def _roll_back(self) -> None:
@@ -319,7 +312,7 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
-            raise explain(error, self._path) from error
+            raise explain(error, self.path) from error
 
 
 def _job(row: _Row) -> Job:

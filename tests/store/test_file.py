@@ -181,9 +181,12 @@ def test_an_empty_file_becomes_a_store(file, commit):
         commit(store, insert(1))
 
 
-def test_an_sqlite_that_is_too_old_is_named():
+def test_an_sqlite_that_is_too_old_is_named(file, monkeypatch):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.34.1")
     with pytest.raises(StoreError, match=r"SQLite 3\.34\.1, .* needs 3\.35\.0"):
-        opening.check_sqlite((3, 34, 1))
+        Store.open(file)
+    assert not file.exists()
 
 
 @pytest.mark.parametrize(("durability", "synchronous", "locking"), [("normal", 1, "exclusive"), ("full", 2, "normal")])
