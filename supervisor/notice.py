@@ -30,14 +30,14 @@ class Level(str, enum.Enum):
     ERROR = "error"
 
 
-class AnyNotice(msgspec.Struct, frozen=True):
+class Notice(msgspec.Struct, frozen=True):
     """What all of them have."""
 
     kind: ClassVar[str] = "warning"
     level: ClassVar[Level] = Level.WARNING
 
 
-class SlotNotice(AnyNotice, frozen=True):
+class SlotNotice(Notice, frozen=True):
     """One about a slot, and the worker in it."""
 
     slot: str
@@ -196,14 +196,14 @@ GpuRemark = Union[ProgramXid, XidsUnwatched, RefreshAboveBlind]
 # --- the template --------------------------------------------------------------------------------------------------------
 
 
-class NotPreloaded(AnyNotice, frozen=True):
+class NotPreloaded(Notice, frozen=True):
     """``module`` is left to the workers to import; ``why`` is the template's word."""
 
     module: str
     why: str
 
 
-class TemplateRestarts(AnyNotice, frozen=True):
+class TemplateRestarts(Notice, frozen=True):
     """The template ended, and another is started. ``left_behind``: how many processes it left, which were ended."""
 
     end: TemplateEnd
@@ -213,7 +213,7 @@ class TemplateRestarts(AnyNotice, frozen=True):
 # --- the program ---------------------------------------------------------------------------------------------------------
 
 
-class FilesWatched(AnyNotice, frozen=True):
+class FilesWatched(Notice, frozen=True):
     """``count`` Python files in ``folder`` are watched for changes; ``most``: it is the limit, and there are more."""
 
     kind = "note"
@@ -224,7 +224,7 @@ class FilesWatched(AnyNotice, frozen=True):
     most: int | None = None
 
 
-class Reloading(AnyNotice, frozen=True):
+class Reloading(Notice, frozen=True):
     """The handler is loaded anew since the files ``changed`` did, or without any by SIGHUP."""
 
     kind = "reload"
@@ -243,21 +243,21 @@ class Task(str, enum.Enum):
     DELIVER_WEBHOOKS = "deliver_webhooks"
 
 
-class TaskFailed(AnyNotice, frozen=True):
+class TaskFailed(Notice, frozen=True):
     """The operating system refuses, by the words of ``error``; the program goes on, and tries again where that helps."""
 
     task: Task
     error: str
 
 
-class StoreWritable(AnyNotice, frozen=True):
+class StoreWritable(Notice, frozen=True):
     """The store's disk does not refuse any more."""
 
 
 # --- webhooks ------------------------------------------------------------------------------------------------------------
 
 
-class WebhookGivenUp(AnyNotice, frozen=True):
+class WebhookGivenUp(Notice, frozen=True):
     """The webhook of ``job`` was not acknowledged by ``receiver`` in ``tries`` tries; ``why`` is of the last one."""
 
     job: str
@@ -266,34 +266,7 @@ class WebhookGivenUp(AnyNotice, frozen=True):
     why: str
 
 
-class WebhooksLost(AnyNotice, frozen=True):
+class WebhooksLost(Notice, frozen=True):
     """The program ends with ``count`` webhooks undelivered, and their outbox with it."""
 
     count: int
-
-
-Notice = Union[
-    WorkerReady,
-    WorkerRestarts,
-    StartFailed,
-    SlotBroken,
-    Refreshed,
-    SlotPaused,
-    WorkerStuck,
-    WorkerWarned,
-    WarningsLeftOut,
-    LastMessageUnreadable,
-    PortTaken,
-    SlotOut,
-    ReleaseUnverified,
-    HoldsWithoutJob,
-    GpuRemark,
-    NotPreloaded,
-    TemplateRestarts,
-    FilesWatched,
-    Reloading,
-    TaskFailed,
-    StoreWritable,
-    WebhookGivenUp,
-    WebhooksLost,
-]

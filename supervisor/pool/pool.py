@@ -233,7 +233,7 @@ class Pool:
         for action in actions:
             if isinstance(action, steps.JobLost):
                 self._events.lost(self._links[name], action, machinery=isinstance(event, steps.TemplateGone))
-            elif isinstance(action, notice.AnyNotice):
+            elif isinstance(action, notice.Notice):
                 self._events.emit(action)
                 if isinstance(action, notice.StartFailed):
                     self._events.not_loaded(name, action.end)

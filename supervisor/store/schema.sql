@@ -1,5 +1,5 @@
 -- The job store, version 1. Run once, inside one transaction, when a store is made (supervisor process, opening.py).
--- The rules of job.py are kept here as well: whatever writes to this file, an illegal job cannot be stored.
+-- The rules of a job's life are kept here: whatever writes to this file, an illegal job cannot be stored.
 
 CREATE TABLE jobs (
     seq           INTEGER PRIMARY KEY,
@@ -90,7 +90,7 @@ CREATE TABLE owner (
     handler BLOB    NOT NULL  -- its name as owner.py words it; a path need not be UTF-8
 );
 
--- The same table as job.TRANSITIONS; a test compares them.
+-- Which state of a job may follow which.
 CREATE TABLE transitions (
     before TEXT NOT NULL,
     after  TEXT NOT NULL,

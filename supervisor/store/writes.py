@@ -12,7 +12,7 @@ from typing import ClassVar, Union
 import msgspec
 
 from supervisor.errors import TransitionError
-from supervisor.job import IN_PROGRESS, IN_QUEUE, JobRequest, JobStatus, Outcome
+from supervisor.job import IN_PROGRESS, IN_QUEUE, RETRYABLE, JobRequest, JobStatus, Outcome
 from supervisor.store.outbox import receiver_of
 from supervisor.store.sql import QUERIES
 
@@ -135,7 +135,7 @@ class Retry(Write, frozen=True):
 
     def apply(self, cursor: sqlite3.Cursor) -> Move:
         """As ``Write.apply``."""
-        for before in (JobStatus.FAILED, JobStatus.TIMED_OUT):
+        for before in RETRYABLE:
             if cursor.execute(QUERIES["retry"], (self.created_ms, self.expires_ms, self.seq, before.value)).rowcount:
                 return before, IN_QUEUE, 1
         raise TransitionError(f"job number {self.seq} cannot be retried: it is neither FAILED nor TIMED_OUT")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from supervisor.errors import StoreError, TransitionError
-from supervisor.job import TRANSITIONS, Job, JobRequest, JobStatus, Outcome
+from supervisor.job import Job, JobRequest, JobStatus, Outcome
 from supervisor.store.store import Store
 from supervisor.store.writes import (
     LARGE_INPUT,
@@ -30,6 +30,7 @@ from supervisor.store.writes import (
 )
 from tests.protocol.causes import JOB_CAUSES
 from tests.store.numbered import numbered
+from tests.store.transitions import TRANSITIONS
 
 RARE = st.sampled_from((False, False, True))
 SEQS = st.integers(1, 6)

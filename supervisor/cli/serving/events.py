@@ -10,7 +10,7 @@ import msgspec
 from supervisor.cli.serving.event_log import Lines
 from supervisor.engine.engine import Happening
 from supervisor.job import Job, JobStatus, delay_ms, execution_ms
-from supervisor.notice import AnyNotice
+from supervisor.notice import Notice
 from supervisor.pool import events
 from supervisor.protocol import event_lines
 from supervisor.protocol.wording import error_line
@@ -62,7 +62,7 @@ class News:
             self._job_ended(happening)
         elif isinstance(happening, events.Printed):
             self._printed(happening)
-        elif isinstance(happening, AnyNotice):
+        elif isinstance(happening, Notice):
             facts = msgspec.to_builtins(event_lines.fields(happening))
             self.event(happening.kind, event_lines.line(happening), **facts)
 
