@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Union
 
-import msgspec
-
 from supervisor import notice as n
 from supervisor.cause import GpusLost
 from supervisor.protocol.wording import of_worker, unknown_memory, words, xid
@@ -21,26 +19,6 @@ MOST_PORTS = 5
 """How many ports of one worker are named."""
 
 
-class RefreshFields(msgspec.Struct, frozen=True):
-    """``report`` of a refresh: who asked for it, its steps in seconds, and the MiB that came back."""
-
-    cause: str
-    end_s: float
-    release_s: float
-    start_s: float
-    freed_mib: int | None
-    verified: bool
-
-
-class Fields(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a notice has in the JSON log beside its kind and its text."""
-
-    slot: str | None = None
-    report: RefreshFields | None = None
-    broken: bool | None = None
-    left_behind: int | None = None
-
-
 def line(notice: n.Notice) -> str:
     """What there is to say, after the name of the slot if it is about one."""
     made = _TEXTS[type(notice)]
@@ -48,19 +26,24 @@ def line(notice: n.Notice) -> str:
     return f"{notice.slot}: {text}" if isinstance(notice, n.SlotNotice) else text
 
 
-def fields(notice: n.Notice) -> Fields:
-    """The facts that a program may want to read."""
-    slot = notice.slot if isinstance(notice, n.SlotNotice) else None
+def fields(notice: n.Notice) -> dict[str, Any]:
+    """The facts that a program may want to read, beside the kind and the text. ``report`` is of a refresh: who asked for it, its
+    steps in seconds, and the MiB that came back."""
+    facts: dict[str, Any] = {"slot": notice.slot} if isinstance(notice, n.SlotNotice) else {}
     if isinstance(notice, n.Refreshed):
-        return Fields(slot, report=_report(notice))
-    if isinstance(notice, n.StartFailed):
-        return Fields(slot, broken=isinstance(notice, n.SlotBroken))
-    return Fields(slot, left_behind=notice.left_behind if isinstance(notice, n.TemplateRestarts) else None)
-
-
-def _report(notice: n.Refreshed) -> RefreshFields:
-    steps = (notice.end_s, notice.release_s, notice.start_s)
-    return RefreshFields(words(notice.cause), *steps, notice.freed_mib, notice.verified)
+        facts["report"] = {
+            "cause": words(notice.cause),
+            "end_s": notice.end_s,
+            "release_s": notice.release_s,
+            "start_s": notice.start_s,
+            "freed_mib": notice.freed_mib,
+            "verified": notice.verified,
+        }
+    elif isinstance(notice, n.StartFailed):
+        facts["broken"] = isinstance(notice, n.SlotBroken)
+    elif isinstance(notice, n.TemplateRestarts):
+        facts["left_behind"] = notice.left_behind
+    return facts
 
 
 def _refreshed(notice: n.Refreshed) -> str:

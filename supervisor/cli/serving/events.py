@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-import msgspec
-
 from supervisor.cli.serving.event_log import Lines
 from supervisor.engine.engine import Happening
 from supervisor.job import Job, JobStatus, delay_ms, execution_ms
@@ -63,8 +61,7 @@ class News:
         elif isinstance(happening, events.Printed):
             self._printed(happening)
         elif isinstance(happening, Notice):
-            facts = msgspec.to_builtins(event_lines.fields(happening))
-            self.event(happening.kind, event_lines.line(happening), **facts)
+            self.event(happening.kind, event_lines.line(happening), **event_lines.fields(happening))
 
     def _printed(self, event: events.Printed) -> None:
         at = _now_ms()
