@@ -47,10 +47,6 @@ READ_AGAIN_S = 10.0
 CLOSE_S = 2.0
 """How long tries that are under way may take at the end."""
 
-LONG_S = 3600.0
-"""How long one wait lasts; then comes the next."""
-
-
 THREAD = "webhook to"
 """How the name of a try's thread begins."""
 
@@ -75,8 +71,9 @@ class Engine(Protocol):
 class _Try:
     """One try. It keeps its place until its thread has ended and what came of it is on disk (``written``)."""
 
-    def __init__(self, webhook: Webhook, size: int) -> None:
+    def __init__(self, webhook: Webhook, line: Line, size: int) -> None:
         self.webhook = webhook
+        self.line = line
         self.size = size
         self.written = False
         self.task: asyncio.Task[None]
@@ -134,11 +131,10 @@ class Webhooks:
         if self._timer is not None:
             self._timer.cancel()
         await self._until(lambda: not self._under_way(), CLOSE_S, at_once)
-        tasks = [each.task for each in self._tries]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        for each in self._tries:
+            each.line.cut()
+            each.task.cancel()
+        await asyncio.gather(*(each.task for each in self._tries), return_exceptions=True)
 
     def _under_way(self) -> bool:
         return not all(each.written for each in self._tries)
@@ -150,7 +146,7 @@ class Webhooks:
             while not reached() and not at_once.is_set() and (left := until - self._loop.time()) > 0:
                 self._changed = self._loop.create_future()
                 waits: set[asyncio.Future[Any]] = {self._changed, hurry}
-                await asyncio.wait(waits, timeout=min(left, LONG_S), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
             hurry.cancel()
 
@@ -226,9 +222,9 @@ class Webhooks:
         ended: asyncio.Future[str | None] = self._loop.create_future()
         name = f"{THREAD} {webhook.receiver}"
         threading.Thread(target=self._post, args=(webhook, body, line, ended), name=name, daemon=True).start()
-        begun = _Try(webhook, len(body))
+        begun = _Try(webhook, line, len(body))
         self._tries.add(begun)
-        begun.task = self._loop.create_task(self._follow(begun, line, ended))
+        begun.task = self._loop.create_task(self._follow(begun, ended))
 
     def _post(self, webhook: Webhook, body: bytes, line: Line, ended: asyncio.Future[str | None]) -> None:
         """The thread of a try; ``ended`` is to have what was wrong when there is no answer."""
@@ -243,14 +239,12 @@ class Webhooks:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(ended.set_result, why)
 
-    async def _follow(self, begun: _Try, line: Line, ended: asyncio.Future[str | None]) -> None:
+    async def _follow(self, begun: _Try, ended: asyncio.Future[str | None]) -> None:
         """Write what came of a try once its thread has ended, or its time is over; cancelled before, it was none."""
         receiver = begun.webhook.receiver
-        try:
-            await asyncio.wait([ended], timeout=self._timeout)
-        finally:
-            status = line.status  # before it is cut: half a head would pass for an answer
-            line.cut()
+        await asyncio.wait([ended], timeout=self._timeout)
+        status = begun.line.status  # before it is cut: half a head would pass for an answer
+        begun.line.cut()
         if ended.done():
             self._remember(receiver)
             why = ended.result()
@@ -277,7 +271,7 @@ class Webhooks:
         tries = webhook.tries + 1
         again = failure is not None and tries <= self._retries
         write: Write = PutOffWebhook(webhook.id, _wall_ms() + self._delay_ms) if again else DropWebhook(webhook.id)
-        await asyncio.wait([self._engine.write(write)])
+        await self._engine.write(write)
         if failure is None:
             self.delivered += 1
         elif not again:
