@@ -53,50 +53,24 @@ TemplateEnd = Union[Exited, Signalled, TemplateNotStarted, TemplateVanished]
 # --- why a worker is replaced --------------------------------------------------------------------------------------------
 
 
-class AskedByHandler(msgspec.Struct, frozen=True, tag="asked_by_handler"):
-    """The result, or the handler's config, says ``refresh_worker``."""
+class RefreshBy(str, enum.Enum):
+    """Who asks for a refresh."""
+
+    HANDLER = "handler"  # the result, or the handler's config, says `refresh_worker`
+    CUDA_ERROR = "cuda_error"  # a job met one after which no call of that process succeeds
+    FULL_GPU = "full_gpu"  # a job found the GPU's memory full, under --refresh-on-oom
+    EACH_JOB = "each_job"  # --refresh-worker
+    SOME_JOBS = "some_jobs"  # --refresh-after-jobs
+    HELD_MEMORY = "held_memory"  # the idle worker held more of the GPU's than --refresh-above
+    HAND = "hand"
+    RELOAD = "reload"  # the handler's files changed (--reload), or SIGHUP
 
 
-class CudaContextBroken(msgspec.Struct, frozen=True, tag="cuda_context_broken"):
-    """A job met a CUDA error after which no call of that process succeeds; ``error`` is its short name."""
+class RefreshCause(msgspec.Struct, frozen=True, tag="refresh"):
+    """A fresh worker is to come; ``error`` is the CUDA error's short name."""
 
-    error: str
-
-
-class GpuMemoryFull(msgspec.Struct, frozen=True, tag="gpu_memory_full"):
-    """A job found the GPU's memory full, under ``--refresh-on-oom``."""
-
-
-class AfterEachJob(msgspec.Struct, frozen=True, tag="after_each_job"):
-    """``--refresh-worker``."""
-
-
-class AfterSomeJobs(msgspec.Struct, frozen=True, tag="after_some_jobs"):
-    """``--refresh-after-jobs``."""
-
-
-class HoldsTooMuch(msgspec.Struct, frozen=True, tag="holds_too_much"):
-    """The idle worker held more GPU memory than ``--refresh-above``."""
-
-
-class RefreshedByHand(msgspec.Struct, frozen=True, tag="refreshed_by_hand"):
-    """Somebody asked for a refresh of the slot."""
-
-
-class HandlerReloaded(msgspec.Struct, frozen=True, tag="handler_reloaded"):
-    """The handler is loaded anew: its files changed (``--reload``), or SIGHUP."""
-
-
-RefreshCause = Union[
-    AskedByHandler,
-    CudaContextBroken,
-    GpuMemoryFull,
-    AfterEachJob,
-    AfterSomeJobs,
-    HoldsTooMuch,
-    RefreshedByHand,
-    HandlerReloaded,
-]
+    by: RefreshBy
+    error: str = ""
 
 
 # --- why a slot is paused ------------------------------------------------------------------------------------------------
@@ -106,24 +80,13 @@ class PausedByHand(msgspec.Struct, frozen=True, tag="paused_by_hand"):
     """Somebody paused the slot: nothing but a resume brings it back."""
 
 
-class StartsOnDemand(msgspec.Struct, frozen=True, tag="starts_on_demand"):
-    """``--min-workers`` are enough until jobs wait."""
+class SpareCause(msgspec.Struct, frozen=True, tag="spare"):
+    """Scaling does without the slot until jobs wait: its worker had none for ``idle_s`` seconds (``--idle-timeout``), ``most``
+    are in service without it (``--max-workers``), or with neither it never started."""
 
+    idle_s: float | None = None
+    most: int | None = None
 
-class IdleTooLong(msgspec.Struct, frozen=True, tag="idle_too_long"):
-    """The worker had no job for ``--idle-timeout``, ``limit_s`` seconds."""
-
-    limit_s: float
-
-
-class EnoughOthers(msgspec.Struct, frozen=True, tag="enough_others"):
-    """``--max-workers``, ``most``, are in service without it."""
-
-    most: int
-
-
-SpareCause = Union[StartsOnDemand, IdleTooLong, EnoughOthers]
-"""Those of scaling, which starts the slot again when jobs wait."""
 
 PauseCause = Union[PausedByHand, SpareCause]
 
@@ -157,22 +120,10 @@ class NoTemplate(msgspec.Struct, frozen=True, tag="no_template"):
     end: TemplateEnd
 
 
-class TemplateDied(msgspec.Struct, frozen=True, tag="template_died"):
-    """The template died, and every worker with it."""
-
-
 class StartTimedOut(msgspec.Struct, frozen=True, tag="start_timed_out"):
     """It was not ready within ``--start-timeout``, ``limit_s`` seconds."""
 
     limit_s: float
-
-
-class CancelledJobRan(msgspec.Struct, frozen=True, tag="cancelled_job_ran"):
-    """It was ended because a job that was cancelled still ran."""
-
-
-class OverdueJobRan(msgspec.Struct, frozen=True, tag="overdue_job_ran"):
-    """It was ended because a job that was out of time still ran."""
 
 
 class CancelIgnored(msgspec.Struct, frozen=True, tag="cancel_ignored"):
@@ -201,26 +152,28 @@ class GpusLost(msgspec.Struct, frozen=True, tag="gpus_lost"):
     gpus: tuple[LostGpu, ...]
 
 
-class SupervisorStops(msgspec.Struct, frozen=True, tag="supervisor_stops"):
-    """The supervisor ends its workers."""
+class EndedBecause(str, enum.Enum):
+    """We ended it, for no fault of its own."""
+
+    TEMPLATE_DIED = "template_died"  # and every worker with it
+    CANCELLED_JOB_RAN = "cancelled_job_ran"  # still
+    OVERDUE_JOB_RAN = "overdue_job_ran"  # still, out of time
+    SUPERVISOR_STOPS = "supervisor_stops"
 
 
 WorkerEnd = Union[
     ProcessEnd,
     RefreshCause,
     PauseCause,
+    EndedBecause,
     TooManyProcesses,
     HandlerNotLoaded,
     ForkRefused,
     NoTemplate,
-    TemplateDied,
     StartTimedOut,
-    CancelledJobRan,
-    OverdueJobRan,
     CancelIgnored,
     ProtocolBroken,
     GpusLost,
-    SupervisorStops,
 ]
 
 
@@ -296,19 +249,12 @@ class WorkerLost(msgspec.Struct, frozen=True, tag="worker_lost"):
     tail: tuple[str, ...] = ()
 
 
-class ResultTooLarge(msgspec.Struct, frozen=True, tag="result_too_large"):
-    """Output and error have ``size`` bytes; ``--max-result`` is ``limit``."""
+class TooLarge(msgspec.Struct, frozen=True, tag="too_large"):
+    """Output and error, or stream chunk number ``chunk``, have ``size`` bytes; ``--max-result`` is ``limit``."""
 
     size: int
     limit: int
-
-
-class ChunkTooLarge(msgspec.Struct, frozen=True, tag="chunk_too_large"):
-    """Stream chunk ``index`` has ``size`` bytes; ``--max-result`` is ``limit``."""
-
-    index: int
-    size: int
-    limit: int
+    chunk: int | None = None
 
 
 class StreamTooLarge(msgspec.Struct, frozen=True, tag="stream_too_large"):
@@ -338,13 +284,9 @@ class TtlPassed(msgspec.Struct, frozen=True, tag="ttl_passed"):
 
 
 class SupervisorKilled(msgspec.Struct, frozen=True, tag="supervisor_killed"):
-    """The supervisor was killed while it ran, under ``--on-restart fail``."""
+    """The supervisor was killed while it ran: in the last of ``starts`` starts, or under ``--on-restart fail``."""
 
-
-class KilledTooOften(msgspec.Struct, frozen=True, tag="killed_too_often"):
-    """The supervisor was killed while it ran, in the last of ``starts`` starts."""
-
-    starts: int
+    starts: int | None = None
 
 
 class ChunksHandedOut(msgspec.Struct, frozen=True, tag="chunks_handed_out"):
@@ -374,13 +316,13 @@ class SupervisorFailed(msgspec.Struct, frozen=True, tag="supervisor_failed"):
     error: str
 
 
-class LineRefused(msgspec.Struct, frozen=True, tag="line_refused"):
-    """The line of a batch cannot be a job; ``why`` is what `/run` would answer. Never stored."""
+class UnknownCause(msgspec.Struct, frozen=True, tag="unknown_cause"):
+    """The store has ``text``, by a later version of this program. Never stored."""
 
-    why: str
+    text: str
 
 
-ResultFault = Union[ResultTooLarge, ChunkTooLarge, NotEncodable]
+ResultFault = Union[TooLarge, NotEncodable]
 """What a worker may say of a handler's value."""
 
 JobCause = Union[
@@ -390,11 +332,20 @@ JobCause = Union[
     ExecutionTimedOut,
     TtlPassed,
     SupervisorKilled,
-    KilledTooOften,
     ChunksHandedOut,
     SupervisorStopped,
     SecretUnreadable,
     SupervisorClosed,
     SupervisorFailed,
-    LineRefused,
+    UnknownCause,
 ]
+
+_decode_job_cause = msgspec.json.Decoder[JobCause](JobCause).decode
+
+
+def read_job_cause(text: str) -> JobCause:
+    """The cause that is stored as ``text``, also where a later version wrote it."""
+    try:
+        return _decode_job_cause(text)
+    except msgspec.DecodeError:
+        return UnknownCause(text)

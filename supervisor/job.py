@@ -1,4 +1,4 @@
-"""What a job is, the states it goes through, and which step is legal; imported by every process.
+"""What a job is, and the states it goes through; imported by every process.
 
 A job's ``input``, ``output``, chunks and progress are JSON text in bytes that this program carries and does not parse.
 """
@@ -32,26 +32,11 @@ class JobStatus(str, enum.Enum):
 IN_QUEUE, IN_PROGRESS = JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS
 """For code that looks at them several times for each job: up to Python 3.11 the member of an enum is looked up slowly."""
 
-#: Which state may follow which. The store's SQL refuses every other step as well.
-TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.IN_QUEUE: frozenset({JobStatus.IN_PROGRESS, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.TIMED_OUT}),
-    JobStatus.IN_PROGRESS: frozenset(
-        {JobStatus.IN_QUEUE, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.TIMED_OUT}
-    ),
-    JobStatus.COMPLETED: frozenset(),
-    JobStatus.FAILED: frozenset({JobStatus.IN_QUEUE}),
-    JobStatus.CANCELLED: frozenset(),
-    JobStatus.TIMED_OUT: frozenset({JobStatus.IN_QUEUE}),
-}
-
+RETRYABLE = frozenset({JobStatus.FAILED, JobStatus.TIMED_OUT})
+"""Those in which a job may be run once more. (All steps between states: ``transitions`` in the tables of the store.)"""
 
 HOST_KILL_STARTS = 3
 """Most starts of a job that a killed supervisor, template or host had under way."""
-
-
-def may_follow(before: JobStatus, after: JobStatus) -> bool:
-    """Whether a job in ``before`` may go to ``after``."""
-    return after in TRANSITIONS[before]
 
 
 class JobRequest(msgspec.Struct, frozen=True):
@@ -96,14 +81,14 @@ class Job(msgspec.Struct, frozen=True):
     started_ms: int | None = None
     ended_ms: int | None = None
     worker_id: str | None = None
-    output: bytes | None = None
     error: str | None = None
     chunks: int = 0
     chunks_taken: int = 0
-    streamed: bool = False
     timeout_ms: int | None = None
     expires_ms: int | None = None
+    streamed: bool = False
     cause: JobCause | None = None
+    output: bytes | None = None
 
     def replace(self, **changes: Any) -> Job:
         """A copy with ``changes``."""

@@ -30,14 +30,14 @@ class Level(str, enum.Enum):
     ERROR = "error"
 
 
-class AnyNotice(msgspec.Struct, frozen=True):
+class Notice(msgspec.Struct, frozen=True):
     """What all of them have."""
 
     kind: ClassVar[str] = "warning"
     level: ClassVar[Level] = Level.WARNING
 
 
-class SlotNotice(AnyNotice, frozen=True):
+class SlotNotice(Notice, frozen=True):
     """One about a slot, and the worker in it."""
 
     slot: str
@@ -77,14 +77,10 @@ class StartFailed(SlotNotice, frozen=True):
     retry_s: float
 
 
-class SlotBroken(SlotNotice, frozen=True):
+class SlotBroken(StartFailed, frozen=True):
     """The same, too often in a row to go on as before."""
 
-    kind = "worker"
     level = Level.ERROR
-
-    end: WorkerEnd
-    retry_s: float
 
 
 class Refreshed(SlotNotice, frozen=True):
@@ -150,22 +146,13 @@ class PortTaken(SlotNotice, frozen=True):
 # --- GPUs ----------------------------------------------------------------------------------------------------------------
 
 
-class SlotHeld(SlotNotice, frozen=True):
-    """GPU memory of a dead worker keeps the slot out of service."""
+class SlotOut(SlotNotice, frozen=True):
+    """The slot is out of service until its GPUs are of use again, and free of what a dead worker held."""
 
     kind = "gpu"
     level = Level.ERROR
 
-    memory: MemoryStaysInUse
-
-
-class SlotLost(SlotNotice, frozen=True):
-    """The slot is out of service until NVML answers for its GPUs again."""
-
-    kind = "gpu"
-    level = Level.ERROR
-
-    cause: GpusLost
+    cause: Union[MemoryStaysInUse, GpusLost]
 
 
 class ReleaseUnverified(SlotNotice, frozen=True):
@@ -209,14 +196,14 @@ GpuRemark = Union[ProgramXid, XidsUnwatched, RefreshAboveBlind]
 # --- the template --------------------------------------------------------------------------------------------------------
 
 
-class NotPreloaded(AnyNotice, frozen=True):
+class NotPreloaded(Notice, frozen=True):
     """``module`` is left to the workers to import; ``why`` is the template's word."""
 
     module: str
     why: str
 
 
-class TemplateRestarts(AnyNotice, frozen=True):
+class TemplateRestarts(Notice, frozen=True):
     """The template ended, and another is started. ``left_behind``: how many processes it left, which were ended."""
 
     end: TemplateEnd
@@ -226,7 +213,7 @@ class TemplateRestarts(AnyNotice, frozen=True):
 # --- the program ---------------------------------------------------------------------------------------------------------
 
 
-class FilesWatched(AnyNotice, frozen=True):
+class FilesWatched(Notice, frozen=True):
     """``count`` Python files in ``folder`` are watched for changes; ``most``: it is the limit, and there are more."""
 
     kind = "note"
@@ -237,7 +224,7 @@ class FilesWatched(AnyNotice, frozen=True):
     most: int | None = None
 
 
-class Reloading(AnyNotice, frozen=True):
+class Reloading(Notice, frozen=True):
     """The handler is loaded anew since the files ``changed`` did, or without any by SIGHUP."""
 
     kind = "reload"
@@ -246,39 +233,31 @@ class Reloading(AnyNotice, frozen=True):
     changed: tuple[str, ...] = ()
 
 
-class StoreStalled(AnyNotice, frozen=True):
-    """The store's disk refuses, and is tried again."""
+class Task(str, enum.Enum):
+    """What the program has to do at some time, and may fail to."""
 
+    WRITE_STORE = "write_store"
+    REMOVE_OLD_JOBS = "remove_old_jobs"
+    REMOVE_SECRET = "remove_secret"  # the file of an s3Config, as the program starts
+    REMOVE_ENDED_SECRET = "remove_ended_secret"  # as its job has ended
+    DELIVER_WEBHOOKS = "deliver_webhooks"
+
+
+class TaskFailed(Notice, frozen=True):
+    """The operating system refuses, by the words of ``error``; the program goes on, and tries again where that helps."""
+
+    task: Task
     error: str
 
 
-class StoreWritable(AnyNotice, frozen=True):
-    """It does not refuse any more."""
-
-
-class OldJobsKept(AnyNotice, frozen=True):
-    """Jobs could not be removed whose retention is over."""
-
-    error: str
-
-
-class SecretKept(AnyNotice, frozen=True):
-    """The file of an ``s3Config`` could not be removed; ``ended``: as its job ended, else at the start."""
-
-    error: str
-    ended: bool
+class StoreWritable(Notice, frozen=True):
+    """The store's disk does not refuse any more."""
 
 
 # --- webhooks ------------------------------------------------------------------------------------------------------------
 
 
-class WebhooksStalled(AnyNotice, frozen=True):
-    """Webhooks cannot be read or begun now; it is tried again."""
-
-    error: str
-
-
-class WebhookGivenUp(AnyNotice, frozen=True):
+class WebhookGivenUp(Notice, frozen=True):
     """The webhook of ``job`` was not acknowledged by ``receiver`` in ``tries`` tries; ``why`` is of the last one."""
 
     job: str
@@ -287,38 +266,7 @@ class WebhookGivenUp(AnyNotice, frozen=True):
     why: str
 
 
-class WebhooksLost(AnyNotice, frozen=True):
+class WebhooksLost(Notice, frozen=True):
     """The program ends with ``count`` webhooks undelivered, and their outbox with it."""
 
     count: int
-
-
-Notice = Union[
-    WorkerReady,
-    WorkerRestarts,
-    StartFailed,
-    SlotBroken,
-    Refreshed,
-    SlotPaused,
-    WorkerStuck,
-    WorkerWarned,
-    WarningsLeftOut,
-    LastMessageUnreadable,
-    PortTaken,
-    SlotHeld,
-    SlotLost,
-    ReleaseUnverified,
-    HoldsWithoutJob,
-    GpuRemark,
-    NotPreloaded,
-    TemplateRestarts,
-    FilesWatched,
-    Reloading,
-    StoreStalled,
-    StoreWritable,
-    OldJobsKept,
-    SecretKept,
-    WebhooksStalled,
-    WebhookGivenUp,
-    WebhooksLost,
-]

@@ -11,7 +11,7 @@ import mimetypes
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,27 +49,17 @@ class Bucket(msgspec.Struct, frozen=True):
         path.open("rb").close()  # what is wrong with it is told by Python, not by boto3
         kind, packed = mimetypes.guess_type(path.name)
 
-        def upload() -> str:
-            client = _client(self, os.getpid())
-            # S3 has no better word for bytes; a packed file's kind is that of what is in it.
-            client.upload_file(
-                str(path),
-                self.name,
-                key,
-                ExtraArgs={"ContentType": kind if kind and not packed else "application/octet-stream"},
-            )
-            where = {"Bucket": self.name, "Key": key}
-            return str(client.generate_presigned_url("get_object", Params=where, ExpiresIn=URL_LIFETIME_S))
-
-        return self._telling_anew(upload, path.name)
-
-    def _telling_anew(self, upload: Callable[[], str], file: str) -> str:
+        # S3 has no better word for bytes; a packed file's kind is that of what is in it.
+        facts = {"ContentType": kind if kind and not packed else "application/octet-stream"}
+        where = {"Bucket": self.name, "Key": key}
         try:
-            return upload()
+            client = _client(self, os.getpid())
+            client.upload_file(str(path), self.name, key, ExtraArgs=facts)
+            return str(client.generate_presigned_url("get_object", Params=where, ExpiresIn=URL_LIFETIME_S))
         except ImportError:
             text = "upload_file needs boto3: pip install 'supervise-gpu[s3]'"
         except Exception as error:  # noqa: BLE001 - boto3's have no common root, and any may repeat what it was given
-            text = self._without_secrets(f"{file} could not be uploaded: {type(error).__name__}: {error}")
+            text = self._without_secrets(f"{path.name} could not be uploaded: {type(error).__name__}: {error}")
         raise UploadError(text)  # here, where the other one is not its context
 
     def _without_secrets(self, text: str) -> str:

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "webhooks": {"config", "errors", "notice", "store"},
     "engine": {"cause", "config", "errors", "gpu", "job", "notice", "pool", "protocol", "store", "wire"},
     "api": {"config", "engine", "errors", "job", "protocol"},
-    "batch": {"cause", "engine", "errors", "job", "protocol"},
+    "batch": {"engine", "errors", "job", "protocol"},
     # What puts it together.
     "reload": {"notice", "wire"},
     "machine": {"config", "gpu", "host", "pool", "wire"},

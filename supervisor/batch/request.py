@@ -12,7 +12,6 @@ import time
 import msgspec
 
 from supervisor.batch.source import Line
-from supervisor.cause import LineRefused
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.protocol.requests import job_request
@@ -70,7 +69,7 @@ def id_of(line: Line, longest: int) -> str:
 def refused(line: Line, reason: str) -> Job:
     """The job of a line that cannot be one."""
     now = time.time_ns() // 1_000_000
-    return Job(0, line.name, JobStatus.FAILED, b"", now, ended_ms=now, cause=LineRefused(reason))
+    return Job(0, line.name, JobStatus.FAILED, b"", now, ended_ms=now, error=reason)
 
 
 def output_line(job: Job, number: int) -> bytes:

@@ -29,7 +29,7 @@ from supervisor.embed.job import Job
 from supervisor.engine.engine import Engine, Happening
 from supervisor.errors import RequestError
 from supervisor.job import JobRequest, JobStatus
-from supervisor.notice import AnyNotice, Level
+from supervisor.notice import Level, Notice
 from supervisor.pool import events
 from supervisor.protocol import event_lines
 from supervisor.store import summary
@@ -303,7 +303,7 @@ class EngineThread:
         elif isinstance(happening, events.Printed):
             for line in happening.lines:
                 OUTPUT.info("%s: %s", happening.slot, line, extra={"slot": happening.slot, "job": happening.job})
-        elif isinstance(happening, AnyNotice):
+        elif isinstance(happening, Notice):
             LOG.log(LEVELS[happening.level], "%s", event_lines.line(happening))
 
     @staticmethod

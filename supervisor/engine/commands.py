@@ -13,7 +13,7 @@ from supervisor.engine.lifecycle import Lifecycle, queued_again
 from supervisor.engine.overview import Overview
 from supervisor.engine.turn import Turn
 from supervisor.errors import RequestError
-from supervisor.job import IN_PROGRESS, TRANSITIONS, Job, JobStatus, Outcome
+from supervisor.job import IN_PROGRESS, RETRYABLE, Job, JobStatus, Outcome
 from supervisor.pool.interfaces import Pool
 from supervisor.store.writes import Retry
 
@@ -103,7 +103,7 @@ class Commands:
         job = turn.get(job_id)
         if job is None:
             return None
-        if JobStatus.IN_QUEUE not in TRANSITIONS[job.status] or not job.status.terminal:
+        if job.status not in RETRYABLE:
             raise RequestError(409, f"the job is {job.status.value}; only FAILED and TIMED_OUT ones can be run again")
         if job.has_s3_config:
             raise RequestError(409, "the job's s3Config is a secret and was removed when it ended; submit it again")

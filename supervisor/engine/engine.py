@@ -25,7 +25,7 @@ from supervisor.engine.turns import Clock, Turns
 from supervisor.engine.waiters import Waiters
 from supervisor.errors import RequestError, StoreError
 from supervisor.job import Job, JobRequest, JobStatus
-from supervisor.notice import Notice, Reloading, SecretKept
+from supervisor.notice import Notice, Reloading, Task, TaskFailed
 from supervisor.pool import events
 from supervisor.pool.interfaces import Pool
 from supervisor.protocol.views import Snapshot
@@ -104,7 +104,7 @@ class Engine:
         try:  # what a killed supervisor left of jobs that had ended
             self._secrets.sweep(self._store.with_s3_config())
         except StoreError as error:
-            self.notify(SecretKept(str(error), ended=False))
+            self.notify(TaskFailed(Task.REMOVE_SECRET, str(error)))
         self._turns.ask(lambda turn: recover(turn, self._store, self.settings, self._loop.lifecycle))
         self._loop.start(now)
 

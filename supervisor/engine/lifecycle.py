@@ -19,7 +19,7 @@ from supervisor.engine.overview import Overview
 from supervisor.engine.turn import Turn
 from supervisor.errors import RequestError, SecretError, StoreError
 from supervisor.job import IN_PROGRESS, IN_QUEUE, Job, JobRequest, JobStatus, Outcome
-from supervisor.notice import Notice, SecretKept
+from supervisor.notice import Notice, Task, TaskFailed
 from supervisor.pool.interfaces import Pool
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
@@ -238,7 +238,7 @@ class Lifecycle:
         try:
             self._secrets.drop(job_id)
         except StoreError as error:
-            self._observer.notify(SecretKept(str(error), ended=True))
+            self._observer.notify(TaskFailed(Task.REMOVE_ENDED_SECRET, str(error)))
 
     # --- streams --------------------------------------------------------------------------------------------------------
 

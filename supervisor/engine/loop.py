@@ -24,7 +24,7 @@ from supervisor.engine.slots import SlotCommands
 from supervisor.engine.turn import Turn
 from supervisor.engine.turns import Clock, Turns
 from supervisor.errors import RequestError, StoreError, TransitionError
-from supervisor.notice import StoreStalled, StoreWritable
+from supervisor.notice import StoreWritable, Task, TaskFailed
 from supervisor.pool import events
 from supervisor.pool.interfaces import Pool
 from supervisor.store.secrets import SecretFiles
@@ -181,7 +181,7 @@ class TurnLoop:
         before, self.refusal = self.refusal, error
         if error is not None:
             if before is None:
-                self._listener.notify(StoreStalled(str(error)))
+                self._listener.notify(TaskFailed(Task.WRITE_STORE, str(error)))
             self._refused(turn)
             return
         if before is not None:

@@ -14,7 +14,7 @@ from supervisor.config.settings import Settings
 from supervisor.engine.statistics import Statistics
 from supervisor.gpu.records import Gpu, GpuSample
 from supervisor.job import Job, delay_ms, execution_ms
-from supervisor.notice import AnyNotice, Refreshed
+from supervisor.notice import Notice, Refreshed
 from supervisor.pool import events
 from supervisor.pool.interfaces import Place, Pool
 from supervisor.pool.slots.slot import Slot
@@ -69,7 +69,7 @@ class Overview:
         """Remember what a person may want to read."""
         if isinstance(event, events.Printed):
             self._log.extend(LogLine(at_ms, text, event.slot, event.job) for text in event.lines[-LOG_LINES:])
-        elif isinstance(event, AnyNotice):
+        elif isinstance(event, Notice):
             self._log.append(LogLine(at_ms, line(event), level=event.level))
             if isinstance(event, Refreshed):
                 self._refreshed[event.slot] = refresh_view(event, at_ms)

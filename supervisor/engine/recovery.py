@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.cause import ChunksHandedOut, JobCause, KilledTooOften, SupervisorKilled
+from supervisor.cause import ChunksHandedOut, JobCause, SupervisorKilled
 from supervisor.config.settings import Settings
 from supervisor.engine.lifecycle import Lifecycle
 from supervisor.engine.turn import Turn
@@ -25,4 +25,4 @@ def _why_not_again(job: Job, settings: Settings) -> JobCause | None:
         return SupervisorKilled()
     if job.streamed and not settings.requeue_streams:
         return ChunksHandedOut()
-    return KilledTooOften(job.attempts) if job.attempts >= HOST_KILL_STARTS else None
+    return SupervisorKilled(job.attempts) if job.attempts >= HOST_KILL_STARTS else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from supervisor.cause import ChunkTooLarge, NotEncodable, ResultTooLarge, StreamTooLarge
+from supervisor.cause import NotEncodable, StreamTooLarge, TooLarge
 from supervisor.config.settings import Settings
 from supervisor.engine.job_logs import JobLogs
 from supervisor.engine.jobs import Jobs
@@ -64,7 +64,7 @@ class Reports:
         what = done.cause.what if isinstance(done.cause, NotEncodable) else ""
         size = len(done.output or b"") + len(done.error or what)
         if size > self._limit:
-            self._lifecycle.end(turn, job, Outcome(JobStatus.FAILED, cause=ResultTooLarge(size, self._limit)))
+            self._lifecycle.end(turn, job, Outcome(JobStatus.FAILED, cause=TooLarge(size, self._limit)))
         else:
             self._lifecycle.end(turn, job, Outcome(JobStatus(done.status), done.output, done.error, done.cause))
 
@@ -100,7 +100,7 @@ class Reports:
     def _too_much(self, event: events.JobYielded, streamed: int) -> Outcome | None:
         """How a job ends by this chunk, with which its stream has ``streamed`` bytes."""
         if len(event.value) > self._limit:
-            return Outcome(JobStatus.FAILED, cause=ChunkTooLarge(event.index, len(event.value), self._limit))
+            return Outcome(JobStatus.FAILED, cause=TooLarge(len(event.value), self._limit, event.index))
         if streamed <= self._stream_limit:
             return None
         cause = StreamTooLarge(event.index + 1, CHUNK_COST, self._stream_limit, STREAM_RESULTS)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from supervisor.config.settings import Settings
 from supervisor.errors import StoreError
-from supervisor.notice import OldJobsKept
+from supervisor.notice import Task, TaskFailed
 from supervisor.store.store import Store
 
 PIECE = 200
@@ -28,7 +28,7 @@ class Retention:
         settings: Settings,
         store: Store,
         wall_ms: Callable[[], int],
-        notify: Callable[[OldJobsKept], None],
+        notify: Callable[[TaskFailed], None],
         gone: Callable[[], None],
     ) -> None:
         """Tidy ``store``; ``notify`` of what cannot be done, and call ``gone`` when jobs were forgotten, which may take the disk
@@ -50,6 +50,6 @@ class Retention:
             if forgotten < PIECE and self._settings.max_store and self._store.used > self._settings.max_store:
                 forgotten = self._store.retention.forget_oldest(PIECE, self._gone)
         except StoreError as error:
-            self._notify(OldJobsKept(str(error)))
+            self._notify(TaskFailed(Task.REMOVE_OLD_JOBS, str(error)))
             forgotten = 0
         self.next = now + (SOON_S if forgotten else EVERY_S)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 
-from supervisor.cause import EnoughOthers, IdleTooLong, SpareCause, StartsOnDemand
+from supervisor.cause import SpareCause
 from supervisor.config.settings import Settings
 from supervisor.errors import UsageError
 from supervisor.pool.interfaces import Pool
@@ -68,7 +68,7 @@ class Scaling:
         """Make those slots spare that do not start with the program: one does in any case, which checks the handler."""
         least, _ = bounds(self._settings, len(pool.slots))
         for name in list(pool.slots)[max(least, 1) :]:
-            pool.spare(name, StartsOnDemand(), now)
+            pool.spare(name, SpareCause(), now)
 
     def act(self, pool: Pool, waiting: bool, waits: Waits, now: float) -> None:
         """Start and stop what is to be started and stopped now; between turns, before the pool performs what they decided.
@@ -131,14 +131,14 @@ class Scaling:
         if len(over) < above:
             # One that runs a job now is idle for too long later than that, whenever it ends.
             self._look_again([now + self._idle_timeout, *(end for end in ends.values() if end > now)])
-        return [Order(name, IdleTooLong(self._idle_timeout)) for name in over]
+        return [Order(name, SpareCause(idle_s=self._idle_timeout)) for name in over]
 
     def _too_many(self, staying: Sequence[Slot]) -> list[Order]:
         """A slot came back by itself or by hand, and another has its place: the last of those that run no job goes, at best one
         that is not ready."""
         free = [slot for slot in reversed(staying) if slot.state is not SlotState.BUSY]
         free.sort(key=lambda slot: slot.state is SlotState.IDLE)
-        return [Order(slot.name, EnoughOthers(self._most)) for slot in free[: len(staying) - self._most]]
+        return [Order(slot.name, SpareCause(most=self._most)) for slot in free[: len(staying) - self._most]]
 
     def _look_again(self, times: Iterable[float]) -> None:
         self.deadline = min([*times, *([] if self.deadline is None else [self.deadline])], default=None)

@@ -10,15 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from supervisor import notice
 from supervisor.cause import (
-    AskedByHandler,
-    CudaContextBroken,
+    EndedBecause,
     ForkRefused,
     HandlerNotLoaded,
     NoTemplate,
-    OverdueJobRan,
     PausedByHand,
     ProtocolBroken,
-    RefreshedByHand,
+    RefreshBy,
+    RefreshCause,
     SpareCause,
     WorkerEnd,
     process_end,
@@ -106,7 +105,8 @@ class LocalPool:
             return
         gently = slot.cancels_gently
         if out_of_time:
-            step = steps.CancelJob(job, gently and len(slot.running) > 1, stuck=True, cause=OverdueJobRan())
+            overdue = EndedBecause.OVERDUE_JOB_RAN
+            step = steps.CancelJob(job, gently and len(slot.running) > 1, stuck=True, cause=overdue)
         else:
             step = steps.CancelJob(job, gently)
         self._step(name, step, now)
@@ -117,7 +117,7 @@ class LocalPool:
         Raises:
             IllegalStepError: not in its present state.
         """
-        self._step(name, steps.RefreshAsked(RefreshedByHand()), now)
+        self._step(name, steps.RefreshAsked(RefreshCause(RefreshBy.HAND)), now)
 
     def reload(self, now: float) -> None:
         """Replace every worker that has read the handler, or is at it; try again at once where one could not."""
@@ -228,9 +228,9 @@ class LocalPool:
         for action in actions:
             if isinstance(action, steps.JobLost):
                 self._events.lost(self._links[name], action, machinery=isinstance(event, steps.TemplateGone))
-            elif isinstance(action, notice.AnyNotice):
+            elif isinstance(action, notice.Notice):
                 self._events.emit(action)
-                if isinstance(action, (notice.StartFailed, notice.SlotBroken)):
+                if isinstance(action, notice.StartFailed):
                     self._events.not_loaded(name, action.end)
             else:
                 self._wanted.append((name, action))
@@ -278,8 +278,8 @@ class LocalPool:
                 self._events.printed(link, link.log.read_end_of(message.job, slot.running), slot.running)
             self._events.emit(events.JobEnded(message.job, link.starts.pop(message.job), link.slot, message))
             self._events.port_taken(link, message.error or "", self._links)
-            refresh = AskedByHandler() if message.refresh else None
-            broken = CudaContextBroken(message.poisoned) if message.poisoned else None
+            refresh = RefreshCause(RefreshBy.HANDLER) if message.refresh else None
+            broken = RefreshCause(RefreshBy.CUDA_ERROR, message.poisoned) if message.poisoned else None
             self._step(link.slot, steps.JobDone(message.job, broken or refresh, message.out_of_memory), now)
         elif isinstance(message, (wire.Progress, wire.Chunk)):
             self._reports(link, message)

@@ -41,9 +41,9 @@ class EventBuffer:
     def state_changed(self, slot: Slot) -> None:
         """Give notice of a ``slot`` that has left service."""
         if slot.state is SlotState.HELD and isinstance(slot.obstacle, MemoryStaysInUse):
-            self.emit(notice.SlotHeld(slot.name, slot.obstacle))
+            self.emit(notice.SlotOut(slot.name, slot.obstacle))
         elif slot.state is SlotState.LOST and isinstance(slot.cause, GpusLost):
-            self.emit(notice.SlotLost(slot.name, slot.cause))
+            self.emit(notice.SlotOut(slot.name, slot.cause))
         elif slot.state is SlotState.PARKED and slot.pause_cause is not None:
             self.emit(notice.SlotPaused(slot.name, slot.pause_cause))
 

@@ -8,36 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Union
 
-import msgspec
-
 from supervisor import notice as n
-from supervisor.protocol.wording import held_memory, of_worker, unknown_memory, words, xid
+from supervisor.cause import GpusLost
+from supervisor.protocol.wording import of_worker, unknown_memory, words, xid
 
 MOST_NAMED = 3
 """How many changed files are named."""
 
 MOST_PORTS = 5
 """How many ports of one worker are named."""
-
-
-class RefreshFields(msgspec.Struct, frozen=True):
-    """``report`` of a refresh: who asked for it, its steps in seconds, and the MiB that came back."""
-
-    cause: str
-    end_s: float
-    release_s: float
-    start_s: float
-    freed_mib: int | None
-    verified: bool
-
-
-class Fields(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a notice has in the JSON log beside its kind and its text."""
-
-    slot: str | None = None
-    report: RefreshFields | None = None
-    broken: bool | None = None
-    left_behind: int | None = None
 
 
 def line(notice: n.Notice) -> str:
@@ -47,19 +26,24 @@ def line(notice: n.Notice) -> str:
     return f"{notice.slot}: {text}" if isinstance(notice, n.SlotNotice) else text
 
 
-def fields(notice: n.Notice) -> Fields:
-    """The facts that a program may want to read."""
-    slot = notice.slot if isinstance(notice, n.SlotNotice) else None
+def fields(notice: n.Notice) -> dict[str, Any]:
+    """The facts that a program may want to read, beside the kind and the text. ``report`` is of a refresh: who asked for it, its
+    steps in seconds, and the MiB that came back."""
+    facts: dict[str, Any] = {"slot": notice.slot} if isinstance(notice, n.SlotNotice) else {}
     if isinstance(notice, n.Refreshed):
-        return Fields(slot, report=_report(notice))
-    if isinstance(notice, (n.StartFailed, n.SlotBroken)):
-        return Fields(slot, broken=isinstance(notice, n.SlotBroken))
-    return Fields(slot, left_behind=notice.left_behind if isinstance(notice, n.TemplateRestarts) else None)
-
-
-def _report(notice: n.Refreshed) -> RefreshFields:
-    steps = (notice.end_s, notice.release_s, notice.start_s)
-    return RefreshFields(words(notice.cause), *steps, notice.freed_mib, notice.verified)
+        facts["report"] = {
+            "cause": words(notice.cause),
+            "end_s": notice.end_s,
+            "release_s": notice.release_s,
+            "start_s": notice.start_s,
+            "freed_mib": notice.freed_mib,
+            "verified": notice.verified,
+        }
+    elif isinstance(notice, n.StartFailed):
+        facts["broken"] = isinstance(notice, n.SlotBroken)
+    elif isinstance(notice, n.TemplateRestarts):
+        facts["left_behind"] = notice.left_behind
+    return facts
 
 
 def _refreshed(notice: n.Refreshed) -> str:
@@ -72,7 +56,7 @@ def _refreshed(notice: n.Refreshed) -> str:
     )
 
 
-def _next_try(notice: Union[n.StartFailed, n.SlotBroken]) -> str:
+def _next_try(notice: n.StartFailed) -> str:
     return f"{words(notice.end)}; next try in {notice.retry_s:g} s"
 
 
@@ -116,6 +100,14 @@ def _webhooks_lost(notice: n.WebhooksLost) -> str:
     return f"{notice.count} webhook{'s were' if notice.count > 1 else ' was'} not delivered"
 
 
+_FAILURES = {
+    n.Task.WRITE_STORE: "the job store cannot be written, trying again: ",
+    n.Task.REMOVE_OLD_JOBS: "old jobs could not be removed: ",
+    n.Task.REMOVE_SECRET: "",  # its error says all
+    n.Task.REMOVE_ENDED_SECRET: "a job has ended, and ",
+    n.Task.DELIVER_WEBHOOKS: "webhooks wait, trying again: ",
+}
+
 _TEXTS: dict[type, Union[str, Callable[[Any], str]]] = {
     # workers and slots
     n.WorkerReady: "ready (pid {0.pid}, {0.handler}, loaded in {0.load_ms:.1f} ms)",
@@ -130,8 +122,7 @@ _TEXTS: dict[type, Union[str, Callable[[Any], str]]] = {
     n.LastMessageUnreadable: "its last message was unreadable: {0.error}",
     n.PortTaken: _port_taken,
     # GPUs
-    n.SlotHeld: lambda notice: f"held: {held_memory(notice.memory.gpus)}",
-    n.SlotLost: lambda notice: words(notice.cause),
+    n.SlotOut: lambda notice: ("" if isinstance(notice.cause, GpusLost) else "held: ") + words(notice.cause),
     n.ReleaseUnverified: lambda notice: f"release unverified: {unknown_memory(notice.gpus)}",
     n.HoldsWithoutJob: "holds {0.mib} MiB without having run a job, more than --refresh-above {0.limit_mib}",
     n.ProgramXid: lambda notice: f"GPU {notice.gpu}: {xid(notice.xid)}, which means the program, not the GPU",
@@ -144,12 +135,9 @@ _TEXTS: dict[type, Union[str, Callable[[Any], str]]] = {
     # the program
     n.FilesWatched: _watched,
     n.Reloading: _reloading,
-    n.StoreStalled: "the job store cannot be written, trying again: {0.error}",
+    n.TaskFailed: lambda notice: _FAILURES[notice.task] + notice.error,
     n.StoreWritable: "the job store can be written again",
-    n.OldJobsKept: "old jobs could not be removed: {0.error}",
-    n.SecretKept: lambda notice: f"a job has ended, and {notice.error}" if notice.ended else str(notice.error),
     # webhooks
-    n.WebhooksStalled: "webhooks wait, trying again: {0.error}",
     n.WebhookGivenUp: _given_up,
     n.WebhooksLost: _webhooks_lost,
 }

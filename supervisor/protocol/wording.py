@@ -52,7 +52,7 @@ def words(cause: Cause) -> str:
 
 def of_worker(end: c.WorkerEnd) -> str:
     """Why a worker ended, in words that follow its name."""
-    return f"was ended because {words(end)}" if isinstance(end, _NOT_OF_THE_WORKER) else words(end)
+    return f"was ended because {words(end)}" if isinstance(end, c.EndedBecause) else words(end)
 
 
 def error_of(job: Job) -> str | None:
@@ -69,11 +69,6 @@ def error_line(job: Job) -> str | None:
 def xid(code: int) -> str:
     """The driver's error number ``code``, with its meaning where that is known."""
     return f"Xid {code} ({XIDS[code]})" if code in XIDS else f"Xid {code}"
-
-
-def held_memory(gpus: tuple[c.HeldGpu, ...]) -> str:
-    """How much is in use still, and by whom."""
-    return "; ".join(map(_held, gpus))
 
 
 def unknown_memory(gpus: tuple[c.UnknownGpu, ...]) -> str:
@@ -146,14 +141,46 @@ def _timed_out(cause: c.ExecutionTimedOut) -> str:
     return f"the job ran longer than its execution time-out of {cause.limit_ms / 1000:g} s"
 
 
+def _spare(cause: c.SpareCause) -> str:
+    why = ""
+    if cause.idle_s is not None:
+        why = f"idle for {cause.idle_s:g} s; "
+    elif cause.most is not None:
+        why = f"--max-workers {cause.most} are in service; "
+    return f"{why}starts when jobs wait"
+
+
+def _too_large(cause: c.TooLarge) -> str:
+    what = "the result" if cause.chunk is None else f"chunk {cause.chunk}"
+    return f"{what} is {cause.size} bytes long, more than --max-result allows ({cause.limit})"
+
+
+def _killed(cause: c.SupervisorKilled) -> str:
+    how = " (--on-restart fail)" if cause.starts is None else f", {cause.starts} times"
+    return f"the supervisor was killed while the job ran{how}"
+
+
 def _closed(cause: c.SupervisorClosed) -> str:
     return "the supervisor was closed before the job ended" + ("; it waits in its store" if cause.kept else "")
 
 
-_ON_DEMAND = "starts when jobs wait"
+_ASKERS = {
+    c.RefreshBy.HANDLER: "the handler",
+    c.RefreshBy.CUDA_ERROR: "a CUDA error ({0.error})",
+    c.RefreshBy.FULL_GPU: "a full GPU (--refresh-on-oom)",
+    c.RefreshBy.EACH_JOB: "--refresh-worker",
+    c.RefreshBy.SOME_JOBS: "--refresh-after-jobs",
+    c.RefreshBy.HELD_MEMORY: "--refresh-above",
+    c.RefreshBy.HAND: "hand",
+    c.RefreshBy.RELOAD: "a reload",
+}
 
-_NOT_OF_THE_WORKER = (c.TemplateDied, c.CancelledJobRan, c.OverdueJobRan, c.SupervisorStops)
-"""Those whose phrase does not say what the worker did."""
+_NO_FAULTS = {
+    c.EndedBecause.TEMPLATE_DIED: "the template process died",
+    c.EndedBecause.CANCELLED_JOB_RAN: "a cancelled job was still running",
+    c.EndedBecause.OVERDUE_JOB_RAN: "a job that was out of time was still running",
+    c.EndedBecause.SUPERVISOR_STOPS: "the supervisor stops",
+}
 
 _WORDS: dict[type, Union[str, Callable[[Any], str]]] = {
     # how a process ended
@@ -163,52 +190,38 @@ _WORDS: dict[type, Union[str, Callable[[Any], str]]] = {
     c.TemplateNotStarted: "could not be started: {0.error}",
     c.TemplateVanished: "ended",
     # who asked for a refresh
-    c.AskedByHandler: "the handler",
-    c.CudaContextBroken: "a CUDA error ({0.error})",
-    c.GpuMemoryFull: "a full GPU (--refresh-on-oom)",
-    c.AfterEachJob: "--refresh-worker",
-    c.AfterSomeJobs: "--refresh-after-jobs",
-    c.HoldsTooMuch: "--refresh-above",
-    c.RefreshedByHand: "hand",
-    c.HandlerReloaded: "a reload",
+    c.RefreshCause: lambda refresh: _ASKERS[refresh.by].format(refresh),
     # why a slot is paused
     c.PausedByHand: "paused by hand",
-    c.StartsOnDemand: _ON_DEMAND,
-    c.IdleTooLong: "idle for {0.limit_s:g} s; " + _ON_DEMAND,
-    c.EnoughOthers: "--max-workers {0.most} are in service; " + _ON_DEMAND,
+    c.SpareCause: _spare,
     # why a worker ended
     c.TooManyProcesses: _too_many_processes,
     c.HandlerNotLoaded: "could not load the handler: {0.message}",
     c.ForkRefused: "could not be forked: {0.error}",
     c.NoTemplate: lambda end: f"was never forked: the template process {words(end.end)}",
-    c.TemplateDied: "the template process died",
+    c.EndedBecause: lambda why: _NO_FAULTS[why],
     c.StartTimedOut: "did not become ready within {0.limit_s:g} s (--start-timeout)",
-    c.CancelledJobRan: "a cancelled job was still running",
-    c.OverdueJobRan: "a job that was out of time was still running",
     c.CancelIgnored: "did not stop a cancelled job within {0.limit_s:g} s (--grace)",
     c.ProtocolBroken: "broke the protocol: {0.what}",
     c.GpusLost: _gpus_lost,
-    c.SupervisorStops: "the supervisor stops",
     # what keeps a slot from its next worker
-    c.MemoryStaysInUse: lambda obstacle: held_memory(obstacle.gpus),
+    c.MemoryStaysInUse: lambda obstacle: "; ".join(map(_held, obstacle.gpus)),
     c.StuckInKernel: "process {0.pid} is still there {0.waited_s:g} s after SIGKILL:"
     " it hangs in the kernel, perhaps in a driver",
     # why a job ended
     c.WorkerLost: _worker_lost,
-    c.ResultTooLarge: "the result is {0.size} bytes long, more than --max-result allows ({0.limit})",
-    c.ChunkTooLarge: "chunk {0.index} is {0.size} bytes long, more than --max-result allows ({0.limit})",
+    c.TooLarge: _too_large,
     c.StreamTooLarge: "its {0.chunks} chunks, each with {0.cost} bytes for its place, are larger than {0.limit} bytes"
     " ({0.results} times --max-result, at least {0.results} MiB)",
     c.NotEncodable: "{0.what}",
     c.ExecutionTimedOut: _timed_out,
     c.TtlPassed: "the job was older than its ttl",
-    c.SupervisorKilled: "the supervisor was killed while the job ran (--on-restart fail)",
-    c.KilledTooOften: "the supervisor was killed while the job ran, {0.starts} times",
+    c.SupervisorKilled: _killed,
     c.ChunksHandedOut: "the supervisor was killed after chunks of the job were handed out"
     " (--requeue-streams runs it again)",
     c.SupervisorStopped: "the supervisor stopped while the job ran",
     c.SecretUnreadable: lambda cause: str(SecretError(cause.file, cause.error)),
     c.SupervisorClosed: _closed,
     c.SupervisorFailed: "the supervisor failed: {0.error}",
-    c.LineRefused: "{0.why}",
+    c.UnknownCause: "the job ended for a reason that this version of supervise does not know: {0.text}",
 }

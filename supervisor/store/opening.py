@@ -1,4 +1,4 @@
-"""Makes, checks, locks and tunes the store's file; runs in the supervisor process when it opens its store."""
+"""Makes, checks, locks, upgrades and tunes the store's file; runs in the supervisor process when it opens its store."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from supervisor.errors import StoreError, StoreVersionError
 from supervisor.store import place
 from supervisor.store.failures import explain, explain_opening
-from supervisor.store.migrations import migrate
-from supervisor.store.sql import read_schema
 
 MEMORY = Path(":memory:")
 """The path of a store without a file: the same code and rules, gone when it is closed."""
@@ -21,23 +19,24 @@ TEMPORARY = Path(":temporary:")
 """The path of a store in a temporary file without a name: SQLite writes to it what its cache does not hold, and the file is gone
 when it is closed or the process ends. Nothing outlives the process, so nothing is synced: a job costs half (measured)."""
 
-VERSION = 3
-"""``PRAGMA user_version``. Whoever raises it adds a file to ``migrations/``; ``_refuse_foreign`` looks for it in the file."""
+STEPS = (Path(__file__).with_name("schema.sql"),)
+"""The script that makes each version (``PRAGMA user_version``) of the one before, from an empty file on. One that was released is
+not changed any more: whoever changes a table adds another."""
 
-APPLICATION_ID = int.from_bytes(b"supv", "big")
-"""``PRAGMA application_id``: what tells a job store from any other SQLite file."""
+APPLICATION_ID = int.from_bytes(b"supj", "big")
+"""``PRAGMA application_id``: what tells a job store from any other SQLite file (``supv`` were those before the first release)."""
 
 OLDEST_SQLITE = (3, 35, 0)
 """For ``DELETE … RETURNING``."""
 
 Durability = Literal["normal", "full"]
 
+Connections = tuple[sqlite3.Connection, sqlite3.Connection]
+"""To a store that is open: what writes, and what reads, which may be the same."""
+
 _PAGE_SIZE = 2048
 """Bytes. A commit writes whole pages to the log: against SQLite's default of 4096, one job a commit took a third less
 time, 50 KB of input a tenth less, 1 MB the same (measured)."""
-
-_LARGE_MIB = 100
-"""A store from which on a migration takes more than a moment: about 10 s/GiB, or 1 s for each 100,000 small jobs (measured)."""
 
 # secure_delete is on in Debian's build and writes every freed page; nothing in here is secret.
 # No mmap_size: it halved the time to read a large output, but an I/O error would be a SIGBUS that ends the supervisor, and the
@@ -53,27 +52,8 @@ PRAGMA journal_size_limit = 16777216;
 """
 
 
-def check_sqlite(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> None:
-    """Raise ``StoreError`` if this Python's SQLite is too old."""
-    if version < OLDEST_SQLITE:
-        have, need = (".".join(map(str, numbers)) for numbers in (version, OLDEST_SQLITE))
-        raise StoreError(f"this Python has SQLite {have}, and the job store needs {need} or newer; use another Python")
-
-
-class Connections(NamedTuple):
-    """To a store that is open: what writes, and what reads, which may be the same."""
-
-    writer: sqlite3.Connection
-    reader: sqlite3.Connection
-
-    def close(self) -> None:
-        """Let go of the store. The last to close moves the log into the file; one that cannot be moved is read next time."""
-        self.reader.close()
-        self.writer.close()
-
-
 def connect(path: Path, durability: Durability, note: Callable[[str], None]) -> Connections:
-    """Connections that alone have the store at ``path``, made if it is not there; statements outside BEGIN commit at once.
+    """The connections that alone have the store at ``path``, made if it is not there; statements outside BEGIN commit at once.
 
     A store of an older version is brought to this one; ``note`` is told before, since a large one takes a while. It is told, too,
     that others may read the store, whose mode is the user's: it is set as the file is made, and never afterwards.
@@ -81,14 +61,13 @@ def connect(path: Path, durability: Durability, note: Callable[[str], None]) -> 
     ``normal`` has one connection and SQLite's exclusive locking mode: that is the store's lock. ``full`` has two, so that reading
     never waits for the disk and shows only what is on it; their lock on the file is a shared one, which keeps away whoever wants
     it alone, as ``connect`` does each time at first. (Two that open it ``full`` at the same instant are told apart by
-    ``gpu.locks.lock_store``, which comes before.)
-
-    Raises:
-        LockedError: another connection has it, in this process or another.
-        StoreVersionError: a newer version of this program wrote it; it was not touched.
-        StoreError: it cannot be used.
+    ``gpu.locks.lock_store``, which comes before.) Raises as ``Store.open`` does.
     """
-    check_sqlite()
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        need = ".".join(map(str, OLDEST_SQLITE))
+        raise StoreError(
+            f"this Python has SQLite {sqlite3.sqlite_version}, and the job store needs {need} or newer; use another Python"
+        )
     if path in (MEMORY, TEMPORARY):
         return _open(path, None, "normal", note)
     made = place.make(path)
@@ -122,7 +101,7 @@ def _open(path: Path, made: int | None, durability: Durability, note: Callable[[
         if isinstance(error, sqlite3.Error):
             raise explain_opening(error, path) from error
         raise
-    return Connections(opened[0], opened[-1])
+    return opened[0], opened[-1]
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -153,12 +132,15 @@ def _refuse_foreign(path: Path) -> None:
 def _check_identity(db: sqlite3.Connection, path: Path) -> int:
     """The version of the store, which is one that this program knows."""
     if _pragma(db, "application_id") != APPLICATION_ID:
-        raise StoreError(f"{path}: this file belongs to another program; name another one with --store")
+        raise StoreError(
+            f"{path}: this file belongs to another program, or to a supervise from before its first release; "
+            "name another one with --store, or move this one away"
+        )
     version = _pragma(db, "user_version")
-    if version > VERSION:
+    if version > len(STEPS):
         raise StoreVersionError(
             f"{path}: a newer version of supervise wrote this job store (its version is {version}, this program knows "
-            f"{VERSION}); upgrade supervise, or name another file with --store"
+            f"{len(STEPS)}); upgrade supervise, or name another file with --store"
         )
     return version
 
@@ -173,19 +155,15 @@ def _open_alone(db: sqlite3.Connection, path: Path, made: int | None, note: Call
     db.execute("BEGIN EXCLUSIVE")
     if made is not None and not place.is_still(path, made):
         raise StoreError(f"{path}: another file came into its place while it was opened; start again")
-    empty = not _pragma(db, "schema_version")  # raised by the first CREATE
-    version = VERSION if empty else _check_identity(db, path)
+    # The schema's version is raised by the first CREATE.
+    version = _check_identity(db, path) if _pragma(db, "schema_version") else 0
     db.execute("COMMIT")  # the lock stays
-    if empty:
-        db.executescript(
-            f"BEGIN; {read_schema()} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT;"
-        )
+    if 0 < version < len(STEPS):
+        note(f"{path}: bringing this job store from version {version} to {len(STEPS)}, which may take a while")
+    for number, step in enumerate(STEPS[version:], version + 1):
+        marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
+        db.executescript(f"BEGIN; {step.read_text('utf-8')} {marks} COMMIT;")
     _tune(db, path)
-    if version < VERSION:
-        size = _pragma(db, "page_count") * _pragma(db, "page_size") / 2**20
-        patience = f"; it has {size:.0f} MiB, so this may take a while" if size > _LARGE_MIB else ""
-        note(f"{path}: bringing this job store from version {version} to {VERSION}{patience}")
-        migrate(db, version, VERSION)
 
 
 def _tune(db: sqlite3.Connection, path: Path) -> None:

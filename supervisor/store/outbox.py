@@ -8,8 +8,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from supervisor.store.sql import Queries
-
 
 class Webhook(msgspec.Struct, frozen=True):
     """A webhook that waits: ``tries`` were in vain, the next is due at ``due_ms`` (milliseconds since 1970).
@@ -32,28 +30,27 @@ class Outbox:
     The order is kept for each receiver by itself, so that a thousand webhooks for one that does not answer hide no other's.
     """
 
-    def __init__(self, rows: Callable[..., list[tuple[Any, ...]]], queries: Queries) -> None:
-        """``rows`` runs a query; ``Store.outbox`` is the one to use."""
+    def __init__(self, rows: Callable[..., list[tuple[Any, ...]]]) -> None:
+        """``rows`` runs the query of a name; ``Store.outbox`` is the one to use."""
         self._rows = rows
-        self._sql = queries
 
     def receivers(self) -> list[tuple[str, int]]:
         """Who has webhooks to get, and when the first of each is due; who is due first comes first."""
-        found = [(str(name), int(due_ms)) for name, due_ms in self._rows(self._sql.webhook_receivers)]
+        found = [(str(name), int(due_ms)) for name, due_ms in self._rows("webhook_receivers")]
         return sorted(found, key=lambda entry: entry[1])
 
     def waiting(self, receiver: str, limit: int) -> list[Webhook]:
         """At most ``limit`` webhooks for ``receiver``, those due first before the others."""
-        return [Webhook(*row) for row in self._rows(self._sql.webhooks, receiver, limit)]
+        return [Webhook(*row) for row in self._rows("webhooks", receiver, limit)]
 
     def body(self, webhook_id: str) -> bytes | None:
         """What is to be posted; ``None``: it does not wait any more."""
-        rows = self._rows(self._sql.webhook_body, webhook_id)
+        rows = self._rows("webhook_body", webhook_id)
         return rows[0][0] if rows else None
 
     def count(self) -> int:
         """How many wait; reads all of them, so not for every turn."""
-        ((number,),) = self._rows(self._sql.webhook_count)
+        ((number,),) = self._rows("webhook_count")
         return int(number)
 
 

@@ -1,10 +1,11 @@
 -- Every statement of the running store (supervisor process), by the name that sql.py gives it.
--- A fragment stands for itself wherever {its name} is written.
+-- A fragment stands for itself wherever {its name} is written. A parameter with a name is the field of a record in
+-- writes.py.
 
 -- fragment: facts
-    seq, id, status, created_ms, extras, has_s3_config, low_priority, attempts, retries, started_ms, ended_ms, worker_id, error,
+    created_ms, extras, has_s3_config, low_priority, attempts, retries, started_ms, ended_ms, worker_id, error,
     (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts), chunks_taken,
-    streamed, timeout_ms, expires_ms, cause
+    timeout_ms, expires_ms, streamed, cause
 
 -- fragment: whole_input
     COALESCE(input, (SELECT value FROM inputs WHERE inputs.seq = jobs.seq))
@@ -24,8 +25,8 @@ INSERT INTO inputs (seq, value) VALUES (?, ?)
 
 -- name: start
 UPDATE jobs
-SET status = 'IN_PROGRESS', attempts = attempts + 1, started_ms = ?, worker_id = ?
-WHERE seq = ? AND status = 'IN_QUEUE'
+SET status = 'IN_PROGRESS', attempts = attempts + 1, started_ms = :started_ms, worker_id = :worker_id
+WHERE seq = :seq AND status = 'IN_QUEUE'
 
 -- name: end_running
 UPDATE jobs
@@ -39,9 +40,9 @@ WHERE seq = ? AND status = 'IN_QUEUE'
 
 -- name: requeue
 UPDATE jobs
-SET status = 'IN_QUEUE', retries = retries + 1, attempts = attempts - ?, started_ms = NULL, worker_id = NULL, chunks_taken = 0,
-    streamed = 0
-WHERE seq = ? AND status = 'IN_PROGRESS'
+SET status = 'IN_QUEUE', retries = retries + 1, attempts = attempts - (NOT :charged), started_ms = NULL, worker_id = NULL,
+    chunks_taken = 0, streamed = 0
+WHERE seq = :seq AND status = 'IN_PROGRESS'
 
 -- name: retry
 UPDATE jobs
@@ -51,23 +52,21 @@ WHERE seq = ? AND status = ?
 
 -- name: add_chunk
 INSERT INTO chunks (seq, attempt, position, value)
-SELECT seq, attempts, ?, ? FROM jobs
-WHERE seq = ? AND attempts = ? AND status = 'IN_PROGRESS'
-AND ? = (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts)
+SELECT seq, attempts, :index, :value FROM jobs
+WHERE seq = :seq AND attempts = :attempt AND status = 'IN_PROGRESS'
+AND :index = (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts)
 
 -- name: take_chunks
 UPDATE jobs
-SET chunks_taken = ?, streamed = 1
-WHERE seq = ? AND ? <= (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts)
+SET chunks_taken = :taken, streamed = 1
+WHERE seq = :seq
+AND :taken <= (SELECT COALESCE(MAX(position) + 1, 0) FROM chunks WHERE chunks.seq = jobs.seq AND attempt = attempts)
 
 -- name: show_chunks
-UPDATE jobs SET streamed = 1 WHERE seq = ?
+UPDATE jobs SET streamed = 1 WHERE seq = :seq
 
 -- name: add_log
-INSERT INTO logs (seq, at, text) VALUES (?, ?, ?)
-
--- name: clear_log
-DELETE FROM logs WHERE seq = ?
+INSERT INTO logs (seq, at, text) VALUES (:seq, :at, :text)
 
 -- name: add_webhook
 INSERT INTO webhooks (id, job, url, receiver, due_ms, size) VALUES (?, ?, ?, ?, ?, ?)
@@ -76,13 +75,10 @@ INSERT INTO webhooks (id, job, url, receiver, due_ms, size) VALUES (?, ?, ?, ?, 
 INSERT INTO webhook_bodies (id, body) VALUES (?, ?)
 
 -- name: put_off_webhook
-UPDATE webhooks SET tries = tries + 1, due_ms = ? WHERE id = ?
+UPDATE webhooks SET tries = tries + 1, due_ms = :due_ms WHERE id = :id
 
 -- name: drop_webhook
-DELETE FROM webhooks WHERE id = ?
-
--- name: drop_webhook_body
-DELETE FROM webhook_bodies WHERE id = ?
+DELETE FROM webhooks WHERE id = :id
 
 -- name: probe
 UPDATE forgotten SET seq = seq
@@ -93,18 +89,18 @@ RETURNING status, retries
 
 
 -- name: get
-SELECT {facts}, {whole_input}, output FROM jobs WHERE id = ?
+SELECT seq, id, status, {whole_input}, output, {facts} FROM jobs WHERE id = ?
 
 -- name: facts
-SELECT {facts}, x'', NULL FROM jobs WHERE id = ?
+SELECT seq, id, status, x'', NULL, {facts} FROM jobs WHERE id = ?
 
 -- name: queued
-SELECT {facts}, COALESCE(input, x''), NULL FROM jobs
+SELECT seq, id, status, COALESCE(input, x''), NULL, {facts} FROM jobs
 WHERE ended_ms IS NULL AND status = 'IN_QUEUE' AND low_priority = ? AND seq > ?
 ORDER BY seq LIMIT ?
 
 -- name: running
-SELECT {facts}, x'', NULL FROM jobs
+SELECT seq, id, status, x'', NULL, {facts} FROM jobs
 WHERE ended_ms IS NULL AND status = 'IN_PROGRESS'
 ORDER BY low_priority, seq
 
@@ -112,7 +108,7 @@ ORDER BY low_priority, seq
 SELECT id FROM jobs WHERE ended_ms IS NULL AND has_s3_config
 
 -- name: newest_ended
-SELECT {facts}, x'', NULL FROM jobs
+SELECT seq, id, status, x'', NULL, {facts} FROM jobs
 WHERE ended_ms IS NOT NULL
 ORDER BY ended_ms DESC, seq DESC LIMIT ?
 
@@ -120,7 +116,7 @@ ORDER BY ended_ms DESC, seq DESC LIMIT ?
 SELECT seq FROM jobs WHERE ended_ms < ? ORDER BY ended_ms, seq LIMIT ?
 
 -- name: page
-SELECT {facts}, x'', NULL FROM jobs
+SELECT seq, id, status, x'', NULL, {facts} FROM jobs
 WHERE seq < ? AND seq >= ? AND (? IS NULL OR status = ?)
 ORDER BY seq DESC LIMIT ?
 

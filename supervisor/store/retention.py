@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from supervisor.errors import StoreError
 from supervisor.store.committer import Done
-from supervisor.store.sql import Queries
-from supervisor.store.writes import Execute, Forget, Move
+from supervisor.store.writes import Forget, Move
 
 FORGET_BYTES = 2**20
 """A piece of forgetting ends once it has freed this much: the pages of a large value are read one by one to be freed."""
@@ -20,27 +20,20 @@ Work = Callable[[], Sequence[Move]]
 
 
 class Retention:
-    """Forgets jobs, one piece at a time. Called from the store's thread."""
+    """Forgets jobs, one piece at a time; while it is ``forgetting`` reads still show those. Called from the store's thread."""
 
     def __init__(
         self,
-        execute: Execute,
+        cursor: sqlite3.Cursor,
         rows: Callable[..., list[tuple[Any, ...]]],
         transact: Callable[[Work, Done], None],
-        queries: Queries,
     ) -> None:
-        """``Store.retention`` is the one to use: ``execute`` writes, ``rows`` reads, ``transact`` does work in a transaction."""
-        self._execute = execute
+        """``Store.retention`` is the one to use: ``cursor`` writes, ``rows`` reads, ``transact`` does work in a transaction."""
+        self._cursor = cursor
         self._rows = rows
         self._transact = transact
-        self._sql = queries
-        self._forgetting = False
+        self.forgetting = False
         self._failure: StoreError | None = None
-
-    @property
-    def forgetting(self) -> bool:
-        """Whether jobs are being deleted, which reads show until that is durable."""
-        return self._forgetting
 
     def forget(self, ended_before_ms: int, limit: int, gone: Callable[[], None] = lambda: None) -> int:
         """Delete jobs that ended before that time, oldest end first, with all they left: at most ``limit``, and fewer where they
@@ -50,15 +43,15 @@ class Retention:
         Raises:
             StoreError: nothing was deleted; with durability ``full`` by the call before.
         """
-        seqs = [seq for (seq,) in self._rows(self._sql.oldest_ended, ended_before_ms, limit)]
+        seqs = [seq for (seq,) in self._rows("oldest_ended", ended_before_ms, limit)]
         moves: list[Move] = []
 
         def work() -> Sequence[Move]:
             moves.extend(self._delete(seqs))
             return moves
 
-        if seqs and not self._forgetting:
-            self._forgetting = True
+        if seqs and not self.forgetting:
+            self.forgetting = True
             self._transact(work, lambda error: self._forgot(error, gone))
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -78,16 +71,16 @@ class Retention:
         moves = []
         enough = self._pragma("freelist_count") + FORGET_BYTES // self._pragma("page_size")
         for seq in seqs:
-            moves.append(Forget(seq).apply(self._execute, self._sql))
+            moves.append(Forget(seq).apply(self._cursor))
             if self._pragma("freelist_count") >= enough:
                 break
         return moves
 
     def _forgot(self, error: StoreError | None, gone: Callable[[], None]) -> None:
-        self._forgetting = False
+        self.forgetting = False
         self._failure = error
         gone()
 
     def _pragma(self, name: str) -> int:
-        ((value,),) = self._execute(f"PRAGMA {name}", ())
+        (value,) = self._cursor.execute(f"PRAGMA {name}").fetchone()
         return int(value)

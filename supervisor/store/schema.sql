@@ -1,8 +1,6 @@
--- The job store, version 3. Run once, inside one transaction, when a store is made (supervisor process, opening.py).
--- The rules of job.py are kept here as well: whatever writes to this file, an illegal job cannot be stored.
+-- The job store, version 1. Run once, inside one transaction, when a store is made (supervisor process, opening.py).
+-- The rules of a job's life are kept here: whatever writes to this file, an illegal job cannot be stored.
 
--- cause: why the program ended the job, a cause.JobCause as JSON; then there is neither error nor output. It stands where SQLite
--- puts a column that comes later (version 3), and a NULL there costs no walk through the output.
 CREATE TABLE jobs (
     seq           INTEGER PRIMARY KEY,
     id            TEXT    NOT NULL UNIQUE,
@@ -21,8 +19,9 @@ CREATE TABLE jobs (
     worker_id     TEXT,
     extras        BLOB,
     error         TEXT,
+    cause         TEXT,  -- why the program ended it, a cause.JobCause as JSON; then there is neither error nor output
     input         BLOB,  -- NULL: a large one, in inputs
-    output        BLOB, cause TEXT,  -- last, so that reading what stands before it never walks through it
+    output        BLOB,  -- last, so that reading what stands before it never walks through it
     CHECK ((status = 'IN_QUEUE' OR status = 'IN_PROGRESS') = (ended_ms IS NULL)),
     CHECK (status <> 'IN_PROGRESS' OR (started_ms IS NOT NULL AND attempts > 0)),
     CHECK (attempts >= 0 AND chunks_taken >= 0)
@@ -76,6 +75,11 @@ CREATE TABLE webhook_bodies (
     body BLOB NOT NULL
 );
 
+CREATE TRIGGER webhooks_dropped AFTER DELETE ON webhooks
+BEGIN
+    DELETE FROM webhook_bodies WHERE id = OLD.id;
+END;
+
 -- The highest seq of a job that was forgotten: a number is never given twice.
 CREATE TABLE forgotten (seq INTEGER NOT NULL);
 INSERT INTO forgotten VALUES (0);
@@ -86,7 +90,7 @@ CREATE TABLE owner (
     handler BLOB    NOT NULL  -- its name as owner.py words it; a path need not be UTF-8
 );
 
--- The same table as job.TRANSITIONS; a test compares them.
+-- Which state of a job may follow which.
 CREATE TABLE transitions (
     before TEXT NOT NULL,
     after  TEXT NOT NULL,
@@ -117,11 +121,12 @@ BEGIN
     SELECT RAISE(ABORT, 'this step between two states of a job is illegal');
 END;
 
--- So a queued job never has chunks, and a start finds none of an older attempt.
+-- So a queued job never has chunks, and a start finds none of an older attempt. One that had ended begins as if new.
 CREATE TRIGGER jobs_requeued AFTER UPDATE OF status ON jobs
 WHEN NEW.status = 'IN_QUEUE'
 BEGIN
     DELETE FROM chunks WHERE seq = NEW.seq;
+    DELETE FROM logs WHERE seq = NEW.seq AND OLD.ended_ms IS NOT NULL;
 END;
 
 CREATE TRIGGER jobs_forgotten AFTER DELETE ON jobs

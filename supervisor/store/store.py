@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from supervisor.cause import JobCause
+from supervisor.cause import read_job_cause
 from supervisor.errors import StoreError, TransitionError
 from supervisor.job import Job, JobStatus
 from supervisor.store.committer import Committer, Deliver, Done
@@ -24,10 +24,9 @@ from supervisor.store.failures import explain
 from supervisor.store.opening import Connections, Durability, connect
 from supervisor.store.outbox import Outbox
 from supervisor.store.retention import Retention, Work
-from supervisor.store.sql import Queries, read_queries
+from supervisor.store.sql import QUERIES
 from supervisor.store.writes import Move, Write
 
-_decode_cause = msgspec.json.Decoder[JobCause](JobCause).decode
 _Row = tuple[Any, ...]
 
 
@@ -39,24 +38,21 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The jobs, and in ``outbox`` the webhooks; ``retention`` deletes what is old. Reads show what is durable; all is called from
-    one thread."""
+    """The jobs at ``path``, and in ``outbox`` the webhooks; ``retention`` deletes what is old. Reads show what is durable; all is
+    called from one thread."""
 
-    def __init__(self, connections: Connections, path: Path, queries: Queries, deliver: Deliver | None) -> None:
+    def __init__(self, connections: Connections, path: Path, deliver: Deliver | None) -> None:
         """Use ``open`` instead."""
-        self._connections = connections
         self._db, self._reader = connections
-        self._path = path
-        self._sql = queries
+        self.path = path
         self._cursor = self._db.cursor()
-        self.outbox = Outbox(self._rows, queries)
-        self.retention = Retention(self._cursor.execute, self._rows, self._transact, queries)
+        self.outbox = Outbox(self._rows)
+        self.retention = Retention(self._cursor, self._rows, self._transact)
         self._jobs = dict.fromkeys(JobStatus, 0)
         self._retried = 0
         self._in_flight = False
         self._waiting: deque[tuple[Work, Done]] = deque()
         self._closed = False
-        self._count()
         # Two connections: to end a transaction takes as long as the disk does.
         self._committer = Committer(self._end, deliver) if deliver and self._db is not self._reader else None
 
@@ -82,25 +78,19 @@ class Store:
         """
         if durability == "full" and deliver is None:
             raise ValueError("durability full needs deliver")
-        connections = connect(path, durability, note)
+        store = cls(connect(path, durability, note), path, deliver)
         try:
-            return cls(connections, path, read_queries(), deliver)
+            store._count()
         except BaseException:
-            connections.close()
+            store.close()
             raise
+        return store
 
     def __enter__(self) -> Store:
-        """Close it when the block ends."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
         self.close()
-
-    @property
-    def path(self) -> Path:
-        """Where the store lies."""
-        return self._path
 
     def close(self) -> None:
         """Move the log into the file and let go of the store. Closing it again does nothing.
@@ -113,7 +103,8 @@ class Store:
         self._waiting.clear()
         if self._committer is not None:
             self._committer.close()
-        self._connections.close()
+        self._reader.close()
+        self._db.close()  # the last to close moves the log into the file; one that cannot be moved is read next time
 
     # --- writing ---------------------------------------------------------------------------------------------------------
 
@@ -127,8 +118,7 @@ class Store:
         if not batch:
             done(None)
             return
-        execute, sql = self._cursor.execute, self._sql
-        self._transact(lambda: [write.apply(execute, sql) for write in batch], done)
+        self._transact(lambda: [write.apply(self._cursor) for write in batch], done)
 
     def _transact(self, work: Work, done: Done) -> None:
         """Do ``work`` in a transaction of its own, behind those that were given before."""
@@ -155,7 +145,7 @@ class Store:
         except TransitionError as error:
             refusal: StoreError = error
         except sqlite3.Error as error:
-            refusal = explain(error, self._path)
+            refusal = explain(error, self.path)
         except BaseException:
             self._roll_back()
             raise
@@ -168,7 +158,7 @@ class Store:
             self._cursor.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back()
-            return explain(error, self._path)
+            return explain(error, self.path)
         return None
 
     def _roll_back(self) -> None:
@@ -208,65 +198,65 @@ class Store:
             StoreError: the disk is full or failing; the store belongs to whom it did.
         """
         with self._explained():
-            self._db.execute(self._sql.set_owner, (os.fsencode(owner),))
+            self._db.execute(QUERIES["set_owner"], (os.fsencode(owner),))
 
     # --- reading ---------------------------------------------------------------------------------------------------------
 
     @property
     def used(self) -> int:
         """Bytes of the file that hold something; freed ones are used again before it grows."""
-        ((bytes_used,),) = self._rows(self._sql.used)
+        ((bytes_used,),) = self._rows("used")
         return int(bytes_used)
 
     @property
     def owner(self) -> str | None:
         """The name of the handler that the store belongs to; ``None``: nobody's."""
-        rows = self._rows(self._sql.owner)
+        rows = self._rows("owner")
         return os.fsdecode(rows[0][0]) if rows else None
 
     @property
     def next_seq(self) -> int:
         """A number above that of every job that is or was in the store."""
-        ((seq,),) = self._rows(self._sql.next_seq)
+        ((seq,),) = self._rows("next_seq")
         return int(seq)
 
     def get(self, job_id: str) -> Job | None:
         """The job with this id."""
-        return self._job(self._sql.get, job_id)
+        return self._job("get", job_id)
 
     def facts(self, job_id: str) -> Job | None:
         """The job with this id without ``input`` and ``output``, which may be large."""
-        return self._job(self._sql.facts, job_id)
+        return self._job("facts", job_id)
 
     def queued(self, low_priority: bool, after_seq: int, limit: int) -> list[Job]:
         """At most ``limit`` queued jobs of this priority behind number ``after_seq``, oldest first; large inputs are left out."""
-        return [_job(row) for row in self._rows(self._sql.queued, low_priority, after_seq, limit)]
+        return [_job(row) for row in self._rows("queued", low_priority, after_seq, limit)]
 
     def running(self) -> list[Job]:
         """Every job in progress, without its ``input``."""
-        return [_job(row) for row in self._rows(self._sql.running)]
+        return [_job(row) for row in self._rows("running")]
 
     def with_s3_config(self) -> list[str]:
         """The ids of the jobs that have not ended and whose ``s3Config`` lies in a file."""
-        return [job_id for (job_id,) in self._rows(self._sql.with_s3_config)]
+        return [job_id for (job_id,) in self._rows("with_s3_config")]
 
     def newest_ended(self, limit: int) -> list[Job]:
         """At most ``limit`` jobs that ended, the newest end first, without ``input`` and ``output``."""
-        return [_job(row) for row in self._rows(self._sql.newest_ended, limit)]
+        return [_job(row) for row in self._rows("newest_ended", limit)]
 
     def page(self, below: int, floor: int, status: JobStatus | None, limit: int) -> list[Job]:
         """At most ``limit`` jobs (in ``status``) with a number below ``below`` and not below ``floor``, the newest first,
         without ``input`` and ``output``."""
         word = status.value if status is not None else None
-        return [_job(row) for row in self._rows(self._sql.page, below, floor, word, word, limit)]
+        return [_job(row) for row in self._rows("page", below, floor, word, word, limit)]
 
     def expired(self, now_ms: int, limit: int) -> list[str]:
         """The ids of at most ``limit`` jobs that have not ended and should have by ``now_ms``."""
-        return [job_id for (job_id,) in self._rows(self._sql.expired, now_ms, limit)]
+        return [job_id for (job_id,) in self._rows("expired", now_ms, limit)]
 
     def next_expiry(self) -> int | None:
         """When the first of the jobs that have not ended times out (milliseconds since 1970)."""
-        ((at,),) = self._rows(self._sql.next_expiry)
+        ((at,),) = self._rows("next_expiry")
         return at if at is None else int(at)
 
     def chunks(
@@ -277,7 +267,7 @@ class Store:
         found: list[_Row] = []
         size = 0
         with self._explained(), contextlib.closing(self._reader.cursor()) as cursor:
-            for row in cursor.execute(self._sql.chunks, (seq, start, retries, retries, limit)):
+            for row in cursor.execute(QUERIES["chunks"], (seq, start, retries, retries, limit)):
                 found.append(row)
                 size += len(row[1])
                 if enough is not None and size >= enough:
@@ -286,11 +276,11 @@ class Store:
 
     def log(self, seq: int, start: int, limit: int = -1) -> list[tuple[int, bytes]]:
         """What the job printed, in at most ``limit`` pieces from the one with byte ``start`` on: offset and text of each."""
-        return self._rows(self._sql.log, seq, seq, start, limit)
+        return self._rows("log", seq, seq, start, limit)
 
     def log_end(self, seq: int) -> int:
         """How many bytes of what the job printed are in the store."""
-        rows = self._rows(self._sql.log_end, seq)
+        rows = self._rows("log_end", seq)
         return int(rows[0][0]) if rows else 0
 
     def counts(self) -> Counts:
@@ -299,14 +289,14 @@ class Store:
 
     def queued_counts(self) -> tuple[int, int]:
         """How many jobs wait: ordinary ones, and those of low priority."""
-        counts: dict[int, int] = dict(self._rows(self._sql.queued_counts))
+        counts: dict[int, int] = dict(self._rows("queued_counts"))
         return counts.get(0, 0), counts.get(1, 0)
 
     def _count(self) -> None:
         """Count the jobs by reading the file, once."""
-        for status, number in self._rows(self._sql.counts):
+        for status, number in self._rows("counts"):
             self._jobs[JobStatus(status)] = number
-        ((self._retried,),) = self._rows(self._sql.retried)
+        ((self._retried,),) = self._rows("retried")
 
     def _job(self, query: str, key: str) -> Job | None:
         rows = self._rows(query, key)
@@ -314,7 +304,7 @@ class Store:
 
     def _rows(self, query: str, *parameters: object) -> list[_Row]:
         with self._explained():
-            return self._reader.execute(query, parameters).fetchall()
+            return self._reader.execute(QUERIES[query], parameters).fetchall()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -322,54 +312,25 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
-            raise explain(error, self._path) from error
+            raise explain(error, self.path) from error
 
 
 def _job(row: _Row) -> Job:
-    """The job in a row of ``{facts}``, input and output."""
+    """The job in a row of number, id, status, input, output and ``{facts}``."""
     (
         seq,
         job_id,
         status,
+        job_input,
+        output,
         created_ms,
         extras,
         has_s3_config,
         low_priority,
-        attempts,
-        retries,
-        started_ms,
-        ended_ms,
-        worker_id,
-        error,
-        chunks,
-        chunks_taken,
+        *others,
         streamed,
-        timeout_ms,
-        expires_ms,
         cause,
-        job_input,
-        output,
     ) = row
-    return Job(
-        seq,
-        job_id,
-        JobStatus(status),
-        job_input,
-        created_ms,
-        extras,
-        has_s3_config != 0,
-        low_priority != 0,
-        attempts,
-        retries,
-        started_ms,
-        ended_ms,
-        worker_id,
-        output,
-        error,
-        chunks,
-        chunks_taken,
-        streamed != 0,
-        timeout_ms,
-        expires_ms,
-        None if cause is None else _decode_cause(cause),
-    )
+    cause = None if cause is None else read_job_cause(cause)
+    optional = (extras, has_s3_config != 0, low_priority != 0, *others, streamed != 0, cause, output)
+    return Job(seq, job_id, JobStatus(status), job_input, created_ms, *optional)

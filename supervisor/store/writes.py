@@ -1,20 +1,20 @@
 """What can be written to the store: one frozen record for each change of a job, applied in the supervisor process.
 
-Each knows the one state of the job that it starts from and says so in its SQL; a job in another state is a
-``TransitionError``. ``seq`` names the job, times are milliseconds since 1970.
+Each knows the state of the job that it starts from and says so in its SQL; a job in another state is a ``TransitionError``.
+``seq`` names the job, times are milliseconds since 1970.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from typing import Protocol, Union
+from typing import ClassVar, Union
 
 import msgspec
 
 from supervisor.errors import TransitionError
-from supervisor.job import JobRequest, JobStatus, Outcome
+from supervisor.job import IN_PROGRESS, IN_QUEUE, RETRYABLE, JobRequest, JobStatus, Outcome
 from supervisor.store.outbox import receiver_of
-from supervisor.store.sql import Queries
+from supervisor.store.sql import QUERIES
 
 LARGE_INPUT = 2048
 """Bytes from which an input lies outside its job's row, which is written anew at each step of the job. Measured for a
@@ -24,17 +24,29 @@ Move = tuple[Union[JobStatus, None], Union[JobStatus, None], int]
 """The state that a job left (``None``: it is new), the one it came to (``None``: it is gone; both: it stayed), and how
 many times more jobs went back to the queue by that."""
 
-_STAYED: Move = (None, None, 0)
+
+class Write(msgspec.Struct, frozen=True):
+    """One change: ``statement``, the name of a query, has the fields for parameters, and ``move`` is what it does to the job's
+    state. Where it changes nothing ``refusal`` is the error; without one that is none."""
+
+    statement: ClassVar[str]
+    refusal: ClassVar[str] = ""
+    move: ClassVar[Move] = (None, None, 0)
+
+    def apply(self, cursor: sqlite3.Cursor) -> Move:
+        """Write it, inside the transaction of the batch.
+
+        Raises:
+            TransitionError: the job is not in a state that allows it.
+            sqlite3.IntegrityError: the tables refuse it, such as an id that a job has already.
+        """
+        changed = cursor.execute(QUERIES[self.statement], msgspec.structs.asdict(self)).rowcount
+        if self.refusal and not changed:
+            raise TransitionError(self.refusal.format(self))
+        return self.move
 
 
-class Execute(Protocol):
-    """``sqlite3.Cursor.execute``, inside the transaction of the batch."""
-
-    def __call__(self, sql: str, parameters: tuple[object, ...], /) -> sqlite3.Cursor:
-        """Run one statement."""
-
-
-class Insert(msgspec.Struct, frozen=True):
+class Insert(Write, frozen=True):
     """A new job: ``IN_QUEUE``, or with ``started_ms`` and ``worker_id`` ``IN_PROGRESS`` in its first attempt at once.
 
     ``seq`` and ``request.id`` must be new. Of ``request.s3_config`` only whether there is one is written.
@@ -48,12 +60,8 @@ class Insert(msgspec.Struct, frozen=True):
     timeout_ms: int | None = None
     expires_ms: int | None = None
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it.
-
-        Raises:
-            sqlite3.IntegrityError: a job with this ``seq`` or id is there already.
-        """
+    def apply(self, cursor: sqlite3.Cursor) -> Move:
+        """As ``Write.apply``."""
         request = self.request
         small = len(request.input) < LARGE_INPUT
         row = (
@@ -68,132 +76,112 @@ class Insert(msgspec.Struct, frozen=True):
             request.input if small else None,
         )
         if not small:
-            execute(sql.insert_input, (self.seq, request.input))
+            cursor.execute(QUERIES["insert_input"], (self.seq, request.input))
         if self.started_ms is None:
-            execute(sql.insert_queued, row)
-            return None, JobStatus.IN_QUEUE, 0
-        execute(sql.insert_started, (*row, self.started_ms, self.worker_id))
-        return None, JobStatus.IN_PROGRESS, 0
+            cursor.execute(QUERIES["insert_queued"], row)
+            return None, IN_QUEUE, 0
+        cursor.execute(QUERIES["insert_started"], (*row, self.started_ms, self.worker_id))
+        return None, IN_PROGRESS, 0
 
 
-class Start(msgspec.Struct, frozen=True):
+class Start(Write, frozen=True):
     """``IN_QUEUE`` → ``IN_PROGRESS``, one attempt more. What an older attempt left went when the job was queued again."""
+
+    statement = "start"
+    refusal = "job number {0.seq} cannot start: it is not IN_QUEUE"
+    move = (IN_QUEUE, IN_PROGRESS, 0)
 
     seq: int
     started_ms: int
     worker_id: str
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it, or raise ``TransitionError``."""
-        if not execute(sql.start, (self.started_ms, self.worker_id, self.seq)).rowcount:
-            raise TransitionError(f"job number {self.seq} cannot start: it is not IN_QUEUE")
-        return JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS, 0
 
-
-class End(msgspec.Struct, frozen=True):
+class End(Write, frozen=True):
     """``IN_PROGRESS`` or ``IN_QUEUE`` → the terminal state of ``outcome``. Chunks stay."""
 
     seq: int
     outcome: Outcome
     ended_ms: int
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it, or raise ``TransitionError`` (``sqlite3.IntegrityError`` where the outcome itself is illegal)."""
+    def apply(self, cursor: sqlite3.Cursor) -> Move:
+        """As ``Write.apply``."""
         outcome = self.outcome
         cause = None if outcome.cause is None else msgspec.json.encode(outcome.cause).decode()
         row = (outcome.status.value, outcome.output, outcome.error, cause, self.ended_ms, self.seq)
-        if execute(sql.end_running, row).rowcount:
-            return JobStatus.IN_PROGRESS, outcome.status, 0
-        if execute(sql.end_queued, row).rowcount:
-            return JobStatus.IN_QUEUE, outcome.status, 0
+        if cursor.execute(QUERIES["end_running"], row).rowcount:
+            return IN_PROGRESS, outcome.status, 0
+        if cursor.execute(QUERIES["end_queued"], row).rowcount:
+            return IN_QUEUE, outcome.status, 0
         raise TransitionError(f"job number {self.seq} cannot end: it is neither IN_PROGRESS nor IN_QUEUE")
 
 
-class Requeue(msgspec.Struct, frozen=True):
+class Requeue(Write, frozen=True):
     """``IN_PROGRESS`` → ``IN_QUEUE`` at its old place, chunks dropped; without ``charged`` the attempt does not count."""
+
+    statement = "requeue"
+    refusal = "job number {0.seq} cannot be put back: it is not IN_PROGRESS"
+    move = (IN_PROGRESS, IN_QUEUE, 1)
 
     seq: int
     charged: bool
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it, or raise ``TransitionError``."""
-        if not execute(sql.requeue, (not self.charged, self.seq)).rowcount:
-            raise TransitionError(f"job number {self.seq} cannot be put back: it is not IN_PROGRESS")
-        return JobStatus.IN_PROGRESS, JobStatus.IN_QUEUE, 1
 
-
-class Retry(msgspec.Struct, frozen=True):
+class Retry(Write, frozen=True):
     """``FAILED`` or ``TIMED_OUT`` → ``IN_QUEUE`` as if new: output, error, chunks, log and attempts are gone."""
 
     seq: int
     created_ms: int
     expires_ms: int | None = None
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it, or raise ``TransitionError``."""
-        for before in (JobStatus.FAILED, JobStatus.TIMED_OUT):
-            if execute(sql.retry, (self.created_ms, self.expires_ms, self.seq, before.value)).rowcount:
-                execute(sql.clear_log, (self.seq,))
-                return before, JobStatus.IN_QUEUE, 1
+    def apply(self, cursor: sqlite3.Cursor) -> Move:
+        """As ``Write.apply``."""
+        for before in RETRYABLE:
+            if cursor.execute(QUERIES["retry"], (self.created_ms, self.expires_ms, self.seq, before.value)).rowcount:
+                return before, IN_QUEUE, 1
         raise TransitionError(f"job number {self.seq} cannot be retried: it is neither FAILED nor TIMED_OUT")
 
 
-class AddChunk(msgspec.Struct, frozen=True):
+class AddChunk(Write, frozen=True):
     """The next chunk (JSON) of a running job. ``index`` counts from 0 in each attempt, without a gap."""
+
+    statement = "add_chunk"
+    refusal = "chunk {0.index} does not follow: job number {0.seq} is not in attempt {0.attempt}, or this is not its next chunk"
 
     seq: int
     attempt: int
     index: int
     value: bytes
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it, or raise ``TransitionError``: the job is not in this attempt, or this is not its next chunk."""
-        if not execute(sql.add_chunk, (self.index, self.value, self.seq, self.attempt, self.index)).rowcount:
-            raise TransitionError(
-                f"chunk {self.index} does not follow: job number {self.seq} is not in attempt {self.attempt}, "
-                "or this is not its next chunk"
-            )
-        return _STAYED
 
-
-class TakeChunks(msgspec.Struct, frozen=True):
+class TakeChunks(Write, frozen=True):
     """The first ``taken`` chunks of the job's newest attempt are handed out, in any state of the job."""
+
+    statement = "take_chunks"
+    refusal = "job number {0.seq} has no {0.taken} chunks to take"
 
     seq: int
     taken: int
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it, or raise ``TransitionError``: the job is gone or has fewer chunks."""
-        if not execute(sql.take_chunks, (self.taken, self.seq, self.taken)).rowcount:
-            raise TransitionError(f"job number {self.seq} has no {self.taken} chunks to take")
-        return _STAYED
 
+class ShowChunks(Write, frozen=True):
+    """Somebody is shown chunks of the job's newest attempt, which stay for others; a job that is gone is no error."""
 
-class ShowChunks(msgspec.Struct, frozen=True):
-    """Somebody is shown chunks of the job's newest attempt, which stay for others."""
+    statement = "show_chunks"
 
     seq: int
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it; a job that is gone is no error."""
-        execute(sql.show_chunks, (self.seq,))
-        return _STAYED
 
-
-class AddLog(msgspec.Struct, frozen=True):
+class AddLog(Write, frozen=True):
     """What a job printed, behind the ``at`` bytes before it."""
+
+    statement = "add_log"
 
     seq: int
     at: int
     text: bytes
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it."""
-        execute(sql.add_log, (self.seq, self.at, self.text))
-        return _STAYED
 
-
-class AddWebhook(msgspec.Struct, frozen=True):
+class AddWebhook(Write, frozen=True):
     """A webhook to be delivered: ``id`` is its own, ``body`` what is posted to ``url``."""
 
     id: str
@@ -202,71 +190,43 @@ class AddWebhook(msgspec.Struct, frozen=True):
     due_ms: int
     body: bytes
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it."""
+    def apply(self, cursor: sqlite3.Cursor) -> Move:
+        """As ``Write.apply``."""
         receiver = receiver_of(self.url)
-        execute(sql.add_webhook, (self.id, self.job, self.url, receiver, self.due_ms, len(self.body)))
-        execute(sql.add_webhook_body, (self.id, self.body))
-        return _STAYED
+        cursor.execute(QUERIES["add_webhook"], (self.id, self.job, self.url, receiver, self.due_ms, len(self.body)))
+        cursor.execute(QUERIES["add_webhook_body"], (self.id, self.body))
+        return self.move
 
 
-class PutOffWebhook(msgspec.Struct, frozen=True):
+class PutOffWebhook(Write, frozen=True):
     """A webhook was tried in vain and is tried again at ``due_ms``."""
+
+    statement = "put_off_webhook"
 
     id: str
     due_ms: int
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it."""
-        execute(sql.put_off_webhook, (self.due_ms, self.id))
-        return _STAYED
 
-
-class DropWebhook(msgspec.Struct, frozen=True):
+class DropWebhook(Write, frozen=True):
     """A webhook was acknowledged or given up."""
+
+    statement = "drop_webhook"
 
     id: str
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it."""
-        execute(sql.drop_webhook, (self.id,))
-        execute(sql.drop_webhook_body, (self.id,))
-        return _STAYED
 
-
-class Probe(msgspec.Struct, frozen=True):
+class Probe(Write, frozen=True):
     """Changes nothing, by a write: does the disk take one?"""
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it."""
-        execute(sql.probe, ())
-        return _STAYED
+    statement = "probe"
 
 
-class Forget(msgspec.Struct, frozen=True):
-    """A job that has ended is gone, with its chunks; its id may be used again. One that is gone already is no error."""
+class Forget(Write, frozen=True):
+    """A job that has ended is gone, with its chunks; its id may be used again. One that has not ended stays, and is no error."""
 
     seq: int
 
-    def apply(self, execute: Execute, sql: Queries) -> Move:
-        """Write it; a job that has not ended stays."""
-        row = execute(sql.forget, (self.seq,)).fetchone()
-        return (JobStatus(row[0]), None, -row[1]) if row is not None else _STAYED
-
-
-Write = Union[
-    Insert,
-    Start,
-    End,
-    Requeue,
-    Retry,
-    AddChunk,
-    TakeChunks,
-    ShowChunks,
-    AddLog,
-    AddWebhook,
-    PutOffWebhook,
-    DropWebhook,
-    Probe,
-    Forget,
-]
+    def apply(self, cursor: sqlite3.Cursor) -> Move:
+        """As ``Write.apply``."""
+        row = cursor.execute(QUERIES["forget"], (self.seq,)).fetchone()
+        return (JobStatus(row[0]), None, -row[1]) if row is not None else self.move

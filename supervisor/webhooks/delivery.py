@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from supervisor.config.kinds import webhook_key
 from supervisor.config.settings import Settings
 from supervisor.errors import StoreError
-from supervisor.notice import Notice, WebhookGivenUp, WebhooksLost, WebhooksStalled
+from supervisor.notice import Notice, Task, TaskFailed, WebhookGivenUp, WebhooksLost
 from supervisor.store.outbox import Outbox, Webhook
 from supervisor.store.writes import DropWebhook, PutOffWebhook, Write
 from supervisor.webhooks.connection import Line, Resolve
@@ -47,10 +47,6 @@ READ_AGAIN_S = 10.0
 CLOSE_S = 2.0
 """How long tries that are under way may take at the end."""
 
-LONG_S = 3600.0
-"""How long one wait lasts; then comes the next."""
-
-
 THREAD = "webhook to"
 """How the name of a try's thread begins."""
 
@@ -73,16 +69,14 @@ class Engine(Protocol):
 
 
 class _Try:
-    """One try. It keeps its place until its thread has ended and what came of it is on disk."""
+    """One try. It keeps its place until its thread has ended and what came of it is on disk (``written``)."""
 
     def __init__(self, webhook: Webhook, line: Line, size: int) -> None:
         self.webhook = webhook
         self.line = line
         self.size = size
-        self.timer: asyncio.TimerHandle | None = None
-        self.judged = False
         self.written = False
-        self.ended = False
+        self.task: asyncio.Task[None]
 
 
 class Webhooks:
@@ -138,10 +132,9 @@ class Webhooks:
             self._timer.cancel()
         await self._until(lambda: not self._under_way(), CLOSE_S, at_once)
         for each in self._tries:
-            each.judged = True
             each.line.cut()
-            if each.timer is not None:
-                each.timer.cancel()
+            each.task.cancel()
+        await asyncio.gather(*(each.task for each in self._tries), return_exceptions=True)
 
     def _under_way(self) -> bool:
         return not all(each.written for each in self._tries)
@@ -153,7 +146,7 @@ class Webhooks:
             while not reached() and not at_once.is_set() and (left := until - self._loop.time()) > 0:
                 self._changed = self._loop.create_future()
                 waits: set[asyncio.Future[Any]] = {self._changed, hurry}
-                await asyncio.wait(waits, timeout=min(left, LONG_S), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
             hurry.cancel()
 
@@ -177,7 +170,7 @@ class Webhooks:
         try:
             wait = self._begin_all()
         except (StoreError, RuntimeError) as error:  # the latter: no more threads
-            self._engine.notify(WebhooksStalled(str(error)))
+            self._engine.notify(TaskFailed(Task.DELIVER_WEBHOOKS, str(error)))
             wait = READ_AGAIN_S
         if wait is not None:
             self._timer = self._loop.call_later(wait, self._wake)
@@ -226,40 +219,45 @@ class Webhooks:
             return
         self._read += len(body)
         line = Line(self._timeout, deny_private=self._deny_private, resolve=self._resolve)
-        begun = _Try(webhook, line, len(body))
+        ended: asyncio.Future[str | None] = self._loop.create_future()
         name = f"{THREAD} {webhook.receiver}"
-        threading.Thread(target=self._post, args=(begun, body), name=name, daemon=True).start()
+        threading.Thread(target=self._post, args=(webhook, body, line, ended), name=name, daemon=True).start()
+        begun = _Try(webhook, line, len(body))
         self._tries.add(begun)
-        begun.timer = self._loop.call_later(self._timeout, self._time_over, begun)
+        begun.task = self._loop.create_task(self._follow(begun, ended))
 
-    def _post(self, begun: _Try, body: bytes) -> None:
-        """The thread of a try."""
-        webhook = begun.webhook
+    def _post(self, webhook: Webhook, body: bytes, line: Line, ended: asyncio.Future[str | None]) -> None:
+        """The thread of a try; ``ended`` is to have what was wrong when there is no answer."""
         why: str | None = None
         try:
             from supervisor.webhooks.post import post  # noqa: PLC0415 - `requests` is large, and most programs post nothing
 
-            why = post(begun.line, webhook.url, body, headers(webhook.id, body, int(time.time()), self._key))
+            why = post(line, webhook.url, body, headers(webhook.id, body, int(time.time()), self._key))
         except Exception as error:  # noqa: BLE001 - a traceback would show the URL, and this is a thread's last
             why = f"a fault of this program ({type(error).__name__})"
         finally:
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._thread_ended, begun, why)
+                self._loop.call_soon_threadsafe(ended.set_result, why)
 
-    def _time_over(self, begun: _Try) -> None:
-        """The thread may still wait for a name to be resolved, which nothing can end."""
+    async def _follow(self, begun: _Try, ended: asyncio.Future[str | None]) -> None:
+        """Write what came of a try once its thread has ended, or its time is over; cancelled before, it was none."""
+        receiver = begun.webhook.receiver
+        await asyncio.wait([ended], timeout=self._timeout)
         status = begun.line.status  # before it is cut: half a head would pass for an answer
         begun.line.cut()
-        if status is None:
-            self._answering.pop(begun.webhook.receiver, None)
-        self._judge(begun, status, f"no answer within {self._timeout:g} s")
-
-    def _thread_ended(self, begun: _Try, why: str | None) -> None:
-        begun.ended = True
-        if not begun.judged:
-            self._remember(begun.webhook.receiver)
-            self._judge(begun, begun.line.status, why)
-        self._leave(begun)
+        if ended.done():
+            self._remember(receiver)
+            why = ended.result()
+        else:
+            why = f"no answer within {self._timeout:g} s"
+            if status is None:
+                self._answering.pop(receiver, None)
+        await self._write(begun.webhook, None if status == 200 else _reason(status, why))
+        begun.written = True
+        self._wake()
+        await asyncio.wait([ended])  # the thread may wait for a name to be resolved, which nothing can end
+        self._tries.discard(begun)
+        self._wake()
 
     def _remember(self, receiver: str) -> None:
         """It answers, or refuses at once, which costs as little."""
@@ -268,34 +266,17 @@ class Webhooks:
         if len(self._answering) > KNOWN_RECEIVERS:
             del self._answering[next(iter(self._answering))]
 
-    def _judge(self, begun: _Try, status: int | None, why: str | None) -> None:
-        """Write what came of a try: nothing can change that any more."""
-        begun.judged = True
-        if begun.timer is not None:
-            begun.timer.cancel()
-        webhook = begun.webhook
+    async def _write(self, webhook: Webhook, failure: str | None) -> None:
+        """Write that a try is over, ``failure``: in vain. Nothing can change that any more."""
         tries = webhook.tries + 1
-        write: Write = DropWebhook(webhook.id)
-        if status != 200 and tries <= self._retries:
-            write = PutOffWebhook(webhook.id, _wall_ms() + self._delay_ms)
-        why = None if status == 200 else _reason(status, why)
-        written = self._engine.write(write)
-        written.add_done_callback(lambda _: self._written(begun, why, tries, last=isinstance(write, DropWebhook)))
-
-    def _written(self, begun: _Try, why: str | None, tries: int, *, last: bool) -> None:
-        begun.written = True
-        webhook = begun.webhook
-        if why is None:
+        again = failure is not None and tries <= self._retries
+        write: Write = PutOffWebhook(webhook.id, _wall_ms() + self._delay_ms) if again else DropWebhook(webhook.id)
+        await self._engine.write(write)
+        if failure is None:
             self.delivered += 1
-        elif last:
+        elif not again:
             self.failed += 1
-            self._engine.notify(WebhookGivenUp(webhook.job, webhook.receiver, tries, why))
-        self._leave(begun)
-
-    def _leave(self, begun: _Try) -> None:
-        if begun.ended and begun.written:
-            self._tries.discard(begun)
-        self._wake()
+            self._engine.notify(WebhookGivenUp(webhook.job, webhook.receiver, tries, failure))
 
 
 def _reason(status: int | None, why: str | None) -> str:

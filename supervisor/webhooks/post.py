@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
@@ -77,39 +76,26 @@ class _Adapter(HTTPAdapter):
         return manager
 
 
-class _Connection(HTTPConnection):
-    line: Line
-
-    def _new_conn(self) -> socket.socket:
-        return self.line.connect(self._dns_host, self.port)
-
-
-class _TlsConnection(HTTPSConnection):
-    line: Line
-
-    def _new_conn(self) -> socket.socket:
-        return self.line.connect(self._dns_host, self.port)
-
-
 def _pools(line: Line) -> dict[str, Any]:
-    return {
-        "http": _maker(HTTPConnectionPool, _maker(_Connection, None, line), line),
-        "https": _maker(HTTPSConnectionPool, _maker(_TlsConnection, None, line), line),
-    }
+    def on_line(kind: Callable[..., Any]) -> Callable[..., Any]:
+        """Makes connections of this ``kind``, by ``line``."""
 
+        def make(*args: Any, **options: Any) -> Any:
+            connection = kind(*args, **options)
+            connection._new_conn = lambda: line.connect(connection._dns_host, connection.port)
+            return connection
 
-def _maker(kind: Callable[..., Any], connection: Callable[..., Any] | None, line: Line) -> Callable[..., Any]:
-    """Makes what ``kind`` does: a connection on ``line``, or a pool of such."""
+        return make
 
-    def make(*args: Any, **options: Any) -> Any:
-        made = kind(*args, **options)
-        if connection is None:
-            made.line = line
-        else:
-            made.ConnectionCls = connection
-        return made
+    def pool_of(kind: Callable[..., Any]) -> Callable[..., Any]:
+        def make(*args: Any, **options: Any) -> Any:
+            pool = kind(*args, **options)
+            pool.ConnectionCls = on_line(pool.ConnectionCls)
+            return pool
 
-    return make
+        return make
+
+    return {"http": pool_of(HTTPConnectionPool), "https": pool_of(HTTPSConnectionPool)}
 
 
 # --- what went wrong -----------------------------------------------------------------------------------------------------
@@ -128,21 +114,24 @@ def explain(error: BaseException) -> str:
 
 
 def _words(cause: BaseException) -> str | None:
-    if isinstance(cause, PrivateAddressError):
-        return str(cause)
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"its certificate is not valid: {cause.verify_message}"
+    for kind, words in _WORDS.items():
+        if isinstance(cause, kind):
+            return words.format(cause)
     if isinstance(cause, ssl.SSLError):
         return f"TLS failed: {cause.reason or 'no answer'}"
-    if isinstance(cause, socket.gaierror):
-        return f"its name cannot be resolved: {cause.strerror}"
-    if isinstance(cause, http.client.RemoteDisconnected):
-        return "it closed the connection without an answer"
     if isinstance(cause, http.client.HTTPException):
         return f"its answer is not HTTP ({type(cause).__name__})"
-    if isinstance(cause, TimeoutError):
-        return "no answer in time"
     return cause.strerror if isinstance(cause, OSError) and cause.errno is not None else None
+
+
+_WORDS = {
+    PrivateAddressError: "{0}",
+    ssl.SSLCertVerificationError: "its certificate is not valid: {0.verify_message}",
+    socket.gaierror: "its name cannot be resolved: {0.strerror}",
+    http.client.RemoteDisconnected: "it closed the connection without an answer",
+    TimeoutError: "no answer in time",
+}
+"""What is looked for, the first before the others."""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

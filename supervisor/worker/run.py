@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 import supervisor
-from supervisor.cause import ChunkTooLarge, NotEncodable, ResultFault, ResultTooLarge
+from supervisor.cause import NotEncodable, ResultFault, TooLarge
 from supervisor.errors import EncodeError
 from supervisor.job import JobStatus
 from supervisor.wire import messages as wire
@@ -184,7 +184,7 @@ class Runner:
         except EncodeError as failure:
             return self._failed(attempt, NotEncodable(blame.message(failure)))
         if len(chunk) > self._max_result:
-            return self._failed(attempt, ChunkTooLarge(attempt.chunks, len(chunk), self._max_result))
+            return self._failed(attempt, TooLarge(len(chunk), self._max_result, attempt.chunks))
         self._channel.send(wire.Chunk(attempt.id, attempt.chunks, chunk))
         attempt.chunks += 1
         if self._config.return_aggregate_stream:
@@ -256,7 +256,7 @@ class Runner:
         text = done.error or _text_of(done.cause)
         length = len(done.output or b"") + len(text.encode("utf-8", "surrogatepass"))
         if length > self._max_result:
-            fault = ResultTooLarge(length, self._max_result)
+            fault = TooLarge(length, self._max_result)
             done = msgspec.structs.replace(done, status=JobStatus.FAILED.value, output=None, error=None, cause=fault)
         output.flush()  # all that the job printed is in the log pipe before its end is in the other
         self._running.pop(done.job, None)

@@ -163,7 +163,9 @@ def test_a_stop_lets_a_running_answer_finish(make_site: Callable[..., Site], own
     with site.raw(b"GET /status-sync/a HTTP/1.1\r\nHost: localhost\r\n\r\n") as sock, sock.makefile("rb") as answer:
         site.until(lambda: site.engine.waiting > 1)
         site.do(stop_meanwhile())
-        assert b'"status":"COMPLETED"' in answer.read()  # to the end: newer versions of uvicorn also announce that they close
+        assert (
+            b'"status":"COMPLETED"' in answer.read()
+        )  # to the end: newer versions of uvicorn also announce that they close
     with pytest.raises(ConnectionRefusedError):
         site.raw()
 

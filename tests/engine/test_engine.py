@@ -248,7 +248,7 @@ def test_the_template_dies_and_jobs_run_again_but_not_for_ever(house):
         house.worker().ready()
     ended = house.ended()
     assert ended.status is JobStatus.FAILED
-    assert ended.cause.end == c.TemplateDied()
+    assert ended.cause.end == c.EndedBecause.TEMPLATE_DIED
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_the_template_dies_and_jobs_run_again_but_not_for_ever(house):
     [
         ({}, 1, 0, None),
         ({}, 2, 0, None),
-        ({}, 3, 0, c.KilledTooOften(3)),
+        ({}, 3, 0, c.SupervisorKilled(3)),
         ({"on_restart": "fail"}, 1, 0, c.SupervisorKilled()),
         ({}, 1, 1, c.ChunksHandedOut()),
         ({"requeue_streams": True}, 1, 1, None),
@@ -334,7 +334,7 @@ def test_a_result_that_is_too_large_fails_its_job(make_house):
     house.worker().say(wire.Done("a", "COMPLETED", b'"' + b"x" * 99 + b'"'))
     ended = house.ended()
     assert (ended.status, ended.output) == (JobStatus.FAILED, None)
-    assert ended.cause == c.ResultTooLarge(101, 100)
+    assert ended.cause == c.TooLarge(101, 100)
 
 
 def test_jobs_are_taken_while_workers_still_load(make_house):

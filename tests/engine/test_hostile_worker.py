@@ -144,7 +144,7 @@ def test_warnings_without_end_are_heard_no_more(house):
     house.worker().say(*(wire.Warning(f"number {number}") for number in range(2 * WARNINGS)))
     house.worker().say(wire.Capacity(3))
     house.until(lambda: house.pool.slots["cpu0"].capacity == 3)
-    told = [told for told in house.told if isinstance(told, notice.AnyNotice) and told.level is notice.Level.WARNING]
+    told = [told for told in house.told if isinstance(told, notice.Notice) and told.level is notice.Level.WARNING]
     assert told[-2:] == [
         notice.WorkerWarned("cpu0", f"number {WARNINGS - 1}"),
         notice.WarningsLeftOut("cpu0", WARNINGS),

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from supervisor.cause import TemplateDied
+from supervisor.cause import EndedBecause
 from supervisor.config.resolve import make_settings
 from supervisor.engine.engine import Engine
 from supervisor.errors import RequestError
@@ -138,7 +138,7 @@ def test_the_jobs_of_a_slot_that_goes_run_in_another_and_what_it_says_later_coun
     house = pretend(2)
     house.submit("a")
     assert house.slot_of("a") == "box0:gpu0"
-    house.pool.go("box0:gpu0", TemplateDied())
+    house.pool.go("box0:gpu0", EndedBecause.TEMPLATE_DIED)
     house.settle()
     assert house.pool.given == {("box0:gpu1", "a"): 1}
     # The same slot, back with another worker: the end of the first start is of no more use there either.
@@ -153,7 +153,7 @@ def test_the_jobs_of_a_slot_that_goes_run_in_another_and_what_it_says_later_coun
 def test_a_cancel_names_the_start_that_it_means(pretend):
     house = pretend(2)
     house.submit("a")
-    house.pool.go("box0:gpu0", TemplateDied())
+    house.pool.go("box0:gpu0", EndedBecause.TEMPLATE_DIED)
     house.settle()
     house.wait(house.engine.cancel("a"))
     assert house.pool.cancelled == [("box0:gpu1", "a", 1)]
@@ -162,7 +162,7 @@ def test_a_cancel_names_the_start_that_it_means(pretend):
 def test_what_is_asked_of_a_slot_that_went_meanwhile_is_answered_404(pretend):
     house = pretend(2)
     asked = house.engine.slots.refresh("box0:gpu1")
-    house.pool.go("box0:gpu1", TemplateDied())
+    house.pool.go("box0:gpu1", EndedBecause.TEMPLATE_DIED)
     with pytest.raises(RequestError) as refusal:
         house.wait(asked)
     assert (refusal.value.status, str(refusal.value)) == (404, "no slot 'box0:gpu1'; there are: box0:gpu0")
@@ -174,10 +174,10 @@ def test_bounds_of_workers_follow_the_number_of_slots(pretend):
     house = pretend(3, min_workers=2)
     in_service = [name for name, slot in house.pool.slots.items() if not slot.spare]
     assert in_service == ["box0:gpu0", "box0:gpu1"]
-    house.pool.go("box0:gpu1", TemplateDied())
+    house.pool.go("box0:gpu1", EndedBecause.TEMPLATE_DIED)
     house.settle()
     assert [name for name, slot in house.pool.slots.items() if not slot.spare] == ["box0:gpu0", "box0:gpu2"]
-    house.pool.go("box0:gpu2", TemplateDied())  # fewer than --min-workers: all there are
+    house.pool.go("box0:gpu2", EndedBecause.TEMPLATE_DIED)  # fewer than --min-workers: all there are
     house.settle()
     assert [name for name, slot in house.pool.slots.items() if not slot.spare] == ["box0:gpu0"]
     assert house.submit("a").status.value == "IN_PROGRESS"

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from supervisor.cause import AskedByHandler, Exited, WorkerLost
+from supervisor.cause import Exited, RefreshBy, RefreshCause, WorkerLost
 from supervisor.config.resolve import make_settings
 from supervisor.engine.overview import ENDED_JOBS, LOG_LINES, Overview
 from supervisor.engine.statistics import SAMPLES, WINDOW_S, Buckets, Statistics
@@ -78,7 +78,7 @@ def test_buckets_hold_their_upper_bounds():
 def test_refreshes_are_counted_by_step():
     overview = Overview(make_settings("echo:handler"))
     for verified in (True, False):
-        overview.happened(Refreshed("gpu0", AskedByHandler(), 0.02, 0.001, 0.5, 270, verified), 1)
+        overview.happened(Refreshed("gpu0", RefreshCause(RefreshBy.HANDLER), 0.02, 0.001, 0.5, 270, verified), 1)
     totals = overview.statistics.totals()
     assert {step: round(times.sum) for step, times in totals.refresh.items()} == {
         "end": 40,

@@ -6,20 +6,20 @@ import signal
 import pytest
 
 from supervisor.cause import (
-    ChunkTooLarge,
-    CudaContextBroken,
     HeldGpu,
     MemoryStaysInUse,
     NotEncodable,
-    ResultTooLarge,
+    RefreshBy,
+    RefreshCause,
     SecretUnreadable,
+    TooLarge,
 )
 from supervisor.engine.queue import LARGE_INPUT
 from supervisor.engine.streams import READ_BYTES
 from supervisor.errors import RequestError, SecretError, StoreError
 from supervisor.host.processes import STACK_SIGNAL
 from supervisor.job import JobRequest, JobStatus
-from supervisor.notice import SecretKept
+from supervisor.notice import Task, TaskFailed
 from supervisor.pool.slots import steps
 from supervisor.protocol.wording import error_of
 from supervisor.store.store import Store
@@ -100,9 +100,9 @@ def test_jobs_that_come_together_do_not_overfill_the_queue(make_house):
 @pytest.mark.parametrize(
     ("said", "cause"),
     [
-        (wire.Done("a", "FAILED", None, "x" * 101), ResultTooLarge(101, 100)),
-        (wire.Done("a", "FAILED", cause=NotEncodable("x" * 101)), ResultTooLarge(101, 100)),
-        (wire.Chunk("a", 0, b'"' + b"x" * 99 + b'"'), ChunkTooLarge(0, 101, 100)),
+        (wire.Done("a", "FAILED", None, "x" * 101), TooLarge(101, 100)),
+        (wire.Done("a", "FAILED", cause=NotEncodable("x" * 101)), TooLarge(101, 100)),
+        (wire.Chunk("a", 0, b'"' + b"x" * 99 + b'"'), TooLarge(101, 100, 0)),
     ],
 )
 def test_no_word_of_a_worker_is_too_long_for_the_store(make_house, said, cause):
@@ -160,7 +160,9 @@ def test_a_secret_that_cannot_be_removed_is_said_and_stops_nothing(house):
     house.secrets.drop = refuse
     house.worker().say(wire.Done("a", "COMPLETED", DONE))
     assert house.ended("a").status is JobStatus.COMPLETED
-    assert SecretKept(str(SecretError("jobs.db.secrets/a", "Permission denied")), ended=True) in house.told
+    assert (
+        TaskFailed(Task.REMOVE_ENDED_SECRET, str(SecretError("jobs.db.secrets/a", "Permission denied"))) in house.told
+    )
 
 
 def test_secrets_of_jobs_that_ended_do_not_outlive_a_kill(make_house):
@@ -307,7 +309,7 @@ def test_a_worker_whose_cuda_context_is_poisoned_is_refreshed(house):
     house.worker().say(wire.Done("a", "FAILED", error="CUDA error: illegal access", poisoned="illegal access"))
     assert house.ended().status is JobStatus.FAILED
     assert house.worker().heard() == wire.Exit()
-    assert house.pool.slots["cpu0"].refresh_cause == CudaContextBroken("illegal access")
+    assert house.pool.slots["cpu0"].refresh_cause == RefreshCause(RefreshBy.CUDA_ERROR, "illegal access")
 
 
 def test_the_first_load_fails_in_one_slot_which_then_serves_alone(make_house):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from supervisor.cause import EnoughOthers, GpusLost, IdleTooLong, LostGpu, PausedByHand, StartsOnDemand
+from supervisor.cause import GpusLost, LostGpu, PausedByHand, SpareCause
 from supervisor.engine.scaling import Order, Scaling, bounds, check_bounds
 from supervisor.errors import UsageError
 from supervisor.notice import SlotPaused
@@ -16,7 +16,7 @@ from supervisor.wire import messages as wire
 S = SlotState
 NOW = 1000.0
 DEADLINE_S = 30.0
-IDLE = IdleTooLong(60.0)
+IDLE = SpareCause(idle_s=60.0)
 
 
 def settings(least=None, most=None, idle_timeout=60.0, scale_after=4.0):
@@ -63,7 +63,7 @@ def idle(since):
 
 
 def leaving(state, **changes):
-    return {"state": state, "pause_cause": StartsOnDemand(), **changes}
+    return {"state": state, "pause_cause": SpareCause(), **changes}
 
 
 BUSY = {"state": S.BUSY, "running": ("job",)}
@@ -131,7 +131,7 @@ def test_decisions(least, most, slots, waits, start, stop, again):
     scaling = Scaling(settings(least, most))
     given = [Slot(name=str(index), index=index, **changes) for index, changes in enumerate(slots)]
     orders = scaling.decide(given, lambda count: sorted(waits, reverse=True)[:count], NOW)
-    too_many = EnoughOthers(most)
+    too_many = SpareCause(most=most)
     stops = [Order(which[0], too_many) if isinstance(which, str) else Order(str(which), IDLE) for which in stop]
     assert orders == [Order(str(index)) for index in start] + stops
     assert scaling.deadline == (None if again is None else NOW + again)
@@ -203,7 +203,7 @@ def test_the_first_slots_start_with_the_program(make_house, options, started):
     house = make_house(slots=3, **options)
     begin(house, *[f"cpu{index}" for index in range(started)])
     assert states(house) == ["idle"] * started + ["parked"] * (3 - started)
-    assert {slot.cause for slot in house.pool.slots.values()} <= {None, StartsOnDemand()}
+    assert {slot.cause for slot in house.pool.slots.values()} <= {None, SpareCause()}
     assert [view.spare for view in house.engine.snapshot().workers] == [False] * started + [True] * (3 - started)
     assert house.engine.ready
 
@@ -435,7 +435,7 @@ def test_there_are_never_more_than_the_most(make_house, played_memory, again):
     assert house.worker("cpu0").generation == 1, "a worker was forked that is one too many"
     played_memory.learned.append(("cpu0", steps.Released()))
     comes_to(house, "parked")
-    assert house.pool.slots["cpu0"].cause == EnoughOthers(1)
+    assert house.pool.slots["cpu0"].cause == SpareCause(most=1)
     assert states(house) == ["parked", "idle"]
 
 

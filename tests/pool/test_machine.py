@@ -28,7 +28,7 @@ EVENTS = {
     "assign": steps.Assign("new"),
     "job_done": steps.JobDone("job"),
     "cancel": steps.CancelJob("job", gently=False),
-    "refresh": steps.RefreshAsked(c.RefreshedByHand()),
+    "refresh": steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HAND)),
     "changed": steps.HandlerChanged(),
     "pause": steps.PauseAsked(c.PausedByHand()),
     "resume": steps.ResumeAsked(),
@@ -181,7 +181,9 @@ def play(machine, before, *events, now=100.0):
 
 
 def test_a_refresh_goes_through_its_steps_in_order():
-    after, actions = play(MACHINE, slot(S.BUSY, has_gpu=True), steps.JobDone("job", refresh=c.AskedByHandler()))
+    after, actions = play(
+        MACHINE, slot(S.BUSY, has_gpu=True), steps.JobDone("job", refresh=c.RefreshCause(c.RefreshBy.HANDLER))
+    )
     assert (after.state, actions) == (S.ENDING, [steps.Measure()])
     after, actions = play(MACHINE, after, steps.Measured(), now=100.002)
     assert actions == [steps.TellExit()]
@@ -194,13 +196,13 @@ def test_a_refresh_goes_through_its_steps_in_order():
     assert after.state is S.IDLE
     assert (after.refreshes, after.restarts, after.jobs) == (1, 0, 1)
     (report,) = actions
-    assert report.cause == c.AskedByHandler()
+    assert report.cause == c.RefreshCause(c.RefreshBy.HANDLER)
     assert (report.end_s, report.release_s, report.start_s) == pytest.approx((0.01, 0.49, 0.01))
     assert (report.freed_mib, report.verified) == (812, True)
 
 
 def test_a_worker_that_does_not_exit_is_terminated_then_killed():
-    after, actions = play(MACHINE, slot(S.IDLE), steps.RefreshAsked(c.RefreshedByHand()))
+    after, actions = play(MACHINE, slot(S.IDLE), steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HAND)))
     assert actions == [steps.TellExit()]
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S)
     assert actions == [steps.SendSignal(signal.SIGTERM)]
@@ -290,7 +292,7 @@ def test_a_worker_that_is_given_a_job_forgives_failed_starts():
 
 
 def test_a_worker_that_still_loads_is_replaced_by_a_refresh_at_once():
-    after, actions = play(MACHINE, slot(S.STARTING), steps.RefreshAsked(c.HandlerReloaded()))
+    after, actions = play(MACHINE, slot(S.STARTING), steps.RefreshAsked(c.RefreshCause(c.RefreshBy.RELOAD)))
     assert (after.state, actions) == (S.ENDING, [steps.SendSignal(signal.SIGTERM)])
     after, actions = play(MACHINE, after, steps.Died(TERMINATED), steps.Swept(), steps.Released())
     assert (after.state, after.restarts, after.failures, actions[-1]) == (S.STARTING, 0, 0, steps.ForkWorker(4))
@@ -308,7 +310,7 @@ def test_a_slot_does_not_back_off_from_a_handler_that_has_changed(moment):
 def test_a_handler_that_changes_while_its_slot_is_being_paused_is_loaded_when_it_is_resumed():
     events = [steps.PauseAsked(c.PausedByHand()), steps.HandlerChanged(), steps.ResumeAsked()]
     after, actions = play(MACHINE, slot(S.BUSY), *events)
-    assert (after.refresh_cause, after.room, actions) == (c.HandlerReloaded(), 0, [])
+    assert (after.refresh_cause, after.room, actions) == (c.RefreshCause(c.RefreshBy.RELOAD), 0, [])
     after, actions = play(MACHINE, after, steps.JobDone("job"))
     assert (after.state, after.next, actions) == (S.ENDING, Next.REFRESH, [steps.TellExit()])
 
@@ -335,9 +337,9 @@ def test_start_timeout():
     ("rules", "jobs_before", "refreshed"),
     [
         (Rules(), 0, None),
-        (Rules(refresh_worker=True), 0, c.AfterEachJob()),
+        (Rules(refresh_worker=True), 0, c.RefreshCause(c.RefreshBy.EACH_JOB)),
         (Rules(refresh_after_jobs=3), 1, None),
-        (Rules(refresh_after_jobs=3), 2, c.AfterSomeJobs()),
+        (Rules(refresh_after_jobs=3), 2, c.RefreshCause(c.RefreshBy.SOME_JOBS)),
     ],
 )
 def test_refresh_by_option(rules, jobs_before, refreshed):
@@ -350,10 +352,10 @@ def test_a_full_gpu_refreshes_the_worker_if_that_is_wanted():
     full = steps.JobDone("job", out_of_memory=True)
     assert play(MACHINE, slot(S.BUSY), full)[0].state is S.IDLE
     after, _ = play(StateMachine(Rules(refresh_on_oom=True)), slot(S.BUSY), full)
-    assert (after.state, after.refresh_cause) == (S.ENDING, c.GpuMemoryFull())
-    sticky = steps.JobDone("job", c.CudaContextBroken("launch failure"), out_of_memory=True)
+    assert (after.state, after.refresh_cause) == (S.ENDING, c.RefreshCause(c.RefreshBy.FULL_GPU))
+    sticky = steps.JobDone("job", c.RefreshCause(c.RefreshBy.CUDA_ERROR, "launch failure"), out_of_memory=True)
     after, _ = play(StateMachine(Rules(refresh_on_oom=True)), slot(S.BUSY), sticky)
-    assert after.refresh_cause == c.CudaContextBroken("launch failure")
+    assert after.refresh_cause == c.RefreshCause(c.RefreshBy.CUDA_ERROR, "launch failure")
 
 
 ABOVE = StateMachine(Rules(refresh_above=500))
@@ -366,7 +368,11 @@ def test_what_the_worker_holds_is_read_when_its_job_has_ended_and_may_be_too_muc
     after, actions = play(ABOVE, after, before_the_end, now=100.1)
     assert (after.state, actions) == (S.IDLE, [])
     after, actions = play(ABOVE, after, steps.Overgrown(900, 100.0), now=100.1)
-    assert (after.state, after.refresh_cause, actions) == (S.ENDING, c.HoldsTooMuch(), [steps.Measure()])
+    assert (after.state, after.refresh_cause, actions) == (
+        S.ENDING,
+        c.RefreshCause(c.RefreshBy.HELD_MEMORY),
+        [steps.Measure()],
+    )
     assert after.since == 100.1
 
 
@@ -385,7 +391,7 @@ def test_a_worker_that_holds_too_much_without_a_job_is_said_once_and_stays():
     assert (after.state, actions) == (S.IDLE, [notice.HoldsWithoutJob("gpu0", 900, 500)])
     # Nor is the next generation's, which the end of a job brings.
     after, _ = play(ABOVE, after, steps.Assign("job"), steps.JobDone("job"), steps.Overgrown(900, 100.0))
-    assert (after.state, after.cause) == (S.ENDING, c.HoldsTooMuch())
+    assert (after.state, after.cause) == (S.ENDING, c.RefreshCause(c.RefreshBy.HELD_MEMORY))
     ended = (steps.Measured(), steps.Died(c.Exited(0)), steps.Swept(), steps.Released(900), steps.Ready(1))
     after, actions = play(ABOVE, after, *ended, steps.Overgrown(900, 100.0))
     assert (after.state, after.refreshes, after.jobs_in_worker) == (S.IDLE, 1, 0)
@@ -400,7 +406,7 @@ def test_nothing_is_read_where_it_means_nothing(rules, has_gpu):
 
 def test_a_refresh_waits_for_the_other_jobs_and_takes_no_new_ones():
     both = slot(S.BUSY, capacity=3, running=("job", "other"))
-    after, _ = play(MACHINE, both, steps.JobDone("job", refresh=c.AskedByHandler()))
+    after, _ = play(MACHINE, both, steps.JobDone("job", refresh=c.RefreshCause(c.RefreshBy.HANDLER)))
     assert (after.state, after.room) == (S.BUSY, 0)
     after, actions = play(MACHINE, after, steps.JobDone("other"))
     assert (after.state, actions) == (S.ENDING, [steps.TellExit()])
@@ -411,7 +417,7 @@ def test_a_refresh_that_memory_held_up_reports_who_asked_for_it(state):
     _, actions = play(
         MACHINE,
         slot(state),
-        steps.RefreshAsked(c.AskedByHandler()),
+        steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HANDLER)),
         steps.Measured(),
         steps.Died(c.Exited(0)),
         steps.Swept(),
@@ -419,15 +425,17 @@ def test_a_refresh_that_memory_held_up_reports_who_asked_for_it(state):
         steps.Released(900),
         steps.Ready(1),
     )
-    assert [action.cause for action in actions if isinstance(action, notice.Refreshed)] == [c.AskedByHandler()]
+    assert [action.cause for action in actions if isinstance(action, notice.Refreshed)] == [
+        c.RefreshCause(c.RefreshBy.HANDLER)
+    ]
 
 
 def test_held_memory_keeps_the_slot_out_until_it_clears_or_by_hand():
-    held = slot(S.HELD, next=Next.REFRESH, cause=c.AskedByHandler(), obstacle=HELD)
+    held = slot(S.HELD, next=Next.REFRESH, cause=c.RefreshCause(c.RefreshBy.HANDLER), obstacle=HELD)
     assert held.reason == HELD
     cleared, actions = play(MACHINE, held, steps.Released(900))
     assert (cleared.state, actions, cleared.refreshes, cleared.obstacle) == (S.STARTING, [steps.ForkWorker(4)], 1, None)
-    forced, _ = play(MACHINE, held, steps.RefreshAsked(c.RefreshedByHand()))
+    forced, _ = play(MACHINE, held, steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HAND)))
     assert (forced.state, forced.verified) == (S.STARTING, False)
 
 

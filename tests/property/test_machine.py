@@ -180,7 +180,7 @@ class SlotLife(RuleBasedStateMachine):
         if job not in self.cancelled:
             self.job_ends(job)
         self.wants_refresh = self.wants_refresh or refresh
-        self.step(steps.JobDone(job, c.AskedByHandler() if refresh else None, full))
+        self.step(steps.JobDone(job, c.RefreshCause(c.RefreshBy.HANDLER) if refresh else None, full))
 
     @precondition(lambda self: self.slot.running)
     @rule(pick=st.integers(0, 2), gently=st.booleans(), stuck=st.booleans())
@@ -233,10 +233,10 @@ class SlotLife(RuleBasedStateMachine):
     @rule(
         event=st.sampled_from(
             (
-                steps.RefreshAsked(c.RefreshedByHand()),
+                steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HAND)),
                 steps.HandlerChanged(),
                 steps.PauseAsked(c.PausedByHand()),
-                steps.PauseAsked(c.IdleTooLong(60.0)),
+                steps.PauseAsked(c.SpareCause(idle_s=60.0)),
                 steps.ResumeAsked(),
             )
         )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from supervisor.errors import StoreError, TransitionError
-from supervisor.job import TRANSITIONS, Job, JobRequest, JobStatus, Outcome
+from supervisor.job import Job, JobRequest, JobStatus, Outcome
 from supervisor.store.store import Store
 from supervisor.store.writes import (
     LARGE_INPUT,
@@ -30,6 +30,7 @@ from supervisor.store.writes import (
 )
 from tests.protocol.causes import JOB_CAUSES
 from tests.store.numbered import numbered
+from tests.store.transitions import TRANSITIONS
 
 RARE = st.sampled_from((False, False, True))
 SEQS = st.integers(1, 6)
@@ -388,9 +389,7 @@ class StoreLife(RuleBasedStateMachine):
         if not really:
             return
         if in_a_commit and self.durability == "normal":
-            self.store._begin(
-                lambda: [write.apply(self.store._cursor.execute, self.store._sql) for write in self.batch[:1]]
-            )
+            self.store._begin(lambda: [write.apply(self.store._cursor) for write in self.batch[:1]])
         elsewhere = Path(tempfile.mkdtemp(dir=self.folder))
         for file in self.path.parent.glob(f"{self.path.name}*"):
             shutil.copy(file, elsewhere)

@@ -22,19 +22,19 @@ WORDS: list[tuple[msgspec.Struct, str]] = [
     (c.TemplateNotStarted("no such file"), "could not be started: no such file"),
     (c.TemplateVanished(), "ended"),
     # who asked for a refresh
-    (c.AskedByHandler(), "the handler"),
-    (c.CudaContextBroken("illegal access"), "a CUDA error (illegal access)"),
-    (c.GpuMemoryFull(), "a full GPU (--refresh-on-oom)"),
-    (c.AfterEachJob(), "--refresh-worker"),
-    (c.AfterSomeJobs(), "--refresh-after-jobs"),
-    (c.HoldsTooMuch(), "--refresh-above"),
-    (c.RefreshedByHand(), "hand"),
-    (c.HandlerReloaded(), "a reload"),
+    (c.RefreshCause(c.RefreshBy.HANDLER), "the handler"),
+    (c.RefreshCause(c.RefreshBy.CUDA_ERROR, "illegal access"), "a CUDA error (illegal access)"),
+    (c.RefreshCause(c.RefreshBy.FULL_GPU), "a full GPU (--refresh-on-oom)"),
+    (c.RefreshCause(c.RefreshBy.EACH_JOB), "--refresh-worker"),
+    (c.RefreshCause(c.RefreshBy.SOME_JOBS), "--refresh-after-jobs"),
+    (c.RefreshCause(c.RefreshBy.HELD_MEMORY), "--refresh-above"),
+    (c.RefreshCause(c.RefreshBy.HAND), "hand"),
+    (c.RefreshCause(c.RefreshBy.RELOAD), "a reload"),
     # why a slot is paused
     (c.PausedByHand(), "paused by hand"),
-    (c.StartsOnDemand(), "starts when jobs wait"),
-    (c.IdleTooLong(60.0), "idle for 60 s; starts when jobs wait"),
-    (c.EnoughOthers(2), "--max-workers 2 are in service; starts when jobs wait"),
+    (c.SpareCause(), "starts when jobs wait"),
+    (c.SpareCause(idle_s=60.0), "idle for 60 s; starts when jobs wait"),
+    (c.SpareCause(most=2), "--max-workers 2 are in service; starts when jobs wait"),
     # why a worker ended
     (c.TooManyProcesses(64), "had more than 64 processes (--max-processes)"),
     (
@@ -44,10 +44,10 @@ WORDS: list[tuple[msgspec.Struct, str]] = [
     (c.HandlerNotLoaded("h.py raised: {no}"), "could not load the handler: h.py raised: {no}"),
     (c.ForkRefused("no memory"), "could not be forked: no memory"),
     (c.NoTemplate(EXITED), "was never forked: the template process exited with code 3"),
-    (c.TemplateDied(), "the template process died"),
+    (c.EndedBecause.TEMPLATE_DIED, "the template process died"),
     (c.StartTimedOut(60.0), "did not become ready within 60 s (--start-timeout)"),
-    (c.CancelledJobRan(), "a cancelled job was still running"),
-    (c.OverdueJobRan(), "a job that was out of time was still running"),
+    (c.EndedBecause.CANCELLED_JOB_RAN, "a cancelled job was still running"),
+    (c.EndedBecause.OVERDUE_JOB_RAN, "a job that was out of time was still running"),
     (c.CancelIgnored(2.5), "did not stop a cancelled job within 2.5 s (--grace)"),
     (c.ProtocolBroken("nonsense"), "broke the protocol: nonsense"),
     (c.GpusLost((c.LostGpu(0, xid=79),)), "lost its GPU 0: Xid 79 (GPU has fallen off the bus)"),
@@ -55,7 +55,7 @@ WORDS: list[tuple[msgspec.Struct, str]] = [
         c.GpusLost((c.LostGpu(0, xid=777), c.LostGpu(1, error="Unknown Error"), c.LostGpu(2))),
         "lost its GPU 0: Xid 777, GPU 1 (Unknown Error), GPU 2 (GPU is lost)",
     ),
-    (c.SupervisorStops(), "the supervisor stops"),
+    (c.EndedBecause.SUPERVISOR_STOPS, "the supervisor stops"),
     # what keeps a slot from its next worker
     (MEMORY, "300 MiB still in use by pid 10 (unknown), pid 11 (python)"),
     (
@@ -80,9 +80,9 @@ JOB_CAUSES: list[tuple[msgspec.Struct, str, str]] = [
         '{"type":"worker_lost","slot":"gpu0","pid":41,"end":{"type":"exited","code":3},"tail":["one","two: {0}"]}',
     ),
     (
-        c.WorkerLost("gpu0", 41, c.TemplateDied()),
+        c.WorkerLost("gpu0", 41, c.EndedBecause.TEMPLATE_DIED),
         "worker gpu0 (pid 41) was ended because the template process died",
-        '{"type":"worker_lost","slot":"gpu0","pid":41,"end":{"type":"template_died"},"tail":[]}',
+        '{"type":"worker_lost","slot":"gpu0","pid":41,"end":"template_died","tail":[]}',
     ),
     (
         c.WorkerLost("gpu0", 41, c.GpusLost((c.LostGpu(0, 79),))),
@@ -93,14 +93,14 @@ JOB_CAUSES: list[tuple[msgspec.Struct, str, str]] = [
         ),
     ),
     (
-        c.ResultTooLarge(300, 200),
+        c.TooLarge(300, 200),
         "the result is 300 bytes long, more than --max-result allows (200)",
-        '{"type":"result_too_large","size":300,"limit":200}',
+        '{"type":"too_large","size":300,"limit":200,"chunk":null}',
     ),
     (
-        c.ChunkTooLarge(2, 300, 200),
+        c.TooLarge(300, 200, 2),
         "chunk 2 is 300 bytes long, more than --max-result allows (200)",
-        '{"type":"chunk_too_large","index":2,"size":300,"limit":200}',
+        '{"type":"too_large","size":300,"limit":200,"chunk":2}',
     ),
     (
         c.StreamTooLarge(7, 100, 10_485_760, 10),
@@ -124,12 +124,12 @@ JOB_CAUSES: list[tuple[msgspec.Struct, str, str]] = [
     (
         c.SupervisorKilled(),
         "the supervisor was killed while the job ran (--on-restart fail)",
-        '{"type":"supervisor_killed"}',
+        '{"type":"supervisor_killed","starts":null}',
     ),
     (
-        c.KilledTooOften(3),
+        c.SupervisorKilled(3),
         "the supervisor was killed while the job ran, 3 times",
-        '{"type":"killed_too_often","starts":3}',
+        '{"type":"supervisor_killed","starts":3}',
     ),
     (
         c.ChunksHandedOut(),
@@ -157,5 +157,9 @@ JOB_CAUSES: list[tuple[msgspec.Struct, str, str]] = [
         "the supervisor failed: KeyError('a')",
         '{"type":"supervisor_failed","error":"KeyError(\'a\')"}',
     ),
-    (c.LineRefused("'input' is missing"), "'input' is missing", '{"type":"line_refused","why":"\'input\' is missing"}'),
+    (
+        c.UnknownCause('{"type":"new"}'),
+        'the job ended for a reason that this version of supervise does not know: {"type":"new"}',
+        '{"type":"unknown_cause","text":"{\\"type\\":\\"new\\"}"}',
+    ),
 ]

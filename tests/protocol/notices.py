@@ -29,7 +29,7 @@ NOTICES: list[tuple[n.Notice, str, n.Level, str, dict[str, Any]]] = [
         GPU0,
     ),
     (
-        n.WorkerRestarts("gpu0", 41, c.CancelledJobRan()),
+        n.WorkerRestarts("gpu0", 41, c.EndedBecause.CANCELLED_JOB_RAN),
         "restart",
         INFO,
         "gpu0: worker (pid 41) was ended because a cancelled job was still running; restarting",
@@ -50,14 +50,14 @@ NOTICES: list[tuple[n.Notice, str, n.Level, str, dict[str, Any]]] = [
         {**GPU0, "broken": True},
     ),
     (
-        n.Refreshed("gpu0", c.AskedByHandler(), **REPORT, freed_mib=812, verified=True),
+        n.Refreshed("gpu0", c.RefreshCause(c.RefreshBy.HANDLER), **REPORT, freed_mib=812, verified=True),
         "refresh",
         INFO,
         "gpu0: refreshed in 25.0 ms (end 4.0, release 1.0, start 20.0), 812 MiB freed; asked by the handler",
         {**GPU0, "report": {"cause": "the handler", **REPORT, "freed_mib": 812, "verified": True}},
     ),
     (
-        n.Refreshed("gpu0", c.RefreshedByHand(), **REPORT, freed_mib=None, verified=False),
+        n.Refreshed("gpu0", c.RefreshCause(c.RefreshBy.HAND), **REPORT, freed_mib=None, verified=False),
         "refresh",
         INFO,
         "gpu0: refreshed in 25.0 ms (end 4.0, release 1.0, start 20.0), unverified; asked by hand",
@@ -98,9 +98,9 @@ NOTICES: list[tuple[n.Notice, str, n.Level, str, dict[str, Any]]] = [
         {"slot": "gpu1"},
     ),
     # GPUs
-    (n.SlotHeld("gpu0", HELD), "gpu", ERROR, "gpu0: held: 300 MiB still in use by pid 10 (unknown)", GPU0),
+    (n.SlotOut("gpu0", HELD), "gpu", ERROR, "gpu0: held: 300 MiB still in use by pid 10 (unknown)", GPU0),
     (
-        n.SlotLost("gpu0", c.GpusLost((c.LostGpu(0, 79),))),
+        n.SlotOut("gpu0", c.GpusLost((c.LostGpu(0, 79),))),
         "gpu",
         ERROR,
         "gpu0: lost its GPU 0: Xid 79 (GPU has fallen off the bus)",
@@ -172,18 +172,30 @@ NOTICES: list[tuple[n.Notice, str, n.Level, str, dict[str, Any]]] = [
     (n.Reloading(("a.py", "held.py", "c.py")), "reload", INFO, "a.py, held.py, c.py changed: reloading", {}),
     (n.Reloading(tuple("abcde")), "reload", INFO, "a, b, c and 2 more changed: reloading", {}),
     (
-        n.StoreStalled("the disk is full"),
+        n.TaskFailed(n.Task.WRITE_STORE, "the disk is full"),
         "warning",
         WARNING,
         "the job store cannot be written, trying again: the disk is full",
         {},
     ),
     (n.StoreWritable(), "warning", WARNING, "the job store can be written again", {}),
-    (n.OldJobsKept("the disk is full"), "warning", WARNING, "old jobs could not be removed: the disk is full", {}),
-    (n.SecretKept("no", ended=True), "warning", WARNING, "a job has ended, and no", {}),
-    (n.SecretKept("no", ended=False), "warning", WARNING, "no", {}),
+    (
+        n.TaskFailed(n.Task.REMOVE_OLD_JOBS, "the disk is full"),
+        "warning",
+        WARNING,
+        "old jobs could not be removed: the disk is full",
+        {},
+    ),
+    (n.TaskFailed(n.Task.REMOVE_ENDED_SECRET, "no"), "warning", WARNING, "a job has ended, and no", {}),
+    (n.TaskFailed(n.Task.REMOVE_SECRET, "no"), "warning", WARNING, "no", {}),
     # webhooks
-    (n.WebhooksStalled("no threads"), "warning", WARNING, "webhooks wait, trying again: no threads", {}),
+    (
+        n.TaskFailed(n.Task.DELIVER_WEBHOOKS, "no threads"),
+        "warning",
+        WARNING,
+        "webhooks wait, trying again: no threads",
+        {},
+    ),
     (
         n.WebhookGivenUp("a", "http://x:1", 3, "500"),
         "warning",

@@ -28,6 +28,8 @@ def test_no_cause_is_without_words_or_without_a_line_in_the_tables():
     shown = {type(cause) for cause, _ in WORDS} | {type(cause) for cause, _, _ in JOB_CAUSES}
     assert shown == members(wording.Cause)
     assert {type(cause) for cause, _, _ in JOB_CAUSES} == members(c.JobCause)
+    assert {cause for cause, _ in WORDS if isinstance(cause, c.EndedBecause)} == set(c.EndedBecause)
+    assert {cause.by for cause, _ in WORDS if isinstance(cause, c.RefreshCause)} == set(c.RefreshBy)
 
 
 @pytest.mark.parametrize("end", [cause for cause, _ in WORDS if type(cause) in members(c.WorkerEnd)])
@@ -40,8 +42,8 @@ def test_a_worker_may_have_ended_by_any_of_its_ends(end):
 @pytest.mark.parametrize(
     ("end", "words"),
     [
-        (c.CancelledJobRan(), "was ended because a cancelled job was still running"),
-        (c.SupervisorStops(), "was ended because the supervisor stops"),
+        (c.EndedBecause.CANCELLED_JOB_RAN, "was ended because a cancelled job was still running"),
+        (c.EndedBecause.SUPERVISOR_STOPS, "was ended because the supervisor stops"),
         (EXITED, "exited with code 3"),
         (c.ForkRefused("no memory"), "could not be forked: no memory"),
     ],
@@ -93,4 +95,4 @@ def test_a_line_of_it_for_lists():
     )
     lost = wording.error_line(job(cause=c.WorkerLost("gpu0", 41, EXITED, ("last words",))))
     assert lost == "worker gpu0 (pid 41) exited with code 3"
-    assert len(wording.error_line(job(cause=c.LineRefused("x" * 1000)))) == ERROR_CHARS
+    assert len(wording.error_line(job(error="x" * 1000))) == ERROR_CHARS

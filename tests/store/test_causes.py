@@ -1,22 +1,17 @@
-"""Why the program ended a job is kept as a value: through a restart, in the words that were released, and for jobs of before."""
+"""Why the program ended a job is kept as a value: through a restart, and in the words that were released."""
 
 from __future__ import annotations
-
-import sqlite3
-from contextlib import closing
-from pathlib import Path
 
 import msgspec
 import pytest
 
 from supervisor import cause as c
 from supervisor.job import JobRequest, JobStatus, Outcome
-from supervisor.store.migrations import migrate
+from supervisor.protocol.wording import error_of
 from supervisor.store.store import Store
 from supervisor.store.writes import End, Insert, Requeue, Retry, Start
 from tests.protocol.causes import JOB_CAUSES
 
-VERSION_1 = Path(__file__).parent / "version1.sql"
 LOST = c.WorkerLost("gpu0", 41, c.Signalled(9), ("last words: ü\0",))
 
 
@@ -53,10 +48,20 @@ def test_a_retry_clears_it(store, commit):
     assert (store.get("a").cause, store.get("a").error) == (None, "its own")
 
 
-def test_jobs_that_ended_under_version_2_have_their_text_and_no_cause(file):
-    with closing(sqlite3.connect(file, isolation_level=None)) as db:
-        db.executescript(VERSION_1.read_text("utf-8"))
-        migrate(db, 1, 2)
-    with Store.open(file) as store:
-        job = store.get("failed")
-        assert (job.error, job.cause) == ("broke: é", None)
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"moon_phase","of":7}',
+        '{"type":"worker_lost","slot":"gpu0","pid":1,"end":{"type":"evaporated"},"tail":[]}',
+        '{"type":"execution_timed_out","limit_ms":"long"}',
+    ],
+)
+def test_a_cause_that_only_a_later_version_knows_leaves_its_job_readable(store, commit, sqlite_of, text):
+    commit(store, Insert(1, JobRequest("a", b"1"), 10), Start(1, 11, "w"), End(1, failed(LOST), 12))
+    sqlite_of(store).execute("UPDATE jobs SET cause = ?", (text,))
+    job = store.get("a")
+    assert (job.status, job.cause) == (JobStatus.FAILED, c.UnknownCause(text))
+    assert store.newest_ended(1)[0].cause == store.page(9, 0, None, 1)[0].cause == job.cause
+    assert error_of(job) == f"the job ended for a reason that this version of supervise does not know: {text}"
+    commit(store, Retry(1, 50))
+    assert store.get("a").cause is None

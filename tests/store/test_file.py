@@ -18,6 +18,7 @@ import supervisor
 from supervisor.errors import LockedError, StoreError, StoreVersionError, TransitionError, UsageError
 from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store import opening
+from supervisor.store.sql import QUERIES
 from supervisor.store.store import Store
 from supervisor.store.writes import End, Insert, Start
 from tests.store.numbered import numbered
@@ -115,7 +116,7 @@ def test_a_second_opener_in_the_same_process_does_not_break_the_lock(file, commi
 def test_a_newer_version_is_refused_untouched(file):
     Store.open(file).close()
     with closing(sqlite3.connect(file)) as db:
-        db.execute(f"PRAGMA user_version = {opening.VERSION + 1}")
+        db.execute(f"PRAGMA user_version = {len(opening.STEPS) + 1}")
     file.chmod(0o640)
     before = everything_in(file.parent)
     with pytest.raises(StoreVersionError, match=re.escape(str(file))):
@@ -141,6 +142,11 @@ def another_database(file: Path) -> None:
         db.execute("CREATE TABLE letters (text)")
 
 
+def store_of_before_the_release(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript("CREATE TABLE jobs (id); PRAGMA application_id = 1937076342; PRAGMA user_version = 3;")
+
+
 def damaged_store(file: Path) -> None:
     Store.open(file).close()
     content = bytearray(file.read_bytes())
@@ -152,6 +158,7 @@ def damaged_store(file: Path) -> None:
     ("spoil", "words"),
     [
         (another_database, "another program"),
+        (store_of_before_the_release, "before its first release; name another one with --store, or move this one away"),
         (lambda file: file.write_text("these are my notes, " * 50), "no job store"),
         (lambda file: file.mkdir(), "a folder"),
         (damaged_store, "damaged"),
@@ -174,9 +181,12 @@ def test_an_empty_file_becomes_a_store(file, commit):
         commit(store, insert(1))
 
 
-def test_an_sqlite_that_is_too_old_is_named():
+def test_an_sqlite_that_is_too_old_is_named(file, monkeypatch):
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.34.1")
     with pytest.raises(StoreError, match=r"SQLite 3\.34\.1, .* needs 3\.35\.0"):
-        opening.check_sqlite((3, 34, 1))
+        Store.open(file)
+    assert not file.exists()
 
 
 @pytest.mark.parametrize(("durability", "synchronous", "locking"), [("normal", 1, "exclusive"), ("full", 2, "normal")])
@@ -215,20 +225,25 @@ def test_a_failing_disk_costs_the_batch_and_nothing_else(file, commit, files_lim
 
 
 SCANS = {f"SCAN {table}" for table in ("jobs", "inputs", "chunks", "logs", "webhooks", "webhook_bodies")}
-QUERIES = """
+LOOKUPS = """
     queued running newest_ended forget get facts chunks next_seq queued_counts expired next_expiry page log log_end
     webhooks webhook_receivers webhook_body
 """
 
 
-@pytest.mark.parametrize("query", QUERIES.split())
+@pytest.mark.parametrize("query", LOOKUPS.split())
 def test_no_query_reads_the_whole_table(file, sqlite_of, query):
     with Store.open(file) as store:
-        text = getattr(store._sql, query)
+        text = QUERIES[query]
         plan = sqlite_of(store).execute(f"EXPLAIN QUERY PLAN {text}", (1,) * text.count("?")).fetchall()
     steps = [step for *_, step in plan]
     assert steps
     assert not [step for step in steps if step in SCANS or "TEMP B-TREE" in step]
+
+
+def test_every_statement_is_one_that_the_store_uses():
+    sources = "".join(path.read_text("utf-8") for path in Path(opening.__file__).parent.glob("*.py"))
+    assert [name for name in QUERIES if f'"{name}"' not in sources] == []
 
 
 def test_a_start_that_was_cut_short_before_it_made_a_table_is_simply_made_good(file: Path) -> None:

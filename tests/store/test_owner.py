@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import pytest
 from supervisor.config.resolve import make_settings
 from supervisor.errors import StoreError, UsageError
 from supervisor.job import JobStatus
-from supervisor.store import opening, owner, summary
+from supervisor.store import owner, summary
 from supervisor.store.opening import MEMORY
 from supervisor.store.store import Store
 from supervisor.wire.messages import HandlerSpec
@@ -158,19 +156,6 @@ def test_a_disk_that_refuses_leaves_the_owner(file: Path, files_limited_to: Any)
         assert store.owner == "a.b"
         store.set_owner("c.d")
         assert store.owner == "c.d"
-
-
-def test_a_store_of_version_2_is_nobodys(file: Path, bring: Callable[..., str]) -> None:
-    with Store.open(file) as store:
-        bring(store, 1, JobStatus.IN_QUEUE)
-        store.set_owner("a.b")
-    with closing(sqlite3.connect(file)) as db:
-        db.executescript("DROP TABLE owner; ALTER TABLE jobs DROP COLUMN cause; PRAGMA user_version = 2;")
-    notes: list[str] = []
-    with Store.open(file, note=notes.append) as store:
-        assert (store.owner, store.counts().jobs[JobStatus.IN_QUEUE]) == (None, 1)
-        store.set_owner("c.d")
-    assert notes == [f"{file}: bringing this job store from version 2 to {opening.VERSION}"]
 
 
 # --- who may have it -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""No write and no SQL can take a job where job.TRANSITIONS does not."""
+"""No write and no SQL can take a job where tests/store/transitions.py does not."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.errors import StoreError, TransitionError
-from supervisor.job import TRANSITIONS, JobRequest, JobStatus, Outcome, may_follow
+from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store.opening import MEMORY
 from supervisor.store.store import Store
 from supervisor.store.writes import AddChunk, End, Insert, Requeue, Retry, Start, Write
 from tests.store.numbered import numbered
+from tests.store.transitions import TRANSITIONS
 
 PAIRS = list(product(JobStatus, JobStatus))
 
 
-def test_the_schema_has_the_table_of_job_py(store, sqlite_of):
+def test_the_schema_has_this_table(store, sqlite_of):
     rows = sqlite_of(store).execute("SELECT before, after FROM transitions").fetchall()
     assert {(before, after) for before, after in rows} == {
         (before.value, after.value) for before, followers in TRANSITIONS.items() for after in followers
@@ -32,7 +33,7 @@ def test_sql_from_anywhere_is_refused_an_illegal_step(store, bring, sqlite_of, b
     # All that the columns' own rules ask of the new state, so that only the step itself can be refused.
     update = "UPDATE jobs SET status = ?, ended_ms = ?, started_ms = 5, attempts = 1 WHERE seq = 1"
     row = (after.value, 6 if after.terminal else None)
-    if may_follow(before, after):
+    if after in TRANSITIONS[before]:
         sqlite_of(store).execute(update, row)
         assert numbered(store, 1).status is after
     else:
@@ -57,7 +58,7 @@ def test_writes_make_the_legal_steps_and_no_others(before, after, commit, bring)
             bring(store, 1, before)
             job, counts = numbered(store, 1), store.counts()
             starts_here = not isinstance(write, (Requeue, Retry)) or isinstance(write, Retry) == before.terminal
-            if may_follow(before, after) and starts_here:
+            if after in TRANSITIONS[before] and starts_here:
                 commit(store, write)
                 assert numbered(store, 1).status is after
             else:

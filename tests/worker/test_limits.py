@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.cause import ChunkTooLarge, ResultTooLarge
+from supervisor.cause import TooLarge
 from supervisor.wire import messages as wire
 
 LONG = "x" * 200
@@ -13,11 +13,11 @@ LONG = "x" * 200
 @pytest.mark.parametrize(
     ("body", "cause"),
     [
-        pytest.param(f"return {LONG!r}", ResultTooLarge(202, 150), id="result"),
-        pytest.param(f"return {{'error': {LONG!r}}}", ResultTooLarge(200, 150), id="error"),
-        pytest.param(f"return {{'error': 'e', 'rest': {LONG!r}}}", ResultTooLarge(212, 150), id="beside an error"),
-        pytest.param(f"yield 1; yield {LONG!r}", ChunkTooLarge(1, 202, 150), id="chunk"),
-        pytest.param("for n in range(60): yield n", ResultTooLarge(171, 150), id="aggregate"),
+        pytest.param(f"return {LONG!r}", TooLarge(202, 150), id="result"),
+        pytest.param(f"return {{'error': {LONG!r}}}", TooLarge(200, 150), id="error"),
+        pytest.param(f"return {{'error': 'e', 'rest': {LONG!r}}}", TooLarge(212, 150), id="beside an error"),
+        pytest.param(f"yield 1; yield {LONG!r}", TooLarge(202, 150, 1), id="chunk"),
+        pytest.param("for n in range(60): yield n", TooLarge(171, 150), id="aggregate"),
     ],
 )
 def test_what_is_too_long_fails_its_job_and_the_worker_goes_on(serve, body, cause):

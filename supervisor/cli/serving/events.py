@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-import msgspec
-
 from supervisor.cli.serving.event_log import Lines
 from supervisor.engine.engine import Happening
 from supervisor.job import Job, JobStatus, delay_ms, execution_ms
-from supervisor.notice import AnyNotice
+from supervisor.notice import Notice
 from supervisor.pool import events
 from supervisor.protocol import event_lines
 from supervisor.protocol.wording import error_line
@@ -62,9 +60,8 @@ class News:
             self._job_ended(happening)
         elif isinstance(happening, events.Printed):
             self._printed(happening)
-        elif isinstance(happening, AnyNotice):
-            facts = msgspec.to_builtins(event_lines.fields(happening))
-            self.event(happening.kind, event_lines.line(happening), **facts)
+        elif isinstance(happening, Notice):
+            self.event(happening.kind, event_lines.line(happening), **event_lines.fields(happening))
 
     def _printed(self, event: events.Printed) -> None:
         at = _now_ms()

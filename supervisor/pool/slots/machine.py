@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from supervisor.cause import CancelIgnored, HandlerReloaded, StartTimedOut, SupervisorStops, TemplateDied, WorkerEnd
+from supervisor.cause import CancelIgnored, EndedBecause, RefreshBy, RefreshCause, StartTimedOut, WorkerEnd
 from supervisor.notice import Refreshed, SlotBroken, StartFailed
 from supervisor.pool.slots.ending import Ending, Step, changed, lost_jobs
 from supervisor.pool.slots.rules import Rules, expect, illegal
@@ -194,7 +194,7 @@ class StateMachine:
         # Also one that ends: it must not back off because of a handler that may be mended.
         slot = changed(slot, failures=0)
         has_read = slot.state in (*_ALIVE, SlotState.BACKOFF, SlotState.BROKEN)
-        return self._refresh_asked(slot, RefreshAsked(HandlerReloaded()), now) if has_read else (slot, [])
+        return self._refresh_asked(slot, RefreshAsked(RefreshCause(RefreshBy.RELOAD)), now) if has_read else (slot, [])
 
     def _pause_asked(self, slot: Slot, event: PauseAsked, now: float) -> Step:
         if slot.pausing if event.spare else slot.state is SlotState.PARKED and not slot.spare:
@@ -267,14 +267,14 @@ class StateMachine:
     def _template_gone(self, slot: Slot, event: TemplateGone, now: float) -> Step:
         if slot.state not in (*_ALIVE, SlotState.ENDING):
             return slot, []
-        lost = lost_jobs(slot, TemplateDied(), charged=False)
+        lost = lost_jobs(slot, EndedBecause.TEMPLATE_DIED, charged=False)
         restarts = slot.restarts + (slot.state is not SlotState.STARTING and slot.end_step is not EndStep.DEAD)
         slot = changed(
             slot,
             state=SlotState.ENDING,
             end_step=EndStep.DEAD,
             next=Next.PARK if slot.next is Next.PARK else Next.RESTART,
-            cause=TemplateDied(),
+            cause=EndedBecause.TEMPLATE_DIED,
             pid=None,
             running=(),
             cancelling=(),
@@ -315,9 +315,9 @@ class StateMachine:
         if slot.state is SlotState.ENDING and (slot.end_step is EndStep.DEAD or not event.at_once):
             return changed(slot, next=Next.PARK), []
         if event.at_once:
-            return self._ending.start(slot, now, EndStep.KILL, Next.PARK, SupervisorStops())
+            return self._ending.start(slot, now, EndStep.KILL, Next.PARK, EndedBecause.SUPERVISOR_STOPS)
         step = EndStep.TERM if slot.running or slot.state is SlotState.STARTING else EndStep.MEASURE
-        return self._ending.start(slot, now, step, Next.PARK, SupervisorStops())
+        return self._ending.start(slot, now, step, Next.PARK, EndedBecause.SUPERVISOR_STOPS)
 
     def _tick(self, slot: Slot, event: Tick, now: float) -> Step:
         if slot.deadline is None or now < slot.deadline:

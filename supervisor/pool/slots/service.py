@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supervisor.cause import AfterEachJob, AfterSomeJobs, GpuMemoryFull, HoldsTooMuch, RefreshCause
+from supervisor.cause import RefreshBy, RefreshCause
 from supervisor.notice import HoldsWithoutJob
 from supervisor.pool.slots.ending import Ending, Step, changed
 from supervisor.pool.slots.rules import Rules, illegal
@@ -82,7 +82,7 @@ class Service:
         if slot.state is not SlotState.IDLE or event.at < slot.idle_since:
             return slot, []
         if slot.jobs_in_worker:
-            return self.leave(changed(slot, refresh_cause=HoldsTooMuch(), since=now), now)
+            return self.leave(changed(slot, refresh_cause=RefreshCause(RefreshBy.HELD_MEMORY), since=now), now)
         # A fresh worker would hold as much, and so would the next: each may be refreshed after a job only.
         if slot.refresh_above_warned:
             return slot, []
@@ -102,10 +102,10 @@ class Service:
 
     def _own_cause(self, slot: Slot, event: JobDone) -> RefreshCause | None:
         if self._rules.refresh_worker:
-            return AfterEachJob()
+            return RefreshCause(RefreshBy.EACH_JOB)
         if self._rules.refresh_on_oom and event.out_of_memory:
-            return GpuMemoryFull()
+            return RefreshCause(RefreshBy.FULL_GPU)
         after = self._rules.refresh_after_jobs
         if after and slot.jobs_in_worker >= after:
-            return AfterSomeJobs()
+            return RefreshCause(RefreshBy.SOME_JOBS)
         return None

@@ -7,11 +7,10 @@ from typing import Union
 import msgspec
 
 from supervisor.cause import (
-    CancelledJobRan,
+    EndedBecause,
     ForkRefused,
     GpusLost,
     MemoryStaysInUse,
-    OverdueJobRan,
     PauseCause,
     PausedByHand,
     ProtocolBroken,
@@ -78,7 +77,7 @@ class CancelJob(msgspec.Struct, frozen=True):
     job: str
     gently: bool
     stuck: bool = False
-    cause: Union[CancelledJobRan, OverdueJobRan] = CancelledJobRan()
+    cause: EndedBecause = EndedBecause.CANCELLED_JOB_RAN
 
 
 class RefreshAsked(msgspec.Struct, frozen=True):
