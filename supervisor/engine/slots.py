@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
+from supervisor.engine.shared import Shared
+from supervisor.engine.waiters import settle
 from supervisor.errors import RequestError
-from supervisor.pool.interfaces import Pool
 from supervisor.pool.slots.rules import IllegalStepError
 
 
@@ -23,11 +24,9 @@ class _Asked(NamedTuple):
 class SlotCommands:
     """Steps of slots by hand. Nothing of them is written, so they are done as a turn begins, before anything is decided."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None], pool: Pool) -> None:
-        """Step the slots of ``pool``; call ``wake`` to have a turn."""
-        self._loop = loop
-        self._wake = wake
-        self._pool = pool
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._pool = shared.pool
         self._asked: list[_Asked] = []
         self._reload = False
 
@@ -51,13 +50,13 @@ class SlotCommands:
     def reload(self) -> None:
         """Replace every worker after the jobs that it runs, so that each loads the handler anew."""
         self._reload = True
-        self._wake()
+        self._shared.turns.wake()
 
     def run(self, now: float) -> None:
         """Do what was asked for since the last turn; ``now`` in monotonic seconds."""
         asked, self._asked = self._asked, []
         for each in asked:
-            _settle(each.answer, self._step(each, now))
+            settle(each.answer, None, self._step(each, now))
         if self._reload:
             self._reload = False
             self._pool.reload(now)
@@ -80,21 +79,12 @@ class SlotCommands:
         """Do nothing of what was asked for: the disk refuses, and nothing goes on. A reload comes when it does no more."""
         asked, self._asked = self._asked, []
         for each in asked:
-            _settle(each.answer, error)
+            settle(each.answer, None, error)
 
     def _ask(self, slot: str, step: Callable[[str, float], None], refusal: str) -> asyncio.Future[None]:
         if slot not in self._pool.slots:
             raise self._unknown(slot)
-        answer: asyncio.Future[None] = self._loop.create_future()
+        answer: asyncio.Future[None] = self._shared.loop.create_future()
         self._asked.append(_Asked(slot, step, refusal, answer))
-        self._wake()
+        self._shared.turns.wake()
         return answer
-
-
-def _settle(answer: asyncio.Future[None], error: RequestError | None) -> None:
-    if answer.done():
-        return  # nobody waits any more
-    if error is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(None)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping
-from operator import attrgetter
 
 from supervisor.engine.job_logs import Drafts
-from supervisor.engine.jobs import Active, Jobs
+from supervisor.engine.jobs import Jobs
+from supervisor.engine.queue import by_seq
 from supervisor.job import IN_PROGRESS, IN_QUEUE, Job
 from supervisor.pool import events
 from supervisor.pool.slots.free import FreeSlots, Seating
 from supervisor.store.writes import Forget, Write
-
-_seq = attrgetter("seq")
 
 
 class Turn:
@@ -26,30 +24,6 @@ class Turn:
     ``rows`` are written in one transaction. Once they are on disk, memory is changed, then ``acts`` are carried out on the
     pool, then who waits is told by ``wakes``, each in the order of their decisions.
     """
-
-    __slots__ = (
-        "_deleted",
-        "_memory",
-        "acts",
-        "closed",
-        "commands",
-        "events",
-        "jobs",
-        "leaving",
-        "logs",
-        "next_seq",
-        "now",
-        "progress",
-        "returning",
-        "rows",
-        "seating",
-        "secrets",
-        "started",
-        "starts_held",
-        "streamed",
-        "waiting",
-        "wakes",
-    )
 
     def __init__(self, jobs: Jobs, free: FreeSlots, now: float, count: int = 0, commands: int = 0) -> None:
         """Decide about ``jobs``, which stay as they are, and the ``free`` slots, by so many events and ``commands``."""
@@ -126,7 +100,7 @@ class Turn:
         staying = (job for job in lane if job.id not in jobs)
         if self.returning:
             back = {job.seq: job for job in map(jobs.__getitem__, self.returning) if _waits(job, low_priority)}
-            staying = heapq.merge(staying, map(back.__getitem__, sorted(back)), key=_seq)
+            staying = heapq.merge(staying, map(back.__getitem__, sorted(back)), key=by_seq)
         yield from staying
         first_new = self._memory.next_seq
         yield from [job for job in jobs.values() if job.seq >= first_new and _waits(job, low_priority)]
@@ -135,7 +109,7 @@ class Turn:
         """Get all that is to be written: jobs that nobody wants any more are deleted with the next commit that is made anyway."""
         if not self.rows:
             return []
-        self._deleted = self._memory.to_delete
+        self._deleted = dict(self._memory.to_delete)
         return [*map(Forget, self._deleted.values()), *self.rows] if self._deleted else self.rows
 
     # --- once the rows are on disk ------------------------------------------------------------------------------------------
@@ -143,31 +117,27 @@ class Turn:
     def apply(self) -> None:
         """Bring memory to where this turn has it."""
         memory = self._memory
-        active, deadlines = memory.active, memory.deadlines
         for job_id, job in self.jobs.items():
-            slot, status = self.started.get(job_id), job.status
+            slot = self.started.get(job_id)
             if job_id in self.leaving:
                 memory.backlog.lane(job.low_priority).remove(job)
-            if status is IN_PROGRESS and slot is None:
-                active[job_id].job = job
+            if job.status is IN_PROGRESS and slot is None:
+                memory.active[job_id].job = job
                 continue
-            if active.pop(job_id, None) is not None:
-                deadlines.left(job_id)
-            if status is IN_QUEUE:
+            memory.leave(job_id)
+            if job.status is IN_QUEUE:
                 memory.wait(job)
-                deadlines.accepted(job)
-            elif slot is not None and status is IN_PROGRESS:
-                active[job_id] = Active(job, slot)
-                deadlines.accepted(job)
-                deadlines.started(job, self.now)
+            elif slot is not None and job.status is IN_PROGRESS:
+                memory.start(job, slot, self.now)
         memory.next_seq = self.next_seq
-        memory.deleted(self._deleted)
+        for job_id in self._deleted:
+            memory.to_delete.pop(job_id, None)
         for job_id, size in self.streamed.items():
             if self._runs_on(job_id):
-                active[job_id].streamed_bytes = size
+                memory.active[job_id].streamed_bytes = size
         for job_id, value in self.progress.items():
             if self._runs_on(job_id):
-                active[job_id].progress = value
+                memory.active[job_id].progress = value
 
     def _runs_on(self, job_id: str) -> bool:
         """Whether a job is in the worker still that has said something of it in this turn."""
