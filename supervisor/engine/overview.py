@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
 
 import msgspec
 
 from supervisor import __version__
 from supervisor.config.settings import Settings
+from supervisor.engine.jobs import Active
 from supervisor.engine.statistics import Statistics
 from supervisor.gpu.records import Gpu, GpuSample
 from supervisor.job import Job, delay_ms, execution_ms
@@ -37,13 +37,7 @@ LOG_LINES = 200
 ENDED_JOBS = 50
 """How many of the newest ends a snapshot carries."""
 
-
-class Running(Protocol):
-    """A job in a worker, as the engine keeps it."""
-
-    job: Job
-    slot: str
-    progress: bytes | None
+_Processes = tuple[GpuProcessView, ...] | None
 
 
 class Overview:
@@ -75,12 +69,8 @@ class Overview:
                 self._refreshed[event.slot] = refresh_view(event, at_ms)
                 self.statistics.refreshed(event.end_s, event.release_s, event.start_s, verified=event.verified)
 
-    def workers(self, pool: Pool) -> tuple[WorkerView, ...]:
-        """All slots, as ``/workers`` shows them."""
-        return tuple(self._worker(slot, pool.places[slot.name], pool.samples) for slot in pool.slots.values())
-
     def snapshot(
-        self, pool: Pool, running: Sequence[Running], queued: int, at_ms: int, now: float, draining: bool
+        self, pool: Pool, running: Sequence[Active], queued: int, at_ms: int, now: float, draining: bool
     ) -> Snapshot:
         """Everything; ``at_ms`` in wall-clock milliseconds, ``now`` in monotonic seconds."""
         settings = self._settings
@@ -93,7 +83,7 @@ class Overview:
             url=self.url,
             draining=draining,
             jobs=self.statistics.job_counts(len(running), queued),
-            workers=self.workers(pool),
+            workers=tuple(self._worker(slot, pool.places[slot.name], pool.samples) for slot in pool.slots.values()),
             gpus=_gpus(pool),
             running=tuple(_running(active) for active in running[:100]),
             ended=tuple(map(_ended, self._ended)),
@@ -148,7 +138,7 @@ def _ended(job: Job) -> EndedJobView:
     )
 
 
-def _running(active: Running) -> RunningJobView:
+def _running(active: Active) -> RunningJobView:
     job = active.job
     progress = msgspec.Raw(active.progress or b"null")
     return RunningJobView(
@@ -180,7 +170,6 @@ def _gpus(pool: Pool) -> tuple[GpuView, ...]:
 
 
 def _gpu(gpu: Gpu, sample: GpuSample, slots: Iterable[str]) -> GpuView:
-    processes = sample.processes
     return GpuView(
         index=gpu.index,
         uuid=gpu.uuid,
@@ -192,12 +181,7 @@ def _gpu(gpu: Gpu, sample: GpuSample, slots: Iterable[str]) -> GpuView:
         utilization=sample.utilization,
         temperature_c=sample.temperature_c,
         power_w=sample.power_w,
-        processes=None
-        if processes is None
-        else tuple(
-            GpuProcessView(process.pid, process.memory_mib, process.name, process.slot, process.visible)
-            for process in processes
-        ),
+        processes=msgspec.convert(sample.processes, _Processes, from_attributes=True),
         error=sample.error,
         lost=sample.lost,
     )

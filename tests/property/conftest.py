@@ -5,6 +5,7 @@ The suite draws a few examples, always the same. ``PROPERTY_EXAMPLES=2000`` draw
 """
 
 import asyncio
+import math
 import os
 import shutil
 import socket
@@ -221,22 +222,24 @@ class PlayedHouse:
 
     def _leaves_memory_alone(self, decide, given):
         """No decision changes memory, so that a turn which the disk refuses leaves nothing to take back."""
-        jobs = self.engine._jobs
-        kept = [jobs.backlog.lane(low)._last_seq for low in (False, True)]
+        kept = [lane._last_seq for lane in self.lanes]
         before = self.memory_of_the_engine(kept)
         turn = decide(*given)
         assert self.memory_of_the_engine(kept) == before, "a decision has changed memory"
         return turn
 
-    def memory_of_the_engine(self, kept):
+    @property
+    def lanes(self):
+        return [self.engine._jobs.backlog.lane(low) for low in (False, True)]
+
+    def memory_of_the_engine(self, kept=(math.inf, math.inf)):
         """All that is decided about, as it can be compared. Of the queue, up to the numbers ``kept``: a look may load more."""
         jobs, engine = self.engine._jobs, self.engine
-        lanes = [jobs.backlog.lane(low) for low in (False, True)]
         return (
             {key: (each.job, each.slot, each.progress, each.streamed_bytes) for key, each in jobs.active.items()},
             [
                 (lane.count, {job.seq: job for job in lane._window.values() if job.seq <= last})
-                for lane, last in zip(lanes, kept, strict=True)
+                for lane, last in zip(self.lanes, kept, strict=True)
             ],
             (dict(jobs.timeouts._at), jobs._expiry_ms, jobs.next_seq, dict(jobs.to_delete)),
             dict(engine.logs._open),
