@@ -12,7 +12,7 @@ from supervisor import __version__
 from supervisor.config.settings import Settings
 from supervisor.engine.jobs import Active
 from supervisor.engine.statistics import Statistics
-from supervisor.gpu.records import Gpu, GpuSample
+from supervisor.gpu.records import Gpu, GpuProcess, GpuSample
 from supervisor.job import Job, delay_ms, execution_ms
 from supervisor.notice import AnyNotice, Refreshed
 from supervisor.pool import events
@@ -36,8 +36,6 @@ LOG_LINES = 200
 
 ENDED_JOBS = 50
 """How many of the newest ends a snapshot carries."""
-
-_Processes = tuple[GpuProcessView, ...] | None
 
 
 class Overview:
@@ -169,7 +167,12 @@ def _gpus(pool: Pool) -> tuple[GpuView, ...]:
     return tuple(_gpu(gpu, samples.get(uuid) or GpuSample(uuid), slots[uuid]) for uuid, gpu in gpus.items())
 
 
+def _process(process: GpuProcess) -> GpuProcessView:
+    return GpuProcessView(process.pid, process.memory_mib, process.name, process.slot, process.visible)
+
+
 def _gpu(gpu: Gpu, sample: GpuSample, slots: Iterable[str]) -> GpuView:
+    processes = sample.processes
     return GpuView(
         index=gpu.index,
         uuid=gpu.uuid,
@@ -181,7 +184,7 @@ def _gpu(gpu: Gpu, sample: GpuSample, slots: Iterable[str]) -> GpuView:
         utilization=sample.utilization,
         temperature_c=sample.temperature_c,
         power_w=sample.power_w,
-        processes=msgspec.convert(sample.processes, _Processes, from_attributes=True),
+        processes=None if processes is None else tuple(map(_process, processes)),
         error=sample.error,
         lost=sample.lost,
     )
