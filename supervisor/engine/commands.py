@@ -55,18 +55,18 @@ class Commands:
 
     def abandon(self, turn: Turn, job_id: str) -> None:
         """Cancel a job that nobody waits for any more, unless it runs and its worker would go with it."""
-        slot = turn.slot_of(job_id)
-        if slot is None or self._shared.pool.slots[slot].cancels_gently:
+        active = turn.running(job_id)
+        if active is None or self._shared.pool.slots[active.slot].cancels_gently:
             self.cancel(turn, job_id)
 
     def time_out(self, turn: Turn) -> None:
         """End the jobs that are out of time, as the turn has them: the start may have ended in it, or the ``ttl`` begun anew."""
         wall_ms, jobs = self._wall_ms(), self._shared.jobs
         for job_id in jobs.timeouts.due(turn.now):
-            job = turn.running(job_id)
-            if job is not None:
-                cause = ExecutionTimedOut(job.timeout_ms or 0)
-                self._stop(turn, job, Outcome(JobStatus.TIMED_OUT, cause=cause), out_of_time=True)
+            active = turn.running(job_id)
+            if active is not None:
+                cause = ExecutionTimedOut(active.job.timeout_ms or 0)
+                self._stop(turn, active.job, Outcome(JobStatus.TIMED_OUT, cause=cause), out_of_time=True)
         if jobs.some_expired(wall_ms):
             for job_id in self._shared.store.expired(wall_ms, EXPIRED_PIECE):
                 job = turn.get(job_id)
@@ -75,8 +75,9 @@ class Commands:
             turn.acts.append(jobs.find_expiry)
 
     def _stop(self, turn: Turn, job: Job, outcome: Outcome, *, out_of_time: bool = False) -> Job:
-        slot = turn.slot_of(job.id)
-        if slot is not None:
+        active = turn.running(job.id)
+        if active is not None:
+            slot = active.slot
             turn.closed.add(slot)  # a worker that is about to be told takes no job
             turn.acts.append(
                 partial(self._shared.pool.cancel, slot, job.id, job.retries, turn.now, out_of_time=out_of_time)

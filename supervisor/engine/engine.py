@@ -264,11 +264,7 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """Everything a screen shows, now."""
-        clock, jobs = self._clock, self._jobs
-        running = list(jobs.active.values())
-        return self.overview.snapshot(
-            self.pool, running, len(jobs.backlog), clock.wall_ms(), clock.monotonic(), self.draining
-        )
+        return self.overview.snapshot(self.pool, self._jobs, self._clock, self.draining)
 
     # --- what turns call ------------------------------------------------------------------------------------------------
 

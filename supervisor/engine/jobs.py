@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from supervisor.engine.queue import Backlog
 from supervisor.job import Job
 from supervisor.pool.timers import Timers
 from supervisor.store.store import Store
 
 
-class Active:
+class Active(msgspec.Struct, frozen=True):
     """A job in a worker: what is known of it beyond the store."""
 
-    __slots__ = ("job", "progress", "slot", "streamed_bytes")
+    job: Job
+    slot: str
+    progress: bytes | None = None
+    streamed_bytes: int = 0
 
-    def __init__(self, job: Job, slot: str) -> None:
-        self.job = job
-        self.slot = slot
-        self.progress: bytes | None = None
-        self.streamed_bytes = 0
+    def replace(self, **changes: Any) -> Active:
+        """A copy with ``changes``."""
+        return msgspec.structs.replace(self, **changes)
 
 
 class Jobs:
@@ -53,17 +58,18 @@ class Jobs:
         self.backlog.lane(job.low_priority).add(job)
         self._heed_ttl(job)
 
-    def start(self, job: Job, slot: str, now: float) -> None:
-        """``job`` runs in ``slot`` since ``now`` (monotonic seconds)."""
-        self.active[job.id] = Active(job, slot)
-        self._heed_ttl(job)
-        if job.timeout_ms is not None:
-            self.timeouts.set(job.id, now + job.timeout_ms / 1000)
-
-    def leave(self, job_id: str) -> None:
-        """A job is no longer in a worker, if it was."""
-        if self.active.pop(job_id, None) is not None:
+    def run(self, job_id: str, active: Active | None, now: float) -> None:
+        """A job is so in its worker, since ``now`` (monotonic seconds) if it has just started; ``None``: no longer."""
+        before = self.active.get(job_id)
+        if active is None:
+            self.active.pop(job_id, None)
             self.timeouts.set(job_id, None)
+            return
+        self.active[job_id] = active
+        job = active.job
+        if before is None or before.job.retries != job.retries:
+            self._heed_ttl(job)
+            self.timeouts.set(job_id, None if job.timeout_ms is None else now + job.timeout_ms / 1000)
 
     def _heed_ttl(self, job: Job) -> None:
         if job.expires_ms is not None and (self._expiry_ms is None or job.expires_ms < self._expiry_ms):

@@ -120,8 +120,7 @@ class Lifecycle:
         else:
             turn.rows.append(Start(job.seq, started, worker_id))
         running = job.replace(status=IN_PROGRESS, started_ms=started, worker_id=worker_id, attempts=job.attempts + 1)
-        turn.put(running, None if arriving is not None else job)
-        turn.started[job.id] = name
+        turn.put(running, None if arriving is not None else job, name)
         run = wire.Run(job.id, job.input, extras)
         turn.acts.append(partial(self._shared.pool.assign, name, run, job.retries, turn.now))
         return running
@@ -179,9 +178,9 @@ class Lifecycle:
     def put_back_all(self, turn: Turn) -> None:
         """Take every running job from its worker, uncharged: the supervisor stops."""
         for job_id in self._shared.jobs.active:
-            job = turn.running(job_id)
-            if job is not None:
-                self.lost(turn, job, SupervisorStopped(), None)
+            active = turn.running(job_id)
+            if active is not None:
+                self.lost(turn, active.job, SupervisorStopped(), None)
 
     def _leave(self, turn: Turn, job: Job) -> None:
         """Write what is left of the log of a job that leaves its worker."""

@@ -138,7 +138,7 @@ class TurnLoop:
             self._apply(turn)
             return
         self.pending = True
-        self._starting = bool(turn.started)
+        self._starting = any(turn.active.values())
         self._store.commit(rows, partial(self._landed, turn))
 
     def _landed(self, turn: Turn, error: StoreError | None) -> None:

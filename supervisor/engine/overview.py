@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from supervisor import __version__
 from supervisor.config.settings import Settings
-from supervisor.engine.jobs import Active
+from supervisor.engine.jobs import Active, Jobs
 from supervisor.engine.statistics import Statistics
+from supervisor.engine.turns import Clock
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample
 from supervisor.job import Job, delay_ms, execution_ms
 from supervisor.notice import AnyNotice, Refreshed
@@ -36,6 +38,9 @@ LOG_LINES = 200
 
 ENDED_JOBS = 50
 """How many of the newest ends a snapshot carries."""
+
+RUNNING_JOBS = 100
+"""How many of the running jobs."""
 
 
 class Overview:
@@ -67,26 +72,24 @@ class Overview:
                 self._refreshed[event.slot] = refresh_view(event, at_ms)
                 self.statistics.refreshed(event.end_s, event.release_s, event.start_s, verified=event.verified)
 
-    def snapshot(
-        self, pool: Pool, running: Sequence[Active], queued: int, at_ms: int, now: float, draining: bool
-    ) -> Snapshot:
-        """Everything; ``at_ms`` in wall-clock milliseconds, ``now`` in monotonic seconds."""
-        settings = self._settings
+    def snapshot(self, pool: Pool, jobs: Jobs, clock: Clock, draining: bool) -> Snapshot:
+        """Everything, now."""
+        settings, active = self._settings, jobs.active
         return Snapshot(
-            at=at_ms,
+            at=clock.wall_ms(),
             version=__version__,
             endpoint_id=settings.endpoint_id,
             handler=settings.handler,
             pid=os.getpid(),
             url=self.url,
             draining=draining,
-            jobs=self.statistics.job_counts(len(running), queued),
+            jobs=self.statistics.job_counts(len(active), len(jobs.backlog)),
             workers=tuple(self._worker(slot, pool.places[slot.name], pool.samples) for slot in pool.slots.values()),
             gpus=_gpus(pool),
-            running=tuple(_running(active) for active in running[:100]),
+            running=tuple(map(_running, itertools.islice(active.values(), RUNNING_JOBS))),
             ended=tuple(map(_ended, self._ended)),
             log=tuple(self._log),
-            stats=self.statistics.stats(now),
+            stats=self.statistics.stats(clock.monotonic()),
             notice=self.notice,
         )
 

@@ -35,10 +35,10 @@ class Reports:
 
     def printed(self, turn: Turn, event: events.Printed) -> None:
         """A worker printed lines while it ran one job, or marked them as this job's."""
-        job = turn.running(event.job) if event.job is not None else None
-        if job is None or (job.retries, turn.slot_of(job.id)) != (event.start, event.slot):
+        active = turn.reported(event)
+        if active is None:
             return
-        logs = self._shared.logs
+        job, logs = active.job, self._shared.logs
         piece = logs.printed(turn.logs, job, event.lines)
         if piece is not None:
             turn.rows.append(piece)
@@ -47,10 +47,10 @@ class Reports:
 
     def ended(self, turn: Turn, event: events.JobEnded) -> None:
         """A worker has ended a job."""
-        job = turn.reported(event)
-        if job is None:
+        active = turn.reported(event)
+        if active is None:
             return
-        done = event.done
+        job, done = active.job, event.done
         what = done.cause.what if isinstance(done.cause, NotEncodable) else ""
         size = len(done.output or b"") + len(done.error or what)
         if size > self._limit:
@@ -60,23 +60,22 @@ class Reports:
 
     def progressed(self, turn: Turn, event: events.JobProgressed) -> None:
         """A running job reported progress, which is nowhere but in memory."""
-        if turn.reported(event) is not None:
-            turn.progress[event.job] = event.value
+        active = turn.reported(event)
+        if active is not None:
+            turn.active[event.job] = active.replace(progress=event.value)
 
     def yielded(self, turn: Turn, event: events.JobYielded) -> None:
         """A running job produced a chunk; the worker is not to be trusted when it is not the next one."""
-        job = turn.reported(event)
-        if job is None:
+        active = turn.reported(event)
+        if active is None:
             return
+        job = active.job
         if event.index != job.chunks:
             cause = f"chunk {event.index} out of order"
             turn.closed.add(event.slot)
             turn.acts.append(partial(self._shared.pool.distrust, event.slot, cause, turn.now))
             return
-        streamed = turn.streamed.get(job.id)
-        if streamed is None:
-            streamed = self._shared.jobs.active[job.id].streamed_bytes
-        turn.streamed[job.id] = streamed = streamed + len(event.value) + CHUNK_COST
+        streamed = active.streamed_bytes + len(event.value) + CHUNK_COST
         too_much = self._too_much(event, streamed)
         if too_much is not None:
             self._lifecycle.end(turn, job, too_much)
@@ -84,6 +83,7 @@ class Reports:
             turn.acts.append(partial(self._shared.pool.cancel, event.slot, job.id, event.start, turn.now))
             return
         turn.rows.append(AddChunk(job.seq, job.attempts, event.index, event.value))
+        turn.active[job.id] = active.replace(streamed_bytes=streamed)
         turn.put(job.replace(chunks=job.chunks + 1), job)
         turn.wakes.append(partial(self._shared.streams.waiters.wake, job.id))
 
@@ -98,7 +98,7 @@ class Reports:
 
     def lost(self, turn: Turn, event: events.JobLost) -> None:
         """A job's worker is gone."""
-        job = turn.reported(event)
-        if job is not None:
+        active = turn.reported(event)
+        if active is not None:
             starts = HOST_KILL_STARTS if event.machinery else self._shared.settings.max_attempts
-            self._lifecycle.lost(turn, job, event.cause, starts if event.charged or event.machinery else None)
+            self._lifecycle.lost(turn, active.job, event.cause, starts if event.charged or event.machinery else None)

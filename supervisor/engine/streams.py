@@ -148,8 +148,8 @@ def _marked(turn: Turn, job: Job, taken: int | None) -> bool:
     if now is None or (now.seq, now.retries) != (job.seq, job.retries):
         return False
     turn.rows.append(ShowChunks(job.seq) if taken is None else TakeChunks(job.seq, taken))
-    running = turn.running(job.id)
-    if running is not None:
-        chunks_taken = running.chunks_taken if taken is None else taken
-        turn.put(running.replace(chunks_taken=chunks_taken, streamed=True), running)
+    active = turn.running(job.id)
+    if active is not None:
+        chunks_taken = active.job.chunks_taken if taken is None else taken
+        turn.put(active.job.replace(chunks_taken=chunks_taken, streamed=True), active.job)
     return True

@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping
 
 from supervisor.engine.job_logs import Drafts
-from supervisor.engine.jobs import Jobs
+from supervisor.engine.jobs import Active, Jobs
 from supervisor.engine.queue import by_seq
 from supervisor.job import IN_PROGRESS, IN_QUEUE, Job
 from supervisor.pool import events
@@ -41,13 +41,11 @@ class Turn:
         """Those that come back to the queue: they were taken from their worker, or are run again."""
         self.waiting = len(jobs.backlog)
         """How many jobs will wait."""
-        self.started: dict[str, str] = {}
-        """The slots of jobs that start."""
+        self.active: dict[str, Active | None] = {}
+        """The newest state of each job in a worker that something was decided about; ``None``: it leaves, or left."""
         self.closed: set[str] = set()
         """Slots that are given no job: something else is about to happen to their worker."""
         self.seating = Seating(free, self.closed)
-        self.progress: dict[str, bytes] = {}
-        self.streamed: dict[str, int] = {}
         self.logs: Drafts = {}
         self.secrets: list[str] = []
         """Ids of new jobs whose ``s3Config`` was put into its file, which goes if they do not come."""
@@ -61,29 +59,17 @@ class Turn:
         """Get a job as it will be, ``None`` when unknown or deleted. Without ``whole``, input and output may be missing."""
         return self.jobs.get(job_id) or self._memory.get(job_id, whole=whole)
 
-    def slot_of(self, job_id: str) -> str | None:
-        """Get the slot in which a job will run; ``None``: in none."""
-        job = self.jobs.get(job_id)
-        if job is not None and job.status is not IN_PROGRESS:
-            return None
-        slot = self.started.get(job_id)
-        active = self._memory.active.get(job_id)
-        return active.slot if slot is None and active is not None else slot
+    def running(self, job_id: str) -> Active | None:
+        """Get a job that will be in a worker, as it will be."""
+        return self.active[job_id] if job_id in self.active else self._memory.active.get(job_id)
 
-    def running(self, job_id: str) -> Job | None:
-        """Get a job that will be in a worker."""
-        if self.slot_of(job_id) is None:
-            return None
-        return self.jobs.get(job_id) or self._memory.active[job_id].job
-
-    def reported(self, event: events.OfJob) -> Job | None:
+    def reported(self, event: events.OfJob | events.Printed) -> Active | None:
         """Get the job that ``event`` is about, if it is still in the start that this came from."""
-        job = self.running(event.job)
-        still = job is not None and job.retries == event.start and self.slot_of(event.job) == event.slot
-        return job if still else None
+        active = self.running(event.job or "")
+        return active if active is not None and (active.job.retries, active.slot) == (event.start, event.slot) else None
 
-    def put(self, job: Job, before: Job | None) -> None:
-        """Decide that ``job`` will be so, which is ``before`` as this turn has it; ``None``: it is new."""
+    def put(self, job: Job, before: Job | None, slot: str | None = None) -> None:
+        """Decide that ``job`` will be so, which is ``before`` as this turn has it; ``None``: it is new. It starts in ``slot``."""
         if before is not None and before.status is IN_QUEUE:
             self.waiting -= 1
             if job.id not in self.jobs:
@@ -93,6 +79,10 @@ class Turn:
             if before is not None:
                 self.returning.append(job.id)
         self.jobs[job.id] = job
+        if slot is not None:
+            self.active[job.id] = Active(job, slot)
+        elif (active := self.running(job.id)) is not None:
+            self.active[job.id] = active.replace(job=job) if job.status is IN_PROGRESS else None
 
     def queued(self, low_priority: bool) -> Iterator[Job]:
         """Iterate over the jobs of a lane that will wait, oldest first, while they are decided about."""
@@ -118,30 +108,15 @@ class Turn:
         """Bring memory to where this turn has it."""
         memory = self._memory
         for job_id, job in self.jobs.items():
-            slot = self.started.get(job_id)
             if job_id in self.leaving:
                 memory.backlog.lane(job.low_priority).remove(job)
-            if job.status is IN_PROGRESS and slot is None:
-                memory.active[job_id].job = job
-                continue
-            memory.leave(job_id)
             if job.status is IN_QUEUE:
                 memory.wait(job)
-            elif slot is not None and job.status is IN_PROGRESS:
-                memory.start(job, slot, self.now)
+        for job_id, active in self.active.items():
+            memory.run(job_id, active, self.now)
         memory.next_seq = self.next_seq
         for job_id in self._deleted:
             memory.to_delete.pop(job_id, None)
-        for job_id, size in self.streamed.items():
-            if self._runs_on(job_id):
-                memory.active[job_id].streamed_bytes = size
-        for job_id, value in self.progress.items():
-            if self._runs_on(job_id):
-                memory.active[job_id].progress = value
-
-    def _runs_on(self, job_id: str) -> bool:
-        """Whether a job is in the worker still that has said something of it in this turn."""
-        return job_id in self._memory.active and job_id not in self.started
 
 
 def _waits(job: Job, low_priority: bool) -> bool:

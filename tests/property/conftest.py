@@ -236,7 +236,7 @@ class PlayedHouse:
         """All that is decided about, as it can be compared. Of the queue, up to the numbers ``kept``: a look may load more."""
         jobs, engine = self.engine._jobs, self.engine
         return (
-            {key: (each.job, each.slot, each.progress, each.streamed_bytes) for key, each in jobs.active.items()},
+            dict(jobs.active),
             [
                 (lane.count, {job.seq: job for job in lane._window.values() if job.seq <= last})
                 for lane, last in zip(self.lanes, kept, strict=True)
