@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Iterator
 from functools import partial
 
+import msgspec
+
 from supervisor.cause import ExecutionTimedOut, TtlPassed
 from supervisor.engine.lifecycle import Lifecycle, queued_again
 from supervisor.engine.shared import Shared
@@ -25,16 +27,15 @@ EXPIRED_PIECE = 200
 _CANCELLED = Outcome(JobStatus.CANCELLED)
 
 
-class Purge:
+class Purge(msgspec.Struct, eq=False):
     """A purge of the queue under way: jobs numbered ``below`` are cancelled, ``removed`` of them so far, on disk.
 
     ``answer`` gets how many they were in the end, or why it came to no end.
     """
 
-    def __init__(self, below: int, answer: asyncio.Future[int]) -> None:
-        self.below = below
-        self.answer = answer
-        self.removed = 0
+    below: int
+    answer: asyncio.Future[int]
+    removed: int = 0
 
 
 class Commands:

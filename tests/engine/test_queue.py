@@ -48,6 +48,31 @@ def test_a_job_put_back_takes_its_old_place():
     assert [take(backlog).seq for _ in range(3)] == [1, 2, 3]
 
 
+def test_jobs_put_back_in_any_order_take_their_old_places_in_memory_and_beyond():
+    store = Store()
+    backlog = Backlog(store.load)
+    lane = backlog.lane(False)
+    for seq in range(1, 2 * WINDOW + 1):
+        store.jobs[seq] = job(seq)
+        lane.add(store.jobs[seq])
+    numbers = (7, 3, WINDOW + 5, 5, 2 * WINDOW)
+    for seq in numbers:
+        lane.remove(store.jobs.pop(seq))
+    for seq in numbers:
+        store.jobs[seq] = job(seq)
+        lane.add(store.jobs[seq])
+    assert [take(backlog, store).seq for _ in range(2 * WINDOW)] == list(range(1, 2 * WINDOW + 1))
+    assert (len(backlog), take(backlog, store)) == (0, None)
+
+
+def test_jobs_that_wait_again_in_an_empty_queue_are_not_looked_for_in_the_store():
+    store = Store()
+    lane = Backlog(store.load).lane(False)
+    for seq in (5, 9, 7, 8):
+        lane.add(job(seq))
+    assert ([each.seq for each in lane], store.loads) == ([5, 7, 8, 9], 0)
+
+
 def test_beyond_the_window_jobs_wait_in_the_store_alone():
     store = Store()
     backlog = Backlog(store.load)
