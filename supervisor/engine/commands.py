@@ -4,60 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
-from supervisor.cause import ExecutionTimedOut, JobCause
-from supervisor.engine.jobs import Jobs
+import msgspec
+
+from supervisor.cause import ExecutionTimedOut, TtlPassed
 from supervisor.engine.lifecycle import Lifecycle, queued_again
-from supervisor.engine.overview import Overview
+from supervisor.engine.shared import Shared
 from supervisor.engine.turn import Turn
+from supervisor.engine.waiters import settle
 from supervisor.errors import RequestError
-from supervisor.job import IN_PROGRESS, RETRYABLE, Job, JobStatus, Outcome
-from supervisor.pool.interfaces import Pool
+from supervisor.job import RETRYABLE, Job, JobStatus, Outcome
 from supervisor.store.writes import Retry
 
 PURGE_PIECE = 200
 """How many jobs of a purge one turn cancels, so that a long queue delays nobody."""
 
+EXPIRED_PIECE = 200
+"""How many expired jobs one turn ends."""
+
 _CANCELLED = Outcome(JobStatus.CANCELLED)
 
 
-class Purge:
-    """A purge of the queue under way: jobs numbered ``below`` are cancelled, ``removed`` of them so far, on disk."""
+class Purge(msgspec.Struct, eq=False):
+    """A purge of the queue under way: jobs numbered ``below`` are cancelled, ``removed`` of them so far, on disk.
 
-    def __init__(self, below: int, answer: asyncio.Future[int]) -> None:
-        """``answer`` gets how many they were in the end, or why it came to no end."""
-        self.below = below
-        self.removed = 0
-        self._answer = answer
+    ``answer`` gets how many they were in the end, or why it came to no end.
+    """
 
-    def done(self) -> None:
-        """All of them are cancelled, on disk."""
-        if not self._answer.done():
-            self._answer.set_result(self.removed)
-
-    def refuse(self, error: RequestError) -> None:
-        """No more of them will be. What is on disk stays so, and is said."""
-        if self.removed:
-            text = f"{error}; {self.removed} of the queued jobs were cancelled before, the others wait on"
-            error = RequestError(error.status, text, retry_after=error.retry_after)
-        if not self._answer.done():
-            self._answer.set_exception(error)
+    below: int
+    answer: asyncio.Future[int]
+    removed: int = 0
 
 
 class Commands:
     """Decides what clients ask for and what deadlines demand."""
 
-    def __init__(
-        self, jobs: Jobs, lifecycle: Lifecycle, overview: Overview, wall_ms: Callable[[], int], pool: Pool
-    ) -> None:
-        """Decide about ``jobs``, which ``pool`` runs."""
-        self._jobs = jobs
+    def __init__(self, shared: Shared, lifecycle: Lifecycle) -> None:
+        self._shared = shared
         self._lifecycle = lifecycle
-        self._overview = overview
-        self._wall_ms = wall_ms
-        self._pool = pool
+        self._wall_ms = shared.clock.wall_ms
         self._purges: list[Purge] = []
 
     def cancel(self, turn: Turn, job_id: str) -> Job | None:
@@ -69,29 +56,33 @@ class Commands:
 
     def abandon(self, turn: Turn, job_id: str) -> None:
         """Cancel a job that nobody waits for any more, unless it runs and its worker would go with it."""
-        slot = turn.slot_of(job_id)
-        if slot is None or self._pool.slots[slot].cancels_gently:
+        active = turn.running(job_id)
+        if active is None or self._shared.pool.slots[active.slot].cancels_gently:
             self.cancel(turn, job_id)
 
     def time_out(self, turn: Turn) -> None:
-        """End the jobs that are out of time."""
-        wall_ms, deadlines = self._wall_ms(), self._jobs.deadlines
-        for job_id, cause in deadlines.due(turn.now, wall_ms):
-            job = turn.get(job_id)
-            if job is not None and _is_still_due(job, cause, wall_ms):
-                self._stop(turn, job, Outcome(JobStatus.TIMED_OUT, cause=cause), out_of_time=True)
-        if deadlines.expired(wall_ms):
-            turn.acts.append(deadlines.ended)
-
-    def deadline(self, now: float) -> float | None:
-        """When the next job is out of time, in monotonic seconds."""
-        return self._jobs.deadlines.next(now, self._wall_ms())
+        """End the jobs that are out of time, as the turn has them: the start may have ended in it, or the ``ttl`` begun anew."""
+        wall_ms, jobs = self._wall_ms(), self._shared.jobs
+        for job_id in jobs.timeouts.due(turn.now):
+            active = turn.running(job_id)
+            if active is not None:
+                cause = ExecutionTimedOut(active.job.timeout_ms or 0)
+                self._stop(turn, active.job, Outcome(JobStatus.TIMED_OUT, cause=cause), out_of_time=True)
+        if jobs.some_expired(wall_ms):
+            for job_id in self._shared.store.expired(wall_ms, EXPIRED_PIECE):
+                job = turn.get(job_id)
+                if job is not None and not job.status.terminal and _has_expired(job, wall_ms):
+                    self._stop(turn, job, Outcome(JobStatus.TIMED_OUT, cause=TtlPassed()), out_of_time=True)
+            turn.acts.append(jobs.find_expiry)
 
     def _stop(self, turn: Turn, job: Job, outcome: Outcome, *, out_of_time: bool = False) -> Job:
-        slot = turn.slot_of(job.id)
-        if slot is not None:
+        active = turn.running(job.id)
+        if active is not None:
+            slot = active.slot
             turn.closed.add(slot)  # a worker that is about to be told takes no job
-            turn.acts.append(partial(self._pool.cancel, slot, job.id, job.retries, turn.now, out_of_time=out_of_time))
+            turn.acts.append(
+                partial(self._shared.pool.cancel, slot, job.id, job.retries, turn.now, out_of_time=out_of_time)
+            )
         return self._lifecycle.end(turn, job, outcome)
 
     def retry(self, turn: Turn, job_id: str) -> Job | None:
@@ -110,7 +101,7 @@ class Commands:
         created = self._wall_ms()
         expires = created + job.expires_ms - job.created_ms if job.expires_ms is not None else None
         turn.rows.append(Retry(job.seq, created, expires))
-        turn.acts.append(partial(self._overview.statistics.retried, job.status))
+        turn.acts.append(partial(self._shared.statistics.retried, job.status))
         again = queued_again(job, attempts=0).replace(
             created_ms=created, expires_ms=expires, ended_ms=None, output=None, error=None, cause=None
         )
@@ -119,10 +110,12 @@ class Commands:
 
     # --- purges ---------------------------------------------------------------------------------------------------------
 
-    def purge(self, turn: Turn, answer: asyncio.Future[int]) -> None:
-        """Cancel all jobs that are queued now; ``answer`` gets how many, once that is on disk."""
+    def purge(self, turn: Turn) -> asyncio.Future[int]:
+        """Cancel all jobs that are queued now; the future gives how many, once that is on disk."""
         turn.starts_held = True
-        turn.acts.append(partial(self._purges.append, Purge(turn.next_seq, answer)))
+        purge = Purge(turn.next_seq, self._shared.loop.create_future())
+        turn.acts.append(partial(self._purges.append, purge))
+        return purge.answer
 
     def go_on_purging(self, turn: Turn) -> None:
         """Cancel some of the jobs that the oldest purge names, and end it when there are no more."""
@@ -132,7 +125,7 @@ class Commands:
             self._lifecycle.end(turn, job, _CANCELLED)
         turn.acts.append(partial(self._purged, purge, len(piece)))
         if len(piece) < PURGE_PIECE:
-            turn.wakes.append(purge.done)
+            turn.wakes.append(lambda: settle(purge.answer, purge.removed))
 
     def _purged(self, purge: Purge, count: int) -> None:
         purge.removed += count
@@ -140,9 +133,13 @@ class Commands:
             self._purges.remove(purge)
 
     def refuse(self, error: RequestError) -> None:
-        """The disk does not take a turn: tell those who purge."""
+        """The disk does not take a turn: purge no more. What is on disk stays so, and is said."""
         for purge in self._purges:
-            purge.refuse(error)
+            refusal = error
+            if purge.removed:
+                text = f"{error}; {purge.removed} of the queued jobs were cancelled before, the others wait on"
+                refusal = RequestError(error.status, text, retry_after=error.retry_after)
+            settle(purge.answer, 0, refusal)
         self._purges.clear()
 
     @property
@@ -151,11 +148,8 @@ class Commands:
         return bool(self._purges)
 
 
-def _is_still_due(job: Job, cause: JobCause, wall_ms: int) -> bool:
-    """Whether ``cause`` holds for ``job`` as the turn has it, in which its start may have ended, or its ``ttl`` begun anew."""
-    if isinstance(cause, ExecutionTimedOut):
-        return job.status is IN_PROGRESS
-    return not job.status.terminal and job.expires_ms is not None and job.expires_ms <= wall_ms
+def _has_expired(job: Job, wall_ms: int) -> bool:
+    return job.expires_ms is not None and job.expires_ms <= wall_ms
 
 
 def _below(turn: Turn, seq: int) -> Iterator[Job]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import Union
 
 from supervisor.config.settings import Settings
@@ -16,16 +15,14 @@ from supervisor.engine.job_logs import JobLogs
 from supervisor.engine.jobs import Jobs
 from supervisor.engine.loop import TurnLoop
 from supervisor.engine.overview import Overview
-from supervisor.engine.recovery import recover
-from supervisor.engine.slots import SlotCommands
-from supervisor.engine.startup import FirstLoads
+from supervisor.engine.shared import Shared
 from supervisor.engine.streams import Streams
 from supervisor.engine.turn import Turn
 from supervisor.engine.turns import Clock, Turns
 from supervisor.engine.waiters import Waiters
 from supervisor.errors import RequestError, StoreError
 from supervisor.job import Job, JobRequest, JobStatus
-from supervisor.notice import Notice, Reloading, Task, TaskFailed
+from supervisor.notice import Reloading, Task, TaskFailed
 from supervisor.pool import events
 from supervisor.pool.interfaces import Pool
 from supervisor.protocol.views import Snapshot
@@ -44,7 +41,8 @@ Happening = Union[events.PoolEvent, Job]
 class Engine:
     """All methods belong to the thread of its event loop.
 
-    ``streams`` hands out chunks and ``logs`` what jobs printed. ``outbox`` has the webhooks, and
+    ``streams`` hands out chunks and ``logs`` what jobs printed; ``slots`` are refreshed, paused and resumed by hand.
+    ``first_load`` gives the load that opened the doors, or, not ``ok``, why none will. ``outbox`` has the webhooks, and
     ``on_webhook`` is called when there is one more to deliver.
     """
 
@@ -61,19 +59,17 @@ class Engine:
         self.settings = settings
         self.overview = Overview(settings)
         self.on_webhook: Callable[[], None] | None = None
-        self.status_body = status_body
         self.outbox = store.outbox
-        self.streams = Streams(self, loop)
-        self.logs = JobLogs(store, loop, settings.max_log, self.job)
         self._store = store
         self._secrets = secrets
+        self._status_body = status_body
         self._clock = clock or Clock()
         self._ends = Waiters(loop)
         self._jobs = Jobs(store)
         self._turns = Turns(loop, self._clock, self._turn)
-        self._first_loads = FirstLoads(loop)
+        self.streams = Streams(self._jobs, store, self._turns, loop)
+        self.logs = JobLogs(self._jobs, store, settings.max_log, loop)
         self._event_loop = loop
-        self._pool: Pool | None = None
         self._observers: list[Callable[[Happening], None]] = []
         self._closed = False
 
@@ -81,20 +77,27 @@ class Engine:
 
     def attach(self, pool: Pool) -> None:
         """Use ``pool``, which wakes this engine."""
-        self._pool = pool
-        self._loop = TurnLoop(
-            self.settings,
-            self._store,
-            self._secrets,
-            self._event_loop,
-            self._clock,
-            self._turns,
-            self._jobs,
-            self.logs,
-            self.overview,
-            pool,
-            self,
+        self.pool = pool
+        shared = Shared(
+            settings=self.settings,
+            store=self._store,
+            secrets=self._secrets,
+            pool=pool,
+            loop=self._event_loop,
+            clock=self._clock,
+            turns=self._turns,
+            jobs=self._jobs,
+            streams=self.streams,
+            logs=self.logs,
+            statistics=self.overview.statistics,
+            job_ended=self._job_ended,
+            webhook_waits=self._webhook_waits,
+            tell=self.notify,
+            status_body=self._status_body,
         )
+        self._loop = TurnLoop(shared)
+        self.slots = self._loop.slots
+        self.first_load = self._loop.first_loads.first
 
     def start(self) -> None:
         """Take up what the store holds and start the workers."""
@@ -105,20 +108,8 @@ class Engine:
             self._secrets.sweep(self._store.with_s3_config())
         except StoreError as error:
             self.notify(TaskFailed(Task.REMOVE_SECRET, str(error)))
-        self._turns.ask(lambda turn: recover(turn, self._store, self.settings, self._loop.lifecycle))
+        self._turns.ask(self._loop.lifecycle.recover)
         self._loop.start(now)
-
-    @property
-    def pool(self) -> Pool:
-        """The pool in use."""
-        if self._pool is None:
-            raise RuntimeError("the engine has no pool yet")
-        return self._pool
-
-    @property
-    def first_load(self) -> asyncio.Future[events.FirstLoad]:
-        """The load that opened the doors, or, not ``ok``, why none will."""
-        return self._first_loads.first
 
     @property
     def draining(self) -> bool:
@@ -128,7 +119,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether some worker has been ready and the program is neither draining nor without a disk."""
-        return not self.draining and self._loop.refusal is None and self._first_loads.ok
+        return not self.draining and self._loop.refusal is None and self._loop.first_loads.ok
 
     def observe(self, observer: Callable[[Happening], None]) -> None:
         """Call ``observer`` with what the pool says and with every job that ended, once it is on disk."""
@@ -195,10 +186,6 @@ class Engine:
         """The job as it is on disk; ``None`` when unknown or forgotten."""
         return self._jobs.get(job_id)
 
-    def facts(self, job_id: str) -> Job | None:
-        """As ``job``, but its ``input`` and ``output`` may be missing."""
-        return self._jobs.get(job_id, whole=False)
-
     def progress(self, job_id: str) -> bytes | None:
         """The newest progress (JSON) of a running job."""
         active = self._jobs.active.get(job_id)
@@ -240,10 +227,12 @@ class Engine:
             RequestError: 503, also by the future, when the disk refuses.
         """
         self._check_disk()
-        removed: asyncio.Future[int] = self._event_loop.create_future()
-        asked = self._turns.ask(lambda turn: self._loop.commands.purge(turn, removed), patient=False)
-        asked.add_done_callback(partial(_pass_on_refusal, removed))
-        return removed
+        asked = self._turns.ask(self._loop.commands.purge, patient=False)
+
+        async def removed() -> int:
+            return await (await asked)
+
+        return self._event_loop.create_task(removed())
 
     def requests(self, status: JobStatus | None, limit: int, after: str | None) -> Page:
         """At most ``limit`` jobs (in ``status``), the newest first, without input and output, behind ``after``: what ``next`` of
@@ -256,48 +245,26 @@ class Engine:
 
     def forget(self, job: Job) -> None:
         """Let go of a job that has ended, before its retention is over; its row goes with a later commit."""
-        self._jobs.delete(job)
+        self._jobs.to_delete[job.id] = job.seq
 
     @property
     def running(self) -> int:
         """How many jobs are in workers."""
         return len(self._jobs.active)
 
-    def chunks(self, job: Job, start: int, limit: int, enough: int) -> list[bytes]:
-        """At most ``limit`` of the job's chunks (JSON) from index ``start`` on, and none behind that with which they have
-        ``enough`` bytes; none when it was put back or forgotten since ``job`` was seen."""
-        return [value for _, value in self._store.chunks(job.seq, start, limit, enough=enough, retries=job.retries)]
-
-    def set_taken(self, job: Job, taken: int) -> asyncio.Future[bool]:
-        """Write that the first ``taken`` chunks were handed out; done once it is on disk: whether the job still has them."""
-        return self._turns.ask(lambda turn: self._loop.lifecycle.set_taken(turn, job, taken))
-
-    def set_shown(self, job: Job) -> asyncio.Future[bool]:
-        """Write that chunks are shown to somebody; done once it is on disk: whether the job still has them."""
-        return self._turns.ask(lambda turn: self._loop.lifecycle.set_shown(turn, job))
-
     def write(self, write: Write) -> asyncio.Future[None]:
         """Write something beside the jobs; done once it is on disk."""
         return self._turns.ask(lambda turn: turn.rows.append(write))
-
-    @property
-    def slots(self) -> SlotCommands:
-        """Refresh, pause and resume slots by hand."""
-        return self._loop.slots
 
     def reload(self, changed: tuple[str, ...] = ()) -> None:
         """Replace every worker after the jobs that it runs, so that each loads the handler anew: these files ``changed``, or
         without any, SIGHUP."""
         self.notify(Reloading(changed))
-        self._loop.slots.reload()
+        self.slots.reload()
 
     def snapshot(self) -> Snapshot:
         """Everything a screen shows, now."""
-        clock, jobs = self._clock, self._jobs
-        running = list(jobs.active.values())
-        return self.overview.snapshot(
-            self.pool, running, len(jobs.backlog), clock.wall_ms(), clock.monotonic(), self.draining
-        )
+        return self.overview.snapshot(self.pool, self._jobs, self._clock, self.draining)
 
     # --- what turns call ------------------------------------------------------------------------------------------------
 
@@ -310,37 +277,20 @@ class Engine:
         if not self._closed:
             self._loop.turn()
 
-    def job_ended(self, job: Job) -> None:
-        """``job`` has ended, on disk: tell who waits for that."""
+    def _job_ended(self, job: Job) -> None:
         self._ends.wake(job.id, job)
         self.streams.waiters.wake(job.id)
+        self.logs.waiters.wake(job.id)
         self.overview.job_ended(job, self._clock.monotonic())
         for observer in self._observers:
             observer(job)
 
-    def job_yielded(self, job_id: str) -> None:
-        """A job has a new chunk, on disk."""
-        self.streams.waiters.wake(job_id)
-
-    def webhook_waits(self) -> None:
-        """There is a webhook to deliver, on disk."""
+    def _webhook_waits(self) -> None:
         if self.on_webhook is not None:
             self.on_webhook()
 
-    def notify(self, notice: Notice) -> None:
+    def notify(self, event: events.PoolEvent) -> None:
         """Give notice of something to whoever watches, at once."""
-        self.tell(notice)
-
-    def tell(self, event: events.PoolEvent) -> None:
-        """Pass on what the pool says to people."""
-        if isinstance(event, events.FirstLoad):
-            self._first_loads.loaded(event, self.pool)
-            return
         self.overview.happened(event, self._clock.wall_ms())
         for observer in self._observers:
             observer(event)
-
-
-def _pass_on_refusal(answer: asyncio.Future[int], asked: asyncio.Future[None]) -> None:
-    if not asked.cancelled() and (error := asked.exception()) is not None and not answer.done():
-        answer.set_exception(error)

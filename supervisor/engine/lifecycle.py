@@ -5,72 +5,35 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Protocol
 
 import msgspec
 
-from supervisor.cause import JobCause, SecretUnreadable, SupervisorStopped
-from supervisor.config.settings import Settings
-from supervisor.engine.job_logs import JobLogs
-from supervisor.engine.jobs import Jobs
-from supervisor.engine.overview import Overview
+from supervisor.cause import (
+    ChunksHandedOut,
+    JobCause,
+    SecretUnreadable,
+    SupervisorKilled,
+    SupervisorStopped,
+)
+from supervisor.engine.shared import Shared
 from supervisor.engine.turn import Turn
 from supervisor.errors import RequestError, SecretError, StoreError
-from supervisor.job import IN_PROGRESS, IN_QUEUE, Job, JobRequest, JobStatus, Outcome
-from supervisor.notice import Notice, Task, TaskFailed
-from supervisor.pool.interfaces import Pool
-from supervisor.store.secrets import SecretFiles
-from supervisor.store.store import Store
-from supervisor.store.writes import AddWebhook, End, Insert, Requeue, ShowChunks, Start, TakeChunks
+from supervisor.job import HOST_KILL_STARTS, IN_PROGRESS, IN_QUEUE, Job, JobRequest, JobStatus, Outcome
+from supervisor.notice import Task, TaskFailed
+from supervisor.store.writes import AddWebhook, End, Insert, Requeue, Start
 from supervisor.wire import messages as wire
-
-
-class Observer(Protocol):
-    """Callbacks for job events, invoked after the commit."""
-
-    def job_ended(self, job: Job) -> None:
-        """``job`` has ended."""
-
-    def job_yielded(self, job_id: str) -> None:
-        """A job has a new chunk."""
-
-    def webhook_waits(self) -> None:
-        """There is a webhook to deliver."""
-
-    def status_body(self, job: Job) -> bytes:
-        """What `/status` answers for ``job``; called while a turn decides."""
-
-    def notify(self, notice: Notice) -> None:
-        """Give notice of something; called at once."""
 
 
 class Lifecycle:
     """Decides what becomes of jobs. Each method adds to the ``turn`` that it is given."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        secrets: SecretFiles,
-        jobs: Jobs,
-        logs: JobLogs,
-        overview: Overview,
-        wall_ms: Callable[[], int],
-        observer: Observer,
-        pool: Pool,
-    ) -> None:
-        """Start ``jobs`` in ``pool``; tell ``observer`` what becomes of them."""
-        self._settings = settings
-        self._store = store
-        self._secrets = secrets
-        self._jobs = jobs
-        self._logs = logs
-        self._overview = overview
-        self._wall_ms = wall_ms
-        self._observer = observer
-        self._pool = pool
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._settings = shared.settings
+        self._secrets = shared.secrets
+        self._wall_ms = shared.clock.wall_ms
 
     # --- the way in -----------------------------------------------------------------------------------------------------
 
@@ -86,7 +49,7 @@ class Lifecycle:
         if request.s3_config is not None:
             self._keep_secret(turn, request.id, request.s3_config)
         job = self._new_job(turn, request)
-        turn.acts.append(self._overview.statistics.submitted)
+        turn.acts.append(self._shared.statistics.submitted)
         slot = None if queue_only or turn.starts_held or turn.waiting else turn.seating.take()
         if slot is not None:
             return self._start(turn, job, slot, _merged(request.extras, request.s3_config), arriving=request)
@@ -126,7 +89,7 @@ class Lifecycle:
     def waits(self, count: int) -> list[float]:
         """How many seconds each of the ``count`` jobs has waited that have waited longest; called between turns."""
         now = self._wall_ms()
-        waits = [(now - job.created_ms) / 1000 for job in self._jobs.backlog.oldest(count)]
+        waits = [(now - job.created_ms) / 1000 for job in self._shared.jobs.backlog.oldest(count)]
         # One that comes from the future waits since the clock was set back, and nobody knows how long it did before.
         return sorted((wait if wait >= 0 else math.inf for wait in waits), reverse=True)[:count]
 
@@ -140,7 +103,7 @@ class Lifecycle:
                 self.end(turn, queued, Outcome(JobStatus.FAILED, cause=cause))
                 continue
             job = queued
-            if not job.input and (stored := self._store.get(job.id)) is not None:
+            if not job.input and (stored := self._shared.store.get(job.id)) is not None:
                 job = job.replace(input=stored.input)
             return job, _merged(job.extras, secret)
         return None
@@ -148,7 +111,7 @@ class Lifecycle:
     def _start(self, turn: Turn, job: Job, name: str, extras: bytes | None, arriving: JobRequest | None = None) -> Job:
         """Start ``job`` in slot ``name``: the start is counted on disk before the worker hears of it."""
         started = self._wall_ms()
-        worker_id = self._pool.slots[name].worker_id
+        worker_id = self._shared.pool.slots[name].worker_id
         if arriving is not None:
             turn.rows.append(
                 Insert(job.seq, arriving, job.created_ms, started, worker_id, job.timeout_ms, job.expires_ms)
@@ -156,10 +119,9 @@ class Lifecycle:
         else:
             turn.rows.append(Start(job.seq, started, worker_id))
         running = job.replace(status=IN_PROGRESS, started_ms=started, worker_id=worker_id, attempts=job.attempts + 1)
-        turn.put(running, None if arriving is not None else job)
-        turn.started[job.id] = name
+        turn.put(running, None if arriving is not None else job, name)
         run = wire.Run(job.id, job.input, extras)
-        turn.acts.append(partial(self._pool.assign, name, run, job.retries, turn.now))
+        turn.acts.append(partial(self._shared.pool.assign, name, run, job.retries, turn.now))
         return running
 
     # --- the way out ----------------------------------------------------------------------------------------------------
@@ -194,18 +156,34 @@ class Lifecycle:
         self._leave(turn, job)
         turn.rows.append(Requeue(job.seq, charged))
         turn.put(queued_again(job, attempts=job.attempts if charged else job.attempts - 1), job)
-        turn.acts.append(partial(self._overview.statistics.retried, job.status))
+        turn.acts.append(partial(self._shared.statistics.retried, job.status))
+
+    def recover(self, turn: Turn) -> None:
+        """Have the jobs that ran when the last supervisor ended run again, up to ``HOST_KILL_STARTS`` starts, or fail."""
+        for job in self._shared.store.running():
+            cause = self._why_not_again(job)
+            if cause is None:
+                self.requeue(turn, job, charged=True)
+            else:
+                self.end(turn, job, Outcome(JobStatus.FAILED, cause=cause))
+
+    def _why_not_again(self, job: Job) -> JobCause | None:
+        if self._settings.on_restart == "fail":
+            return SupervisorKilled()
+        if job.streamed and not self._settings.requeue_streams:
+            return ChunksHandedOut()
+        return SupervisorKilled(job.attempts) if job.attempts >= HOST_KILL_STARTS else None
 
     def put_back_all(self, turn: Turn) -> None:
         """Take every running job from its worker, uncharged: the supervisor stops."""
-        for job_id in self._jobs.active:
-            job = turn.running(job_id)
-            if job is not None:
-                self.lost(turn, job, SupervisorStopped(), None)
+        for job_id in self._shared.jobs.active:
+            active = turn.running(job_id)
+            if active is not None:
+                self.lost(turn, active.job, SupervisorStopped(), None)
 
     def _leave(self, turn: Turn, job: Job) -> None:
         """Write what is left of the log of a job that leaves its worker."""
-        row = self._logs.close(turn.logs, job) if job.status is IN_PROGRESS else None
+        row = self._shared.logs.close(turn.logs, job) if job.status is IN_PROGRESS else None
         if row is not None:
             turn.rows.append(row)
 
@@ -214,15 +192,14 @@ class Lifecycle:
         url = msgspec.json.decode(job.extras or b"{}", type=_Extras).webhook
         if url is not None:
             webhook_id = f"msg_{os.urandom(12).hex()}"
-            body = self._observer.status_body(job)
+            body = self._shared.status_body(job)
             turn.rows.append(AddWebhook(webhook_id, job.id, url, job.ended_ms or 0, body))
-            turn.wakes.append(self._observer.webhook_waits)
+            turn.wakes.append(self._shared.webhook_waits)
 
     def _after_end(self, job: Job) -> None:
         if job.has_s3_config:
             self.drop_secret(job.id)
-        self._logs.waiters.wake(job.id)
-        self._observer.job_ended(job)
+        self._shared.job_ended(job)
 
     # --- secrets --------------------------------------------------------------------------------------------------------
 
@@ -238,34 +215,7 @@ class Lifecycle:
         try:
             self._secrets.drop(job_id)
         except StoreError as error:
-            self._observer.notify(TaskFailed(Task.REMOVE_ENDED_SECRET, str(error)))
-
-    # --- streams --------------------------------------------------------------------------------------------------------
-
-    def set_taken(self, turn: Turn, job: Job, taken: int) -> bool:
-        """Write that the first ``taken`` chunks were handed out; false when the job is gone or was put back since."""
-        if not self._is_still(turn, job):
-            return False
-        turn.rows.append(TakeChunks(job.seq, taken))
-        running = turn.running(job.id)
-        if running is not None:
-            turn.put(running.replace(chunks_taken=taken, streamed=True), running)
-        return True
-
-    def set_shown(self, turn: Turn, job: Job) -> bool:
-        """Write that chunks of the job are shown to somebody; false when the job is gone or was put back since."""
-        if not self._is_still(turn, job):
-            return False
-        turn.rows.append(ShowChunks(job.seq))
-        running = turn.running(job.id)
-        if running is not None:
-            turn.put(running.replace(streamed=True), running)
-        return True
-
-    @staticmethod
-    def _is_still(turn: Turn, job: Job) -> bool:
-        now = turn.get(job.id, whole=False)
-        return now is not None and (now.seq, now.retries) == (job.seq, job.retries)
+            self._shared.tell(TaskFailed(Task.REMOVE_ENDED_SECRET, str(error)))
 
 
 class _Extras(msgspec.Struct):

@@ -9,37 +9,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from supervisor.config.settings import Settings
 from supervisor.engine.commands import Commands
-from supervisor.engine.job_logs import JobLogs
-from supervisor.engine.jobs import Jobs
-from supervisor.engine.lifecycle import Lifecycle, Observer
-from supervisor.engine.overview import Overview
+from supervisor.engine.lifecycle import Lifecycle
 from supervisor.engine.reports import Reports
 from supervisor.engine.retention import Retention
 from supervisor.engine.scaling import Scaling
+from supervisor.engine.shared import Shared
 from supervisor.engine.slots import SlotCommands
+from supervisor.engine.startup import FirstLoads
 from supervisor.engine.turn import Turn
-from supervisor.engine.turns import Clock, Turns
 from supervisor.errors import RequestError, StoreError, TransitionError
 from supervisor.notice import StoreWritable, Task, TaskFailed
 from supervisor.pool import events
-from supervisor.pool.interfaces import Pool
-from supervisor.store.secrets import SecretFiles
-from supervisor.store.store import Store
 from supervisor.store.writes import Probe
 
 RETRY_S = 0.5
 """How often a disk that refuses is tried again."""
-
-
-class Listener(Observer, Protocol):
-    """Who hears of what a turn came to, once it is on disk: the engine."""
-
-    def tell(self, event: events.PoolEvent) -> None:
-        """Pass on what the pool says to people."""
 
 
 class TurnLoop:
@@ -48,46 +35,31 @@ class TurnLoop:
     ``lifecycle`` and ``commands`` decide about jobs, ``slots`` about slots by hand. No job starts while ``draining``.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        secrets: SecretFiles,
-        loop: asyncio.AbstractEventLoop,
-        clock: Clock,
-        turns: Turns,
-        jobs: Jobs,
-        logs: JobLogs,
-        overview: Overview,
-        pool: Pool,
-        listener: Listener,
-    ) -> None:
-        """Decide about ``jobs`` and ``pool`` when ``turns`` says so."""
-        wall_ms = clock.wall_ms
+    def __init__(self, shared: Shared) -> None:
         self.refusal: StoreError | None = None
         self.pending = False
         self.draining = False
-        self.lifecycle = Lifecycle(settings, store, secrets, jobs, logs, overview, wall_ms, listener, pool)
-        self.commands = Commands(jobs, self.lifecycle, overview, wall_ms, pool)
-        self.slots = SlotCommands(loop, turns.wake, pool)
-        self._reports = reports = Reports(settings, jobs, self.lifecycle, logs, listener, pool)
+        self.lifecycle = Lifecycle(shared)
+        self.commands = Commands(shared, self.lifecycle)
+        self.slots = SlotCommands(shared)
+        self.first_loads = FirstLoads(shared.pool, shared.loop)
+        self._reports = reports = Reports(shared, self.lifecycle)
         self._decisions: dict[type[events.PoolEvent], Callable[[Turn, Any], None]] = {
             events.JobEnded: reports.ended,
             events.JobLost: reports.lost,
             events.JobProgressed: reports.progressed,
             events.JobYielded: reports.yielded,
             events.Printed: self._printed,
+            events.FirstLoad: lambda turn, event: turn.wakes.append(partial(self.first_loads.loaded, event)),
         }
-        self._scaling = Scaling(settings)
-        self._retention = Retention(settings, store, wall_ms, listener.notify, turns.wake)
-        self._store = store
-        self._loop = loop
-        self._clock = clock
-        self._turns = turns
-        self._jobs = jobs
-        self._logs = logs
-        self._pool = pool
-        self._listener = listener
+        self._scaling = Scaling(shared.settings)
+        self._retention = Retention(shared)
+        self._shared = shared
+        self._store = shared.store
+        self._turns = shared.turns
+        self._jobs = shared.jobs
+        self._pool = shared.pool
+        self._monotonic = shared.clock.monotonic
         self._events: list[events.PoolEvent] = []
         self._reading = True
         self._held = False
@@ -120,7 +92,7 @@ class TurnLoop:
         if self._held and not trying:
             self.slots.refuse(self.refused())
             return
-        now = self._clock.monotonic()
+        now = self._monotonic()
         if not self._held:
             self.slots.run(now)
             self._events += self._pool.collect(now)
@@ -156,7 +128,7 @@ class TurnLoop:
         self._tell_of(turn, event)
 
     def _tell_of(self, turn: Turn, event: events.PoolEvent) -> None:
-        turn.wakes.append(partial(self._listener.tell, event))
+        turn.wakes.append(partial(self._shared.tell, event))
 
     # --- commit ---------------------------------------------------------------------------------------------------------
 
@@ -166,7 +138,7 @@ class TurnLoop:
             self._apply(turn)
             return
         self.pending = True
-        self._starting = bool(turn.started)
+        self._starting = any(turn.active.values())
         self._store.commit(rows, partial(self._landed, turn))
 
     def _landed(self, turn: Turn, error: StoreError | None) -> None:
@@ -181,12 +153,12 @@ class TurnLoop:
         before, self.refusal = self.refusal, error
         if error is not None:
             if before is None:
-                self._listener.notify(TaskFailed(Task.WRITE_STORE, str(error)))
+                self._shared.tell(TaskFailed(Task.WRITE_STORE, str(error)))
             self._refused(turn)
             return
         if before is not None:
             self._held = False
-            self._listener.notify(StoreWritable())
+            self._shared.tell(StoreWritable())
         self._apply(turn)
 
     def _refused(self, turn: Turn) -> None:
@@ -197,7 +169,7 @@ class TurnLoop:
         self.commands.refuse(refusal)
         self._turns.refuse(turn.commands, refusal)
         self._turns.over()
-        self._retry = self._loop.call_later(RETRY_S, self._try_again)
+        self._retry = self._shared.loop.call_later(RETRY_S, self._try_again)
         self._turns.wake()
 
     def refused(self) -> RequestError:
@@ -212,11 +184,11 @@ class TurnLoop:
 
     def _apply(self, turn: Turn) -> None:
         """Bring memory to where the turn has it, act on the pool, and tell who waits."""
-        now = self._clock.monotonic()
+        now = self._monotonic()
         del self._events[: turn.events]
-        self._turns.decided(turn.commands)
+        self._turns.take(turn.commands)
         turn.apply()
-        self._logs.apply(turn.logs)
+        self._shared.logs.apply(turn.logs)
         for act in turn.acts:
             act()
         if self.draining:
@@ -236,7 +208,7 @@ class TurnLoop:
 
     def _next(self, now: float) -> float:
         """When there must be another turn at the latest."""
-        own = self.commands.deadline(now) if self.refusal is None else None
+        own = self._jobs.deadline(now, self._shared.clock.wall_ms()) if self.refusal is None else None
         scaling = None if self.draining else self._scaling.deadline
         times = (self._pool.deadline(), own, scaling, self._retention.next)
         return min(at for at in times if at is not None)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from supervisor import __version__
 from supervisor.config.settings import Settings
+from supervisor.engine.jobs import Active, Jobs
 from supervisor.engine.statistics import Statistics
-from supervisor.gpu.records import Gpu, GpuSample
+from supervisor.engine.turns import Clock
+from supervisor.gpu.records import Gpu, GpuProcess, GpuSample
 from supervisor.job import Job, delay_ms, execution_ms
 from supervisor.notice import Notice, Refreshed
 from supervisor.pool import events
@@ -37,13 +39,8 @@ LOG_LINES = 200
 ENDED_JOBS = 50
 """How many of the newest ends a snapshot carries."""
 
-
-class Running(Protocol):
-    """A job in a worker, as the engine keeps it."""
-
-    job: Job
-    slot: str
-    progress: bytes | None
+RUNNING_JOBS = 100
+"""How many of the running jobs."""
 
 
 class Overview:
@@ -75,30 +72,24 @@ class Overview:
                 self._refreshed[event.slot] = refresh_view(event, at_ms)
                 self.statistics.refreshed(event.end_s, event.release_s, event.start_s, verified=event.verified)
 
-    def workers(self, pool: Pool) -> tuple[WorkerView, ...]:
-        """All slots, as ``/workers`` shows them."""
-        return tuple(self._worker(slot, pool.places[slot.name], pool.samples) for slot in pool.slots.values())
-
-    def snapshot(
-        self, pool: Pool, running: Sequence[Running], queued: int, at_ms: int, now: float, draining: bool
-    ) -> Snapshot:
-        """Everything; ``at_ms`` in wall-clock milliseconds, ``now`` in monotonic seconds."""
-        settings = self._settings
+    def snapshot(self, pool: Pool, jobs: Jobs, clock: Clock, draining: bool) -> Snapshot:
+        """Everything, now."""
+        settings, active = self._settings, jobs.active
         return Snapshot(
-            at=at_ms,
+            at=clock.wall_ms(),
             version=__version__,
             endpoint_id=settings.endpoint_id,
             handler=settings.handler,
             pid=os.getpid(),
             url=self.url,
             draining=draining,
-            jobs=self.statistics.job_counts(len(running), queued),
-            workers=self.workers(pool),
+            jobs=self.statistics.job_counts(len(active), len(jobs.backlog)),
+            workers=tuple(self._worker(slot, pool.places[slot.name], pool.samples) for slot in pool.slots.values()),
             gpus=_gpus(pool),
-            running=tuple(_running(active) for active in running[:100]),
+            running=tuple(map(_running, itertools.islice(active.values(), RUNNING_JOBS))),
             ended=tuple(map(_ended, self._ended)),
             log=tuple(self._log),
-            stats=self.statistics.stats(now),
+            stats=self.statistics.stats(clock.monotonic()),
             notice=self.notice,
         )
 
@@ -148,7 +139,7 @@ def _ended(job: Job) -> EndedJobView:
     )
 
 
-def _running(active: Running) -> RunningJobView:
+def _running(active: Active) -> RunningJobView:
     job = active.job
     progress = msgspec.Raw(active.progress or b"null")
     return RunningJobView(
@@ -179,6 +170,10 @@ def _gpus(pool: Pool) -> tuple[GpuView, ...]:
     return tuple(_gpu(gpu, samples.get(uuid) or GpuSample(uuid), slots[uuid]) for uuid, gpu in gpus.items())
 
 
+def _process(process: GpuProcess) -> GpuProcessView:
+    return GpuProcessView(process.pid, process.memory_mib, process.name, process.slot, process.visible)
+
+
 def _gpu(gpu: Gpu, sample: GpuSample, slots: Iterable[str]) -> GpuView:
     processes = sample.processes
     return GpuView(
@@ -192,12 +187,7 @@ def _gpu(gpu: Gpu, sample: GpuSample, slots: Iterable[str]) -> GpuView:
         utilization=sample.utilization,
         temperature_c=sample.temperature_c,
         power_w=sample.power_w,
-        processes=None
-        if processes is None
-        else tuple(
-            GpuProcessView(process.pid, process.memory_mib, process.name, process.slot, process.visible)
-            for process in processes
-        ),
+        processes=None if processes is None else tuple(map(_process, processes)),
         error=sample.error,
         lost=sample.lost,
     )

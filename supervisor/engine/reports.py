@@ -5,19 +5,15 @@ from __future__ import annotations
 from functools import partial
 
 from supervisor.cause import NotEncodable, StreamTooLarge, TooLarge
-from supervisor.config.settings import Settings
-from supervisor.engine.job_logs import JobLogs
-from supervisor.engine.jobs import Jobs
-from supervisor.engine.lifecycle import Lifecycle, Observer
+from supervisor.engine.lifecycle import Lifecycle
+from supervisor.engine.shared import Shared
 from supervisor.engine.turn import Turn
 from supervisor.job import HOST_KILL_STARTS, JobStatus, Outcome
 from supervisor.pool import events
-from supervisor.pool.interfaces import Pool
 from supervisor.store.writes import AddChunk
 
 LARGEST = 900_000_000
 """Bytes of the longest value that the store can take: SQLite keeps no row of more than 1 GB."""
-
 
 STREAM_RESULTS = 10
 """The chunks of one job may have so many times ``--max-result`` together, or so many times ``LEAST_RESULT``."""
@@ -31,36 +27,30 @@ CHUNK_COST = 100
 class Reports:
     """Decides what the workers' reports mean. One about a job that does not run in that slot any more changes nothing."""
 
-    def __init__(
-        self, settings: Settings, jobs: Jobs, lifecycle: Lifecycle, logs: JobLogs, observer: Observer, pool: Pool
-    ) -> None:
-        """Decide about ``jobs`` and keep ``logs``."""
-        self._settings = settings
-        self._jobs = jobs
+    def __init__(self, shared: Shared, lifecycle: Lifecycle) -> None:
+        self._shared = shared
         self._lifecycle = lifecycle
-        self._logs = logs
-        self._observer = observer
-        self._pool = pool
-        self._limit = min(settings.max_result, LARGEST)
+        self._limit = min(shared.settings.max_result, LARGEST)
         self._stream_limit = STREAM_RESULTS * max(self._limit, LEAST_RESULT)
 
     def printed(self, turn: Turn, event: events.Printed) -> None:
         """A worker printed lines while it ran one job, or marked them as this job's."""
-        job = turn.running(event.job) if event.job is not None else None
-        if job is None or (job.retries, turn.slot_of(job.id)) != (event.start, event.slot):
+        active = turn.reported(event)
+        if active is None:
             return
-        piece = self._logs.printed(turn.logs, job, event.lines)
+        job, logs = active.job, self._shared.logs
+        piece = logs.printed(turn.logs, job, event.lines)
         if piece is not None:
             turn.rows.append(piece)
-        if job.id in self._logs.waiters:
-            turn.wakes.append(partial(self._logs.waiters.wake, job.id))
+        if job.id in logs.waiters:
+            turn.wakes.append(partial(logs.waiters.wake, job.id))
 
     def ended(self, turn: Turn, event: events.JobEnded) -> None:
         """A worker has ended a job."""
-        job = turn.reported(event)
-        if job is None:
+        active = turn.reported(event)
+        if active is None:
             return
-        done = event.done
+        job, done = active.job, event.done
         what = done.cause.what if isinstance(done.cause, NotEncodable) else ""
         size = len(done.output or b"") + len(done.error or what)
         if size > self._limit:
@@ -70,32 +60,32 @@ class Reports:
 
     def progressed(self, turn: Turn, event: events.JobProgressed) -> None:
         """A running job reported progress, which is nowhere but in memory."""
-        if turn.reported(event) is not None:
-            turn.progress[event.job] = event.value
+        active = turn.reported(event)
+        if active is not None:
+            turn.active[event.job] = active.replace(progress=event.value)
 
     def yielded(self, turn: Turn, event: events.JobYielded) -> None:
         """A running job produced a chunk; the worker is not to be trusted when it is not the next one."""
-        job = turn.reported(event)
-        if job is None:
+        active = turn.reported(event)
+        if active is None:
             return
+        job = active.job
         if event.index != job.chunks:
             cause = f"chunk {event.index} out of order"
             turn.closed.add(event.slot)
-            turn.acts.append(partial(self._pool.distrust, event.slot, cause, turn.now))
+            turn.acts.append(partial(self._shared.pool.distrust, event.slot, cause, turn.now))
             return
-        streamed = turn.streamed.get(job.id)
-        if streamed is None:
-            streamed = self._jobs.active[job.id].streamed_bytes
-        turn.streamed[job.id] = streamed = streamed + len(event.value) + CHUNK_COST
+        streamed = active.streamed_bytes + len(event.value) + CHUNK_COST
         too_much = self._too_much(event, streamed)
         if too_much is not None:
             self._lifecycle.end(turn, job, too_much)
             turn.closed.add(event.slot)
-            turn.acts.append(partial(self._pool.cancel, event.slot, job.id, event.start, turn.now))
+            turn.acts.append(partial(self._shared.pool.cancel, event.slot, job.id, event.start, turn.now))
             return
         turn.rows.append(AddChunk(job.seq, job.attempts, event.index, event.value))
+        turn.active[job.id] = active.replace(streamed_bytes=streamed)
         turn.put(job.replace(chunks=job.chunks + 1), job)
-        turn.wakes.append(partial(self._observer.job_yielded, job.id))
+        turn.wakes.append(partial(self._shared.streams.waiters.wake, job.id))
 
     def _too_much(self, event: events.JobYielded, streamed: int) -> Outcome | None:
         """How a job ends by this chunk, with which its stream has ``streamed`` bytes."""
@@ -108,7 +98,7 @@ class Reports:
 
     def lost(self, turn: Turn, event: events.JobLost) -> None:
         """A job's worker is gone."""
-        job = turn.reported(event)
-        if job is not None:
-            starts = HOST_KILL_STARTS if event.machinery else self._settings.max_attempts
-            self._lifecycle.lost(turn, job, event.cause, starts if event.charged or event.machinery else None)
+        active = turn.reported(event)
+        if active is not None:
+            starts = HOST_KILL_STARTS if event.machinery else self._shared.settings.max_attempts
+            self._lifecycle.lost(turn, active.job, event.cause, starts if event.charged or event.machinery else None)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from supervisor.config.settings import Settings
+from supervisor.engine.shared import Shared
 from supervisor.errors import StoreError
 from supervisor.notice import Task, TaskFailed
-from supervisor.store.store import Store
 
 PIECE = 200
 """Jobs forgotten between two turns, so that no turn is delayed."""
@@ -23,33 +20,22 @@ class Retention:
     """Keeps the store as small as ``--retention`` and ``--max-store`` ask. ``next`` is when it wants to be called again, in
     monotonic seconds."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        wall_ms: Callable[[], int],
-        notify: Callable[[TaskFailed], None],
-        gone: Callable[[], None],
-    ) -> None:
-        """Tidy ``store``; ``notify`` of what cannot be done, and call ``gone`` when jobs were forgotten, which may take the disk
-        a moment."""
+    def __init__(self, shared: Shared) -> None:
         self.next = 0.0
-        self._settings = settings
-        self._store = store
-        self._wall_ms = wall_ms
-        self._notify = notify
-        self._gone = gone
+        self._shared = shared
 
     def tidy(self, now: float) -> None:
         """Forget some jobs, if it is time to."""
         if now < self.next:
             return
-        before = self._wall_ms() - int(self._settings.retention * 1000)
+        settings, store, wake = self._shared.settings, self._shared.store, self._shared.turns.wake
+        before = self._shared.clock.wall_ms() - int(settings.retention * 1000)
         try:
-            forgotten = self._store.retention.forget(before, PIECE, self._gone)
-            if forgotten < PIECE and self._settings.max_store and self._store.used > self._settings.max_store:
-                forgotten = self._store.retention.forget_oldest(PIECE, self._gone)
+            # It may take the disk a moment, with no turn meanwhile; then there is one.
+            forgotten = store.retention.forget(before, PIECE, wake)
+            if forgotten < PIECE and settings.max_store and store.used > settings.max_store:
+                forgotten = store.retention.forget_oldest(PIECE, wake)
         except StoreError as error:
-            self._notify(TaskFailed(Task.REMOVE_OLD_JOBS, str(error)))
+            self._shared.tell(TaskFailed(Task.REMOVE_OLD_JOBS, str(error)))
             forgotten = 0
         self.next = now + (SOON_S if forgotten else EVERY_S)

@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
+from supervisor.engine.shared import Shared
+from supervisor.engine.waiters import settle
 from supervisor.errors import RequestError
-from supervisor.pool.interfaces import Pool
 from supervisor.pool.slots.rules import IllegalStepError
 
-
-class _Asked(NamedTuple):
-    """A step of ``slot`` that somebody waits for."""
-
-    slot: str
-    step: Callable[[str, float], None]
-    refusal: str
-    answer: asyncio.Future[None]
+_Step = Callable[[str, float], None]
 
 
 class SlotCommands:
     """Steps of slots by hand. Nothing of them is written, so they are done as a turn begins, before anything is decided."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None], pool: Pool) -> None:
-        """Step the slots of ``pool``; call ``wake`` to have a turn."""
-        self._loop = loop
-        self._wake = wake
-        self._pool = pool
-        self._asked: list[_Asked] = []
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._pool = shared.pool
+        self._asked: list[tuple[asyncio.Future[None], Callable[[float], RequestError | None]]] = []
         self._reload = False
 
     def refresh(self, slot: str) -> asyncio.Future[None]:
@@ -51,26 +43,25 @@ class SlotCommands:
     def reload(self) -> None:
         """Replace every worker after the jobs that it runs, so that each loads the handler anew."""
         self._reload = True
-        self._wake()
+        self._shared.turns.wake()
 
     def run(self, now: float) -> None:
         """Do what was asked for since the last turn; ``now`` in monotonic seconds."""
         asked, self._asked = self._asked, []
-        for each in asked:
-            _settle(each.answer, self._step(each, now))
+        for answer, step in asked:
+            settle(answer, None, step(now))
         if self._reload:
             self._reload = False
             self._pool.reload(now)
 
-    def _step(self, asked: _Asked, now: float) -> RequestError | None:
-        """Do it; why it cannot be done."""
-        if asked.slot not in self._pool.slots:
-            return self._unknown(asked.slot)
+    def _step(self, slot: str, step: _Step, refusal: str, now: float) -> RequestError | None:
+        """Do ``step``; why it cannot be done: ``slot`` may have gone since."""
+        if slot not in self._pool.slots:
+            return self._unknown(slot)
         try:
-            asked.step(asked.slot, now)
+            step(slot, now)
         except IllegalStepError:
-            state = self._pool.slots[asked.slot].state.value
-            return RequestError(409, f"slot {asked.slot} is {state}: {asked.refusal}")
+            return RequestError(409, f"slot {slot} is {self._pool.slots[slot].state.value}: {refusal}")
         return None
 
     def _unknown(self, slot: str) -> RequestError:
@@ -79,22 +70,13 @@ class SlotCommands:
     def refuse(self, error: RequestError) -> None:
         """Do nothing of what was asked for: the disk refuses, and nothing goes on. A reload comes when it does no more."""
         asked, self._asked = self._asked, []
-        for each in asked:
-            _settle(each.answer, error)
+        for answer, _ in asked:
+            settle(answer, None, error)
 
-    def _ask(self, slot: str, step: Callable[[str, float], None], refusal: str) -> asyncio.Future[None]:
+    def _ask(self, slot: str, step: _Step, refusal: str) -> asyncio.Future[None]:
         if slot not in self._pool.slots:
             raise self._unknown(slot)
-        answer: asyncio.Future[None] = self._loop.create_future()
-        self._asked.append(_Asked(slot, step, refusal, answer))
-        self._wake()
+        answer: asyncio.Future[None] = self._shared.loop.create_future()
+        self._asked.append((answer, partial(self._step, slot, step, refusal)))
+        self._shared.turns.wake()
         return answer
-
-
-def _settle(answer: asyncio.Future[None], error: RequestError | None) -> None:
-    if answer.done():
-        return  # nobody waits any more
-    if error is not None:
-        answer.set_exception(error)
-    else:
-        answer.set_result(None)

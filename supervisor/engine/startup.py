@@ -11,8 +11,8 @@ from supervisor.pool.interfaces import Pool
 class FirstLoads:
     """``first`` is the load of the first worker in service, or the worst of those that failed on every slot."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """None so far."""
+    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
+        self._pool = pool
         self.first: asyncio.Future[events.FirstLoad] = loop.create_future()
         self._failed: dict[str, events.FirstLoad] = {}
 
@@ -21,7 +21,7 @@ class FirstLoads:
         """Whether some worker has been ready."""
         return self.first.done() and self.first.result().ok
 
-    def loaded(self, event: events.FirstLoad, pool: Pool) -> None:
+    def loaded(self, event: events.FirstLoad) -> None:
         """A slot's first start has ended as ``event`` says."""
         if self.first.done():
             return
@@ -29,7 +29,7 @@ class FirstLoads:
             self.first.set_result(event)
             return
         self._failed[event.slot] = event
-        started = {name for name, slot in pool.slots.items() if slot.generation and not slot.pausing}
+        started = {name for name, slot in self._pool.slots.items() if slot.generation and not slot.pausing}
         if self._failed.keys() >= started:
             died = [load for load in self._failed.values() if load.failed is None]
             self.first.set_result(died[0] if died else event)

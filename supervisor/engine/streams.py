@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
 
 import msgspec
 
+from supervisor.engine.jobs import Jobs
+from supervisor.engine.turn import Turn
+from supervisor.engine.turns import Turns
 from supervisor.engine.waiters import Waiters
 from supervisor.job import Job
+from supervisor.store.store import Store
+from supervisor.store.writes import ShowChunks, TakeChunks
 
 READ_CHUNKS = 256
 READ_BYTES = 2**20
@@ -59,33 +63,15 @@ class ChunkLease:
             settle(sent)
 
 
-class Source(Protocol):
-    """Where chunks come from: the engine."""
-
-    def job(self, job_id: str) -> Job | None:
-        """The job as it is on disk."""
-
-    def facts(self, job_id: str) -> Job | None:
-        """As ``job``, but its ``input`` and ``output`` may be missing."""
-
-    def chunks(self, job: Job, start: int, limit: int, enough: int) -> list[bytes]:
-        """At most ``limit`` of its chunks (JSON) from index ``start`` on, and none behind that with which they have ``enough``
-        bytes; none when it was put back or forgotten since ``job`` was seen."""
-
-    def set_taken(self, job: Job, taken: int) -> asyncio.Future[bool]:
-        """Write how many chunks were handed out; done once it is on disk: whether the job still has them."""
-
-    def set_shown(self, job: Job) -> asyncio.Future[bool]:
-        """Write that chunks are shown to somebody; done once it is on disk: whether the job still has them."""
-
-
 class Streams:
     """Leases of all jobs' chunks."""
 
-    def __init__(self, source: Source, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand out what ``source`` has."""
+    def __init__(self, jobs: Jobs, store: Store, turns: Turns, loop: asyncio.AbstractEventLoop) -> None:
         self.waiters = Waiters(loop)
-        self._source = source
+        """To be woken when a job has a new chunk, and when it has ended."""
+        self._jobs = jobs
+        self._store = store
+        self._turns = turns
         self._loop = loop
         self._leased: set[str] = set()
 
@@ -93,37 +79,27 @@ class Streams:
         """The chunks not handed out before, or as many of them as ``one_look`` takes; waits up to ``timeout`` seconds for a first
         one or the job's end. ``None`` when unknown."""
         deadline = self._loop.time() + timeout
-        while True:
-            job = self._source.facts(job_id)
-            if job is None:
-                return None
+        while (job := self._jobs.get(job_id, whole=False)) is not None:
             if job_id not in self._leased and (job.chunks > job.chunks_taken or job.status.terminal):
                 lease = await self._lease(job, one_look)
                 if lease is not None:
                     return lease
-                continue
-            left = deadline - self._loop.time()
-            if left <= 0:
+            elif not await self.waiters.until(job_id, deadline):
                 return ChunkLease(Chunks(job, job.chunks, []))
-            await self.waiters.wait(job_id, left)
+        return None
 
     async def read(self, job_id: str, start: int, timeout: float) -> Chunks | None:
         """What one look takes of the chunks from index ``start`` on, which stay for others; waits up to ``timeout`` seconds for
         the first of them or the job's end. ``None`` when unknown."""
         deadline = self._loop.time() + timeout
-        while True:
-            job = self._source.job(job_id)
-            if job is None:
-                return None
+        while (job := self._jobs.get(job_id)) is not None:
             if job.chunks > start:
                 # What was shown cannot be unseen: should its worker be lost, the job is not simply run again.
-                if job.streamed or job.status.terminal or await self._source.set_shown(job):
+                if job.streamed or job.status.terminal or await self._mark(job):
                     return self._look(job, start)
-                continue
-            left = deadline - self._loop.time()
-            if job.status.terminal or left <= 0:
+            elif job.status.terminal or not await self.waiters.until(job_id, deadline):
                 return Chunks(job, start, [])
-            await self.waiters.wait(job_id, left)
+        return None
 
     def following(self, chunks: Chunks) -> Chunks:
         """What the next look takes of those that the job had when ``chunks`` were read; none when it was put back or forgotten
@@ -132,7 +108,8 @@ class Streams:
 
     def _look(self, job: Job, start: int) -> Chunks:
         limit = max(0, min(READ_CHUNKS, job.chunks - start))
-        return Chunks(job, start, self._source.chunks(job, start, limit, READ_BYTES))
+        found = self._store.chunks(job.seq, start, limit, enough=READ_BYTES, retries=job.retries)
+        return Chunks(job, start, [value for _, value in found])
 
     async def _lease(self, job: Job, one_look: bool) -> ChunkLease | None:
         """What ``job`` has for nobody else; ``None`` when it was put back meanwhile, so that these chunks are no more."""
@@ -142,7 +119,7 @@ class Streams:
         self._leased.add(job.id)
         try:
             chunks = self._look(job, first)
-            taken = await self._source.set_taken(job, chunks.end if one_look else job.chunks)
+            taken = await self._mark(job, chunks.end if one_look else job.chunks)
         except BaseException:
             self._hand_out_again(job, first)
             raise
@@ -153,8 +130,26 @@ class Streams:
 
     def _hand_out_again(self, job: Job, first: int) -> None:
         """Chunks from ``first`` on reached nobody. Who waits for them looks when that is on disk: earlier they seem taken."""
-        self._source.set_taken(job, first).add_done_callback(lambda _: self._free(job.id))
+        self._mark(job, first).add_done_callback(lambda _: self._free(job.id))
 
     def _free(self, job_id: str) -> None:
         self._leased.discard(job_id)
         self.waiters.wake(job_id)
+
+    def _mark(self, job: Job, taken: int | None = None) -> asyncio.Future[bool]:
+        """Write that chunks are shown to somebody, or that the first ``taken`` were handed out; done once it is on disk: whether
+        the job still has them."""
+        return self._turns.ask(lambda turn: _marked(turn, job, taken))
+
+
+def _marked(turn: Turn, job: Job, taken: int | None) -> bool:
+    """Decide so; false when the job is gone or was put back since."""
+    now = turn.get(job.id, whole=False)
+    if now is None or (now.seq, now.retries) != (job.seq, job.retries):
+        return False
+    turn.rows.append(ShowChunks(job.seq) if taken is None else TakeChunks(job.seq, taken))
+    active = turn.running(job.id)
+    if active is not None:
+        chunks_taken = active.job.chunks_taken if taken is None else taken
+        turn.put(active.job.replace(chunks_taken=chunks_taken, streamed=True), active.job)
+    return True

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Mapping
-from operator import attrgetter
 
 from supervisor.engine.job_logs import Drafts
 from supervisor.engine.jobs import Active, Jobs
+from supervisor.engine.queue import by_seq
 from supervisor.job import IN_PROGRESS, IN_QUEUE, Job
 from supervisor.pool import events
 from supervisor.pool.slots.free import FreeSlots, Seating
 from supervisor.store.writes import Forget, Write
-
-_seq = attrgetter("seq")
 
 
 class Turn:
@@ -26,30 +24,6 @@ class Turn:
     ``rows`` are written in one transaction. Once they are on disk, memory is changed, then ``acts`` are carried out on the
     pool, then who waits is told by ``wakes``, each in the order of their decisions.
     """
-
-    __slots__ = (
-        "_deleted",
-        "_memory",
-        "acts",
-        "closed",
-        "commands",
-        "events",
-        "jobs",
-        "leaving",
-        "logs",
-        "next_seq",
-        "now",
-        "progress",
-        "returning",
-        "rows",
-        "seating",
-        "secrets",
-        "started",
-        "starts_held",
-        "streamed",
-        "waiting",
-        "wakes",
-    )
 
     def __init__(self, jobs: Jobs, free: FreeSlots, now: float, count: int = 0, commands: int = 0) -> None:
         """Decide about ``jobs``, which stay as they are, and the ``free`` slots, by so many events and ``commands``."""
@@ -67,13 +41,11 @@ class Turn:
         """Those that come back to the queue: they were taken from their worker, or are run again."""
         self.waiting = len(jobs.backlog)
         """How many jobs will wait."""
-        self.started: dict[str, str] = {}
-        """The slots of jobs that start."""
+        self.active: dict[str, Active | None] = {}
+        """The newest state of each job in a worker that something was decided about; ``None``: it leaves, or left."""
         self.closed: set[str] = set()
         """Slots that are given no job: something else is about to happen to their worker."""
         self.seating = Seating(free, self.closed)
-        self.progress: dict[str, bytes] = {}
-        self.streamed: dict[str, int] = {}
         self.logs: Drafts = {}
         self.secrets: list[str] = []
         """Ids of new jobs whose ``s3Config`` was put into its file, which goes if they do not come."""
@@ -87,29 +59,17 @@ class Turn:
         """Get a job as it will be, ``None`` when unknown or deleted. Without ``whole``, input and output may be missing."""
         return self.jobs.get(job_id) or self._memory.get(job_id, whole=whole)
 
-    def slot_of(self, job_id: str) -> str | None:
-        """Get the slot in which a job will run; ``None``: in none."""
-        job = self.jobs.get(job_id)
-        if job is not None and job.status is not IN_PROGRESS:
-            return None
-        slot = self.started.get(job_id)
-        active = self._memory.active.get(job_id)
-        return active.slot if slot is None and active is not None else slot
+    def running(self, job_id: str) -> Active | None:
+        """Get a job that will be in a worker, as it will be."""
+        return self.active[job_id] if job_id in self.active else self._memory.active.get(job_id)
 
-    def running(self, job_id: str) -> Job | None:
-        """Get a job that will be in a worker."""
-        if self.slot_of(job_id) is None:
-            return None
-        return self.jobs.get(job_id) or self._memory.active[job_id].job
-
-    def reported(self, event: events.OfJob) -> Job | None:
+    def reported(self, event: events.OfJob | events.Printed) -> Active | None:
         """Get the job that ``event`` is about, if it is still in the start that this came from."""
-        job = self.running(event.job)
-        still = job is not None and job.retries == event.start and self.slot_of(event.job) == event.slot
-        return job if still else None
+        active = self.running(event.job or "")
+        return active if active is not None and (active.job.retries, active.slot) == (event.start, event.slot) else None
 
-    def put(self, job: Job, before: Job | None) -> None:
-        """Decide that ``job`` will be so, which is ``before`` as this turn has it; ``None``: it is new."""
+    def put(self, job: Job, before: Job | None, slot: str | None = None) -> None:
+        """Decide that ``job`` will be so, which is ``before`` as this turn has it; ``None``: it is new. It starts in ``slot``."""
         if before is not None and before.status is IN_QUEUE:
             self.waiting -= 1
             if job.id not in self.jobs:
@@ -119,6 +79,10 @@ class Turn:
             if before is not None:
                 self.returning.append(job.id)
         self.jobs[job.id] = job
+        if slot is not None:
+            self.active[job.id] = Active(job, slot)
+        elif (active := self.running(job.id)) is not None:
+            self.active[job.id] = active.replace(job=job) if job.status is IN_PROGRESS else None
 
     def queued(self, low_priority: bool) -> Iterator[Job]:
         """Iterate over the jobs of a lane that will wait, oldest first, while they are decided about."""
@@ -126,7 +90,7 @@ class Turn:
         staying = (job for job in lane if job.id not in jobs)
         if self.returning:
             back = {job.seq: job for job in map(jobs.__getitem__, self.returning) if _waits(job, low_priority)}
-            staying = heapq.merge(staying, map(back.__getitem__, sorted(back)), key=_seq)
+            staying = heapq.merge(staying, map(back.__getitem__, sorted(back)), key=by_seq)
         yield from staying
         first_new = self._memory.next_seq
         yield from [job for job in jobs.values() if job.seq >= first_new and _waits(job, low_priority)]
@@ -135,7 +99,7 @@ class Turn:
         """Get all that is to be written: jobs that nobody wants any more are deleted with the next commit that is made anyway."""
         if not self.rows:
             return []
-        self._deleted = self._memory.to_delete
+        self._deleted = dict(self._memory.to_delete)
         return [*map(Forget, self._deleted.values()), *self.rows] if self._deleted else self.rows
 
     # --- once the rows are on disk ------------------------------------------------------------------------------------------
@@ -143,35 +107,16 @@ class Turn:
     def apply(self) -> None:
         """Bring memory to where this turn has it."""
         memory = self._memory
-        active, deadlines = memory.active, memory.deadlines
         for job_id, job in self.jobs.items():
-            slot, status = self.started.get(job_id), job.status
             if job_id in self.leaving:
                 memory.backlog.lane(job.low_priority).remove(job)
-            if status is IN_PROGRESS and slot is None:
-                active[job_id].job = job
-                continue
-            if active.pop(job_id, None) is not None:
-                deadlines.left(job_id)
-            if status is IN_QUEUE:
+            if job.status is IN_QUEUE:
                 memory.wait(job)
-                deadlines.accepted(job)
-            elif slot is not None and status is IN_PROGRESS:
-                active[job_id] = Active(job, slot)
-                deadlines.accepted(job)
-                deadlines.started(job, self.now)
+        for job_id, active in self.active.items():
+            memory.run(job_id, active, self.now)
         memory.next_seq = self.next_seq
-        memory.deleted(self._deleted)
-        for job_id, size in self.streamed.items():
-            if self._runs_on(job_id):
-                active[job_id].streamed_bytes = size
-        for job_id, value in self.progress.items():
-            if self._runs_on(job_id):
-                active[job_id].progress = value
-
-    def _runs_on(self, job_id: str) -> bool:
-        """Whether a job is in the worker still that has said something of it in this turn."""
-        return job_id in self._memory.active and job_id not in self.started
+        for job_id in self._deleted:
+            memory.to_delete.pop(job_id, None)
 
 
 def _waits(job: Job, low_priority: bool) -> bool:

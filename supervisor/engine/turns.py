@@ -8,7 +8,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+import msgspec
+
 from supervisor.engine.turn import Turn
+from supervisor.engine.waiters import settle
 from supervisor.errors import RequestError
 
 GATHER_S = 0.001
@@ -30,40 +33,31 @@ class Clock:
         return time.time_ns() // 1_000_000
 
 
-class Command:
-    """What a client asks for: decided in a turn, and answered by ``future`` once that is on disk."""
+class Command(msgspec.Struct):
+    """What a client asks for: decided in a turn, and answered by ``future`` once that is on disk.
 
-    __slots__ = ("arrives", "decide", "future", "patient")
+    One that is not ``patient`` is refused when the disk refuses its turn; ``arrives``: it is a new job.
+    """
 
-    def __init__(
-        self, decide: Callable[[Turn], Any], future: asyncio.Future[Any], patient: bool, arrives: bool
-    ) -> None:
-        """One that is not ``patient`` is refused when the disk refuses its turn; ``arrives``: it is a new job."""
-        self.decide = decide
-        self.future = future
-        self.patient = patient
-        self.arrives = arrives
+    decide: Callable[[Turn], Any]
+    future: asyncio.Future[Any]
+    patient: bool
+    arrives: bool
 
     def run(self, turn: Turn) -> None:
         """Decide."""
         try:
             answer = self.decide(turn)
         except RequestError as error:  # it may be because of what is not on disk yet
-            turn.wakes.append(partial(self.refuse, error))
+            turn.wakes.append(partial(settle, self.future, None, error))
         else:
-            turn.wakes.append(partial(_resolve, self.future, answer))
-
-    def refuse(self, error: RequestError) -> None:
-        """Answer with ``error``, unless nobody waits any more."""
-        if not self.future.done():
-            self.future.set_exception(error)
+            turn.wakes.append(partial(settle, self.future, answer))
 
 
 class Turns:
     """Calls ``turn`` when there is something to do, and keeps what clients ask for until it is on disk."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, turn: Callable[[], None]) -> None:
-        """Nothing is called before ``wake``."""
         self.commands: list[Command] = []
         self.arriving = 0
         """How many of them are new jobs."""
@@ -103,11 +97,8 @@ class Turns:
             self._gathering.cancel()
             self._gathering = None
 
-    def decided(self, count: int) -> None:
-        """The first ``count`` commands are on disk."""
-        self._take(count)
-
-    def _take(self, count: int) -> list[Command]:
+    def take(self, count: int) -> list[Command]:
+        """Take the first ``count`` commands, which are decided, out."""
         taken = self.commands[:count]
         del self.commands[:count]
         self.arriving -= sum(command.arrives for command in taken)
@@ -116,12 +107,12 @@ class Turns:
     def refuse(self, count: int, error: RequestError) -> None:
         """The disk does not take the first ``count`` commands: tell the impatient, keep the others."""
         kept: list[Command] = []
-        for command in self._take(count):
+        for command in self.take(count):
             if command.patient:
                 kept.append(command)
                 self.arriving += command.arrives
             else:
-                command.refuse(error)
+                settle(command.future, None, error)
         self.commands[:0] = kept
 
     def end(self, now: float, at: float) -> None:
@@ -136,8 +127,7 @@ class Turns:
 
     def over(self) -> None:
         """A turn is over, on disk or refused."""
-        if not self._over.done():
-            self._over.set_result(None)
+        settle(self._over, None)
 
     async def until(self, reached: Callable[[], bool], timeout: float, at_once: asyncio.Event) -> None:
         """Until ``reached`` is true after some turn, ``at_once`` is set, or ``timeout`` seconds have passed."""
@@ -164,9 +154,3 @@ class Turns:
         """Not under way any more: the loop's clock is coarse, so it may come before its time and must be set again then."""
         self._timer = None
         self.wake()
-
-
-def _resolve(future: asyncio.Future[T], value: T) -> None:
-    """Give ``value``, unless nobody waits any more."""
-    if not future.done():
-        future.set_result(value)

@@ -1,48 +1,57 @@
-"""Who waits for a job's end or for its next chunk; in the supervisor. The engine wakes them after its commit."""
+"""Who waits for a job's end, its next chunk or its next lines; in the supervisor. The engine wakes them after its commit."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import TypeVar
 
 from supervisor.job import Job
+
+T = TypeVar("T")
 
 
 class Waiters:
     """Futures by job id; nothing is left behind when a waiter times out or is cancelled."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Make futures of ``loop``."""
         self._loop = loop
-        self._waiting: dict[str, list[asyncio.Future[Job | None]]] = {}
+        self._waiting: dict[str, set[asyncio.Future[Job | None]]] = {}
 
     async def wait(self, job_id: str, timeout: float) -> Job | None:
-        """What ``wake`` gives for this job; ``None`` after ``timeout`` seconds."""
+        """Return what ``wake`` gives for this job; ``None`` after ``timeout`` seconds."""
         future: asyncio.Future[Job | None] = self._loop.create_future()
-        self._waiting.setdefault(job_id, []).append(future)
-        handle = self._loop.call_later(timeout, _expire, future)
+        others = self._waiting.setdefault(job_id, set())
+        others.add(future)
+        handle = self._loop.call_later(timeout, settle, future, None)
         try:
             return await future
         finally:
             handle.cancel()
-            others = self._waiting.get(job_id)
-            if others is not None and future in others:
-                others.remove(future)
-                if not others:
-                    del self._waiting[job_id]
+            others.discard(future)
+            if not others and self._waiting.get(job_id) is others:
+                del self._waiting[job_id]
+
+    async def until(self, job_id: str, deadline: float) -> bool:
+        """Wait for ``wake`` or ``deadline``, by the loop's clock; false, at once, when that has passed."""
+        left = deadline - self._loop.time()
+        if left > 0:
+            await self.wait(job_id, left)
+        return left > 0
 
     def wake(self, job_id: str, job: Job | None = None) -> None:
         """Free everyone who waits for this job."""
-        waiting = self._waiting.pop(job_id, None)
-        if waiting is not None:
-            for future in waiting:
-                if not future.done():
-                    future.set_result(job)
+        for future in self._waiting.pop(job_id, ()):
+            settle(future, job)
 
     def __contains__(self, job_id: str) -> bool:
-        """Whether anyone waits for this job."""
         return job_id in self._waiting
 
 
-def _expire(future: asyncio.Future[Job | None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def settle(future: asyncio.Future[T], value: T, error: Exception | None = None) -> None:
+    """Give ``future`` its ``value``, or the ``error``, unless nobody waits for it any more."""
+    if future.done():
+        return
+    if error is None:
+        future.set_result(value)
+    else:
+        future.set_exception(error)

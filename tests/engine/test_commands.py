@@ -52,10 +52,10 @@ def test_a_job_past_its_execution_time_out_ends_and_loses_its_worker(house):
 
 def test_the_engine_wakes_at_the_deadline_of_a_job(house):
     run(house, timeout_ms=5_000)
-    assert house.engine._loop.commands.deadline(house.clock.now) == pytest.approx(house.clock.now + 5)
+    assert house.engine._jobs.deadline(house.clock.now, house.clock.wall) == pytest.approx(house.clock.now + 5)
     house.worker().say(done())
     house.ended()
-    assert house.engine._loop.commands.deadline(house.clock.now) is None
+    assert house.engine._jobs.deadline(house.clock.now, house.clock.wall) is None
 
 
 def test_the_default_execution_time_out_holds_for_a_job_that_has_none(make_house):

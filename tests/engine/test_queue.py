@@ -33,7 +33,7 @@ def take(backlog, store=None):
 def test_low_priority_comes_last_and_both_lanes_are_in_order():
     backlog = Backlog(Store().load)
     for seq, low in [(1, True), (2, False), (3, True), (4, False)]:
-        backlog.lane(low).push(job(seq, low))
+        backlog.lane(low).add(job(seq, low))
     assert [take(backlog).seq for _ in range(4)] == [2, 4, 1, 3]
     assert take(backlog) is None
 
@@ -41,11 +41,36 @@ def test_low_priority_comes_last_and_both_lanes_are_in_order():
 def test_a_job_put_back_takes_its_old_place():
     backlog = Backlog(Store().load)
     for seq in (1, 2, 3):
-        backlog.lane(False).push(job(seq))
+        backlog.lane(False).add(job(seq))
     first, second = take(backlog), take(backlog)
-    backlog.lane(False).put_back(second)
-    backlog.lane(False).put_back(first)
+    backlog.lane(False).add(second)
+    backlog.lane(False).add(first)
     assert [take(backlog).seq for _ in range(3)] == [1, 2, 3]
+
+
+def test_jobs_put_back_in_any_order_take_their_old_places_in_memory_and_beyond():
+    store = Store()
+    backlog = Backlog(store.load)
+    lane = backlog.lane(False)
+    for seq in range(1, 2 * WINDOW + 1):
+        store.jobs[seq] = job(seq)
+        lane.add(store.jobs[seq])
+    numbers = (7, 3, WINDOW + 5, 5, 2 * WINDOW)
+    for seq in numbers:
+        lane.remove(store.jobs.pop(seq))
+    for seq in numbers:
+        store.jobs[seq] = job(seq)
+        lane.add(store.jobs[seq])
+    assert [take(backlog, store).seq for _ in range(2 * WINDOW)] == list(range(1, 2 * WINDOW + 1))
+    assert (len(backlog), take(backlog, store)) == (0, None)
+
+
+def test_jobs_that_wait_again_in_an_empty_queue_are_not_looked_for_in_the_store():
+    store = Store()
+    lane = Backlog(store.load).lane(False)
+    for seq in (5, 9, 7, 8):
+        lane.add(job(seq))
+    assert ([each.seq for each in lane], store.loads) == ([5, 7, 8, 9], 0)
 
 
 def test_beyond_the_window_jobs_wait_in_the_store_alone():
@@ -53,7 +78,7 @@ def test_beyond_the_window_jobs_wait_in_the_store_alone():
     backlog = Backlog(store.load)
     for seq in range(1, 2 * WINDOW + 11):
         store.jobs[seq] = job(seq)
-        backlog.lane(False).push(store.jobs[seq])
+        backlog.lane(False).add(store.jobs[seq])
     assert backlog.get("job-1") is not None
     assert backlog.get(f"job-{WINDOW + 1}") is None
     assert len(backlog) == 2 * WINDOW + 10
@@ -64,18 +89,16 @@ def test_beyond_the_window_jobs_wait_in_the_store_alone():
 def test_what_the_store_held_at_the_start_comes_first():
     store = Store()
     store.jobs = {1: job(1), 2: job(2)}
-    backlog = Backlog(store.load)
-    backlog.lane(False).expect(2)
+    backlog = Backlog(store.load, 2)
     store.jobs[3] = job(3)
-    backlog.lane(False).push(store.jobs[3])
+    backlog.lane(False).add(store.jobs[3])
     assert [take(backlog).seq for _ in range(3)] == [1, 2, 3]
 
 
 def test_a_job_that_was_removed_unseen_is_not_counted():
     store = Store()
     store.jobs = {1: job(1), 2: job(2)}
-    backlog = Backlog(store.load)
-    backlog.lane(False).expect(2)
+    backlog = Backlog(store.load, 2)
     backlog.lane(False).remove(store.jobs.pop(1))
     assert take(backlog, store).seq == 2
     assert (len(backlog), take(backlog, store)) == (0, None)
@@ -83,8 +106,8 @@ def test_a_job_that_was_removed_unseen_is_not_counted():
 
 def test_remove_from_the_window():
     backlog = Backlog(Store().load)
-    backlog.lane(False).push(job(1))
-    backlog.lane(False).push(job(2))
+    backlog.lane(False).add(job(1))
+    backlog.lane(False).add(job(2))
     backlog.lane(False).remove(job(1))
     assert (len(backlog), take(backlog).seq) == (1, 2)
 
@@ -92,13 +115,12 @@ def test_remove_from_the_window():
 def test_the_oldest_are_known_without_being_taken():
     store = Store()
     store.jobs = {seq: job(seq) for seq in range(1, 2 * WINDOW + 1)}
-    backlog = Backlog(store.load)
+    backlog = Backlog(store.load, len(store.jobs))
     lane = backlog.lane(False)
-    lane.expect(len(store.jobs))
-    backlog.lane(True).push(job(9_999, low=True))
+    backlog.lane(True).add(job(9_999, low=True))
     taken = [take(backlog, store) for _ in range(WINDOW - 1)]
     store.jobs[taken[0].seq] = taken[0]
-    lane.put_back(taken[0])
+    lane.add(taken[0])
     assert [each.seq for each in backlog.oldest(3)] == [1, WINDOW, WINDOW + 1, 9_999]
     assert [each.seq for each in backlog.oldest(3)] == [1, WINDOW, WINDOW + 1, 9_999]
     assert len(backlog) == WINDOW + 3

@@ -234,7 +234,7 @@ def test_a_lease_of_an_older_run_changes_nothing_in_the_next(make_house):
     new.confirm()
     house.worker().say(wire.Chunk("a", 1, b'"newer"'))
     house.until(lambda: house.engine.job("a").chunks == 2)
-    house.wait(house.engine.set_taken(old.job, 0))
+    house.wait(house.engine.streams._mark(old.job, 0))
     house.settle()
     assert house.wait(house.engine.streams.take("a", 5)).chunks.values == [b'"newer"']
 
