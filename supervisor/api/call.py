@@ -17,7 +17,7 @@ from supervisor.errors import RequestError
 from supervisor.protocol.requests import job_request
 
 if TYPE_CHECKING:
-    from supervisor.engine.engine import Engine
+    from supervisor.api.app import App
     from supervisor.job import JobRequest
 
 Scope = dict[str, Any]
@@ -58,17 +58,18 @@ class ClientGone(Exception):  # noqa: N818 - nobody did anything wrong
 class Call:
     """One request. ``param`` is what stood in the braces of the route's path; ``headers`` have names in lower case."""
 
-    __slots__ = ("_body_read", "_gone", "_receive", "_waits", "engine", "headers", "method", "param", "query")
+    __slots__ = ("_body_read", "_gone", "_receive", "_waits", "app", "engine", "headers", "method", "param", "query")
 
-    def __init__(self, engine: Engine, waits: Waits, scope: Scope, receive: Receive) -> None:
-        """Take the request that ``scope`` describes and ``receive`` delivers."""
-        self.engine = engine
+    def __init__(self, app: App, scope: Scope, receive: Receive) -> None:
+        """Take the request that ``scope`` describes and ``receive`` delivers to ``app``."""
+        self.app = app
+        self.engine = app.engine
         self.method: str = scope["method"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.query: bytes = scope["query_string"]
         self.param = ""
         self._receive = receive
-        self._waits = waits
+        self._waits = app.waits
         self._gone: asyncio.Task[None] | None = None
         self._body_read = False
 

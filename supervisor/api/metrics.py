@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import psutil
@@ -16,6 +16,9 @@ import psutil
 from supervisor.errors import StoreError
 from supervisor.protocol.responses import COUNTED_AS
 from supervisor.protocol.views import GpuView, Histogram, Snapshot, Totals, WorkerView
+
+if TYPE_CHECKING:
+    from supervisor.engine.engine import Engine
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -88,6 +91,12 @@ class Page:
     def body(self) -> bytes:
         """The whole."""
         return "".join(f"{line}\n" for line in self._lines).encode()
+
+
+def page_of(engine: Engine, deliveries: Deliveries | None) -> bytes:
+    """All metrics of what ``engine`` runs, now."""
+    totals = engine.overview.statistics.totals()
+    return body(engine.snapshot(), totals, ready=engine.ready, deliveries=deliveries, process=Process.now())
 
 
 def body(now: Snapshot, totals: Totals, *, ready: bool, deliveries: Deliveries | None, process: Process) -> bytes:

@@ -21,8 +21,10 @@ import msgspec
 from supervisor.client.address import Address
 from supervisor.errors import ClientError, RefusedError, UnreachableError, UsageError
 from supervisor.job import JobStatus
+from supervisor.protocol import answers
+from supervisor.protocol.answers import Accepted, Health, SlotOrder
 from supervisor.protocol.sse import Event, EventParser
-from supervisor.protocol.views import JobCounts, Snapshot, WorkerCounts, WorkerView
+from supervisor.protocol.views import Snapshot, WorkerView
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `supervise HANDLER` listens when nothing else was said."""
@@ -43,55 +45,17 @@ _PIECE = 64 * 1024
 T = TypeVar("T")
 
 
-class JobState(msgspec.Struct, frozen=True):
-    """What every answer about one job has."""
+class JobView(answers.Job, frozen=True, kw_only=True):
+    """A job as ``/status`` shows it; ``text`` is all of it, as the supervisor wrote it."""
 
-    id: str
-    status: JobStatus
-
-
-class JobView(msgspec.Struct, frozen=True, rename="camel"):
-    """A job as ``/status`` shows it: times in milliseconds, ``output`` as JSON (empty where there is none).
-
-    ``text`` is all of it, as the supervisor wrote it.
-    """
-
-    id: str
-    status: JobStatus
-    delay_time: int
-    retries: int = 0
-    execution_time: int | None = None
-    worker_id: str | None = None
-    output: msgspec.Raw = msgspec.Raw()
-    error: str | None = None
     text: msgspec.Raw = msgspec.Raw()
 
 
-class SlotOrder(msgspec.Struct, frozen=True):
-    """What was begun in a slot."""
-
-    slot: str
-    status: str
-
-
 class _Page(msgspec.Struct, frozen=True):
-    """The answer of ``/requests``."""
+    """The answer of ``/requests``, its jobs as the supervisor wrote them."""
 
     requests: tuple[msgspec.Raw, ...]
     next: str | None
-
-
-class Health(msgspec.Struct, frozen=True):
-    """The answer of ``/health``."""
-
-    jobs: JobCounts
-    workers: WorkerCounts
-
-
-class _Refusal(msgspec.Struct, frozen=True):
-    """The body of every answer that is an error."""
-
-    error: str = ""
 
 
 class Client:
@@ -128,25 +92,25 @@ class Client:
         """Refresh the worker of ``slot``; returns when that was accepted, not when it is done."""
         self.post(f"/workers/{_quote(slot)}/refresh", Any)
 
-    def cancel(self, job: str) -> JobState:
+    def cancel(self, job: str) -> Accepted:
         """Cancel ``job``; its state then (that of a job already ended stays)."""
-        return self.post(f"/cancel/{_quote(job)}", JobState)
+        return self.post(f"/cancel/{_quote(job)}", Accepted)
 
-    def retry(self, job: str) -> JobState:
+    def retry(self, job: str) -> Accepted:
         """Queue ``job``, which failed or timed out, once more."""
-        return self.post(f"/retry/{_quote(job)}", JobState)
+        return self.post(f"/retry/{_quote(job)}", Accepted)
 
-    def submit(self, body: bytes, idempotency_key: str | None = None) -> JobState:
+    def submit(self, body: bytes, idempotency_key: str | None = None) -> Accepted:
         """Submit the request body ``body`` (JSON). The same ``idempotency_key`` twice means the same job.
 
         Raises:
             UsageError: that key cannot be sent.
         """
         if idempotency_key is None:
-            return self.post("/run", JobState, body)
+            return self.post("/run", Accepted, body)
         if not (idempotency_key.isascii() and idempotency_key.isprintable()):
             raise UsageError("an idempotency key is printable ASCII text")
-        return self._ask("POST", "/run", body, JobState, {"Idempotency-Key": idempotency_key})
+        return self._ask("POST", "/run", body, Accepted, {"Idempotency-Key": idempotency_key})
 
     def job(self, job: str) -> JobView:
         """``job`` as it is now."""
@@ -354,7 +318,7 @@ class Client:
 
     def _refused(self, path: str, status: int, body: bytes) -> RefusedError:
         try:
-            said = msgspec.json.decode(body, type=_Refusal).error
+            said = msgspec.json.decode(body, type=answers.Error).error
         except msgspec.MsgspecError:
             said = ""
         if status == 401:

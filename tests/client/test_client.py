@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from supervisor.client.address import Address
-from supervisor.client.client import Client, Health, JobState
+from supervisor.client.client import Client
 from supervisor.errors import ClientError, UnreachableError, UsageError
 from supervisor.job import JobStatus
+from supervisor.protocol.answers import Accepted, Health
 from supervisor.protocol.views import (
     GpuView,
     JobCounts,
@@ -94,12 +95,12 @@ def test_what_it_asks(answers: Any, tcp: str) -> None:
     assert (method, path, body) == ("POST", "/v2/my_handler/workers/gpu0.1/refresh", b"")
     assert headers["Authorization"] == "Bearer a key"
     answers.body = b'{"id": "a/b", "status": "CANCELLED"}'
-    assert client.cancel("a/b") == JobState("a/b", JobStatus.CANCELLED)
+    assert client.cancel("a/b") == Accepted("a/b", JobStatus.CANCELLED)
     assert answers.heard.get(timeout=20)[1] == "/v2/my_handler/cancel/a%2Fb"
     answers.body = msgspec.json.encode(Health(JobCounts(completed=1), WorkerCounts(idle=2)))
     assert client.health() == Health(JobCounts(completed=1), WorkerCounts(idle=2))
     answers.body = b'{"id": "x", "status": "IN_QUEUE"}'
-    client.post("/run", JobState, b'{"input": 1}')
+    client.post("/run", Accepted, b'{"input": 1}')
     *_, headers, body = list(answers.heard.queue)[-1]
     assert (headers["Content-Type"], body) == ("application/json", b'{"input": 1}')
 

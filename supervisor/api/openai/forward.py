@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from supervisor.api import events
+from supervisor.api import events, routes
 from supervisor.api.call import JSON, Call, ClientGone, Reply
 from supervisor.api.openai import errors
 from supervisor.engine.streams import Chunks
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
-from supervisor.protocol.requests import openai_request
+from supervisor.protocol.requests import OpenAIRequest, openai_request
 from supervisor.protocol.sse import event, packed
 
 TEXT = b"text/plain; charset=utf-8"
@@ -44,8 +44,24 @@ _text = msgspec.json.Decoder(str)
 _any = msgspec.json.Decoder(msgspec.Raw)
 
 
-async def forward(call: Call) -> Reply:
-    """GET, POST /openai/v1/{route}. The query is left out of the route, which handlers compare."""
+@routes.route(
+    ("GET", "POST"),
+    "/openai/v1/{route}",
+    routes.OPENAI,
+    {routes.JSON: Any, routes.TEXT: str, routes.EVENTS: None},
+    fields=(routes.IDEMPOTENCY_KEY,),
+    refusals=(429,),
+    body=OpenAIRequest,
+    rest=True,
+)
+async def openai(call: Call) -> Reply:
+    """OpenAI's API, as the handler serves it.
+
+    The handler gets a job with the input `{"openai_route": "/v1/…", "openai_input": body}`, and what it makes of it is the
+    answer: the one result, or with `stream` the text of its chunks as they come. Errors are OpenAI's, with the status that the
+    handler's error means. `x-request-id` is the job's id.
+    """
+    # The query is left out of the route, which handlers compare.
     body = await call.body()
     key = call.headers.get(b"idempotency-key")
     request, stream = openai_request(call.param, None if call.method == "GET" else body, key)
