@@ -90,7 +90,8 @@ def test_a_snapshot_comes_back_as_it_was(over: str, answers: Any, request: pytes
 
 def test_what_it_asks(answers: Any, tcp: str) -> None:
     client = Client(f"{tcp}/v2/my_handler", api_key="a key")
-    client.refresh("gpu0.1")
+    answers.body = b'{"slot": "gpu0.1", "status": "refreshing"}'
+    assert client.order("gpu0.1", "refresh").status == "refreshing"
     method, path, headers, body = answers.heard.get(timeout=20)
     assert (method, path, body) == ("POST", "/v2/my_handler/workers/gpu0.1/refresh", b"")
     assert headers["Authorization"] == "Bearer a key"
@@ -98,9 +99,9 @@ def test_what_it_asks(answers: Any, tcp: str) -> None:
     assert client.cancel("a/b") == Accepted("a/b", JobStatus.CANCELLED)
     assert answers.heard.get(timeout=20)[1] == "/v2/my_handler/cancel/a%2Fb"
     answers.body = msgspec.json.encode(Health(JobCounts(completed=1), WorkerCounts(idle=2)))
-    assert client.health() == Health(JobCounts(completed=1), WorkerCounts(idle=2))
+    assert client.ask("GET", "/health", Health).workers.idle == 2
     answers.body = b'{"id": "x", "status": "IN_QUEUE"}'
-    client.post("/run", Accepted, b'{"input": 1}')
+    client.ask("POST", "/run", Accepted, b'{"input": 1}')
     *_, headers, body = list(answers.heard.queue)[-1]
     assert (headers["Content-Type"], body) == ("application/json", b'{"input": 1}')
 

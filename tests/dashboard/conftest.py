@@ -202,7 +202,7 @@ def _handler(supervisor: FakeSupervisor) -> type[http.server.BaseHTTPRequestHand
 
         def do_POST(self) -> None:
             supervisor.refreshed.put(self.path)
-            self.answer(200, {"status": "refreshing"})
+            self.answer(200, {"slot": self.path.split("/")[2], "status": "refreshing"})
 
         def answer(self, status: int, body: Any) -> None:
             data = msgspec.json.encode(body)
