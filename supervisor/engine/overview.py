@@ -199,7 +199,7 @@ def _gpu(gpu: Gpu, sample: GpuSample, slot: str) -> GpuView:
         processes=None
         if processes is None
         else tuple(
-            GpuProcessView(process.pid, process.memory_mib, process.name, process.slot, process.visible)
+            GpuProcessView(process.pid, process.memory_mib, process.name, process.visible, process.slot)
             for process in processes
         ),
         error=sample.error,

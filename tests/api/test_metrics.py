@@ -40,8 +40,8 @@ SNAPSHOT = Snapshot(
         WorkerView("gpu1-1", "gpu1", (1,), "held", None, 1, 0, 0, 4),
     ),
     gpus=(
-        GpuView(0, "GPU-a", "H200", ("gpu0",), False, 512, 1024, 40, 55, 310.5),
-        GpuView(1, "GPU-b", "H200", ("gpu1",), lost=True),
+        GpuView(0, "GPU-a", "H200", False, 512, 1024, 40, 55, 310.5, slots=("gpu0",)),
+        GpuView(1, "GPU-b", "H200", slots=("gpu1",), lost=True),
     ),
     running=(),
     ended=(),

@@ -35,7 +35,7 @@ SNAPSHOT = Snapshot(
     draining=False,
     jobs=JobCounts(completed=3, in_queue=2),
     workers=(WorkerView("gpu0-1", "gpu0", (0, "MIG-x"), "busy", 7, 1, 3, 0, 0, ("a",), 812),),
-    gpus=(GpuView(0, "GPU-x", "NVIDIA H200", ("gpu0",), memory_used_mib=812),),
+    gpus=(GpuView(0, "GPU-x", "NVIDIA H200", slots=("gpu0",), memory_used_mib=812),),
     running=(
         RunningJobView("a", "gpu0", 1_790_000_000_000, 1, msgspec.Raw(b'{"percent":62}')),
         RunningJobView("b", "gpu0", 1_790_000_000_000, 1),

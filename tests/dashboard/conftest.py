@@ -71,7 +71,7 @@ def worker(n: int, gpu: bool = True, **changes: Any) -> s.WorkerView:
 
 
 def gpu(n: int, **changes: Any) -> s.GpuView:
-    ours = s.GpuProcessView(48213 + 19 * n, 8120 + 512 * n, "python3", f"gpu{n}")
+    ours = s.GpuProcessView(48213 + 19 * n, 8120 + 512 * n, "python3", slot=f"gpu{n}")
     view = s.GpuView(
         index=n,
         uuid=f"GPU-8f2c61d0-0000-4000-8000-{n:012}",
