@@ -20,6 +20,8 @@ from supervisor.api.openai import errors
 from supervisor.api.operations import ROUTES
 from supervisor.api.routes import Match, Router
 from supervisor.errors import RequestError, StoreError
+from supervisor.protocol.answers import Error
+from supervisor.protocol.responses import encode
 
 if TYPE_CHECKING:
     from supervisor.engine.engine import Engine
@@ -199,5 +201,5 @@ def _refusal(error: RequestError, path: str) -> Reply:
     if retry_after is not None:
         headers[b"retry-after"] = b"%d" % retry_after
     openai = errors.speaks_openai(path)
-    body = errors.of_refusal(error).body if openai else msgspec.json.encode({"error": str(error)})
+    body = errors.of_refusal(error).body if openai else encode(Error(str(error)))
     return Reply(body, error.status, headers)

@@ -70,6 +70,7 @@ _BYTE = re.compile(r"\(byte (\d+)\)$")
 _HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 #: Where a value is not as its type wants it: how msgspec's words end.
 _WHERE = re.compile(r" - at `\$\.([\w.]+)`$")
+_BODY = "the body"
 _TIME = "milliseconds as an integer"
 _WANTED = {
     "id": "a string",
@@ -89,7 +90,7 @@ def job_request(body: bytes, idempotency_key: bytes | None = None) -> JobRequest
     Raises:
         RequestError: 400, the body is not as the API wants it.
     """
-    asked = _decoded(_new_job, body)
+    asked = decoded(_new_job, body)
     given = _given_id(asked.id, idempotency_key)
     job_id = new_id() if given is None else given
     if asked.webhook is None and asked.policy is None and asked.s3Config is None:
@@ -97,7 +98,7 @@ def job_request(body: bytes, idempotency_key: bytes | None = None) -> JobRequest
     if asked.webhook is not None:
         _check_webhook(asked.webhook)
     policy = asked.policy or Policy()
-    written = _decoded(_object, body)
+    written = decoded(_object, body)
     extras = [
         b'"%b":%b' % (name.encode(), written[name])
         for name, value in (("webhook", asked.webhook), ("policy", asked.policy))
@@ -127,7 +128,7 @@ def openai_request(route: str, body: bytes | None, idempotency_key: bytes | None
     stream = False
     if body is not None:
         body = body if body.strip() else b"{}"
-        stream = _decoded(_openai, body).stream or False
+        stream = decoded(_openai, body).stream or False
         fields += b',"openai_input":%b' % body
     given = _given_id(None, idempotency_key)
     job_id = new_id() if given is None else given
@@ -165,19 +166,24 @@ def _check_webhook(url: str) -> None:
         raise RequestError(400, "webhook: expected an http or https URL")
 
 
-def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+def decoded(decoder: msgspec.json.Decoder[_T], body: bytes, name: str = _BODY) -> _T:
+    """What ``decoder`` makes of ``body``, which messages call ``name``.
+
+    Raises:
+        RequestError: 400, it is no JSON, or of another shape; says what and where.
+    """
     try:
         if not body.isascii():  # msgspec looks only at the strings that it makes, not at those in a ``Raw``
             body.decode()
         return decoder.decode(body)
     except UnicodeDecodeError as error:
-        raise RequestError(400, f"the body is not UTF-8: {error.reason} at {_place(body, error.start)}") from None
+        raise RequestError(400, f"{name} is not UTF-8: {error.reason} at {_place(body, error.start, name)}") from None
     except RecursionError:
-        raise RequestError(400, "the body is nested too deeply") from None
+        raise RequestError(400, f"{name} is nested too deeply") from None
     except msgspec.ValidationError as error:
         _refuse_shape(str(error), " with `input`" if decoder is _new_job else "")
     except msgspec.DecodeError as error:
-        _refuse_syntax(str(error), body)
+        _refuse_syntax(str(error), body, name)
 
 
 def _refuse_shape(said: str, needs: str) -> NoReturn:
@@ -192,19 +198,21 @@ def _refuse_shape(said: str, needs: str) -> NoReturn:
     raise RequestError(400, f"{where[1]}: expected {wanted}") from None
 
 
-def _refuse_syntax(said: str, body: bytes) -> NoReturn:
+def _refuse_syntax(said: str, body: bytes, name: str) -> NoReturn:
     if not body.strip():
-        raise RequestError(400, "the body is empty; it must be a JSON object with `input`") from None
+        raise RequestError(400, f"{name} is empty; it must be a JSON object with `input`") from None
     found = _BYTE.search(said)
     if found is None and _HALF.search(body):
-        raise RequestError(400, "the body has a \\u escape that is half a character (a lone surrogate)") from None
+        raise RequestError(400, f"{name} has a \\u escape that is half a character (a lone surrogate)") from None
     if found is None:
-        raise RequestError(400, f"the body is not JSON: it ends too early, at {_place(body, len(body))}") from None
+        raise RequestError(400, f"{name} is not JSON: it ends too early, at {_place(body, len(body), name)}") from None
     what = said[: found.start()].removeprefix("JSON is malformed: ").strip()
-    raise RequestError(400, f"the body is not JSON: {what} at {_place(body, int(found[1]))}") from None
+    raise RequestError(400, f"{name} is not JSON: {what} at {_place(body, int(found[1]), name)}") from None
 
 
-def _place(body: bytes, at: int) -> str:
+def _place(body: bytes, at: int, name: str) -> str:
+    if name != _BODY:  # a line of a file, whose number is known
+        return f"byte {at}"
     line = body.count(b"\n", 0, at) + 1
     column = at - body.rfind(b"\n", 0, at)
     return f"byte {at} (line {line}, column {column})"

@@ -117,7 +117,7 @@ async def _result(asked: _Asked, job: Job) -> Reply:
         return errors.of_job(job).reply(job.id)
     values = await _values(asked, job)
     if not values:
-        return errors.no_result().reply(job.id)
+        return errors.NO_RESULT.reply(job.id)
     body, content_type = _joined(values)
     failure = errors.found_in(body)
     if failure is not None:
@@ -167,7 +167,7 @@ async def _stream(asked: _Asked) -> Reply:
         # It does not stream. What it gave as a whole, its client gets as the only event.
         chunks = Chunks(job, 0, [] if job.output is None else _items(job.output))
         if not chunks.values:
-            return errors.no_result().reply(job.id)
+            return errors.NO_RESULT.reply(job.id)
     failure = errors.found_in(_first_event(chunks.values[0]))
     if failure is not None:
         return failure.reply(job.id)
@@ -197,7 +197,7 @@ async def _parts(asked: _Asked, chunks: Chunks) -> AsyncGenerator[bytes, None]:
                 break
             following = await asked.following(chunks.end)
             if following is None or following.job.retries != first.retries:
-                yield text.failed(errors.broken_off())
+                yield text.failed(errors.BROKEN_OFF)
                 return
             if not following.values and not following.job.status.terminal:
                 yield PING
