@@ -20,6 +20,7 @@ from supervisor.protocol import answers, views
 from supervisor.protocol.requests import NewJob, OpenAIRequest
 
 Json = dict[str, Any]
+Schemas = dict[Any, Json]
 
 UNAUTHORIZED, FORBIDDEN = 401, 403
 
@@ -83,7 +84,7 @@ def document(routes: Sequence[Route], endpoint_id: str, guard: int | None) -> Js
     """The description of ``routes``. ``guard``: with which status who may not ask is sent away; ``None``: all may."""
     asked = [route.body for route in routes if route.body is not None]
     told = [kind for route in routes for kind in route.answers.values() if kind is not None]
-    schemas = _Schemas([*asked, *told, answers.Error, answers.OpenAIError])
+    schemas, named = _schemas([*asked, *told, answers.Error, answers.OpenAIError])
     paths: dict[str, Json] = {}
     for route in routes:
         item = paths.setdefault(route.path, {"servers": [{"url": "/"}]} if route.root_only else {})
@@ -98,7 +99,7 @@ def document(routes: Sequence[Route], endpoint_id: str, guard: int | None) -> Js
         ],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
-        "components": {"schemas": schemas.named},
+        "components": {"schemas": named},
     }
     if guard == UNAUTHORIZED:
         made["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": KEYS}}
@@ -106,35 +107,24 @@ def document(routes: Sequence[Route], endpoint_id: str, guard: int | None) -> Js
     return made
 
 
-class _Schemas:
-    """The JSON Schemas (2020-12) of ``types``, and ``named`` those of the structs in them by name."""
-
-    def __init__(self, types: Sequence[Any]) -> None:
-        made, named = msgspec.json.schema_components(types, ref_template=_REF)
-        self._made = list(zip(types, made, strict=True))
-        self.named = dict(sorted(named.items()))
-        for field in [field for schema in named.values() for field in schema.get("properties", {}).values()]:
-            field.pop("default", None)
-        for name, kind in {**vars(views), **vars(answers)}.items():
-            if name in named and issubclass(kind, msgspec.Struct):
-                _as_answered(named[name], kind)
-
-    def of(self, kind: Any) -> Json:
-        """The schema of a type."""
-        return next(schema for known, schema in self._made if known == kind)
-
-
-def _as_answered(schema: Json, struct: type[msgspec.Struct]) -> None:
-    """Say that an answer has all its fields, or (``omit_defaults``) none that would be null."""
-    if not struct.__struct_config__.omit_defaults:
-        schema["required"] = list(schema["properties"])
-        return
-    for field in schema["properties"].values():
-        kinds = [kind for kind in field.pop("anyOf", ()) if kind != {"type": "null"}]
-        field.update(kinds[0] if kinds else {})
+def _schemas(types: Sequence[Any]) -> tuple[Schemas, Json]:
+    """The JSON Schemas (2020-12) of ``types``, and those of the structs in them by name."""
+    made, named = msgspec.json.schema_components(types, ref_template=_REF)
+    for field in [field for schema in named.values() for field in schema.get("properties", {}).values()]:
+        field.pop("default", None)
+    for name, kind in {**vars(views), **vars(answers)}.items():
+        if name not in named or not issubclass(kind, msgspec.Struct):
+            continue
+        if not kind.__struct_config__.omit_defaults:  # an answer has all its fields
+            named[name]["required"] = list(named[name]["properties"])
+            continue
+        for field in named[name]["properties"].values():  # or none that would be null
+            kinds = [kind for kind in field.pop("anyOf", ()) if kind != {"type": "null"}]
+            field.update(kinds[0] if kinds else {})
+    return dict(zip(types, made, strict=True)), dict(sorted(named.items()))
 
 
-def _operation(route: Route, method: str, routes: Iterable[Route], schemas: _Schemas, guard: int | None) -> Json:
+def _operation(route: Route, method: str, routes: Iterable[Route], schemas: Schemas, guard: int | None) -> Json:
     summary, _, text = (inspect.getdoc(route.handler) or "").partition("\n\n")
     made: Json = {
         "operationId": route.id if method == route.methods[0] else route.id + method.title(),
@@ -157,7 +147,7 @@ def _operation(route: Route, method: str, routes: Iterable[Route], schemas: _Sch
         for field in route.fields
     ]
     if route.body is not None and method == "POST":
-        content = {"schema": schemas.of(route.body), "example": EXAMPLES[route.body]}
+        content = {"schema": schemas[route.body], "example": EXAMPLES[route.body]}
         made["requestBody"] = {"required": route.body is NewJob, "content": {JSON: content}}
     made["responses"] = {"200": _answer(route, routes, schemas), **_refusals(route, schemas, guard)}
     if method == "HEAD":
@@ -169,12 +159,12 @@ def _operation(route: Route, method: str, routes: Iterable[Route], schemas: _Sch
     return made
 
 
-def _answer(route: Route, routes: Iterable[Route], schemas: _Schemas) -> Json:
+def _answer(route: Route, routes: Iterable[Route], schemas: Schemas) -> Json:
     kind = route.answers.get(JSON)
     named = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
     made: Json = {
         "description": inspect.getdoc(kind) if named else "What was asked for.",
-        "content": {name: {} if each is None else {"schema": schemas.of(each)} for name, each in route.answers.items()},
+        "content": {name: {} if each is None else {"schema": schemas[each]} for name, each in route.answers.items()},
     }
     if speaks_openai(route.path):
         made["headers"] = {"x-request-id": {"description": "The job's id.", "schema": {"type": "string"}}}
@@ -185,7 +175,7 @@ def _answer(route: Route, routes: Iterable[Route], schemas: _Schemas) -> Json:
     return made
 
 
-def _refusals(route: Route, schemas: _Schemas, guard: int | None) -> Json:
+def _refusals(route: Route, schemas: Schemas, guard: int | None) -> Json:
     statuses = {503, *route.refusals}
     if route.body is not None or route.fields:
         statuses.add(400)
@@ -196,7 +186,7 @@ def _refusals(route: Route, schemas: _Schemas, guard: int | None) -> Json:
     if guard is not None and not route.open:
         statuses.add(guard)
     openai = speaks_openai(route.path)
-    content = {JSON: {"schema": schemas.of(answers.OpenAIError if openai else answers.Error)}}
+    content = {JSON: {"schema": schemas[answers.OpenAIError if openai else answers.Error]}}
     made: Json = {str(status): {"description": REFUSALS[status], "content": content} for status in sorted(statuses)}
     for status in {"429", "503"} & set(made):
         # One that a handler passes on from elsewhere has none.
