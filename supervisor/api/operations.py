@@ -226,7 +226,7 @@ async def purge_queue(call: Call) -> Reply:
 async def requests(call: Call) -> Reply:
     """The jobs, newest first.
 
-    The newest first, without input and output, a page at a time. An empty field counts as absent.
+    Without input and output, a page at a time. An empty field counts as absent.
     """
     status = call.field("status") or None
     if status is not None and status not in JobStatus.__members__:
@@ -325,9 +325,9 @@ async def livez(call: Call) -> Reply:  # noqa: ARG001 - every operation takes th
 
 @route(_PROBE, "/readyz", SERVER, {JSON: answers.Ok}, open=True, root_only=True)
 async def readyz(call: Call) -> Reply:
-    """Whether a worker is ready: a job that is sent now starts soon.
+    """Whether a worker is ready.
 
-    503 until a first worker is ready, and while the server drains. No key is asked for.
+    A job that is sent now starts soon. 503 until a first worker is ready, and while the server drains. No key is asked for.
     """
     if call.engine.ready:
         return _json(answers.Ok())

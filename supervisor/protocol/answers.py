@@ -66,7 +66,7 @@ class Requests(msgspec.Struct, frozen=True):
 class Purged(msgspec.Struct, frozen=True):
     """How many queued jobs were cancelled."""
 
-    removed: int
+    removed: Annotated[int, Meta(ge=0)]
     status: str = "completed"
 
 

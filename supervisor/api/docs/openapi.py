@@ -64,6 +64,11 @@ FOUND_IN = {
     tuple[views.WorkerView, ...]: ("slot", "/0/slot"),
 }
 
+HEADERS = {
+    "/logs/{id}": {"cache-control": "`no-store`", "x-accel-buffering": "`no`: nginx is not to hold it back."},
+    "/openai/v1/{route}": {"x-request-id": "The job's id."},
+}
+
 REFUSALS = {
     400: "The request is wrong; the error says what and where.",
     401: "A key is needed, or the one that was sent is none of this server's.",
@@ -149,7 +154,7 @@ def _operation(route: Route, method: str, routes: Iterable[Route], schemas: Sche
     if route.body is not None and method == "POST":
         content = {"schema": schemas[route.body], "example": EXAMPLES[route.body]}
         made["requestBody"] = {"required": route.body is NewJob, "content": {JSON: content}}
-    made["responses"] = {"200": _answer(route, routes, schemas), **_refusals(route, schemas, guard)}
+    made["responses"] = {"200": _answer(route, summary, routes, schemas), **_refusals(route, schemas, guard)}
     if method == "HEAD":
         for response in made["responses"].values():
             response.pop("content")
@@ -159,16 +164,17 @@ def _operation(route: Route, method: str, routes: Iterable[Route], schemas: Sche
     return made
 
 
-def _answer(route: Route, routes: Iterable[Route], schemas: Schemas) -> Json:
+def _answer(route: Route, summary: str, routes: Iterable[Route], schemas: Schemas) -> Json:
     kind = route.answers.get(JSON)
     named = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
     made: Json = {
-        "description": inspect.getdoc(kind) if named else "What was asked for.",
+        "description": inspect.getdoc(kind) if named else summary,
         "content": {name: {} if each is None else {"schema": schemas[each]} for name, each in route.answers.items()},
     }
-    if speaks_openai(route.path):
-        made["headers"] = {"x-request-id": {"description": "The job's id.", "schema": {"type": "string"}}}
-    elif kind in FOUND_IN:
+    if route.path in HEADERS:
+        headers = HEADERS[route.path].items()
+        made["headers"] = {name: {"description": text, "schema": {"type": "string"}} for name, text in headers}
+    if kind in FOUND_IN:
         name, where = FOUND_IN[kind]
         found = {"parameters": {name: f"$response.body#{where}"}}
         made["links"] = {each.id: {"operationId": each.id, **found} for each in routes if f"{{{name}}}" in each.path}
