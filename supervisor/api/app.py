@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import AsyncGenerator, Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,17 +13,20 @@ import msgspec
 from supervisor.api import events
 from supervisor.api.auth import Guard
 from supervisor.api.call import Call, ClientGone, Receive, Reply, Scope, Send, Waits
-from supervisor.api.docs.about import About
+from supervisor.api.docs.openapi import FORBIDDEN, UNAUTHORIZED, Json, document
+from supervisor.api.docs.page import page
 from supervisor.api.metrics import Deliveries
 from supervisor.api.openai import errors
 from supervisor.api.operations import ROUTES
 from supervisor.api.routes import Match, Router
 from supervisor.errors import RequestError, StoreError
+from supervisor.protocol.answers import Error
+from supervisor.protocol.responses import encode
 
 if TYPE_CHECKING:
     from supervisor.engine.engine import Engine
 
-NO_CONTENT, BAD_REQUEST, UNAUTHORIZED, UNAVAILABLE = 204, 400, 401, 503
+NO_CONTENT, BAD_REQUEST, UNAVAILABLE = 204, 400, 503
 
 RETRY_AFTER_S = 5
 """What a 503 says when its cause does not know better."""
@@ -33,7 +37,7 @@ LINGER_BYTES = 64 * 1024 * 1024
 
 
 class App:
-    """The application. ``waits`` ends the long waits when the server stops."""
+    """The application over ``engine``. ``waits`` ends the long waits when the server stops."""
 
     def __init__(
         self,
@@ -48,19 +52,31 @@ class App:
         ``private``: it is reached over a socket that only the owner can open, so keys, `Host` and `Origin` are not asked for.
         """
         settings = engine.settings
+        self.engine = engine
+        self.deliveries = deliveries
         self.waits = Waits()
-        self._engine = engine
         self._log = log
         self._max_body = settings.max_body
-        about = About(ROUTES, engine, deliveries, guarded=not private)
-        self._router = Router(about.routes, settings.endpoint_id)
+        self._router = Router(ROUTES, settings.endpoint_id)
         self._guard = None if private else Guard(settings.api_key, settings.allow_origin, any_host=settings.no_auth)
+
+    @cached_property
+    def document(self) -> Json:
+        """The API's description, as its clients see it."""
+        settings = self.engine.settings
+        guard = None if self._guard is None else UNAUTHORIZED if any(settings.api_key) else FORBIDDEN
+        return document(ROUTES, settings.endpoint_id, guard)
+
+    @cached_property
+    def docs(self) -> Reply:
+        """The description as a page."""
+        return page(self.document, self.engine.snapshot().url or f"http://127.0.0.1:{self.engine.settings.port}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        call = Call(self._engine, self.waits, scope, receive)
+        call = Call(self, scope, receive)
         try:
             reply = await self._reply(call, scope["path"])
         except ClientGone:
@@ -185,5 +201,5 @@ def _refusal(error: RequestError, path: str) -> Reply:
     if retry_after is not None:
         headers[b"retry-after"] = b"%d" % retry_after
     openai = errors.speaks_openai(path)
-    body = errors.of_refusal(error).body if openai else msgspec.json.encode({"error": str(error)})
+    body = errors.of_refusal(error).body if openai else encode(Error(str(error)))
     return Reply(body, error.status, headers)

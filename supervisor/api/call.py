@@ -17,7 +17,7 @@ from supervisor.errors import RequestError
 from supervisor.protocol.requests import job_request
 
 if TYPE_CHECKING:
-    from supervisor.engine.engine import Engine
+    from supervisor.api.app import App
     from supervisor.job import JobRequest
 
 Scope = dict[str, Any]
@@ -58,17 +58,17 @@ class ClientGone(Exception):  # noqa: N818 - nobody did anything wrong
 class Call:
     """One request. ``param`` is what stood in the braces of the route's path; ``headers`` have names in lower case."""
 
-    __slots__ = ("_body_read", "_gone", "_receive", "_waits", "engine", "headers", "method", "param", "query")
+    __slots__ = ("_body_read", "_gone", "_receive", "_waits", "app", "engine", "headers", "method", "param", "query")
 
-    def __init__(self, engine: Engine, waits: Waits, scope: Scope, receive: Receive) -> None:
-        """Take the request that ``scope`` describes and ``receive`` delivers."""
-        self.engine = engine
+    def __init__(self, app: App, scope: Scope, receive: Receive) -> None:
+        self.app = app
+        self.engine = app.engine
         self.method: str = scope["method"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.query: bytes = scope["query_string"]
         self.param = ""
         self._receive = receive
-        self._waits = waits
+        self._waits = app.waits
         self._gone: asyncio.Task[None] | None = None
         self._body_read = False
 
@@ -88,7 +88,24 @@ class Call:
             RequestError: 413, it is longer than ``--max-body``.
             ClientGone: the client left before it was whole.
         """
-        return await self._body(self.engine.settings.max_body)
+        limit = self.engine.settings.max_body
+        announced = self.announced()
+        if announced is not None and announced > limit:
+            raise _too_large(limit)
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part: bytes = message["body"]
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            if not message["more_body"]:
+                self._body_read = True
+                return part if not parts else b"".join((*parts, part))
+            parts.append(part)
 
     def field(self, name: str) -> str | None:
         """The query's (last) field ``name``; ``None`` if there is none."""
@@ -178,25 +195,6 @@ class Call:
                 return
             limit -= len(message["body"])
 
-    async def _body(self, limit: int) -> bytes:
-        announced = self.announced()
-        if announced is not None and announced > limit:
-            raise _too_large(limit)
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            part: bytes = message["body"]
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            if not message["more_body"]:
-                self._body_read = True
-                return part if not parts else b"".join((*parts, part))
-            parts.append(part)
-
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
@@ -206,7 +204,6 @@ class Waits:
     """The requests that wait for a job: when the server stops, each is told to answer what is so far."""
 
     def __init__(self) -> None:
-        """Nobody waits."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._over = False

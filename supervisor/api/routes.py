@@ -1,9 +1,10 @@
-"""What an operation is, and which one a path means: dispatch, errors and the API's description; in the supervisor."""
+"""What an operation is, and which one a path means: dispatch, errors and the API's description come of it; in the supervisor."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -11,22 +12,60 @@ from supervisor.api.call import Call, Reply
 
 Handler = Callable[[Call], Awaitable[Reply]]
 
+JSON, TEXT, HTML, EVENTS = "application/json", "text/plain", "text/html", "text/event-stream"
+JOBS, OPENAI, MACHINE, SERVER = "Jobs", "OpenAI", "Workers and GPUs", "Server"
+
+
+class Field(msgspec.Struct, frozen=True):
+    """A field of the query, or a header, that an operation reads; ``schema`` is its JSON Schema."""
+
+    name: str
+    schema: dict[str, Any]
+    text: str
+    where: str = "query"
+
+
+IDEMPOTENCY_KEY = Field(
+    "Idempotency-Key",
+    {"type": "string", "minLength": 1},
+    "The same key twice means the same job. An `id` in the body goes before it.",
+    "header",
+)
+
 
 class Route(msgspec.Struct, frozen=True):
-    """One operation. ``path`` may have one part in braces.
+    """One operation, and the function that does it, whose docstring tells clients what it does.
 
-    ``body``: it reads one. ``open``: no key is asked for. ``root_only``: it does not answer under ``/v2/{endpoint_id}``.
+    ``path`` may have one part in braces. ``answers`` are the types of a 200's body by its content type; events have none.
+    ``body``: the type of the body that a POST has; ``refusals``: statuses that others than it do not have, too.
+    ``open``: no key is asked for. ``root_only``: it does not answer under ``/v2/{endpoint_id}``.
     ``rest``: the braces end the path and take all that is left of it, slashes too.
     """
 
+    handler: Handler
     methods: tuple[str, ...]
     path: str
-    handler: Handler
-    summary: str
-    body: bool = False
+    tag: str
+    answers: dict[str, Any]
+    fields: tuple[Field, ...] = ()
+    refusals: tuple[int, ...] = ()
+    body: Any = None
     open: bool = False
     root_only: bool = False
     rest: bool = False
+
+    @property
+    def id(self) -> str:
+        """Its name in the description, which generated clients give to a function."""
+        first, *others = self.handler.__name__.split("_")
+        return first + "".join(map(str.title, others))
+
+
+def route(
+    methods: tuple[str, ...], path: str, tag: str, answers: dict[str, Any], **more: Any
+) -> Callable[[Handler], Route]:
+    """A decorator that makes a function's ``Route``; ``more`` are other fields of it."""
+    return lambda handler: Route(handler, methods, path, tag, answers, **more)
 
 
 class Match(msgspec.Struct, frozen=True):

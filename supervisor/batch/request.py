@@ -6,7 +6,6 @@ an ``id``: the handler and the output line show it. Two lines with the same one 
 
 from __future__ import annotations
 
-import re
 import time
 
 import msgspec
@@ -14,11 +13,10 @@ import msgspec
 from supervisor.batch.source import Line
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
-from supervisor.protocol.requests import job_request
+from supervisor.protocol.requests import decoded, job_request
 from supervisor.protocol.responses import status_body
 
 _ABSENT = msgspec.Raw()
-_BYTE = re.compile(r" \(byte (\d+)\)$")
 
 
 class _Shape(msgspec.Struct):
@@ -38,19 +36,9 @@ def read_request(line: Line, longest: int) -> JobRequest:
     text = line.text
     if text is None:
         raise RequestError(413, f"the line is {line.size} bytes long, more than --max-body allows ({longest})")
-    try:
-        if not text.isascii():
-            text.decode()
-        is_body = text.startswith(b"{") and _shape.decode(text).input is not _ABSENT
-        if not is_body:
-            _value.decode(text)
-            return JobRequest(line.name, text, generated=True)
-    except UnicodeDecodeError as error:
-        raise RequestError(400, f"the line is not UTF-8: {error.reason} at byte {error.start}") from None
-    except msgspec.DecodeError as error:
-        raise RequestError(400, f"the line is not JSON: {_what_and_where(error, text)}") from None
-    except RecursionError:
-        raise RequestError(400, "the line is nested too deeply") from None
+    if not text.startswith(b"{") or decoded(_shape, text, "the line").input is _ABSENT:
+        decoded(_value, text, "the line")
+        return JobRequest(line.name, text, generated=True)
     request = job_request(text)
     return msgspec.structs.replace(request, id=line.name) if request.generated else request
 
@@ -77,9 +65,3 @@ def output_line(job: Job, number: int) -> bytes:
     body = b'%b,"line":%d}\n' % (status_body(job)[:-1], number)
     # Between JSON's own characters a line end is a blank; inside a string there is none.
     return body if body.find(b"\n") == len(body) - 1 else body[:-1].replace(b"\n", b" ") + b"\n"
-
-
-def _what_and_where(error: msgspec.DecodeError, text: bytes) -> str:
-    said = str(error).removeprefix("JSON is malformed: ")
-    found = _BYTE.search(said)
-    return f"it ends too early, at byte {len(text)}" if found is None else f"{said[: found.start()]} at byte {found[1]}"

@@ -111,7 +111,7 @@ def _view(gpu: Gpu, sample: GpuSample | None, holder: locks.Holder | None) -> Li
         processes=None
         if processes is None or gpu.simulated
         else tuple(
-            ListedProcess(each.pid, each.memory_mib, each.name, int(each.slot) if each.slot else None, each.visible)
+            ListedProcess(each.pid, each.memory_mib, each.name, each.visible, int(each.slot) if each.slot else None)
             for each in processes
         ),
         holder=holder,

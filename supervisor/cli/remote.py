@@ -11,9 +11,10 @@ import click
 import msgspec
 
 from supervisor.cli.serving.event_log import visible
-from supervisor.client.client import DEFAULT_URL, Client, JobState, JobView
+from supervisor.client.client import DEFAULT_URL, Client, JobView
 from supervisor.errors import RefusedError
 from supervisor.job import JobStatus
+from supervisor.protocol.answers import Accepted
 from supervisor.protocol.job_error import raised_in
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -81,7 +82,7 @@ def explain(error: str) -> tuple[str, str]:
     return raised.line.partition("\n")[0], raised.error_traceback
 
 
-def order_each(jobs: Iterable[str], order: Callable[[str], JobState], wanted: JobStatus, as_json: bool) -> int:
+def order_each(jobs: Iterable[str], order: Callable[[str], Accepted], wanted: JobStatus, as_json: bool) -> int:
     """Give ``order`` for each of ``jobs`` and say the state of each; 1 if one is unknown, refused or not as ``wanted`` then."""
     code = 0
     for job in jobs:

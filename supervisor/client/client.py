@@ -14,15 +14,16 @@ import http.client
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from supervisor.client.address import Address
 from supervisor.errors import ClientError, RefusedError, UnreachableError, UsageError
 from supervisor.job import JobStatus
+from supervisor.protocol.answers import Accepted, Error, Job, SlotOrder
 from supervisor.protocol.sse import Event, EventParser
-from supervisor.protocol.views import JobCounts, Snapshot, WorkerCounts, WorkerView
+from supervisor.protocol.views import Snapshot, WorkerView
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `supervise HANDLER` listens when nothing else was said."""
@@ -43,35 +44,10 @@ _PIECE = 64 * 1024
 T = TypeVar("T")
 
 
-class JobState(msgspec.Struct, frozen=True):
-    """What every answer about one job has."""
+class JobView(Job, frozen=True, kw_only=True):
+    """A job as ``/status`` shows it; ``text`` is all of it, as the supervisor wrote it, new fields too."""
 
-    id: str
-    status: JobStatus
-
-
-class JobView(msgspec.Struct, frozen=True, rename="camel"):
-    """A job as ``/status`` shows it: times in milliseconds, ``output`` as JSON (empty where there is none).
-
-    ``text`` is all of it, as the supervisor wrote it.
-    """
-
-    id: str
-    status: JobStatus
-    delay_time: int
-    retries: int = 0
-    execution_time: int | None = None
-    worker_id: str | None = None
-    output: msgspec.Raw = msgspec.Raw()
-    error: str | None = None
     text: msgspec.Raw = msgspec.Raw()
-
-
-class SlotOrder(msgspec.Struct, frozen=True):
-    """What was begun in a slot."""
-
-    slot: str
-    status: str
 
 
 class _Page(msgspec.Struct, frozen=True):
@@ -79,19 +55,6 @@ class _Page(msgspec.Struct, frozen=True):
 
     requests: tuple[msgspec.Raw, ...]
     next: str | None
-
-
-class Health(msgspec.Struct, frozen=True):
-    """The answer of ``/health``."""
-
-    jobs: JobCounts
-    workers: WorkerCounts
-
-
-class _Refusal(msgspec.Struct, frozen=True):
-    """The body of every answer that is an error."""
-
-    error: str = ""
 
 
 class Client:
@@ -118,35 +81,27 @@ class Client:
 
     def snapshot(self) -> Snapshot:
         """Everything a screen shows, now."""
-        return self.get("/snapshot", Snapshot)
+        return self.ask("GET", "/snapshot", Snapshot)
 
-    def health(self) -> Health:
-        """Jobs and workers, counted."""
-        return self.get("/health", Health)
-
-    def refresh(self, slot: str) -> None:
-        """Refresh the worker of ``slot``; returns when that was accepted, not when it is done."""
-        self.post(f"/workers/{_quote(slot)}/refresh", Any)
-
-    def cancel(self, job: str) -> JobState:
+    def cancel(self, job: str) -> Accepted:
         """Cancel ``job``; its state then (that of a job already ended stays)."""
-        return self.post(f"/cancel/{_quote(job)}", JobState)
+        return self.ask("POST", f"/cancel/{_quote(job)}", Accepted)
 
-    def retry(self, job: str) -> JobState:
+    def retry(self, job: str) -> Accepted:
         """Queue ``job``, which failed or timed out, once more."""
-        return self.post(f"/retry/{_quote(job)}", JobState)
+        return self.ask("POST", f"/retry/{_quote(job)}", Accepted)
 
-    def submit(self, body: bytes, idempotency_key: str | None = None) -> JobState:
+    def submit(self, body: bytes, idempotency_key: str | None = None) -> Accepted:
         """Submit the request body ``body`` (JSON). The same ``idempotency_key`` twice means the same job.
 
         Raises:
             UsageError: that key cannot be sent.
         """
         if idempotency_key is None:
-            return self.post("/run", JobState, body)
+            return self.ask("POST", "/run", Accepted, body)
         if not (idempotency_key.isascii() and idempotency_key.isprintable()):
             raise UsageError("an idempotency key is printable ASCII text")
-        return self._ask("POST", "/run", body, JobState, {"Idempotency-Key": idempotency_key})
+        return self.ask("POST", "/run", Accepted, body, {"Idempotency-Key": idempotency_key})
 
     def job(self, job: str) -> JobView:
         """``job`` as it is now."""
@@ -158,7 +113,7 @@ class Client:
         while left is None or left > 0:
             fields = {"status": status.value if status else "", "limit": min(left or _PAGE, _PAGE), "after": after}
             path = f"/requests?{urllib.parse.urlencode(fields)}"
-            page = self.get(path, _Page)
+            page = self.ask("GET", path, _Page)
             yield from (self._viewed(path, text) for text in page.requests)
             if page.next is None:
                 return
@@ -177,10 +132,8 @@ class Client:
             asked_at = time.monotonic()
             view = patient._patiently(lambda: patient._job(path))
             yield view
-            if (
-                not view.status.terminal and time.monotonic() < asked_at + RETRY_S
-            ):  # a supervisor that is about to end lets nobody wait
-                time.sleep(RETRY_S)
+            if not view.status.terminal and time.monotonic() < asked_at + RETRY_S:
+                time.sleep(RETRY_S)  # a supervisor that is about to end lets nobody wait
 
     def chunks(self, job: str) -> Iterator[bytes]:
         """The stream chunks of ``job`` from the first one on, ``{"output": …}`` each, as they come, until it has ended."""
@@ -202,11 +155,11 @@ class Client:
 
     def workers(self) -> tuple[WorkerView, ...]:
         """The slots."""
-        return self.get("/workers", tuple[WorkerView, ...])
+        return self.ask("GET", "/workers", tuple[WorkerView, ...])
 
     def order(self, slot: str, what: str) -> SlotOrder:
         """Begin ``what`` (refresh, pause, resume) in ``slot``; its state says when that is done."""
-        return self.post(f"/workers/{_quote(slot)}/{what}", SlotOrder)
+        return self.ask("POST", f"/workers/{_quote(slot)}/{what}", SlotOrder)
 
     def events(self, path: str) -> Iterator[Event]:
         """The server-sent events of ``path`` until the one named ``end``.
@@ -241,13 +194,35 @@ class Client:
 
     # --- how it asks ----------------------------------------------------------------------------------------------------
 
-    def get(self, path: str, answer: type[T]) -> T:
-        """GET ``path``, decoded as ``answer``. Raises what ``open`` raises, and ``ClientError`` for a body of another shape."""
-        return self._ask("GET", path, None, answer)
+    def ask(
+        self,
+        method: str,
+        path: str,
+        answer: type[T],
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> T:
+        """What comes back for ``body`` (JSON text), decoded as ``answer``. It is never sent twice.
 
-    def post(self, path: str, answer: type[T], body: bytes | None = None) -> T:
-        """POST the JSON text ``body`` to ``path``, decoded as ``answer``. Raises as ``get`` does. Never sent twice."""
-        return self._ask("POST", path, body, answer)
+        Raises what ``open`` raises, and ``ClientError`` for an answer of another shape.
+        """
+        with self.open(method, path, body, headers) as response, self._talking():
+            data = response.read()
+        return self._decoded(path, data, answer)
+
+    def _job(self, path: str) -> JobView:
+        return self._viewed(path, self.ask("GET", path, msgspec.Raw))
+
+    def _viewed(self, path: str, text: msgspec.Raw) -> JobView:
+        return msgspec.structs.replace(self._decoded(path, text, JobView), text=text)
+
+    def _decoded(self, path: str, data: bytes | msgspec.Raw, answer: type[T]) -> T:
+        try:
+            return msgspec.json.decode(data, type=answer)
+        except msgspec.MsgspecError as error:
+            raise ClientError(
+                f"{self.url}{path} answered something unexpected ({error}); is it a supervisor, and of this version?"
+            ) from error
 
     @contextlib.contextmanager
     def open(
@@ -275,32 +250,6 @@ class Client:
             if response is not None:
                 response.close()  # the socket is its own by now: each answer ends its connection
             connection.close()
-
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        answer: type[T],
-        headers: Mapping[str, str] | None = None,
-    ) -> T:
-        with self.open(method, path, body, headers) as response, self._talking():
-            data = response.read()
-        return self._decoded(path, data, answer)
-
-    def _job(self, path: str) -> JobView:
-        return self._viewed(path, self.get(path, msgspec.Raw))
-
-    def _viewed(self, path: str, text: msgspec.Raw) -> JobView:
-        return msgspec.structs.replace(self._decoded(path, text, JobView), text=text)
-
-    def _decoded(self, path: str, data: bytes | msgspec.Raw, answer: type[T]) -> T:
-        try:
-            return msgspec.json.decode(data, type=answer)
-        except msgspec.MsgspecError as error:
-            raise ClientError(
-                f"{self.url}{path} answered something unexpected ({error}); is it a supervisor, and of this version?"
-            ) from error
 
     def _heard(self, path: str, last: str | None) -> Iterator[Event | None]:
         """The events of one connection; ``None`` whenever something came, if only a sign of life."""
@@ -354,7 +303,7 @@ class Client:
 
     def _refused(self, path: str, status: int, body: bytes) -> RefusedError:
         try:
-            said = msgspec.json.decode(body, type=_Refusal).error
+            said = msgspec.json.decode(body, type=Error).error
         except msgspec.MsgspecError:
             said = ""
         if status == 401:

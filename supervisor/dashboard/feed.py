@@ -61,7 +61,7 @@ class Feed:
 
         def ask() -> News:
             try:
-                self._client.refresh(slot)
+                self._client.order(slot, "refresh")
             except ClientError as error:
                 return Said(f"{slot}: {error}")
             return Said(f"refresh of {slot} asked for")

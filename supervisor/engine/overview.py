@@ -171,7 +171,7 @@ def _gpus(pool: Pool) -> tuple[GpuView, ...]:
 
 
 def _process(process: GpuProcess) -> GpuProcessView:
-    return GpuProcessView(process.pid, process.memory_mib, process.name, process.slot, process.visible)
+    return GpuProcessView(process.pid, process.memory_mib, process.name, process.visible, process.slot)
 
 
 def _gpu(gpu: Gpu, sample: GpuSample, slots: Iterable[str]) -> GpuView:

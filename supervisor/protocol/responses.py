@@ -1,6 +1,6 @@
 """The JSON of the API, made from jobs and snapshots: what `/status`, `/stream`, `/health` and the others answer.
 
-Runs in the supervisor. Bodies are put together from bytes: an output, a chunk or a progress is never parsed here.
+Runs in the supervisor. An output, a chunk or a progress is never parsed here.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterable, Sequence
 
 import msgspec
+from msgspec import UNSET
 
 from supervisor.job import Job, JobStatus, delay_ms, execution_ms
-from supervisor.protocol.views import JobCounts, Snapshot, WorkerCounts, WorkerView
+from supervisor.protocol import answers
+from supervisor.protocol.views import Snapshot, WorkerCounts, WorkerView
 from supervisor.protocol.wording import error_of
 
-_text = msgspec.json.Encoder().encode
-_STATUS = {status: status.value.encode() for status in JobStatus}
+encode = msgspec.json.Encoder().encode
 
 #: What a slot's state counts as in the ``workers`` of `/health`, in RunPod's words: ``idle`` and ``running`` workers are
 #: ``ready``, ``initializing`` ones will soon be, ``throttled`` ones wait, ``unhealthy`` ones need something to be put right.
@@ -34,16 +35,9 @@ COUNTED_AS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Health(msgspec.Struct, frozen=True):
-    """The answer of `/health`."""
-
-    jobs: JobCounts
-    workers: WorkerCounts
-
-
 def health(snapshot: Snapshot) -> bytes:
     """The body of `/health`."""
-    return _text(Health(snapshot.jobs, count_workers(snapshot.workers)))
+    return encode(answers.Health(snapshot.jobs, count_workers(snapshot.workers)))
 
 
 def count_workers(workers: Iterable[WorkerView]) -> WorkerCounts:
@@ -57,35 +51,33 @@ def count_workers(workers: Iterable[WorkerView]) -> WorkerCounts:
 
 
 def status_body(job: Job, progress: bytes | None = None, now_ms: int | None = None) -> bytes:
-    """The status of ``job`` as `/status`, `/runsync` and webhooks say it.
+    """The status of ``job`` as `/status`, `/runsync` and webhooks say it. The other parameters are those of ``status``."""
+    return encode(status(job, progress, now_ms))
+
+
+def status(job: Job, progress: bytes | None = None, now_ms: int | None = None) -> answers.Job:
+    """The status of ``job``.
 
     ``progress`` is the newest progress (JSON), shown as ``output`` while the job runs. ``now_ms``: milliseconds since 1970.
-    ``workerId`` is a string in every final body (RunPod's clients insist), empty for a job that never started.
+    ``workerId`` is a string in every final status (RunPod's clients insist), empty for a job that never started.
     """
     terminal = job.status.terminal
-    delay = delay_ms(job, int(time.time() * 1000) if now_ms is None else now_ms)
-    body = b'{"id":%b,"status":"%b","delayTime":%d' % (_text(job.id), _STATUS[job.status], delay)
-    if terminal:
-        body += b',"executionTime":%d' % execution_ms(job)
-    if terminal or job.worker_id is not None:
-        body += b',"workerId":%b' % _text(job.worker_id or "")
     output = job.output if terminal else progress if job.status is JobStatus.IN_PROGRESS else None
-    if output is not None:
-        body += b',"output":%b' % output
-    error = error_of(job)
-    if error is not None:
-        body += b',"error":%b' % _text(error)
-    return b'%b,"retries":%d}' % (body, job.retries)
+    return answers.Job(
+        id=job.id,
+        status=job.status,
+        delay_time=delay_ms(job, int(time.time() * 1000) if now_ms is None else now_ms),
+        execution_time=execution_ms(job) if terminal else None,
+        worker_id=job.worker_id or "" if terminal else job.worker_id,
+        output=UNSET if output is None else msgspec.Raw(output),
+        error=error_of(job),
+        retries=job.retries,
+    )
 
 
 def accepted_body(job: Job) -> bytes:
     """The answer of `/run`: the job was queued, however soon it started; one that had ended before says so."""
-    return _state(job.id, job.status if job.status.terminal else JobStatus.IN_QUEUE)
-
-
-def state_body(job: Job) -> bytes:
-    """The answer of `/cancel`."""
-    return _state(job.id, job.status)
+    return encode(answers.Accepted(job.id, job.status if job.status.terminal else JobStatus.IN_QUEUE))
 
 
 def stream_body(job: Job, chunks: Sequence[bytes]) -> bytes:
@@ -96,7 +88,7 @@ def stream_body(job: Job, chunks: Sequence[bytes]) -> bytes:
 
 def stream_head(job: Job) -> bytes:
     """How that answer begins, where it is sent in parts; ``]}`` ends it."""
-    return b'{"status":"%b","stream":[' % _STATUS[job.status]
+    return b'{"status":"%b","stream":[' % job.status.value.encode()
 
 
 def stream_item(chunk: bytes, *, first: bool) -> bytes:
@@ -106,9 +98,4 @@ def stream_item(chunk: bytes, *, first: bool) -> bytes:
 
 def requests_body(jobs: Iterable[Job], following: str | None) -> bytes:
     """The answer of `/requests`; ``following`` is what the next page is asked for with."""
-    items = b",".join([status_body(job) for job in jobs])
-    return b'{"requests":[%b],"next":%b}' % (items, _text(following))
-
-
-def _state(job_id: str, status: JobStatus) -> bytes:
-    return b'{"id":%b,"status":"%b"}' % (_text(job_id), _STATUS[status])
+    return encode(answers.Requests(tuple(map(status, jobs)), following))

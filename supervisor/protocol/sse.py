@@ -56,7 +56,6 @@ class EventParser:
     """Makes events of a body, in pieces as they come; its lines end in ``\\n``, as ``event`` writes them."""
 
     def __init__(self) -> None:
-        """At the beginning of the body."""
         self._rest = bytearray()
         self._data: list[bytes] = []
         self._name = ""

@@ -49,33 +49,44 @@ class WorkerView(msgspec.Struct, frozen=True, rename="camel"):
     spare: bool = False
 
 
-class GpuProcessView(msgspec.Struct, frozen=True, rename="camel"):
-    """A process on a GPU; ``slot`` names ours, strangers have none. One that is not ``visible`` in this PID namespace may be
-    either; ``pid`` may then be another namespace's."""
+class GpuProcess(msgspec.Struct, frozen=True, rename="camel"):
+    """A process on a GPU. Of one that is not ``visible`` in this PID namespace no name is known; ``pid`` may then be another
+    namespace's."""
 
     pid: int
     memory_mib: int | None = msgspec.field(default=None, name="memoryMiB")
     name: str | None = None
-    slot: str | None = None
     visible: bool = True
 
 
-class GpuView(msgspec.Struct, frozen=True, rename="camel"):
-    """One GPU as NVML shows it, with the slots on it."""
+class GpuProcessView(GpuProcess, frozen=True, rename="camel"):
+    """A process on a GPU; ``slot`` names ours, strangers have none. One that is not ``visible`` in this PID namespace may be
+    either; ``pid`` may then be another namespace's."""
+
+    slot: str | None = None
+
+
+class Gpu(msgspec.Struct, frozen=True, rename="camel"):
+    """One GPU as NVML shows it."""
 
     index: int
     uuid: str
     name: str
-    slots: tuple[str, ...] = ()
     simulated: bool = False
     memory_used_mib: int | None = msgspec.field(default=None, name="memoryUsedMiB")
     memory_total_mib: int | None = msgspec.field(default=None, name="memoryTotalMiB")
     utilization: int | None = None
     temperature_c: int | None = None
     power_w: float | None = None
-    processes: tuple[GpuProcessView, ...] | None = None
     error: str | None = None
     lost: bool = False
+
+
+class GpuView(Gpu, frozen=True, rename="camel"):
+    """One GPU as NVML shows it, with the slots on it."""
+
+    slots: tuple[str, ...] = ()
+    processes: tuple[GpuProcessView, ...] | None = None
 
 
 class JobCounts(msgspec.Struct, frozen=True, rename="camel"):

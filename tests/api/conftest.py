@@ -32,6 +32,7 @@ from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.protocol.views import JobCounts, Snapshot, Stats, WorkerView
 from supervisor.store.paging import Page
+from tests import described
 
 T = TypeVar("T")
 
@@ -366,6 +367,37 @@ class Clock:
         self._now = until
 
 
+class CheckedApp(App):
+    """The application, and in ``faults`` what was not as described in its answers."""
+
+    def __init__(self, engine: FakeEngine, log: Callable[[str], None], *, private: bool) -> None:
+        super().__init__(engine, log, private=private)  # type: ignore[arg-type]  # a fake
+        self.faults: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        sent: list[Any] = []
+
+        async def record(message: Any) -> None:
+            sent.append(message)
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, record)
+        finally:
+            if sent:
+                self._check(scope, *sent)
+
+    def _check(self, scope: Any, start: Any, *parts: Any) -> None:
+        headers = {name.decode(): value.decode("latin-1") for name, value in start["headers"]}
+        whole = bool(parts) and not parts[-1].get("more_body")
+        body = b"".join(part["body"] for part in parts) if whole else None
+        if scope["method"] == "HEAD":
+            body = b""  # uvicorn sends none
+        fault = described.fault(scope["method"], scope["path"], start["status"], headers, body)
+        if fault is not None:
+            self.faults.append(fault)
+
+
 class Site:
     """The real server over a fake engine, in a thread of its own."""
 
@@ -385,7 +417,7 @@ class Site:
         self.engine = FakeEngine(self.settings, auto=self._auto)
         sockets = [listen_unix(self.unix)] if self.unix is not None else listen(self.settings.host, 0)
         self.port = 0 if self.unix is not None else sockets[0].getsockname()[1]
-        self.app = App(self.engine, self.logged.append, private=self.unix is not None)  # type: ignore[arg-type]  # a fake
+        self.app = CheckedApp(self.engine, self.logged.append, private=self.unix is not None)
         self.server = Server(self.app, sockets)
         self.server._state.connections = Connections(self.engine.notify)
         await self.server.start()
@@ -397,6 +429,7 @@ class Site:
         self.loop.call_soon_threadsafe(self._over.set)
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive()
+        assert not self.app.faults, self.app.faults
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` in the server's loop."""

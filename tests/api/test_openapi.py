@@ -2,61 +2,54 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 
 from supervisor.api import operations
-from supervisor.api.docs import describe, schemas
-from supervisor.api.docs.about import About
-from supervisor.api.docs.openapi import Access, document
+from supervisor.api.docs.openapi import EXAMPLES, FORBIDDEN, UNAUTHORIZED, document
 from supervisor.api.operations import ROUTES
-from supervisor.config.resolve import make_settings
-from supervisor.job import Job, JobStatus
-from supervisor.protocol import requests, responses
+from supervisor.protocol import requests
+from supervisor.protocol.requests import NewJob, OpenAIRequest
+from tests import described
 
 if TYPE_CHECKING:
     from conftest import Site
 
-SETTINGS = make_settings("echo:handler", endpoint_id="echo", store="unused.db")
-TABLE = About(ROUTES, SimpleNamespace(settings=SETTINGS)).routes  # type: ignore[arg-type]  # no more is asked of it
-OPEN, KEYED = Access(keys=False), Access(keys=True)
+
+def described_to(guard: int | None = FORBIDDEN) -> Any:
+    return document(ROUTES, "echo", guard)
 
 
-def described(access: Access = OPEN) -> Any:
-    return document(TABLE, "echo", access)
-
-
-def each_operation(access: Access = OPEN) -> list[tuple[str, str, Any]]:
+def each_operation(guard: int | None = FORBIDDEN) -> list[tuple[str, str, Any]]:
     return [
         (path, method, operation)
-        for path, item in described(access)["paths"].items()
+        for path, item in described_to(guard)["paths"].items()
         for method, operation in item.items()
         if method != "servers"
     ]
 
 
 def test_every_route_is_described_and_nothing_else_is() -> None:
-    assert set(describe.OPERATIONS) == {route.path for route in TABLE}
     paths = {(path, method.upper()) for path, method, _ in each_operation()}
-    assert paths == {(route.path, method) for route in TABLE for method in route.methods}
+    assert paths == {(route.path, method) for route in ROUTES for method in route.methods}
+    for _, _, operation in each_operation():
+        assert operation["summary"]
+        assert operation["description"]
 
 
-@pytest.mark.parametrize("access", [OPEN, KEYED, Access(keys=False, guarded=False)])
-def test_it_is_openapi(access: Access) -> None:
+@pytest.mark.parametrize("guard", [UNAUTHORIZED, FORBIDDEN, None])
+def test_it_is_openapi(guard: int | None) -> None:
     validator = pytest.importorskip(
         "openapi_spec_validator", reason="the validator of OpenAPI documents is not installed"
     )
-    validator.validate(described(access))
+    validator.validate(described_to(guard))
 
 
 def test_it_is_always_the_same() -> None:
-    assert json.dumps(described()) == json.dumps(described())
+    assert json.dumps(described_to()) == json.dumps(described_to())
 
 
 def test_names_are_used_once_and_links_lead_to_them() -> None:
@@ -70,10 +63,10 @@ def test_names_are_used_once_and_links_lead_to_them() -> None:
 
 
 def test_keys_are_part_of_it_where_there_are_some() -> None:
-    assert "security" not in described()
-    assert "securitySchemes" not in described()["components"]
-    assert described(KEYED)["security"] == [{"bearer": []}]
-    for path, _, operation in each_operation(KEYED):
+    assert "security" not in described_to()
+    assert "securitySchemes" not in described_to()["components"]
+    assert described_to(UNAUTHORIZED)["security"] == [{"bearer": []}]
+    for path, _, operation in each_operation(UNAUTHORIZED):
         is_open = path in ("/livez", "/readyz")
         assert (operation.get("security") == []) is is_open
         assert ("401" in operation["responses"]) is not is_open
@@ -84,88 +77,54 @@ def test_keys_are_part_of_it_where_there_are_some() -> None:
 
 
 def test_what_takes_a_body_says_so() -> None:
-    for route in TABLE:
-        assert route.body is (describe.OPERATIONS[route.path].body is not None), route.path
     for path, method, operation in each_operation():
         if "requestBody" in operation:
             assert method == "post"
             assert {"400", "413"} <= set(operation["responses"]), path
+    assert {path for path, _, each in each_operation() if "requestBody" in each} == {
+        route.path for route in ROUTES if route.body is not None
+    }
 
 
 def test_refusals_have_the_headers_that_go_with_them() -> None:
-    for _, _, operation in each_operation(KEYED):
+    for _, _, operation in each_operation(UNAUTHORIZED):
         for status, response in operation["responses"].items():
             assert ("retry-after" in response.get("headers", {})) is (status in ("429", "503"))
             assert ("www-authenticate" in response.get("headers", {})) is (status == "401")
 
 
 def test_numbers_are_those_of_the_code() -> None:
-    job, stream = operations._JOB_WAIT_MS, operations._STREAM_WAIT_MS
-    page = (operations._PAGE, operations._MIN_PAGE, operations._MAX_PAGE)
-    for path, name, (default, low, high) in (
-        ("/runsync", "wait", job),
-        ("/status-sync/{id}", "wait", job),
-        ("/stream/{id}", "wait", stream),
-        ("/requests", "limit", page),
+    job, stream, page = operations._JOB_WAIT_MS, operations._STREAM_WAIT_MS, operations._LIMITS
+    found = {(path, each["name"]): each for path, _, operation in each_operation() for each in operation["parameters"]}
+    for where, (default, low, high) in (
+        (("/runsync", "wait"), job),
+        (("/status-sync/{id}", "wait"), job),
+        (("/stream/{id}", "wait"), stream),
+        (("/requests", "limit"), page),
     ):
-        (found,) = (each for each in describe.OPERATIONS[path].parameters if each.name == name)
-        assert found.schema["default"] == default
-        assert found.text.endswith(f": {low} to {high}.")
+        assert found[where]["schema"]["default"] == default
+        assert found[where]["description"].endswith(f": {low} to {high}.")
 
 
-def test_a_request_that_it_describes_is_accepted() -> None:
-    assert f"^{requests._ID.pattern}$" == schemas.ID_PATTERN
-    for path in ("/run", "/runsync"):
-        requests.job_request(json.dumps(describe.OPERATIONS[path].example).encode())
-    known = {field.encode_name for field in msgspec.structs.fields(schemas.NewJob)}
-    assert known == {field.encode_name for field in msgspec.structs.fields(requests._Body)}
-    known = {field.encode_name for field in msgspec.structs.fields(schemas.Policy)}
-    assert known == {field.encode_name for field in msgspec.structs.fields(requests._Policy)}
-    requests.openai_request("models", json.dumps(describe.OPERATIONS["/openai/v1/{route}"].example).encode())
-
-
-def job(status: JobStatus, **fields: Any) -> Job:
-    return Job(1, "a", status, b"1", 1_000, **fields)
-
-
-@pytest.mark.parametrize(
-    ("body", "kind"),
-    [
-        *((responses.status_body(job(status)), schemas.Job) for status in JobStatus),
-        (
-            responses.status_body(
-                job(JobStatus.FAILED, output=b"null", error="x", started_ms=1_001, ended_ms=1_002, worker_id="gpu0-1")
-            ),
-            schemas.Job,
-        ),
-        (responses.status_body(job(JobStatus.IN_PROGRESS, started_ms=1_001, worker_id="w"), b"[1]"), schemas.Job),
-        (responses.accepted_body(job(JobStatus.IN_QUEUE)), schemas.Accepted),
-        (responses.state_body(job(JobStatus.CANCELLED)), schemas.Accepted),
-        (responses.stream_body(job(JobStatus.IN_PROGRESS), [b"1", b"null"]), schemas.Stream),
-        (responses.requests_body([job(JobStatus.IN_QUEUE)], None), schemas.Requests),
-        (responses.requests_body([], "7"), schemas.Requests),
-    ],
-    ids=itertools.count(),  # by their bodies they would have another name in each run: some say how late it is
-)
-def test_answers_are_as_described(body: bytes, kind: type[msgspec.Struct]) -> None:
-    msgspec.json.decode(body, type=kind)
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
-    assert set(json.loads(body)) <= known
+def test_a_request_that_it_shows_is_accepted() -> None:
+    requests.job_request(json.dumps(EXAMPLES[NewJob]).encode())
+    requests.openai_request("models", json.dumps(EXAMPLES[OpenAIRequest]).encode())
 
 
 def test_fields_that_an_answer_always_has_are_required() -> None:
-    named = described()["components"]["schemas"]
+    named = described_to()["components"]["schemas"]
     assert named["Job"]["required"] == ["id", "status", "delayTime", "retries"]
     assert set(named["WorkerView"]["required"]) == set(named["WorkerView"]["properties"])
     assert named["NewJob"]["required"] == ["input"]
-    assert "required" not in named["Policy"] or named["Policy"]["required"] == []
+    assert not named["Policy"].get("required")
+    assert named["Job"]["properties"]["error"]["type"] == "string"  # never null: runpod's Go client
 
 
 def test_it_is_served_at_the_root(site: Site) -> None:
     answer = site.ask("GET", "/openapi.json")
     assert answer.status == 200
     assert answer.headers["content-type"] == "application/json"
-    assert answer.json == described()
+    assert answer.json == described_to()
     assert site.ask("GET", "/openapi.json").body == answer.body
     head = site.ask("HEAD", "/openapi.json")
     assert (head.status, head.body, head.headers["content-length"]) == (200, b"", str(len(answer.body)))
@@ -178,5 +137,36 @@ def test_a_key_is_needed_where_there_are_keys(make_site: Callable[..., Site]) ->
     for path in ("/openapi.json", "/docs", "/metrics"):
         assert site.ask("GET", path).status == 401
     answer = site.ask("GET", "/openapi.json", headers={"authorization": "Bearer secret"})
-    assert answer.json == described(KEYED)
+    assert answer.json == described_to(UNAUTHORIZED)
     assert b"secret" not in answer.body
+
+
+# --- what holds the answers of all tests to it ------------------------------------------------------------------------------
+
+KIND = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "headers", "body", "said"),
+    [
+        ("POST", "/v2/echo/run", 200, KIND, b'{"id":"a","status":"IN_QUEUE"}', None),
+        ("POST", "/run", 200, KIND, b'{"id":"a","status":"LOST"}', "status"),
+        ("POST", "/run", 200, KIND, b'{"id":"a","status":"IN_QUEUE","more":1}', "more"),
+        ("GET", "/status/a", 200, KIND, b'{"id":"a","status":"IN_QUEUE","delayTime":1.5,"retries":0}', "delayTime"),
+        ("POST", "/run", 201, KIND, b"{}", "not described"),
+        ("GET", "/workers", 409, KIND, b'{"error":"x"}', "not described"),
+        ("GET", "/workers", 404, KIND, b'{"error":"x"}', "not described"),
+        ("GET", "/v2/other/workers", 404, KIND, b'{"error":"x"}', None),
+        ("GET", "/nothing", 404, KIND, b'{"error":1}', "error"),
+        ("GET", "/nothing", 200, KIND, b"{}", "not described"),
+        ("POST", "/run", 429, KIND, b'{"error":"x"}', "retry-after"),
+        ("GET", "/metrics", 200, KIND, b"{}", "is application/json"),
+        ("POST", "/openai/v1/a/b", 418, KIND, b'{"error":"x"}', "error"),
+        ("HEAD", "/livez", 200, KIND, b"{}", "body"),
+    ],
+)
+def test_answers_are_held_to_it(
+    method: str, path: str, status: int, headers: dict[str, str], body: bytes, said: str | None
+) -> None:
+    fault = described.fault(method, path, status, headers, body)
+    assert fault is None if said is None else fault is not None and said in fault

@@ -299,7 +299,7 @@ def test_unknown_paths(site: Site) -> None:
         (RequestError(503, "draining", retry_after=7), 503, "7"),
         (RequestError(503, "draining"), 503, "5"),
         (RequestError(429, "the queue is full", retry_after=1), 429, "1"),
-        (RequestError(409, "not now"), 409, None),
+        (RequestError(413, "too large"), 413, None),
         (StoreError("the disk is full"), 503, "5"),
     ],
 )

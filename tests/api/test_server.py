@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from supervisor.api.http import server
 from supervisor.api.http.server import listen, listen_unix, url_of
 from supervisor.errors import UsageError
 from supervisor.job import JobStatus
@@ -49,18 +48,18 @@ def test_a_name_listens_on_all_its_addresses_with_one_port() -> None:
 
 def test_port_0_is_free_on_all_addresses(own_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program may have, on the second address, the port that was free on the first."""
-    bind, others = server._bind, contextlib.ExitStack()
+    create, others = socket.create_server, contextlib.ExitStack()
 
-    def bind_late(family: int, address: tuple[Any, ...], port: int) -> socket.socket:
-        if port and not taken:
-            taken.append(port)
-            others.enter_context(socket.create_server((own_host, port)))
-        return bind(family, address, port)
+    def create_late(address: tuple[Any, ...], **given: Any) -> socket.socket:
+        if address[1] and not taken:
+            taken.append(address[1])
+            others.enter_context(create((own_host, address[1])))
+        return create(address, **given)
 
     taken: list[int] = []
     entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("127.0.0.1", own_host)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
-    monkeypatch.setattr(server, "_bind", bind_late)
+    monkeypatch.setattr(socket, "create_server", create_late)
     with others:
         sockets = listen("two-addresses", 0)
         assert [sock.getsockname()[0] for sock in sockets] == ["127.0.0.1", own_host]

@@ -334,10 +334,8 @@ def test_tables_fit(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     refresh = RefreshView(0, "by hand", 1.0, 2.0, 3.0, 6.0)
     tables.workers([WorkerView("gpu0-1", "gpu0", (0,), "busy", 4, 1, 2, 3, 4, ("j" * 32,), 812, refresh, "why " * 9)])
     holder = Holder(41, None, 0.0, "r", "handler\x1b[2J.py")
-    processes = ListedProcess(7, 2000, "python", 41), ListedProcess(1 << 22, None, visible=False)
-    gpu = ListedGpu(
-        0, "GPU-" + "0" * 36, "NVIDIA H200", None, None, False, 812, 143_000, 5, 41, None, processes, holder
-    )
+    processes = ListedProcess(7, 2000, "python", supervisor=41), ListedProcess(1 << 22, None, visible=False)
+    gpu = ListedGpu(0, "GPU-" + "0" * 36, "NVIDIA H200", False, 812, 143_000, 5, 41, processes=processes, holder=holder)
     tables.gpus([gpu, ListedGpu(1, "MIG-1", "NVIDIA H200", mig=2, error="GPU is lost", lost=True)])
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= max(width, 45)

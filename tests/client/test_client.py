@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from supervisor.client.address import Address
-from supervisor.client.client import Client, Health, JobState
+from supervisor.client.client import Client
 from supervisor.errors import ClientError, UnreachableError, UsageError
 from supervisor.job import JobStatus
+from supervisor.protocol.answers import Accepted, Health
 from supervisor.protocol.views import (
     GpuView,
     JobCounts,
@@ -34,7 +35,7 @@ SNAPSHOT = Snapshot(
     draining=False,
     jobs=JobCounts(completed=3, in_queue=2),
     workers=(WorkerView("gpu0-1", "gpu0", (0, "MIG-x"), "busy", 7, 1, 3, 0, 0, ("a",), 812),),
-    gpus=(GpuView(0, "GPU-x", "NVIDIA H200", ("gpu0",), memory_used_mib=812),),
+    gpus=(GpuView(0, "GPU-x", "NVIDIA H200", slots=("gpu0",), memory_used_mib=812),),
     running=(
         RunningJobView("a", "gpu0", 1_790_000_000_000, 1, msgspec.Raw(b'{"percent":62}')),
         RunningJobView("b", "gpu0", 1_790_000_000_000, 1),
@@ -89,17 +90,18 @@ def test_a_snapshot_comes_back_as_it_was(over: str, answers: Any, request: pytes
 
 def test_what_it_asks(answers: Any, tcp: str) -> None:
     client = Client(f"{tcp}/v2/my_handler", api_key="a key")
-    client.refresh("gpu0.1")
+    answers.body = b'{"slot": "gpu0.1", "status": "refreshing"}'
+    assert client.order("gpu0.1", "refresh").status == "refreshing"
     method, path, headers, body = answers.heard.get(timeout=20)
     assert (method, path, body) == ("POST", "/v2/my_handler/workers/gpu0.1/refresh", b"")
     assert headers["Authorization"] == "Bearer a key"
     answers.body = b'{"id": "a/b", "status": "CANCELLED"}'
-    assert client.cancel("a/b") == JobState("a/b", JobStatus.CANCELLED)
+    assert client.cancel("a/b") == Accepted("a/b", JobStatus.CANCELLED)
     assert answers.heard.get(timeout=20)[1] == "/v2/my_handler/cancel/a%2Fb"
     answers.body = msgspec.json.encode(Health(JobCounts(completed=1), WorkerCounts(idle=2)))
-    assert client.health() == Health(JobCounts(completed=1), WorkerCounts(idle=2))
+    assert client.ask("GET", "/health", Health).workers.idle == 2
     answers.body = b'{"id": "x", "status": "IN_QUEUE"}'
-    client.post("/run", JobState, b'{"input": 1}')
+    client.ask("POST", "/run", Accepted, b'{"input": 1}')
     *_, headers, body = list(answers.heard.queue)[-1]
     assert (headers["Content-Type"], body) == ("application/json", b'{"input": 1}')
 

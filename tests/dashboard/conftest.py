@@ -71,7 +71,7 @@ def worker(n: int, gpu: bool = True, **changes: Any) -> s.WorkerView:
 
 
 def gpu(n: int, **changes: Any) -> s.GpuView:
-    ours = s.GpuProcessView(48213 + 19 * n, 8120 + 512 * n, "python3", f"gpu{n}")
+    ours = s.GpuProcessView(48213 + 19 * n, 8120 + 512 * n, "python3", slot=f"gpu{n}")
     view = s.GpuView(
         index=n,
         uuid=f"GPU-8f2c61d0-0000-4000-8000-{n:012}",
@@ -202,7 +202,7 @@ def _handler(supervisor: FakeSupervisor) -> type[http.server.BaseHTTPRequestHand
 
         def do_POST(self) -> None:
             supervisor.refreshed.put(self.path)
-            self.answer(200, {"status": "refreshing"})
+            self.answer(200, {"slot": self.path.split("/")[2], "status": "refreshing"})
 
         def answer(self, status: int, body: Any) -> None:
             data = msgspec.json.encode(body)

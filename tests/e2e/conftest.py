@@ -27,6 +27,8 @@ from typing import IO, Any
 import msgspec
 import pytest
 
+from tests import described
+
 ROOT = Path(__file__).parents[2]
 CHILDREN = ROOT / "tests/children"
 MARK = "SUPERVISE_TEST_MARK"
@@ -124,7 +126,10 @@ class Client:
             response = connection.getresponse()
             headers = {name.lower(): value for name, value in response.getheaders()}
             assert len(headers) == len(response.getheaders()), f"a name stands twice: {response.getheaders()}"
-            return Answer(response.status, headers, response.read())
+            answer = Answer(response.status, headers, response.read())
+            fault = described.fault(method, path, answer.status, headers, answer.body)
+            assert fault is None, fault
+            return answer
         finally:
             connection.close()
 

@@ -32,6 +32,7 @@ REFUSED = [
     (b'{"input":' + b"[" * 200_000, "nested too deeply"),
     (b'{"input": 1, "id": ""}', "id: expected 1 to 128"),
     (b'{"input": 1, "id": 7}', "id: expected a string"),
+    (b'{"input": 1, "id": %b}' % (b"9" * 400), "id: expected a string"),
     (b'{"input": 1, "id": "a/b"}', "id: expected 1 to 128"),
     (b'{"input": 1, "id": ".."}', "id: expected 1 to 128"),
     (b'{"input": 1, "id": "a\\n"}', "id: expected 1 to 128"),

@@ -1,181 +1,207 @@
-"""`/openapi.json`: the API's description (OpenAPI 3.1), made from the route table and what ``describe`` says; in the supervisor.
+"""`/openapi.json`: the API's description (OpenAPI 3.1), made from the routes and the types of the public JSON; in the supervisor.
 
-OpenAPI: https://spec.openapis.org/oas/v3.1.1.html. The same table and settings always give the same document.
+OpenAPI: https://spec.openapis.org/oas/v3.1.1.html. The same routes and settings always give the same document.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
+
 from supervisor import __version__
-from supervisor.api.docs import schemas
-from supervisor.api.docs.describe import (
-    IN_PATH,
-    INTRODUCTION,
-    JSON,
-    KEYS,
-    OPERATIONS,
-    REFUSALS,
-    TAGS,
-    Operation,
-    Parameter,
-)
-from supervisor.api.routes import Route
+from supervisor.api.openai.errors import speaks_openai
+from supervisor.api.routes import JOBS, JSON, MACHINE, OPENAI, SERVER, Route
+from supervisor.protocol import answers, views
+from supervisor.protocol.requests import NewJob, OpenAIRequest
 
 Json = dict[str, Any]
+Schemas = dict[Any, Json]
+
+UNAUTHORIZED, FORBIDDEN = 401, 403
+
+INTRODUCTION = """\
+Runs serverless handlers on this machine's GPUs. A job is one request for the handler; it ends in exactly one of `COMPLETED`, \
+`FAILED`, `CANCELLED` and `TIMED_OUT`.
+
+- Every operation answers at the root and under `/v2/{endpoint_id}`, probes and descriptions at the root alone. RunPod's and \
+OpenAI's clients work unchanged.
+- Errors are `{"error": "…"}` and say what is wrong and where; those under `/openai/` are OpenAI's error objects.
+- A path takes only the methods that are described here: any other is answered 405 with `Allow`, `OPTIONS` with `Allow` alone. \
+What is no HTTP is answered 400, headers of more than 64 KiB 431.
+- Numbers outside a range are moved to its nearest end. Fields that are not described are ignored.\
+"""
+
+KEYS = "Send one of the server's keys as `Authorization: Bearer KEY`, or as `Authorization: KEY`."
+
+TAGS = {
+    JOBS: "Submit jobs, follow them and take their results.",
+    OPENAI: "For handlers that serve a model as a server of OpenAI's API does.",
+    MACHINE: "What runs where, and doing something about it by hand.",
+    SERVER: "Probes, metrics, and this description.",
+}
+
+#: What stands in the braces of a path.
+IN_PATH: dict[str, Json] = {
+    "id": {"description": "The job's id."},
+    "slot": {"description": "The slot's name, such as `gpu0`, `gpu0.1`, `gpu2+3` or `cpu0`.", "example": "gpu0"},
+    "route": {"description": "What follows `/v1/` in OpenAI's API; may have slashes.", "example": "chat/completions"},
+}
+
+EXAMPLES = {
+    NewJob: {"input": {"prompt": "a lighthouse"}},
+    OpenAIRequest: {"model": "my-model", "messages": [{"role": "user", "content": "Hello"}], "stream": False},
+}
+
+#: Where an answer has what stands in the braces of other paths.
+FOUND_IN = {
+    answers.Job: ("id", "/id"),
+    answers.Accepted: ("id", "/id"),
+    tuple[views.WorkerView, ...]: ("slot", "/0/slot"),
+}
+
+HEADERS = {
+    "/logs/{id}": {"cache-control": "`no-store`", "x-accel-buffering": "`no`: nginx is not to hold it back."},
+    "/openai/v1/{route}": {"x-request-id": "The job's id."},
+}
+
+REFUSALS = {
+    400: "The request is wrong; the error says what and where.",
+    401: "A key is needed, or the one that was sent is none of this server's.",
+    403: "The request comes from a foreign web page (`Origin`), or by a name that is not this machine's (`Host`).",
+    404: "There is no such job, slot or page; a job is forgotten some time after its end (`--retention`).",
+    409: "Its state does not allow that; the error says which it is.",
+    413: "The body is too large (`--max-body`).",
+    429: "The queue is full (`--max-queue`).",
+    503: "Not now: the server is shutting down, not ready or has too many clients, or its disk refuses.",
+}
 
 _BRACES = re.compile(r"\{(\w+)\}")
-_BEARER = "bearer"
+_REF = "#/components/schemas/{name}"
+_RETRY_AFTER: Json = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
 
 
-class Access:
-    """Who may ask, as far as clients see it."""
-
-    def __init__(self, *, keys: bool, guarded: bool = True) -> None:
-        """``keys``: one is needed. ``guarded``: without keys, `Host` and `Origin` are looked at."""
-        self.keys = keys
-        self.refusals = () if not guarded else (401,) if keys else (403,)
-
-
-def document(routes: Sequence[Route], endpoint_id: str, access: Access) -> Json:
-    """The description of ``routes``, each of which ``describe`` must know."""
-    types = _Types(routes)
+def document(routes: Sequence[Route], endpoint_id: str, guard: int | None) -> Json:
+    """The description of ``routes``. ``guard``: with which status who may not ask is sent away; ``None``: all may."""
+    asked = [route.body for route in routes if route.body is not None]
+    told = [kind for route in routes for kind in route.answers.values() if kind is not None]
+    schemas, named = _schemas([*asked, *told, answers.Error, answers.OpenAIError])
     paths: dict[str, Json] = {}
     for route in routes:
-        item = paths.setdefault(route.path, {"servers": [_server("/")]} if route.root_only else {})
+        item = paths.setdefault(route.path, {"servers": [{"url": "/"}]} if route.root_only else {})
         for method in route.methods:
-            item[method.lower()] = _operation(route, method, types, access)
+            item[method.lower()] = _operation(route, method, routes, schemas, guard)
     made: Json = {
         "openapi": "3.1.0",
         "info": {"title": f"supervise: {endpoint_id}", "version": __version__, "description": INTRODUCTION},
         "servers": [
-            _server("/", "Every operation."),
-            _server(f"/v2/{quote(endpoint_id)}", "Where RunPod's clients look for them."),
+            {"url": "/", "description": "Every operation."},
+            {"url": f"/v2/{quote(endpoint_id)}", "description": "Where RunPod's clients look for them."},
         ],
-        "tags": [{"name": tag.value, "description": text} for tag, text in TAGS.items()],
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
-        "components": {"schemas": types.named},
+        "components": {"schemas": named},
     }
-    if access.keys:
-        made["components"]["securitySchemes"] = {
-            _BEARER: {"type": "http", "scheme": _BEARER, "description": KEYS},
-        }
-        made["security"] = [{_BEARER: []}]
+    if guard == UNAUTHORIZED:
+        made["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer", "description": KEYS}}
+        made["security"] = [{"bearer": []}]
     return made
 
 
-class _Types:
-    """The schemas of all types that the routes' descriptions name."""
+def _schemas(types: Sequence[Any]) -> tuple[Schemas, Json]:
+    """The JSON Schemas (2020-12) of ``types``, and those of the structs in them by name."""
+    made, named = msgspec.json.schema_components(types, ref_template=_REF)
+    for field in [field for schema in named.values() for field in schema.get("properties", {}).values()]:
+        field.pop("default", None)
+    for name, kind in {**vars(views), **vars(answers)}.items():
+        if name not in named or not issubclass(kind, msgspec.Struct):
+            continue
+        if not kind.__struct_config__.omit_defaults:  # an answer has all its fields
+            named[name]["required"] = list(named[name]["properties"])
+            continue
+        for field in named[name]["properties"].values():  # or none that would be null
+            kinds = [kind for kind in field.pop("anyOf", ()) if kind != {"type": "null"}]
+            field.update(kinds[0] if kinds else {})
+    return dict(zip(types, made, strict=True)), dict(sorted(named.items()))
 
-    def __init__(self, routes: Iterable[Route]) -> None:
-        operations = [OPERATIONS[route.path] for route in routes]
-        bodies = [operation.body for operation in operations if operation.body is not None]
-        answers = [kind for operation in operations for kind in operation.answer.content.values() if kind is not None]
-        types = [*bodies, *answers, schemas.Error, schemas.OpenAIError]
-        made, self.named = schemas.components(types)
-        self._schemas = list(zip(types, made, strict=True))
 
-    def of(self, kind: Any) -> Json:
-        """The schema of a type."""
-        return next(schema for known, schema in self._schemas if known == kind)
-
-
-def _operation(route: Route, method: str, types: _Types, access: Access) -> Json:
-    words = OPERATIONS[route.path]
-    first = method == route.methods[0]
+def _operation(route: Route, method: str, routes: Iterable[Route], schemas: Schemas, guard: int | None) -> Json:
+    summary, _, text = (inspect.getdoc(route.handler) or "").partition("\n\n")
     made: Json = {
-        "operationId": words.id if first else f"{words.id}{method.title()}",
-        "tags": [words.tag.value],
-        "summary": route.summary,
-        "description": words.text,
+        "operationId": route.id if method == route.methods[0] else route.id + method.title(),
+        "tags": [route.tag],
+        "summary": summary.rstrip("."),
+        "description": text,
+        "parameters": [
+            {
+                "name": name,
+                "in": "path",
+                "required": True,
+                **IN_PATH[name],
+                "schema": {"type": "string", "minLength": 1},
+            }
+            for name in _BRACES.findall(route.path)
+        ],
     }
-    parameters = [_in_path(name, words) for name in _BRACES.findall(route.path)]
-    parameters += [_parameter(parameter) for parameter in words.parameters]
-    if parameters:
-        made["parameters"] = parameters
-    if words.body is not None and method == "POST":
-        made["requestBody"] = {
-            "required": words.needs_body,
-            "content": {JSON: {"schema": types.of(words.body), "example": words.example}},
-        }
-    made["responses"] = _responses(route, words, types, access, with_body=method != "HEAD")
-    if access.keys and route.open:
+    made["parameters"] += [
+        {"name": field.name, "in": field.where, "description": field.text, "schema": field.schema}
+        for field in route.fields
+    ]
+    if route.body is not None and method == "POST":
+        content = {"schema": schemas[route.body], "example": EXAMPLES[route.body]}
+        made["requestBody"] = {"required": route.body is NewJob, "content": {JSON: content}}
+    made["responses"] = {"200": _answer(route, summary, routes, schemas), **_refusals(route, schemas, guard)}
+    if method == "HEAD":
+        for response in made["responses"].values():
+            response.pop("content")
+            response.pop("links", None)
+    if guard == UNAUTHORIZED and route.open:
         made["security"] = []
     return made
 
 
-def _in_path(name: str, words: Operation) -> Json:
+def _answer(route: Route, summary: str, routes: Iterable[Route], schemas: Schemas) -> Json:
+    kind = route.answers.get(JSON)
+    named = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
     made: Json = {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "description": IN_PATH[name],
-        "schema": {"type": "string", "minLength": 1},
+        "description": inspect.getdoc(kind) if named else summary,
+        "content": {name: {} if each is None else {"schema": schemas[each]} for name, each in route.answers.items()},
     }
-    if name in words.params:
-        made["example"] = words.params[name]
+    if route.path in HEADERS:
+        headers = HEADERS[route.path].items()
+        made["headers"] = {name: {"description": text, "schema": {"type": "string"}} for name, text in headers}
+    if kind in FOUND_IN:
+        name, where = FOUND_IN[kind]
+        found = {"parameters": {name: f"$response.body#{where}"}}
+        made["links"] = {each.id: {"operationId": each.id, **found} for each in routes if f"{{{name}}}" in each.path}
     return made
 
 
-def _parameter(parameter: Parameter) -> Json:
-    return {
-        "name": parameter.name,
-        "in": parameter.where,
-        "description": parameter.text,
-        "schema": parameter.schema,
-    }
-
-
-def _responses(route: Route, words: Operation, types: _Types, access: Access, *, with_body: bool) -> Json:
-    answer = words.answer
-    good: Json = {"description": answer.text}
-    if answer.headers:
-        good["headers"] = {name: _header(text) for name, text in answer.headers.items()}
-    if with_body:
-        kinds = answer.content.items()
-        good["content"] = {kind: {} if body is None else {"schema": types.of(body)} for kind, body in kinds}
-        if answer.links:
-            good["links"] = {OPERATIONS[path].id: _link(path, where) for path, where in answer.links.items()}
-    made: Json = {"200": good}
-    error = types.of(schemas.OpenAIError if words.openai else schemas.Error)
-    for status in sorted({*words.refusals, *(() if route.open else access.refusals)}):
-        made[str(status)] = _refusal(status, error if with_body else None, openai=words.openai)
-    if words.openai:
-        content = {JSON: {"schema": error}}
-        made["4XX"] = {"description": "The status that the handler's error means.", "content": content}
-        made["5XX"] = {
-            "description": "As 4XX; 500 for a job that failed, 504 for one that timed out.",
-            "content": content,
-        }
-    return made
-
-
-def _refusal(status: int, error: Json | None, *, openai: bool) -> Json:
-    made: Json = {"description": REFUSALS[status]}
-    if error is not None:
-        made["content"] = {JSON: {"schema": error}}
-    if status == 401:
-        made["headers"] = {"www-authenticate": _header("`Bearer`", required=True)}
-    elif status in (429, 503):
+def _refusals(route: Route, schemas: Schemas, guard: int | None) -> Json:
+    statuses = {503, *route.refusals}
+    if route.body is not None or route.fields:
+        statuses.add(400)
+    if route.body is not None:
+        statuses.add(413)
+    if "{" in route.path and not route.rest:
+        statuses.add(404)
+    if guard is not None and not route.open:
+        statuses.add(guard)
+    openai = speaks_openai(route.path)
+    content = {JSON: {"schema": schemas[answers.OpenAIError if openai else answers.Error]}}
+    made: Json = {str(status): {"description": REFUSALS[status], "content": content} for status in sorted(statuses)}
+    for status in {"429", "503"} & set(made):
         # One that a handler passes on from elsewhere has none.
-        made["headers"] = {"retry-after": _header("Seconds to wait.", required=not openai, kind="integer")}
+        made[status]["headers"] = {"retry-after": {**_RETRY_AFTER, "required": not openai}}
+    if "401" in made:
+        scheme = {"description": "`Bearer`", "required": True, "schema": {"type": "string"}}
+        made["401"]["headers"] = {"www-authenticate": scheme}
+    if openai:
+        made["4XX"] = {"description": "The status that the handler's error means.", "content": content}
+        text = "As 4XX; 500 for a job that failed, 504 for one that timed out."
+        made["5XX"] = {"description": text, "content": content}
     return made
-
-
-def _link(path: str, where: str) -> Json:
-    return {
-        "operationId": OPERATIONS[path].id,
-        "parameters": dict.fromkeys(_BRACES.findall(path), f"$response.body#{where}"),
-    }
-
-
-def _header(text: str, *, required: bool = False, kind: str = "string") -> Json:
-    made: Json = {"description": text, "schema": {"type": kind}}
-    return {**made, "required": True} if required else made
-
-
-def _server(url: str, text: str | None = None) -> Json:
-    return {"url": url} if text is None else {"url": url, "description": text}

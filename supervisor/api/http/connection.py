@@ -7,8 +7,10 @@ import contextlib
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
-import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from supervisor.protocol.answers import Error
+from supervisor.protocol.responses import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -242,7 +244,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._is_next_to_answer:
-            body = msgspec.json.encode({"error": message})
+            body = encode(Error(message))
             fields = {
                 **dict(self.server_state.default_headers),
                 b"content-type": b"application/json",

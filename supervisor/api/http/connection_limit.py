@@ -31,7 +31,6 @@ class ConnectionLimiter:
     """Decides about each client that comes."""
 
     def __init__(self, most: int = MOST) -> None:
-        """Let ``most`` be connected."""
         self._most = min(most, MOST)
         self._going: set[Client] = set()  # still present for a moment
 

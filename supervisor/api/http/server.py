@@ -14,7 +14,6 @@ import socket
 import stat
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
@@ -45,7 +44,9 @@ def listen(host: str, port: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
         try:
-            sockets.append(_bind(family, address, sockets[0].getsockname()[1] if sockets else port))
+            same = sockets[0].getsockname()[1] if sockets else port
+            sockets.append(socket.create_server((address[0], same, *address[2:]), family=family, backlog=BACKLOG))
+            sockets[-1].setblocking(False)
         except OSError as error:  # noqa: PERF203 - two addresses at most
             if error.errno in _NOT_HERE and (sockets or address != found[-1][4]):
                 continue  # such as ::1 of localhost, where IPv6 is off
@@ -173,26 +174,12 @@ class Server:
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
 
 
-def _bind(family: int, address: tuple[Any, ...], port: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address[0], port, *address[2:]))
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
 def _why_not(host: str, port: int, error: OSError) -> str:
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if error.errno == errno.EADDRINUSE:
         return f"cannot listen on {place}: {_who_listens(port)} listens there; choose another --port, or 0 for any free one"
-    return f"cannot listen on {place}: {error.strerror or error}"
+    why = os.strerror(error.errno) if error.errno else error
+    return f"cannot listen on {place}: {why}"
 
 
 def _who_listens(port: int) -> str:

@@ -13,13 +13,14 @@ import msgspec
 from supervisor.api.call import Reply
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobStatus
+from supervisor.protocol.answers import OpenAIError, OpenAIProblem
 from supervisor.protocol.job_error import type_name
+from supervisor.protocol.responses import encode
 from supervisor.protocol.wording import error_of, words
 
 REQUEST_ID = b"x-request-id"
 """The header in which OpenAI's clients look for a request's id (``_request_id`` of what they return); here it is the job's."""
 
-_encode = msgspec.json.Encoder().encode
 _PATH = re.compile(r"(/v2/[^/]*)?/openai(/|$)")
 _ERRORS = range(400, 600)
 
@@ -63,8 +64,7 @@ class Failure(msgspec.Struct, frozen=True):
     @property
     def body(self) -> bytes:
         """``{"error": {…}}``, all four keys."""
-        fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return _encode({"error": fields})
+        return encode(OpenAIError(OpenAIProblem(self.message, self.type, self.param, self.code)))
 
     def reply(self, job_id: str) -> Reply:
         """The answer of a request that became the job ``job_id``."""
@@ -123,14 +123,11 @@ def found_in(value: bytes) -> Failure | None:
     return _failure(said, value.decode())
 
 
-def no_result() -> Failure:
-    """A job that completed and left nothing to answer with."""
-    return Failure(500, "the job completed without a result", "server_error", final=True)
-
-
-def broken_off() -> Failure:
-    """A stream whose job began anew, or is no more."""
-    return Failure(500, "the job lost its worker and began anew (--requeue-streams), or was forgotten", "server_error")
+NO_RESULT = Failure(500, "the job completed without a result", "server_error", final=True)
+BROKEN_OFF = Failure(
+    500, "the job lost its worker and began anew (--requeue-streams), or was forgotten", "server_error"
+)
+"""Of a stream."""
 
 
 def _parsed(value: bytes) -> _Said | None:

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from supervisor.api import events
+from supervisor.api import events, routes
 from supervisor.api.call import JSON, Call, ClientGone, Reply
 from supervisor.api.openai import errors
 from supervisor.engine.streams import Chunks
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
-from supervisor.protocol.requests import openai_request
+from supervisor.protocol.requests import OpenAIRequest, openai_request
 from supervisor.protocol.sse import event, packed
 
 TEXT = b"text/plain; charset=utf-8"
@@ -44,8 +44,24 @@ _text = msgspec.json.Decoder(str)
 _any = msgspec.json.Decoder(msgspec.Raw)
 
 
-async def forward(call: Call) -> Reply:
-    """GET, POST /openai/v1/{route}. The query is left out of the route, which handlers compare."""
+@routes.route(
+    ("GET", "POST"),
+    "/openai/v1/{route}",
+    routes.OPENAI,
+    {routes.JSON: Any, routes.TEXT: str, routes.EVENTS: None},
+    fields=(routes.IDEMPOTENCY_KEY,),
+    refusals=(429,),
+    body=OpenAIRequest,
+    rest=True,
+)
+async def openai(call: Call) -> Reply:
+    """OpenAI's API, as the handler serves it.
+
+    The handler gets a job with the input `{"openai_route": "/v1/…", "openai_input": body}`, and what it makes of it is the
+    answer: the one result, or with `stream` the text of its chunks as they come. Errors are OpenAI's, with the status that the
+    handler's error means. `x-request-id` is the job's id.
+    """
+    # The query is left out of the route, which handlers compare.
     body = await call.body()
     key = call.headers.get(b"idempotency-key")
     request, stream = openai_request(call.param, None if call.method == "GET" else body, key)
@@ -101,7 +117,7 @@ async def _result(asked: _Asked, job: Job) -> Reply:
         return errors.of_job(job).reply(job.id)
     values = await _values(asked, job)
     if not values:
-        return errors.no_result().reply(job.id)
+        return errors.NO_RESULT.reply(job.id)
     body, content_type = _joined(values)
     failure = errors.found_in(body)
     if failure is not None:
@@ -151,7 +167,7 @@ async def _stream(asked: _Asked) -> Reply:
         # It does not stream. What it gave as a whole, its client gets as the only event.
         chunks = Chunks(job, 0, [] if job.output is None else _items(job.output))
         if not chunks.values:
-            return errors.no_result().reply(job.id)
+            return errors.NO_RESULT.reply(job.id)
     failure = errors.found_in(_first_event(chunks.values[0]))
     if failure is not None:
         return failure.reply(job.id)
@@ -181,7 +197,7 @@ async def _parts(asked: _Asked, chunks: Chunks) -> AsyncGenerator[bytes, None]:
                 break
             following = await asked.following(chunks.end)
             if following is None or following.job.retries != first.retries:
-                yield text.failed(errors.broken_off())
+                yield text.failed(errors.BROKEN_OFF)
                 return
             if not following.values and not following.job.status.terminal:
                 yield PING
