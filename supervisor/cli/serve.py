@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -128,19 +129,23 @@ def _serve(words: tuple[str, ...], **options: Any) -> int:
             f"unexpected argument {rest[0]!r}; what the handler is to find in sys.argv goes behind --: "
             f"supervise {handler} -- {' '.join(rest)}"
         )
-    handler_args = click.get_current_context().meta.get("handler_args")
+    context = click.get_current_context()
+    context.obj.log_format = options["log_format"] or os.environ.get("SUPERVISE_LOG_FORMAT")
     settings = settings_from_command_line(
-        {**options, "handler": handler, "handler_args": handler_args},
+        {**options, "handler": handler, "handler_args": context.meta.get("handler_args")},
         terminal=terminal.usable() and sys.stderr.isatty(),
     )
+    context.obj.log_format = settings.log_format
     # A wrong option is answered before the engine is imported.
+    from supervisor.cli.serving.run import run_to_end  # noqa: PLC0415 - see above
+
     if settings.input is not None:
-        from supervisor.cli.serving.batch import run_batch  # noqa: PLC0415 - see above
+        from supervisor.cli.serving.batch import BatchRun  # noqa: PLC0415 - see above
 
-        return run_batch(settings)
-    from supervisor.cli.serving.run import serve  # noqa: PLC0415 - see above
+        return run_to_end(BatchRun, settings)
+    from supervisor.cli.serving.serve import Serving, TestJob  # noqa: PLC0415 - see above
 
-    return serve(settings)
+    return run_to_end(Serving if settings.test_input is None else TestJob, settings)
 
 
 def make_command() -> click.Command:
