@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Union
 
+import msgspec
+
 from supervisor.config.settings import Settings
 from supervisor.engine.job_logs import JobLogs
 from supervisor.engine.jobs import Jobs
@@ -25,7 +27,7 @@ from supervisor.engine.turns import Clock, Turns
 from supervisor.engine.waiters import Waiters
 from supervisor.errors import RequestError, StoreError
 from supervisor.job import Job, JobRequest, JobStatus
-from supervisor.notice import Notice, Reloading, SecretKept
+from supervisor.notice import Notice, Reloading, SecretKept, StartFailed
 from supervisor.pool import events
 from supervisor.pool.pool import Pool
 from supervisor.protocol.views import Snapshot
@@ -338,6 +340,8 @@ class Engine:
         if isinstance(event, events.FirstLoad):
             self._first_loads.loaded(event, self.pool)
             return
+        if isinstance(event, StartFailed) and not self._first_loads.ok:
+            event = msgspec.structs.replace(event, retry_s=None)  # if no worker can start at all, the program ends
         self.overview.happened(event, self._clock.wall_ms())
         for observer in self._observers:
             observer(event)
