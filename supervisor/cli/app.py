@@ -40,7 +40,9 @@ REMOTE = {
 """To a running supervisor."""
 
 COMMANDS = {**HERE, **REMOTE}
-"""The commands and their line in ``--help``. Each is ``NAME`` in ``supervisor/cli/NAME.py``."""
+"""The commands and their line in ``--help``. Each is ``NAME`` in ``supervisor/cli/NAME.py``, those about jobs in ``jobs.py``."""
+
+_IN_JOBS = ("status", "stream", "logs", "cancel", "retry")
 
 _NO_THREAD = "can't start new thread"
 """What Python's ``threading`` says (a RuntimeError) where the system has no room for one more."""
@@ -57,7 +59,7 @@ class Program(click.Group):
         """The command ``cmd_name``, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"supervisor.cli.{cmd_name}")
+        module = importlib.import_module(f"supervisor.cli.{'jobs' if cmd_name in _IN_JOBS else cmd_name}")
         command = module.make_command() if cmd_name == "serve" else getattr(module, cmd_name)
         return command if isinstance(command, click.Command) else None
 

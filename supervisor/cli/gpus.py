@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
+import msgspec
 
 from supervisor.cli import remote
-from supervisor.cli.gpu_list import ListedGpu, ListedProcess
 from supervisor.gpu import locks
 from supervisor.gpu.client import Reader, ReaderGone
 from supervisor.gpu.records import Gpu, GpuSample, Listing, Reading, WorkerRef
@@ -20,6 +20,37 @@ LIST_S = 30.0
 
 READ_S = 10.0
 """How long reading them may take."""
+
+
+class ListedProcess(msgspec.Struct, frozen=True, rename="camel"):
+    """A process on a GPU; ``supervisor`` is the pid of the supervisor below which it runs. Of one that is not ``visible`` in this
+    PID namespace neither name nor supervisor is known; ``pid`` may then be another namespace's."""
+
+    pid: int
+    memory_mib: int | None = msgspec.field(default=None, name="memoryMiB")
+    name: str | None = None
+    supervisor: int | None = None
+    visible: bool = True
+
+
+class ListedGpu(msgspec.Struct, frozen=True, rename="camel"):
+    """A GPU or MIG instance (``mig``: its number, ``parent``: its GPU's UUID), and the supervisor whose lock is on it."""
+
+    index: int
+    uuid: str
+    name: str
+    mig: int | None = None
+    parent: str | None = None
+    simulated: bool = False
+    memory_used_mib: int | None = msgspec.field(default=None, name="memoryUsedMiB")
+    memory_total_mib: int | None = msgspec.field(default=None, name="memoryTotalMiB")
+    utilization: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    processes: tuple[ListedProcess, ...] | None = None
+    holder: locks.Holder | None = None
+    error: str | None = None
+    lost: bool = False
 
 
 @click.command(context_settings=remote.HELP)
@@ -55,9 +86,7 @@ def gpus(lock_dir: Path, simulate_gpus: int, as_json: bool) -> int:
     if not views:
         return 1
     if remote.for_people(as_json):
-        from supervisor.cli import tables  # noqa: PLC0415 - rich, which only people wait for
-
-        tables.gpus(views)
+        show_table(views)
     else:
         for view in views:
             remote.put_json(view)
@@ -118,3 +147,37 @@ def _view(gpu: Gpu, sample: GpuSample | None, holder: locks.Holder | None) -> Li
         error=sample.error,
         lost=sample.lost,
     )
+
+
+def show_table(views: Sequence[ListedGpu]) -> None:
+    """Print a line for each GPU, and below them one for each process."""
+    from supervisor.cli.tables import column, known, show  # noqa: PLC0415 - rich, which only people wait for
+    from supervisor.dashboard.text import mib  # noqa: PLC0415 - as above
+
+    def memory(gpu: ListedGpu) -> str | None:
+        used = known(gpu.memory_used_mib, mib)
+        return used if gpu.memory_total_mib is None else f"{used or '-'} of {mib(gpu.memory_total_mib)}"
+
+    show(
+        [
+            column("gpu", views, lambda gpu: gpu.index if gpu.mig is None else f"{gpu.index} MIG {gpu.mig}"),
+            column("name", views, lambda gpu: gpu.name, 2, shrinks=True),
+            column("uuid", views, lambda gpu: gpu.uuid, 5),
+            column("memory", views, memory, 1, right=True),
+            column("load", views, lambda gpu: known(gpu.utilization, "{}%".format), 3, right=True),
+            column("temp", views, lambda gpu: known(gpu.temperature_c, "{}°C".format), 4, right=True),
+            column("held by", views, lambda gpu: gpu.error or gpu.holder, style=lambda gpu: "red" if gpu.error else ""),
+        ]
+    )
+    pairs = [(gpu, process) for gpu in views for process in gpu.processes or ()]
+    if pairs:
+        click.echo()
+        show(
+            [
+                column("gpu", pairs, lambda pair: pair[0].index if pair[0].mig is None else pair[0].uuid),
+                column("pid", pairs, lambda pair: pair[1].pid, right=True),
+                column("memory", pairs, lambda pair: known(pair[1].memory_mib, mib), right=True),
+                column("process", pairs, lambda pair: pair[1].name or "(not of this container)", shrinks=True),
+                column("below", pairs, lambda pair: pair[1].supervisor and f"supervise, pid {pair[1].supervisor}", 1),
+            ]
+        )

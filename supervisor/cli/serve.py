@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from supervisor.config import sources
 from supervisor.config.kinds import Option
 from supervisor.config.resolve import settings_from_command_line
 from supervisor.config.settings import DEFAULTS, OPTIONS, OTHER
@@ -68,7 +67,7 @@ class Entry(click.Option):
     def __init__(self, name: str, entry: Option) -> None:
         """Take the row ``entry`` of the field ``name``."""
         self.group = entry.group
-        dashed = sources.command_line_name(OPTIONS, name)
+        dashed = entry.dashed
         # Every flag has its opposite, so that the command line can overrule a file that sets it; few need to see it.
         opposite = dashed.replace("--no-", "--", 1) if dashed.startswith("--no-") else dashed.replace("--", "--no-", 1)
         self.left_column = f"{dashed} {entry.kind.metavar}".rstrip()

@@ -250,7 +250,7 @@ class BatchRun(Run):
     def _conclude(self) -> int:
         batch, reading = self._batch, self._gauge.read()
         self.ending.check()
-        here, seconds = self._gauge.done_here, self._gauge.seconds
+        here, seconds = self._gauge.here()
         text = f"{batch.done:,} lines done, {batch.failed:,} failed"
         if here:
             text += f"; {here:,} in {seconds:,.1f} s ({here / max(seconds, 0.001):,.1f}/s)"
