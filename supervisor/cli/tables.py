@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import click
 import msgspec
 from rich.console import Console
 from rich.text import Text
