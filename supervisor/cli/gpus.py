@@ -167,7 +167,8 @@ def show_table(views: Sequence[ListedGpu]) -> None:
             column("load", views, lambda gpu: known(gpu.utilization, "{}%".format), 3, right=True),
             column("temp", views, lambda gpu: known(gpu.temperature_c, "{}°C".format), 4, right=True),
             column("held by", views, lambda gpu: gpu.error or gpu.holder, style=lambda gpu: "red" if gpu.error else ""),
-        ]
+        ],
+        views,
     )
     pairs = [(gpu, process) for gpu in views for process in gpu.processes or ()]
     if pairs:
@@ -179,5 +180,6 @@ def show_table(views: Sequence[ListedGpu]) -> None:
                 column("memory", pairs, lambda pair: known(pair[1].memory_mib, mib), right=True),
                 column("process", pairs, lambda pair: pair[1].name or "(not of this container)", shrinks=True),
                 column("below", pairs, lambda pair: pair[1].supervisor and f"supervise, pid {pair[1].supervisor}", 1),
-            ]
+            ],
+            pairs,
         )

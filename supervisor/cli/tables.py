@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import msgspec
 from rich.console import Console
@@ -13,7 +12,7 @@ from supervisor.cli.remote import explain
 from supervisor.cli.serving.event_log import visible
 from supervisor.client.client import JobView
 from supervisor.dashboard.machine import MARKS
-from supervisor.dashboard.table import Cell, Column, table
+from supervisor.dashboard.table import Column, View, table
 from supervisor.dashboard.text import duration, harmless, mib
 from supervisor.protocol.views import WorkerView
 
@@ -21,8 +20,6 @@ _STYLES = {"COMPLETED": "green", "FAILED": "red", "TIMED_OUT": "red", "CANCELLED
 _NONE = "-"
 _LEAST = 12
 _LABEL = 10
-
-View = TypeVar("View")
 
 
 def column(
@@ -34,18 +31,22 @@ def column(
     right: bool = False,
     shrinks: bool = False,
     style: Callable[[View], str] | None = None,
-) -> Column:
+) -> Column[View]:
     """What ``say`` tells of each of ``views``, ``None`` as a dash; as wide as the longest, or less if it ``shrinks``."""
-    cells = [Text(_said(say(view)), style(view) if style else "") for view in views]
-    most = max([len(title), *(cell.cell_len for cell in cells)])
+
+    def cell(view: View) -> Text:
+        value = say(view)
+        return Text(_NONE if value is None else harmless(str(value)), style(view) if style else "")
+
+    most = max([len(title), *(cell(view).cell_len for view in views)])
     least = min(_LEAST, most) if shrinks else most
-    return Column(title, list[Cell](cells), least, most, rank, "right" if right else "left")
+    return Column(title, cell, least, most, rank, "right" if right else "left")
 
 
-def show(columns: Sequence[Column], *, titles: bool = True) -> None:
+def show(columns: Sequence[Column[View]], views: Sequence[View], *, titles: bool = True) -> None:
     """Print a table in the width of the terminal."""
     console = Console(highlight=False)
-    head, lines = table(columns, console.width)
+    head, lines = table(columns, views, console.width)
     for line in [head, *lines] if titles else lines:
         line.rstrip()
         console.print(line, soft_wrap=True)
@@ -63,7 +64,7 @@ def jobs(views: Sequence[JobView], *, titles: bool = True) -> None:
     ]
     if any(job.error for job in views):
         columns.append(column("error", views, lambda job: explain(job.error)[0] if job.error else "", 5, shrinks=True))
-    show(columns, titles=titles)
+    show(columns, views, titles=titles)
 
 
 def workers(views: Sequence[WorkerView]) -> None:
@@ -88,7 +89,7 @@ def workers(views: Sequence[WorkerView]) -> None:
     ]
     if any(view.reason for view in views):
         columns.append(column("reason", views, lambda view: view.reason or "", 1, shrinks=True))
-    show(columns)
+    show(columns, views)
 
 
 def job(view: JobView) -> None:
@@ -119,10 +120,6 @@ def job(view: JobView) -> None:
 
 def _indented(text: str) -> str:
     return "\n".join(f"{'':{_LABEL}}{visible(line)}" for line in text.strip("\n").split("\n"))
-
-
-def _said(value: object) -> str:
-    return _NONE if value is None else harmless(str(value))
 
 
 def _status_style(view: JobView) -> str:

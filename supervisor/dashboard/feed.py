@@ -29,7 +29,6 @@ class Feed:
     """What the supervisor says: a snapshot every half second, or why there is none. ``fileno`` is readable when there is news."""
 
     def __init__(self, client: Client, every: float = 0.5) -> None:
-        """Ask ``client`` ``every`` so many seconds from now on."""
         self._client = client
         self._every = every
         self._news: queue.SimpleQueue[News | None] = queue.SimpleQueue()
