@@ -64,18 +64,16 @@ class Serve(click.Command):
 class Entry(click.Option):
     """One row of the table, as an option. Its text is not looked at here: settings do that for every source alike."""
 
-    def __init__(self, name: str, entry: Option) -> None:
-        """Take the row ``entry`` of the field ``name``."""
+    def __init__(self, entry: Option) -> None:
         self.group = entry.group
-        dashed = entry.dashed
+        name, dashed = entry.name, entry.dashed
         # Every flag has its opposite, so that the command line can overrule a file that sets it; few need to see it.
         opposite = dashed.replace("--no-", "--", 1) if dashed.startswith("--no-") else dashed.replace("--", "--no-", 1)
         self.left_column = f"{dashed} {entry.kind.metavar}".rstrip()
         if name == "dashboard":
             self.left_column = "--[no-]dashboard"
-        default = entry.shown or (
-            entry.kind.show(DEFAULTS[name]) if DEFAULTS.get(name) and not entry.kind.flag else None
-        )
+        shows = DEFAULTS.get(name) and not entry.kind.flag
+        default = entry.shown or (entry.kind.show(DEFAULTS[name]) if shows else None)
         self.right_column = entry.help + (f" [{default}]" if default else "")
         super().__init__(
             [f"{dashed}/{opposite}" if entry.kind.flag else dashed, name],
@@ -84,12 +82,11 @@ class Entry(click.Option):
             multiple=entry.kind.multiple,
             metavar=entry.kind.metavar or None,
             help=entry.help,
-            hidden=entry.hidden,
         )
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:  # noqa: ARG002 - click's signature
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:  # noqa: ARG002 - click's signature
         """The two columns of ``--help``."""
-        return None if self.hidden else (self.left_column, self.right_column)
+        return self.left_column, self.right_column
 
 
 def write_introduction(formatter: click.HelpFormatter) -> None:
@@ -153,7 +150,7 @@ def make_command() -> click.Command:
     Raises:
         UsageError, StartError and other errors of this program, from that callback.
     """
-    entries = [Entry(name, entry) for name, entry in OPTIONS.items() if not entry.positional]
+    entries = [Entry(entry) for entry in OPTIONS.values() if not entry.positional]
     return Serve(
         "serve",
         callback=_serve,

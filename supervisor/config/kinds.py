@@ -47,7 +47,6 @@ class Option(msgspec.Struct, frozen=True):
     more_variables: tuple[str, ...] = ()
     positional: bool = False
     secret: bool = False
-    hidden: bool = False
 
     @property
     def dashed(self) -> str:

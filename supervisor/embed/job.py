@@ -32,7 +32,6 @@ class Job(Future[Any]):
     """
 
     def __init__(self, job_id: str, runner: EngineThread) -> None:
-        """``Supervisor.submit`` makes jobs."""
         super().__init__()
         self.id = job_id
         self._runner = runner
@@ -42,7 +41,6 @@ class Job(Future[Any]):
         self.accepted: asyncio.Future[jobs.Job] | None = None  # the loop's
 
     def __repr__(self) -> str:
-        """Its id, and how it ended."""
         return f"<Job {self.id} {self._status.value if self._status is not None else 'has not ended'}>"
 
     @property

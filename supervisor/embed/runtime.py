@@ -50,7 +50,7 @@ class EngineThread:
     """The thread with the loop, and the only way into it."""
 
     def __init__(self, settings: Settings, *, temporary: bool) -> None:
-        """Serve what ``settings`` say; a ``temporary`` queue ends with it."""
+        """A ``temporary`` queue ends with it."""
         self._settings = settings
         self._temporary = temporary
         self._pid = os.getpid()
@@ -236,8 +236,8 @@ class EngineThread:
             await stop
             timeout = 0.0 if self._at_once.is_set() else self._settings.drain_timeout
             drain = asyncio.ensure_future(engine.drain(timeout, self._at_once))
-            ends: set[asyncio.Future[Any]] = {drain, asyncio.ensure_future(self._broken.wait())}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            broken = asyncio.ensure_future(self._broken.wait())
+            await asyncio.wait([drain, broken], return_when=asyncio.FIRST_COMPLETED)
             if drain.done():
                 drain.result()
                 if self._temporary:
