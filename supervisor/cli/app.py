@@ -82,12 +82,8 @@ class Program(click.Group):
         """Write the help of ``serve``, which is the program's, with the commands in it."""
         from supervisor.cli import serve  # noqa: PLC0415 - see the top
 
-        serve.write_introduction(formatter)
-        serve.write_options(ctx, formatter, [serve.make_command(), self])
-        for heading, commands in (("Commands", HERE), ("Commands to a running supervisor", REMOTE)):
-            with formatter.section(heading):
-                formatter.write_dl(list(commands.items()))
-        serve.write_ending(formatter)
+        commands = {"Commands": HERE, "Commands to a running supervisor": REMOTE}
+        serve.write_page(ctx, formatter, [serve.make_command(), self], commands)
 
 
 def _may_be_handler(word: str) -> bool:

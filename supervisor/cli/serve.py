@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -56,9 +56,7 @@ class Serve(click.Command):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the whole page."""
-        write_introduction(formatter)
-        write_options(ctx, formatter, [self])
-        write_ending(formatter)
+        write_page(ctx, formatter, [self])
 
 
 class Entry(click.Option):
@@ -89,16 +87,18 @@ class Entry(click.Option):
         return self.left_column, self.right_column
 
 
-def write_introduction(formatter: click.HelpFormatter) -> None:
-    """Write what the program is and how it is called."""
+def write_page(
+    ctx: click.Context,
+    formatter: click.HelpFormatter,
+    commands: Sequence[click.Command],
+    lists: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Write what the program is, the options of ``commands``, each group under its heading and those of two commands once, then
+    ``lists`` by their headings, and what holds for all options."""
     formatter.write_usage("supervise", USAGE)
     for paragraph in INTRODUCTION.split("\n\n"):
         formatter.write_paragraph()
         formatter.write_text(paragraph)
-
-
-def write_options(ctx: click.Context, formatter: click.HelpFormatter, commands: Sequence[click.Command]) -> None:
-    """Write the options of ``commands``, each group under its heading, those of two commands once."""
     groups: dict[str, dict[str, str]] = {}
     for parameter in itertools.chain.from_iterable(command.get_params(ctx) for command in commands):
         if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
@@ -106,10 +106,9 @@ def write_options(ctx: click.Context, formatter: click.HelpFormatter, commands: 
     for heading, records in groups.items():
         with formatter.section(heading):
             formatter.write_dl(list(records.items()), col_max=26)
-
-
-def write_ending(formatter: click.HelpFormatter) -> None:
-    """Write what holds for all options, the examples and the exit codes."""
+    for heading, lines in (lists or {}).items():
+        with formatter.section(heading):
+            formatter.write_dl(list(lines.items()))
     formatter.write_paragraph()
     formatter.write_text(SETTING)
     with formatter.section("Examples"):
