@@ -68,13 +68,13 @@ class WorkerRestarts(SlotNotice, frozen=True):
 
 
 class StartFailed(SlotNotice, frozen=True):
-    """A worker did not come into service; the next try is in ``retry_s``."""
+    """A worker did not come into service; the next try is in ``retry_s``, ``None`` while that depends on the other slots."""
 
     kind = "worker"
     level = Level.INFO
 
     end: WorkerEnd
-    retry_s: float
+    retry_s: float | None
 
 
 class SlotBroken(StartFailed, frozen=True):

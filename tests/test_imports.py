@@ -16,7 +16,6 @@ from typing import NamedTuple
 import pytest
 
 from supervisor.config.settings import OPTIONS
-from supervisor.config.sources import variables
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "supervisor"
@@ -352,7 +351,7 @@ def test_only_the_listed_rooms_read_the_environment() -> None:
 
 
 def test_only_settings_know_the_variables_of_options() -> None:
-    names = {variable for name in OPTIONS for variable in variables(OPTIONS, name)}
+    names = {variable for option in OPTIONS.values() for variable in option.variables}
     faults = [
         f"{place(module, node.lineno)}: {node.value}"
         for module, tree in TREES.items()

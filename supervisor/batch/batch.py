@@ -68,7 +68,7 @@ class Batch:
         self._writing: set[str] = set()
         self._late: deque[tuple[str, int]] = deque()
         self._reached: Callable[[], bool] = bool
-        self._waiter: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
 
     def write_to(self, sink: Sink) -> None:
         """Write the results to ``sink``, which calls ``sink_wrote``."""
@@ -116,9 +116,8 @@ class Batch:
                 self._check_length()
                 return None
             self._lines.extend(lines)
-            await asyncio.sleep(
-                0
-            )  # a file never waits, and thousands of lines may need nothing: others are to have their turn
+            # A file never waits, and thousands of lines may need nothing: others are to have their turn.
+            await asyncio.sleep(0)
         line = self._lines.popleft()
         self._number = line.number
         return line
@@ -155,8 +154,8 @@ class Batch:
 
     async def _take(self, line: Line) -> None:
         """Make a job of ``line`` once there is room for one more."""
-        if not self._has_room():
-            await self._until(self._has_much_room)
+        if self._room() <= 0:
+            await self._until(lambda: self._room() > AHEAD // 2)  # half of it: lines that come together share a commit
         try:
             request = read_request(line, self._longest)
         except RequestError as error:
@@ -197,13 +196,6 @@ class Batch:
 
     def _is_under_way(self, job_id: str) -> bool:
         return job_id in self._open or job_id in self._writing
-
-    def _has_room(self) -> bool:
-        return self._room() > 0
-
-    def _has_much_room(self) -> bool:
-        """Half of it: lines that come together share a commit."""
-        return self._room() > AHEAD // 2
 
     def _room(self) -> int:
         running = self._engine.running
@@ -272,21 +264,15 @@ class Batch:
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         """Until ``reached`` is true, seen within ``LOOK_S``. One waits at a time: who feeds, and in the end who drains."""
-        loop = asyncio.get_running_loop()
         while not reached():
             self._reached = reached
-            self._waiter = loop.create_future()
-            timer = loop.call_later(LOOK_S, _resolve, self._waiter)
+            self._changed.clear()
+            timer = asyncio.get_running_loop().call_later(LOOK_S, self._changed.set)
             try:
-                await self._waiter
+                await self._changed.wait()
             finally:
                 timer.cancel()
 
     def _look(self) -> None:
-        if self._waiter is not None and self._reached():
-            _resolve(self._waiter)
-
-
-def _resolve(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+        if self._reached():
+            self._changed.set()

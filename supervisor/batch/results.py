@@ -15,7 +15,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Union
 
 import msgspec
 
@@ -44,7 +44,6 @@ class Done:
     """The lines that are answered: two bytes for each, a mark that tells whether it was that very line."""
 
     def __init__(self) -> None:
-        """None yet."""
         self.count = 0
         self.failed = 0
         self.last = 0
@@ -63,7 +62,6 @@ class Done:
         self.last = max(self.last, number)
 
     def __contains__(self, number: int) -> bool:
-        """Whether line ``number`` is answered."""
         page = self._pages.get(number // _PAGE)
         return page is not None and page[number % _PAGE] != 0
 
@@ -118,50 +116,50 @@ def _lines(fd: int) -> Iterator[bytes]:
 # --- what comes ----------------------------------------------------------------------------------------------------------
 
 
-class Sink(Protocol):
-    """Takes lines and says how many are written."""
+Written = Callable[[int], None]
+"""Hears how many more lines are written."""
 
-    @property
-    def full(self) -> bool:
-        """Whether so much waits that no more should be put."""
-
-    def put(self, line: bytes) -> None:
-        """Write ``line``, in the order of the calls."""
-
-    def close(self) -> None:
-        """Write nothing more."""
+Trouble = Callable[[Union[OSError, None]], None]
+"""Hears of what goes wrong, and ``None`` when it is over."""
 
 
-class FileSink:
-    """The end of a file. What its disk refuses is tried again until it is taken."""
+class Sink:
+    """Takes lines and says how many are written; ``FileSink`` and ``StreamSink`` are two ways to write."""
 
-    def __init__(
-        self,
-        fd: int,
-        loop: asyncio.AbstractEventLoop,
-        written: Callable[[int], None],
-        trouble: Callable[[OSError | None], None],
-    ) -> None:
-        """Write to ``fd``. ``written`` hears how many lines are in the file now, ``trouble`` of what goes wrong, and ``None``
-        when it is over."""
+    def __init__(self, fd: int, loop: asyncio.AbstractEventLoop, written: Written, trouble: Trouble) -> None:
         self._fd = fd
         self._loop = loop
         self._written = written
         self._trouble = trouble
-        self._lines: list[bytes] = []
-        self._rest = memoryview(b"")
-        self._count = 0
         self._waiting = 0
-        self._scheduled: asyncio.TimerHandle | None = None
-        self._refused = False
 
     @property
     def full(self) -> bool:
-        """Whether the disk does not take what there is."""
+        """Whether so much waits, for the disk or for a slow reader, that no more should be put."""
         return self._waiting > ENOUGH
 
     def put(self, line: bytes) -> None:
-        """Write it in a moment, with others."""
+        """Write ``line`` in a moment, with others, in the order of the calls."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Write nothing more."""
+        raise NotImplementedError
+
+
+class FileSink(Sink):
+    """The end of a file. What its disk refuses is tried again until it is taken."""
+
+    def __init__(self, fd: int, loop: asyncio.AbstractEventLoop, written: Written, trouble: Trouble) -> None:
+        super().__init__(fd, loop, written, trouble)
+        self._lines: list[bytes] = []
+        self._rest = memoryview(b"")
+        self._count = 0
+        self._scheduled: asyncio.TimerHandle | None = None
+        self._refused = False
+
+    def put(self, line: bytes) -> None:
+        """As ``Sink``'s."""
         self._lines.append(line)
         self._waiting += len(line)
         if self._scheduled is None:
@@ -192,38 +190,22 @@ class FileSink:
         self._written(self._count)
 
     def close(self) -> None:
-        """Write nothing more."""
+        """As ``Sink``'s."""
         if self._scheduled is not None:
             self._scheduled.cancel()
 
 
-class StreamSink:
-    """A pipe, a terminal, a socket: whatever may have a slow reader."""
+class StreamSink(Sink):
+    """A pipe, a terminal, a socket: whatever may have a slow reader. A thread writes, and tries nothing again."""
 
-    def __init__(
-        self,
-        fd: int,
-        loop: asyncio.AbstractEventLoop,
-        written: Callable[[int], None],
-        trouble: Callable[[OSError | None], None],
-    ) -> None:
-        """As a ``FileSink``, but what goes wrong with the reader cannot be mended: it is not tried again."""
-        self._fd = fd
-        self._loop = loop
-        self._written = written
-        self._trouble = trouble
+    def __init__(self, fd: int, loop: asyncio.AbstractEventLoop, written: Written, trouble: Trouble) -> None:
+        super().__init__(fd, loop, written, trouble)
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._waiting = 0
         self._closing = threading.Event()
         threading.Thread(target=self._write_all, name="supervise-output", daemon=True).start()
 
-    @property
-    def full(self) -> bool:
-        """Whether the reader is slower than the jobs."""
-        return self._waiting > ENOUGH
-
     def put(self, line: bytes) -> None:
-        """Have the thread write it."""
+        """As ``Sink``'s."""
         self._waiting += len(line)
         self._queue.put(line)
 

@@ -13,7 +13,6 @@ import msgspec
 CHUNK = 2**18
 """Bytes read at once: some hundred lines, in well under a millisecond."""
 
-
 _BLANKS = b" \t\r"
 
 
@@ -64,10 +63,10 @@ class Source:
         return [self._finish(0)] if self._size else None
 
     async def _readable(self) -> None:
-        readable: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(self._fd, _resolve, readable)
+        readable = asyncio.Event()
+        self._loop.add_reader(self._fd, readable.set)
         try:
-            await readable
+            await readable.wait()
         finally:
             self._loop.remove_reader(self._fd)
 
@@ -110,11 +109,6 @@ class Source:
             text = text.removeprefix(codecs.BOM_UTF8)
         text = text.strip(_BLANKS)
         return Line(self._number, size, zlib.crc32(text), text)
-
-
-def _resolve(readable: asyncio.Future[None]) -> None:
-    if not readable.done():
-        readable.set_result(None)
 
 
 def _may_wait(fd: int) -> bool:

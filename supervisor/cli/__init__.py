@@ -1,1 +1,1 @@
-"""The command line: one file per verb; runs in the process that a person or a service manager starts."""
+"""The command line; runs in the process that a person or a service manager starts."""

@@ -10,12 +10,14 @@ import importlib.machinery
 import itertools
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from supervisor import __version__
+from supervisor.cli.serving import event_log
 from supervisor.config.kinds import nearest
 from supervisor.errors import StartError, StoreError, SuperviseError, UsageError
 from supervisor.host import files
@@ -38,7 +40,9 @@ REMOTE = {
 """To a running supervisor."""
 
 COMMANDS = {**HERE, **REMOTE}
-"""The commands and their line in ``--help``. Each is ``NAME`` in ``supervisor/cli/NAME.py``."""
+"""The commands and their line in ``--help``. Each is ``NAME`` in ``supervisor/cli/NAME.py``, those about jobs in ``jobs.py``."""
+
+_IN_JOBS = ("status", "stream", "logs", "cancel", "retry")
 
 _NO_THREAD = "can't start new thread"
 """What Python's ``threading`` says (a RuntimeError) where the system has no room for one more."""
@@ -55,7 +59,7 @@ class Program(click.Group):
         """The command ``cmd_name``, imported now."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"supervisor.cli.{cmd_name}")
+        module = importlib.import_module(f"supervisor.cli.{'jobs' if cmd_name in _IN_JOBS else cmd_name}")
         command = module.make_command() if cmd_name == "serve" else getattr(module, cmd_name)
         return command if isinstance(command, click.Command) else None
 
@@ -78,12 +82,8 @@ class Program(click.Group):
         """Write the help of ``serve``, which is the program's, with the commands in it."""
         from supervisor.cli import serve  # noqa: PLC0415 - see the top
 
-        serve.write_introduction(formatter)
-        serve.write_options(ctx, formatter, [serve.make_command(), self])
-        for heading, commands in (("Commands", HERE), ("Commands to a running supervisor", REMOTE)):
-            with formatter.section(heading):
-                formatter.write_dl(list(commands.items()))
-        serve.write_ending(formatter)
+        commands = {"Commands": HERE, "Commands to a running supervisor": REMOTE}
+        serve.write_page(ctx, formatter, [serve.make_command(), self], commands)
 
 
 def _may_be_handler(word: str) -> bool:
@@ -95,6 +95,26 @@ def _may_be_handler(word: str) -> bool:
     )
 
 
+class Speech:
+    """How the program says its last words on stderr: as the event lines are written, once that is known."""
+
+    def __init__(self) -> None:
+        self.log_format: object = "text"
+
+    def say(self, message: str, code: int) -> int:
+        """Say ``message`` and give ``code``."""
+        try:
+            if self.log_format == "json":
+                click.echo(
+                    event_log.as_json(time.time_ns() // 1_000_000, "error", {"text": message}), nl=False, err=True
+                )
+            else:
+                click.echo(f"supervise: {message}", err=True)
+        except OSError:
+            _abandon(2)  # there is no other place to say it, and the exit code is still heard
+        return code
+
+
 def make_program() -> click.Group:
     """The whole command line."""
     program = Program("supervise", context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,32 +123,33 @@ def make_program() -> click.Group:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line ``arguments`` (those of the process unless given) and give the exit code, errors said on stderr."""
+    speech = Speech()
     try:
-        code = _run(arguments)
+        code = _run(arguments, speech)
         sys.stdout.flush()
     except OSError as error:
-        return _refused(error)
+        return _refused(error, speech)
     return code
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(arguments: Sequence[str] | None, speech: Speech) -> int:
     try:
-        code = make_program().main(arguments, prog_name="supervise", standalone_mode=False)
+        code = make_program().main(arguments, prog_name="supervise", standalone_mode=False, obj=speech)
     except click.Abort:
         return 130
     except click.NoSuchOption as error:
         names = error.ctx.command.get_params(error.ctx) if error.ctx else []
         near = nearest(error.option_name, itertools.chain.from_iterable(parameter.opts for parameter in names))
-        return _say(f"{error.option_name}: no such option{near}", error.exit_code)
+        return speech.say(f"{error.option_name}: no such option{near}", error.exit_code)
     except click.ClickException as error:
         message = error.format_message()
-        return _say(message[:1].lower() + message[1:], error.exit_code)
+        return speech.say(message[:1].lower() + message[1:], error.exit_code)
     except SuperviseError as error:
-        return _say(str(error), exit_code(error))
+        return speech.say(str(error), exit_code(error))
     except RuntimeError as error:
         if _NO_THREAD not in str(error):
             raise
-        return _say(
+        return speech.say(
             "the system refused: no thread can be started; raise the limit of processes (`ulimit -u`, pids.max)", 2
         )
     return code if isinstance(code, int) else 0
@@ -141,7 +162,7 @@ def exit_code(error: SuperviseError) -> int:
     return 2 if isinstance(error, (UsageError, StoreError)) else 1
 
 
-def _refused(error: OSError) -> int:
+def _refused(error: OSError, speech: Speech) -> int:
     """Say what the operating system refused: before anything was served, or to who asks a supervisor something."""
     try:
         sys.stdout.flush()
@@ -149,20 +170,12 @@ def _refused(error: OSError) -> int:
         _abandon(1)
         if isinstance(refused, BrokenPipeError):
             return 1  # who reads it has seen enough
-        return _say(f"standard output cannot be written: {files.refusal(refused)}", 2)
+        return speech.say(f"standard output cannot be written: {files.refusal(refused)}", 2)
     try:
         Path.cwd()
     except OSError as gone:
-        return _say(f"the current folder cannot be used, change to another: {files.refusal(gone)}", 2)
-    return _say(f"the system refused: {files.refusal(error)}", 2)
-
-
-def _say(message: str, code: int) -> int:
-    try:
-        click.echo(f"supervise: {message}", err=True)
-    except OSError:
-        _abandon(2)  # there is no other place to say it, and the exit code is still heard
-    return code
+        return speech.say(f"the current folder cannot be used, change to another: {files.refusal(gone)}", 2)
+    return speech.say(f"the system refused: {files.refusal(error)}", 2)
 
 
 def _abandon(fd: int) -> None:

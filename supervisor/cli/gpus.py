@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from supervisor.cli import remote
-from supervisor.cli.gpu_list import ListedGpu, ListedProcess
 from supervisor.gpu import locks
 from supervisor.gpu.client import Reader, ReaderGone
 from supervisor.gpu.records import Gpu, GpuSample, Listing, Reading, WorkerRef
+from supervisor.protocol import views
 
 LIST_S = 30.0
 """How long the list may take: without a persistence daemon the driver needs seconds for each GPU to wake up."""
 
 READ_S = 10.0
 """How long reading them may take."""
+
+
+class ListedProcess(views.GpuProcess, frozen=True, rename="camel"):
+    """A process on a GPU; ``supervisor`` is the pid of the supervisor below which it runs, if that is known."""
+
+    supervisor: int | None = None
+
+
+class ListedGpu(views.Gpu, frozen=True, rename="camel"):
+    """A GPU or MIG instance (``mig``: its number, ``parent``: its GPU's UUID), and the supervisor whose lock is on it."""
+
+    mig: int | None = None
+    parent: str | None = None
+    processes: tuple[ListedProcess, ...] | None = None
+    holder: locks.Holder | None = None
 
 
 @click.command(context_settings=remote.HELP)
@@ -51,15 +66,13 @@ def gpus(lock_dir: Path, simulate_gpus: int, as_json: bool) -> int:
     trouble = listing.reason or reading.error or ("" if listing.gpus else "NVML shows no GPU")
     if trouble:
         remote.complain(trouble)
-    views = [_view(gpu, reading.of(gpu.uuid), holders.get(gpu.uuid)) for gpu in listing.gpus]
-    if not views:
+    listed = [_view(gpu, reading.of(gpu.uuid), holders.get(gpu.uuid)) for gpu in listing.gpus]
+    if not listed:
         return 1
     if remote.for_people(as_json):
-        from supervisor.cli import tables  # noqa: PLC0415 - rich, which only people wait for
-
-        tables.gpus(views)
+        show_table(listed)
     else:
-        for view in views:
+        for view in listed:
             remote.put_json(view)
     return 1 if reading.error else 0
 
@@ -118,3 +131,39 @@ def _view(gpu: Gpu, sample: GpuSample | None, holder: locks.Holder | None) -> Li
         error=sample.error,
         lost=sample.lost,
     )
+
+
+def show_table(gpus: Sequence[ListedGpu]) -> None:
+    """Print a line for each GPU, and below them one for each process."""
+    from supervisor.cli.tables import column, known, show  # noqa: PLC0415 - rich, which only people wait for
+    from supervisor.dashboard.text import mib  # noqa: PLC0415 - as above
+
+    def memory(gpu: ListedGpu) -> str | None:
+        used = known(gpu.memory_used_mib, mib)
+        return used if gpu.memory_total_mib is None else f"{used or '-'} of {mib(gpu.memory_total_mib)}"
+
+    show(
+        [
+            column("gpu", gpus, lambda gpu: gpu.index if gpu.mig is None else f"{gpu.index} MIG {gpu.mig}"),
+            column("name", gpus, lambda gpu: gpu.name, 2, shrinks=True),
+            column("uuid", gpus, lambda gpu: gpu.uuid, 5),
+            column("memory", gpus, memory, 1, right=True),
+            column("load", gpus, lambda gpu: known(gpu.utilization, "{}%".format), 3, right=True),
+            column("temp", gpus, lambda gpu: known(gpu.temperature_c, "{}°C".format), 4, right=True),
+            column("held by", gpus, lambda gpu: gpu.error or gpu.holder, style=lambda gpu: "red" if gpu.error else ""),
+        ],
+        gpus,
+    )
+    pairs = [(gpu, process) for gpu in gpus for process in gpu.processes or ()]
+    if pairs:
+        click.echo()
+        show(
+            [
+                column("gpu", pairs, lambda pair: pair[0].index if pair[0].mig is None else pair[0].uuid),
+                column("pid", pairs, lambda pair: pair[1].pid, right=True),
+                column("memory", pairs, lambda pair: known(pair[1].memory_mib, mib), right=True),
+                column("process", pairs, lambda pair: pair[1].name or "(not of this container)", shrinks=True),
+                column("below", pairs, lambda pair: pair[1].supervisor and f"supervise, pid {pair[1].supervisor}", 1),
+            ],
+            pairs,
+        )

@@ -1,20 +1,17 @@
-"""What the client commands share: whom they ask, how they answer, and orders to several jobs; a client's process."""
+"""What the client commands share: whom they ask, and how they answer; a client's process."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import click
 import msgspec
 
 from supervisor.cli.serving.event_log import visible
-from supervisor.client.client import DEFAULT_URL, Client, JobView
-from supervisor.errors import RefusedError
-from supervisor.job import JobStatus
-from supervisor.protocol.answers import Accepted
+from supervisor.client.client import DEFAULT_URL, Client
 from supervisor.protocol.job_error import raised_in
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -68,11 +65,6 @@ def complain(text: str) -> None:
     click.echo(f"supervise: {visible(text)}", err=True)
 
 
-def exit_code(view: JobView) -> int:
-    """0 for a job that completed, else 1."""
-    return 0 if view.status is JobStatus.COMPLETED else 1
-
-
 def explain(error: str) -> tuple[str, str]:
     """A job's error as one line to read, and what else there is of it."""
     raised = raised_in(error)
@@ -80,24 +72,3 @@ def explain(error: str) -> tuple[str, str]:
         head, _, rest = error.strip().partition("\n")
         return head, rest
     return raised.line.partition("\n")[0], raised.error_traceback
-
-
-def order_each(jobs: Iterable[str], order: Callable[[str], Accepted], wanted: JobStatus, as_json: bool) -> int:
-    """Give ``order`` for each of ``jobs`` and say the state of each; 1 if one is unknown, refused or not as ``wanted`` then."""
-    code = 0
-    for job in jobs:
-        try:
-            state = order(job)
-        except RefusedError as error:
-            if error.status not in (404, 409):  # nor would the others be taken
-                raise
-            complain(str(error))
-            code = 1
-            continue
-        if state.status is not wanted:
-            code = 1
-        if for_people(as_json):
-            click.echo(f"{visible(state.id)}  {state.status.value}")
-        else:
-            put_json(state)
-    return code

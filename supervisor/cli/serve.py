@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from supervisor.config import sources
 from supervisor.config.kinds import Option
 from supervisor.config.resolve import settings_from_command_line
 from supervisor.config.settings import DEFAULTS, OPTIONS, OTHER
@@ -56,26 +56,22 @@ class Serve(click.Command):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the whole page."""
-        write_introduction(formatter)
-        write_options(ctx, formatter, [self])
-        write_ending(formatter)
+        write_page(ctx, formatter, [self])
 
 
 class Entry(click.Option):
     """One row of the table, as an option. Its text is not looked at here: settings do that for every source alike."""
 
-    def __init__(self, name: str, entry: Option) -> None:
-        """Take the row ``entry`` of the field ``name``."""
+    def __init__(self, entry: Option) -> None:
         self.group = entry.group
-        dashed = sources.command_line_name(OPTIONS, name)
+        name, dashed = entry.name, entry.dashed
         # Every flag has its opposite, so that the command line can overrule a file that sets it; few need to see it.
         opposite = dashed.replace("--no-", "--", 1) if dashed.startswith("--no-") else dashed.replace("--", "--no-", 1)
         self.left_column = f"{dashed} {entry.kind.metavar}".rstrip()
         if name == "dashboard":
             self.left_column = "--[no-]dashboard"
-        default = entry.shown or (
-            entry.kind.show(DEFAULTS[name]) if DEFAULTS.get(name) and not entry.kind.flag else None
-        )
+        shows = DEFAULTS.get(name) and not entry.kind.flag
+        default = entry.shown or (entry.kind.show(DEFAULTS[name]) if shows else None)
         self.right_column = entry.help + (f" [{default}]" if default else "")
         super().__init__(
             [f"{dashed}/{opposite}" if entry.kind.flag else dashed, name],
@@ -84,24 +80,25 @@ class Entry(click.Option):
             multiple=entry.kind.multiple,
             metavar=entry.kind.metavar or None,
             help=entry.help,
-            hidden=entry.hidden,
         )
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:  # noqa: ARG002 - click's signature
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:  # noqa: ARG002 - click's signature
         """The two columns of ``--help``."""
-        return None if self.hidden else (self.left_column, self.right_column)
+        return self.left_column, self.right_column
 
 
-def write_introduction(formatter: click.HelpFormatter) -> None:
-    """Write what the program is and how it is called."""
+def write_page(
+    ctx: click.Context,
+    formatter: click.HelpFormatter,
+    commands: Sequence[click.Command],
+    lists: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Write what the program is, the options of ``commands``, each group under its heading and those of two commands once, then
+    ``lists`` by their headings, and what holds for all options."""
     formatter.write_usage("supervise", USAGE)
     for paragraph in INTRODUCTION.split("\n\n"):
         formatter.write_paragraph()
         formatter.write_text(paragraph)
-
-
-def write_options(ctx: click.Context, formatter: click.HelpFormatter, commands: Sequence[click.Command]) -> None:
-    """Write the options of ``commands``, each group under its heading, those of two commands once."""
     groups: dict[str, dict[str, str]] = {}
     for parameter in itertools.chain.from_iterable(command.get_params(ctx) for command in commands):
         if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)):
@@ -109,10 +106,9 @@ def write_options(ctx: click.Context, formatter: click.HelpFormatter, commands: 
     for heading, records in groups.items():
         with formatter.section(heading):
             formatter.write_dl(list(records.items()), col_max=26)
-
-
-def write_ending(formatter: click.HelpFormatter) -> None:
-    """Write what holds for all options, the examples and the exit codes."""
+    for heading, lines in (lists or {}).items():
+        with formatter.section(heading):
+            formatter.write_dl(list(lines.items()))
     formatter.write_paragraph()
     formatter.write_text(SETTING)
     with formatter.section("Examples"):
@@ -128,19 +124,23 @@ def _serve(words: tuple[str, ...], **options: Any) -> int:
             f"unexpected argument {rest[0]!r}; what the handler is to find in sys.argv goes behind --: "
             f"supervise {handler} -- {' '.join(rest)}"
         )
-    handler_args = click.get_current_context().meta.get("handler_args")
+    context = click.get_current_context()
+    context.obj.log_format = options["log_format"] or os.environ.get("SUPERVISE_LOG_FORMAT")
     settings = settings_from_command_line(
-        {**options, "handler": handler, "handler_args": handler_args},
+        {**options, "handler": handler, "handler_args": context.meta.get("handler_args")},
         terminal=terminal.usable() and sys.stderr.isatty(),
     )
+    context.obj.log_format = settings.log_format
     # A wrong option is answered before the engine is imported.
+    from supervisor.cli.serving.run import run_to_end  # noqa: PLC0415 - see above
+
     if settings.input is not None:
-        from supervisor.cli.serving.batch import run_batch  # noqa: PLC0415 - see above
+        from supervisor.cli.serving.batch import BatchRun  # noqa: PLC0415 - see above
 
-        return run_batch(settings)
-    from supervisor.cli.serving.run import serve  # noqa: PLC0415 - see above
+        return run_to_end(BatchRun, settings)
+    from supervisor.cli.serving.serve import Serving, TestJob  # noqa: PLC0415 - see above
 
-    return serve(settings)
+    return run_to_end(Serving if settings.test_input is None else TestJob, settings)
 
 
 def make_command() -> click.Command:
@@ -149,7 +149,7 @@ def make_command() -> click.Command:
     Raises:
         UsageError, StartError and other errors of this program, from that callback.
     """
-    entries = [Entry(name, entry) for name, entry in OPTIONS.items() if not entry.positional]
+    entries = [Entry(entry) for entry in OPTIONS.values() if not entry.positional]
     return Serve(
         "serve",
         callback=_serve,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-from supervisor.cli import remote, status, stream, waiting
+from supervisor.cli import jobs, remote
 from supervisor.client.client import Client
 from supervisor.config.kinds import duration
 from supervisor.errors import UsageError
@@ -62,11 +62,9 @@ def submit(
     given = _given(words, input_file)
     state = client.submit(_body(given, **options), idempotency_key)
     if chunks:
-        return stream.follow(client, state.id, as_json)
+        return jobs.follow(client, state.id, as_json)
     if wait:
-        view = waiting.until_ended(client, state.id)
-        status.show(view, as_json)
-        return remote.exit_code(view)
+        return jobs.show_end(client, state.id, as_json)
     if as_json:
         remote.put_json(state)
     else:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
-import click
 import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from supervisor.cli.gpu_list import ListedGpu
 from supervisor.cli.remote import explain
 from supervisor.cli.serving.event_log import visible
 from supervisor.client.client import JobView
 from supervisor.dashboard.machine import MARKS
-from supervisor.dashboard.table import Cell, Column, table
+from supervisor.dashboard.table import Column, View, table
 from supervisor.dashboard.text import duration, harmless, mib
 from supervisor.protocol.views import WorkerView
 
@@ -23,8 +20,6 @@ _STYLES = {"COMPLETED": "green", "FAILED": "red", "TIMED_OUT": "red", "CANCELLED
 _NONE = "-"
 _LEAST = 12
 _LABEL = 10
-
-View = TypeVar("View")
 
 
 def column(
@@ -36,18 +31,22 @@ def column(
     right: bool = False,
     shrinks: bool = False,
     style: Callable[[View], str] | None = None,
-) -> Column:
+) -> Column[View]:
     """What ``say`` tells of each of ``views``, ``None`` as a dash; as wide as the longest, or less if it ``shrinks``."""
-    cells = [Text(_said(say(view)), style(view) if style else "") for view in views]
-    most = max([len(title), *(cell.cell_len for cell in cells)])
+
+    def cell(view: View) -> Text:
+        value = say(view)
+        return Text(_NONE if value is None else harmless(str(value)), style(view) if style else "")
+
+    most = max([len(title), *(cell(view).cell_len for view in views)])
     least = min(_LEAST, most) if shrinks else most
-    return Column(title, list[Cell](cells), least, most, rank, "right" if right else "left")
+    return Column(title, cell, least, most, rank, "right" if right else "left")
 
 
-def show(columns: Sequence[Column], *, titles: bool = True) -> None:
+def show(columns: Sequence[Column[View]], views: Sequence[View], *, titles: bool = True) -> None:
     """Print a table in the width of the terminal."""
     console = Console(highlight=False)
-    head, lines = table(columns, console.width)
+    head, lines = table(columns, views, console.width)
     for line in [head, *lines] if titles else lines:
         line.rstrip()
         console.print(line, soft_wrap=True)
@@ -59,13 +58,13 @@ def jobs(views: Sequence[JobView], *, titles: bool = True) -> None:
         column("id", views, lambda job: job.id),
         column("status", views, lambda job: job.status.value, style=_status_style),
         column("waited", views, lambda job: duration(job.delay_time), 2, right=True),
-        column("ran", views, lambda job: _duration(job.execution_time), 1, right=True),
+        column("ran", views, lambda job: known(job.execution_time, duration), 1, right=True),
         column("worker", views, lambda job: job.worker_id, 3),
         column("retries", views, lambda job: job.retries, 4, right=True),
     ]
     if any(job.error for job in views):
         columns.append(column("error", views, lambda job: explain(job.error)[0] if job.error else "", 5, shrinks=True))
-    show(columns, titles=titles)
+    show(columns, views, titles=titles)
 
 
 def workers(views: Sequence[WorkerView]) -> None:
@@ -78,40 +77,19 @@ def workers(views: Sequence[WorkerView]) -> None:
         column("jobs", views, lambda view: view.jobs, 3, right=True),
         column("refreshes", views, lambda view: view.refreshes, 5, right=True),
         column("restarts", views, lambda view: view.restarts, 4, right=True),
-        column("memory", views, lambda view: _mib(view.gpu_memory_mib), 6, right=True),
-        column("last refresh", views, _last_refresh, 9, right=True),
+        column("memory", views, lambda view: known(view.gpu_memory_mib, mib), 6, right=True),
+        column(
+            "last refresh",
+            views,
+            lambda view: known(view.last_refresh, lambda done: duration(done.total_ms)),
+            9,
+            right=True,
+        ),
         column("running", views, lambda view: ", ".join(view.running) or None, 7, shrinks=True),
     ]
     if any(view.reason for view in views):
         columns.append(column("reason", views, lambda view: view.reason or "", 1, shrinks=True))
-    show(columns)
-
-
-def gpus(views: Sequence[ListedGpu]) -> None:
-    """A line for each GPU, and below them one for each process."""
-    show(
-        [
-            column("gpu", views, lambda gpu: gpu.index if gpu.mig is None else f"{gpu.index} MIG {gpu.mig}"),
-            column("name", views, lambda gpu: gpu.name, 2, shrinks=True),
-            column("uuid", views, lambda gpu: gpu.uuid, 5),
-            column("memory", views, _memory, 1, right=True),
-            column("load", views, lambda gpu: _figure(gpu.utilization, "%"), 3, right=True),
-            column("temp", views, lambda gpu: _figure(gpu.temperature_c, "°C"), 4, right=True),
-            column("held by", views, lambda gpu: gpu.error or gpu.holder, style=lambda gpu: "red" if gpu.error else ""),
-        ]
-    )
-    pairs = [(gpu, process) for gpu in views for process in gpu.processes or ()]
-    if pairs:
-        click.echo()
-        show(
-            [
-                column("gpu", pairs, lambda pair: pair[0].index if pair[0].mig is None else pair[0].uuid),
-                column("pid", pairs, lambda pair: pair[1].pid, right=True),
-                column("memory", pairs, lambda pair: _mib(pair[1].memory_mib), right=True),
-                column("process", pairs, lambda pair: pair[1].name or "(not of this container)", shrinks=True),
-                column("below", pairs, lambda pair: pair[1].supervisor and f"supervise, pid {pair[1].supervisor}", 1),
-            ]
-        )
+    show(columns, views)
 
 
 def job(view: JobView) -> None:
@@ -144,33 +122,10 @@ def _indented(text: str) -> str:
     return "\n".join(f"{'':{_LABEL}}{visible(line)}" for line in text.strip("\n").split("\n"))
 
 
-def _said(value: object) -> str:
-    return _NONE if value is None else harmless(str(value))
-
-
 def _status_style(view: JobView) -> str:
     return _STYLES.get(view.status.value, "")
 
 
-def _duration(milliseconds: int | None) -> str | None:
-    return None if milliseconds is None else duration(milliseconds)
-
-
-def _mib(size: int | None) -> str | None:
-    return None if size is None else mib(size)
-
-
-def _memory(gpu: ListedGpu) -> str | None:
-    if gpu.memory_total_mib is None:
-        return _mib(gpu.memory_used_mib)
-    used = _NONE if gpu.memory_used_mib is None else mib(gpu.memory_used_mib)
-    return f"{used} of {mib(gpu.memory_total_mib)}"
-
-
-def _figure(value: int | None, unit: str) -> str | None:
-    return None if value is None else f"{value}{unit}"
-
-
-def _last_refresh(view: WorkerView) -> str | None:
-    done = view.last_refresh
-    return None if done is None else duration(done.total_ms)
+def known(value: View | None, say: Callable[[View], str]) -> str | None:
+    """What ``say`` tells of ``value``, if there is one."""
+    return None if value is None else say(value)

@@ -32,21 +32,31 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 class Option(msgspec.Struct, frozen=True):
-    """One option, as the annotation of a field of ``Settings``.
+    """One option, as the annotation of a field of ``Settings``, which is its ``name``; ``group`` is its heading in ``--help``.
 
     ``shown`` is the default as ``--help`` words it, where the value itself says too little. ``more_variables`` are names in the
     environment beside ``SUPERVISE_NAME``, for lists. ``positional`` ones are words of the command line without a dashed name.
     What sets a ``secret`` one is kept from handlers.
     """
 
-    group: str
     kind: Kind
     help: str
+    name: str = ""
+    group: str = ""
     shown: str | None = None
     more_variables: tuple[str, ...] = ()
     positional: bool = False
     secret: bool = False
-    hidden: bool = False
+
+    @property
+    def dashed(self) -> str:
+        """The option as it is written on the command line."""
+        return self.name.upper() if self.positional else "--" + self.name.replace("_", "-")
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The environment variables that set it."""
+        return (f"SUPERVISE_{self.name.upper()}", *self.more_variables)
 
 
 class Secret(str):
@@ -55,7 +65,6 @@ class Secret(str):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        """Stars, whatever the length."""
         return "'***'"
 
 
@@ -195,9 +204,14 @@ def _api_keys(value: object) -> tuple[Secret, ...]:
         keys = _items(value)
     except ValueError:
         raise ValueError(refusal) from None
-    if not keys or not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+    if not keys or not all(map(can_be_key, keys)):
         raise ValueError(refusal)
     return tuple(map(Secret, dict.fromkeys(keys)))
+
+
+def can_be_key(text: str) -> bool:
+    """Whether a header can carry ``text`` as a key."""
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def _webhook_secret(value: object) -> Secret:
@@ -242,12 +256,9 @@ def _origin(text: str) -> str:
     return text
 
 
-_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-
-
 def dotted(name: str) -> bool:
     """Whether ``name`` can be the name of a module, or of something in it."""
-    return _DOTTED.fullmatch(name) is not None
+    return all(map(str.isidentifier, name.split(".")))
 
 
 def _modules(value: object) -> tuple[str, ...] | None:
@@ -295,17 +306,13 @@ def _host(value: object) -> str:
     if name == "*":
         raise ValueError("'*' is not a host; write 0.0.0.0 for every address of this machine")
     name = name[1:-1] if name.startswith("[") and name.endswith("]") else name
-    if ":" in name and not _is_address(name):
-        raise ValueError(f"{name!r} is not a host; give a name or an address alone, and the port with --port")
+    if ":" in name:
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            said = f"{name!r} is not a host; give a name or an address alone, and the port with --port"
+            raise ValueError(said) from None
     return name
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _json(value: object) -> str:
@@ -326,6 +333,7 @@ PATH = Kind("PATH", _path)
 FILE = Kind("FILE", _file)
 SIZE = Kind("SIZE", _size, _show_size)
 DURATION = Kind("TIME", lambda value: _duration(value, 0), _show_duration)
+MEBIBYTES = Kind("MIB", lambda value: _whole(value, 0, None))
 PORT = Kind("PORT", lambda value: _whole(value, 0, 65_535))
 HOST = Kind("HOST", _host)
 GPUS = Kind("LIST", _gpus)
@@ -346,11 +354,6 @@ def duration(least: float) -> Kind:
 def whole(low: int, high: int | None = None) -> Kind:
     """A whole number from ``low`` to ``high``."""
     return Kind("N", lambda value: _whole(value, low, high))
-
-
-def mebibytes() -> Kind:
-    """A number of MiB; 0 is none."""
-    return Kind("MIB", lambda value: _whole(value, 0, None))
 
 
 def choice(*words: str) -> Kind:

@@ -14,7 +14,7 @@ from typing import Any
 from supervisor.config import kinds, sources
 from supervisor.config.handler import parse_handler
 from supervisor.config.kinds import nearest
-from supervisor.config.settings import DEFAULTS, OPTIONS, Settings
+from supervisor.config.settings import DEFAULTS, OPTIONS, Settings, is_loopback
 from supervisor.config.sources import Given
 from supervisor.errors import UsageError
 from supervisor.host import files
@@ -44,14 +44,14 @@ def settings_from_command_line(
     Raises:
         UsageError: something is wrong; the message says what, where it was set and what to do.
     """
-    given = sources.from_environment(OPTIONS, os.environ if environ is None else environ)
-    given |= sources.from_command_line(OPTIONS, words)
+    given = sources.from_environment(os.environ if environ is None else environ)
+    given |= sources.from_command_line(words)
     return _resolve(given, terminal=terminal)
 
 
 def _resolve(given: dict[str, Given], *, terminal: bool) -> Settings:
     if (config := given.get("config")) is not None:
-        given = sources.from_file(OPTIONS, _parse("config", config), config.where) | given
+        given = sources.from_file(_parse("config", config), config.where) | given
     if "handler" not in given:
         raise UsageError("no handler: name a file or a module, as in `supervise handlers/my_handler.py`")
     values: dict[str, Any] = dict(DEFAULTS) | {name: _parse(name, entry) for name, entry in given.items()}
@@ -105,7 +105,7 @@ def _check_together(settings: Settings, where: Mapping[str, str]) -> None:
         raise UsageError(f"{where['reload']} is for a handler that is served, and {once} runs it once; leave one out")
     if settings.output is not None and settings.input is None:
         raise UsageError(f"{where['output']} is for the results of a batch; name its lines with --input")
-    if not (settings.on_loopback or settings.api_key or settings.no_auth or settings.input is not None):
+    if not (is_loopback(settings.host) or settings.api_key or settings.no_auth or settings.input is not None):
         raise UsageError(
             f"{where['host']}: {settings.host} can be reached from other machines and no key is set; "
             "give one with --api-key or SUPERVISE_API_KEYS, or serve everyone with --no-auth"

@@ -14,13 +14,25 @@ from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
-from supervisor.config import kinds, sources
+from supervisor.config import kinds
 from supervisor.config.kinds import Option
 from supervisor.wire.messages import HandlerSpec
 
-_HANDLER, _GPUS, _WORKERS, _REFRESH = "Handler", "GPUs", "Workers", "Refresh"
-_JOBS, _HTTP, _SECURITY, _OUTPUT, _BATCH, OTHER = "Jobs", "HTTP", "Security", "Output", "Batch", "Other"
-_WEBHOOKS = "Webhooks"
+OTHER = "Other"
+_GROUPS = {
+    "handler": "Handler",
+    "gpus": "GPUs",
+    "workers": "Workers",
+    "refresh_worker": "Refresh",
+    "store": "Jobs",
+    "host": "HTTP",
+    "api_key": "Security",
+    "webhook_retries": "Webhooks",
+    "dashboard": "Output",
+    "input": "Batch",
+    "config": OTHER,
+}
+"""The headings of `--help`, by the first option below each."""
 
 DAY = 86_400.0
 MIB = 2**20
@@ -38,182 +50,141 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     store_given: str | None
 
     handler: Annotated[
-        str,
-        Option(_HANDLER, kinds.TEXT, "A file (run as `python FILE`), a module, or module:function.", positional=True),
+        str, Option(kinds.TEXT, "A file (run as `python FILE`), a module, or module:function.", positional=True)
     ]
     handler_args: Annotated[
-        tuple[str, ...],
-        Option(_HANDLER, kinds.WORDS, "What the handler finds in sys.argv behind its name.", positional=True),
+        tuple[str, ...], Option(kinds.WORDS, "What the handler finds in sys.argv behind its name.", positional=True)
     ] = ()
-    endpoint_id: Annotated[
-        str, Option(_HANDLER, kinds.ENDPOINT_ID, "Name in the URLs: /v2/ID.", shown="the handler's last name")
-    ]
+    endpoint_id: Annotated[str, Option(kinds.ENDPOINT_ID, "Name in the URLs: /v2/ID.", shown="the handler's last name")]
     preload: Annotated[
         tuple[str, ...] | None,
         Option(
-            _HANDLER,
             kinds.MODULES,
             "Modules that are imported once, before workers are forked; auto: those that the handler imports.",
             shown="auto",
         ),
     ] = None
-    preload_timeout: Annotated[
-        float, Option(_HANDLER, kinds.duration(0.1), "How long a preloaded import may take.")
-    ] = 60.0
+    preload_timeout: Annotated[float, Option(kinds.duration(0.1), "How long a preloaded import may take.")] = 60.0
     reload: Annotated[
-        bool,
-        Option(
-            _HANDLER, kinds.FLAG, "Load the handler anew when its file, or a Python file below its folder, changes."
-        ),
+        bool, Option(kinds.FLAG, "Load the handler anew when its file, or a Python file below its folder, changes.")
     ] = False
 
     gpus: Annotated[
-        str, Option(_GPUS, kinds.GPUS, "auto: every free GPU; all; none; or a list of indices, UUIDs or MIG UUIDs.")
+        str, Option(kinds.GPUS, "auto: every free GPU; all; none; or a list of indices, UUIDs or MIG UUIDs.")
     ] = "auto"
     pin_by: Annotated[
-        str, Option(_GPUS, kinds.choice("index", "uuid"), "How CUDA_VISIBLE_DEVICES names the GPU of a worker.")
+        str, Option(kinds.choice("index", "uuid"), "How CUDA_VISIBLE_DEVICES names the GPU of a worker.")
     ] = "index"
-    share_gpus: Annotated[bool, Option(_GPUS, kinds.FLAG, "Take GPUs that another supervisor holds, too.")] = False
+    share_gpus: Annotated[bool, Option(kinds.FLAG, "Take GPUs that another supervisor holds, too.")] = False
     simulate_gpus: Annotated[
         int,
-        Option(
-            _GPUS, kinds.whole(0, 64), "Pretend to have N GPUs, to try things on a machine that has none.", shown="off"
-        ),
+        Option(kinds.whole(0, 64), "Pretend to have N GPUs, to try things on a machine that has none.", shown="off"),
     ] = 0
-    gpus_per_worker: Annotated[
-        int, Option(_GPUS, kinds.whole(1, 64), "Give each worker N GPUs; they must divide evenly.")
-    ] = 1
+    gpus_per_worker: Annotated[int, Option(kinds.whole(1, 64), "Give each worker N GPUs; they must divide evenly.")] = 1
     workers_per_gpu: Annotated[
-        int, Option(_GPUS, kinds.whole(1, 64), "Put N workers on each GPU, or on each group of GPUs.")
+        int, Option(kinds.whole(1, 64), "Put N workers on each GPU, or on each group of GPUs.")
     ] = 1
     lock_dir: Annotated[
-        Path, Option(_GPUS, kinds.PATH, "Where supervisors on this machine lock GPUs; the same for all of them.")
+        Path, Option(kinds.PATH, "Where supervisors on this machine lock GPUs; the same for all of them.")
     ] = Path("/tmp/supervise-locks")
 
-    workers: Annotated[int, Option(_WORKERS, kinds.whole(1, 1024), "Workers on the CPU, where no GPU is used.")] = 1
+    workers: Annotated[int, Option(kinds.whole(1, 1024), "Workers on the CPU, where no GPU is used.")] = 1
     min_workers: Annotated[
-        int | None,
-        Option(_WORKERS, kinds.whole(0, 1024), "Workers that run also when no job waits; 0: none.", shown="all slots"),
+        int | None, Option(kinds.whole(0, 1024), "Workers that run also when no job waits; 0: none.", shown="all slots")
     ] = None
-    max_workers: Annotated[
-        int | None, Option(_WORKERS, kinds.whole(1, 1024), "Workers that run at most.", shown="all slots")
-    ] = None
+    max_workers: Annotated[int | None, Option(kinds.whole(1, 1024), "Workers that run at most.", shown="all slots")] = (
+        None
+    )
     idle_timeout: Annotated[
-        float,
-        Option(
-            _WORKERS, kinds.DURATION, "Stop a worker that had no job for so long, while more than --min-workers run."
-        ),
+        float, Option(kinds.DURATION, "Stop a worker that had no job for so long, while more than --min-workers run.")
     ] = 60.0
-    scale_after: Annotated[
-        float, Option(_WORKERS, kinds.DURATION, "Start one more for each job that has waited so long.")
-    ] = 4.0
+    scale_after: Annotated[float, Option(kinds.DURATION, "Start one more for each job that has waited so long.")] = 4.0
     start_timeout: Annotated[
-        float,
-        Option(_WORKERS, kinds.DURATION, "How long a worker may take to load the handler; 0: any time.", shown="0"),
+        float, Option(kinds.DURATION, "How long a worker may take to load the handler; 0: any time.", shown="0")
     ] = 0.0
     grace: Annotated[
-        float, Option(_WORKERS, kinds.DURATION, "From asking a worker to end to SIGTERM, and from there to SIGKILL.")
+        float, Option(kinds.DURATION, "From asking a worker to end to SIGTERM, and from there to SIGKILL.")
     ] = 5.0
     drain_timeout: Annotated[
-        float, Option(_WORKERS, kinds.DURATION, "How long running jobs may go on after SIGTERM or Ctrl-C.")
+        float, Option(kinds.DURATION, "How long running jobs may go on after SIGTERM or Ctrl-C.")
     ] = 30.0
 
     cpu_affinity: Annotated[
         str,
         Option(
-            _WORKERS,
             kinds.choice("off", "auto"),
             "Pin each worker to its share of the cores: those near its GPU, where the system says which they are.",
         ),
     ] = "off"
     max_processes: Annotated[
         int,
-        Option(
-            _WORKERS,
-            kinds.whole(0),
-            "End a worker that is, with all that it started, more than N processes; 0: any number.",
-        ),
+        Option(kinds.whole(0), "End a worker that is, with all that it started, more than N processes; 0: any number."),
     ] = 4096
     private_tmp: Annotated[
-        bool, Option(_WORKERS, kinds.FLAG, "Give each worker a /tmp and a /var/tmp of its own, which end with it.")
+        bool, Option(kinds.FLAG, "Give each worker a /tmp and a /var/tmp of its own, which end with it.")
     ] = False
 
-    refresh_worker: Annotated[bool, Option(_REFRESH, kinds.FLAG, "Give every job a fresh worker.")] = False
-    refresh_after_jobs: Annotated[
-        int, Option(_REFRESH, kinds.whole(0), "Refresh a worker after N jobs.", shown="off")
-    ] = 0
+    refresh_worker: Annotated[bool, Option(kinds.FLAG, "Give every job a fresh worker.")] = False
+    refresh_after_jobs: Annotated[int, Option(kinds.whole(0), "Refresh a worker after N jobs.", shown="off")] = 0
     refresh_above: Annotated[
         int,
         Option(
-            _REFRESH,
-            kinds.mebibytes(),
-            "Refresh a worker that is idle after a job and still holds more GPU memory.",
-            shown="off",
+            kinds.MEBIBYTES, "Refresh a worker that is idle after a job and still holds more GPU memory.", shown="off"
         ),
     ] = 0
     refresh_on_oom: Annotated[
-        bool, Option(_REFRESH, kinds.FLAG, "Refresh a worker whose job failed because the GPU's memory was full.")
+        bool, Option(kinds.FLAG, "Refresh a worker whose job failed because the GPU's memory was full.")
     ] = False
     release_timeout: Annotated[
-        float,
-        Option(
-            _REFRESH, kinds.DURATION, "When GPU memory that a dead worker still holds takes its slot out of service."
-        ),
+        float, Option(kinds.DURATION, "When GPU memory that a dead worker still holds takes its slot out of service.")
     ] = 30.0
 
-    store: Annotated[Path, Option(_JOBS, kinds.PATH, "The job database.", shown=".supervise/ENDPOINT_ID.db")]
+    store: Annotated[Path, Option(kinds.PATH, "The job database.", shown=".supervise/ENDPOINT_ID.db")]
     adopt: Annotated[
-        bool, Option(_JOBS, kinds.FLAG, "Take over the jobs that another handler left unfinished, and run them.")
+        bool, Option(kinds.FLAG, "Take over the jobs that another handler left unfinished, and run them.")
     ] = False
-    retention: Annotated[float, Option(_JOBS, kinds.DURATION, "How long results are kept after a job's end.")] = DAY
-    max_store: Annotated[int, Option(_JOBS, kinds.SIZE, "Forget the oldest results when the database holds more.")] = (
+    retention: Annotated[float, Option(kinds.DURATION, "How long results are kept after a job's end.")] = DAY
+    max_store: Annotated[int, Option(kinds.SIZE, "Forget the oldest results when the database holds more.")] = (
         10 * 2**30
     )
     durability: Annotated[
         str,
         Option(
-            _JOBS,
             kinds.choice("normal", "full"),
             "What accepted jobs survive: kill -9, or a power cut as well, for which each answer waits for the disk.",
         ),
     ] = "normal"
     execution_timeout: Annotated[
-        float,
-        Option(_JOBS, kinds.DURATION, "How long a job may run, where it does not say so itself.", shown="no limit"),
+        float, Option(kinds.DURATION, "How long a job may run, where it does not say so itself.", shown="no limit")
     ] = 0.0
     ttl: Annotated[
         float,
         Option(
-            _JOBS,
             kinds.DURATION,
             "How long after its arrival a job times out, queued or running, where it does not say so itself.",
             shown="never",
         ),
     ] = 0.0
-    max_log: Annotated[int, Option(_JOBS, kinds.SIZE, "How much of what a job prints is kept.")] = 10 * MIB
-    max_queue: Annotated[
-        int, Option(_JOBS, kinds.whole(0), "Refuse jobs (429) while N are queued.", shown="no limit")
-    ] = 0
-    max_result: Annotated[int, Option(_JOBS, kinds.SIZE, "Fail a job whose result is larger.")] = 100 * MIB
+    max_log: Annotated[int, Option(kinds.SIZE, "How much of what a job prints is kept.")] = 10 * MIB
+    max_queue: Annotated[int, Option(kinds.whole(0), "Refuse jobs (429) while N are queued.", shown="no limit")] = 0
+    max_result: Annotated[int, Option(kinds.SIZE, "Fail a job whose result is larger.")] = 100 * MIB
     max_attempts: Annotated[
-        int, Option(_JOBS, kinds.whole(1, 1000), "Starts that a job may have when workers die under it.")
+        int, Option(kinds.whole(1, 1000), "Starts that a job may have when workers die under it.")
     ] = 1
     on_restart: Annotated[
-        str,
-        Option(_JOBS, kinds.choice("requeue", "fail"), "What happens to jobs that ran when the supervisor was killed."),
+        str, Option(kinds.choice("requeue", "fail"), "What happens to jobs that ran when the supervisor was killed.")
     ] = "requeue"
-    requeue_streams: Annotated[
-        bool, Option(_JOBS, kinds.FLAG, "Requeue them also when chunks of theirs were handed out.")
-    ] = False
+    requeue_streams: Annotated[bool, Option(kinds.FLAG, "Requeue them also when chunks of theirs were handed out.")] = (
+        False
+    )
 
-    host: Annotated[str, Option(_HTTP, kinds.HOST, "Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Option(_HTTP, kinds.PORT, "Port to listen on; 0 picks one.")] = 8000
-    max_body: Annotated[int, Option(_HTTP, kinds.SIZE, "Refuse (413) a request whose body is larger.")] = 20 * MIB
+    host: Annotated[str, Option(kinds.HOST, "Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Option(kinds.PORT, "Port to listen on; 0 picks one.")] = 8000
+    max_body: Annotated[int, Option(kinds.SIZE, "Refuse (413) a request whose body is larger.")] = 20 * MIB
 
     api_key: Annotated[
         tuple[str, ...],
         Option(
-            _SECURITY,
             kinds.API_KEYS,
             "A key that clients must send; may be repeated. Better in SUPERVISE_API_KEYS or a file.",
             more_variables=("SUPERVISE_API_KEYS",),
@@ -221,28 +192,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ()
     api_key_file: Annotated[
-        Path | None,
-        Option(_SECURITY, kinds.PATH, "Keys, one a line; lines that start with # are comments.", secret=True),
+        Path | None, Option(kinds.PATH, "Keys, one a line; lines that start with # are comments.", secret=True)
     ] = None
-    no_auth: Annotated[bool, Option(_SECURITY, kinds.FLAG, "Serve a host other than loopback without keys.")] = False
+    no_auth: Annotated[bool, Option(kinds.FLAG, "Serve a host other than loopback without keys.")] = False
     allow_origin: Annotated[
         tuple[str, ...],
-        Option(_SECURITY, kinds.ORIGINS, "Origin whose web pages may call the API from a browser; may be repeated."),
+        Option(kinds.ORIGINS, "Origin whose web pages may call the API from a browser; may be repeated."),
     ] = ()
 
     webhook_retries: Annotated[
-        int, Option(_WEBHOOKS, kinds.whole(0, 1000), "How often one that was not answered by 200 is tried again.")
+        int, Option(kinds.whole(0, 1000), "How often one that was not answered by 200 is tried again.")
     ] = 2
-    webhook_delay: Annotated[float, Option(_WEBHOOKS, kinds.DURATION, "How long after a try the next one comes.")] = (
-        10.0
-    )
+    webhook_delay: Annotated[float, Option(kinds.DURATION, "How long after a try the next one comes.")] = 10.0
     webhook_timeout: Annotated[
-        float, Option(_WEBHOOKS, kinds.duration(0.01), "How long a try may take, from the look-up of the name on.")
+        float, Option(kinds.duration(0.01), "How long a try may take, from the look-up of the name on.")
     ] = 10.0
     webhook_secret: Annotated[
         str | None,
         Option(
-            _WEBHOOKS,
             kinds.WEBHOOK_SECRET,
             "Sign as Standard Webhooks do: whsec_ and base64, or any text. Better in SUPERVISE_WEBHOOK_SECRET.",
             secret=True,
@@ -250,52 +217,42 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     webhook_deny_private: Annotated[
         bool,
-        Option(
-            _WEBHOOKS,
-            kinds.FLAG,
-            "Post only to public addresses: not to this machine, its networks or a cloud's metadata.",
-        ),
+        Option(kinds.FLAG, "Post only to public addresses: not to this machine, its networks or a cloud's metadata."),
     ] = False
 
     dashboard: Annotated[
-        bool, Option(_OUTPUT, kinds.FLAG, "Show the live dashboard, or one line per event.", shown="on a terminal")
+        bool, Option(kinds.FLAG, "Show the live dashboard, or one line per event.", shown="on a terminal")
     ]
     log_format: Annotated[
-        str, Option(_OUTPUT, kinds.choice("text", "json"), "How event lines are written; asking for one shows them.")
+        str, Option(kinds.choice("text", "json"), "How event lines are written; asking for one shows them.")
     ] = "text"
     test_input: Annotated[
-        str | None, Option(_OUTPUT, kinds.JSON, "Run one job with this input, print its status, and exit.")
+        str | None, Option(kinds.JSON, "Run one job with this input, print its status, and exit.")
     ] = None
     input: Annotated[
         Path | None,
-        Option(
-            _BATCH,
-            kinds.FILE,
-            "Run the lines of a JSONL file (-: standard input) as jobs, without a server, and exit.",
-        ),
+        Option(kinds.FILE, "Run the lines of a JSONL file (-: standard input) as jobs, without a server, and exit."),
     ] = None
     output: Annotated[
         Path | None,
         Option(
-            _BATCH,
             kinds.FILE,
             "Where their results go, a line each. With a file that is there, only what is missing in it is run.",
             shown="standard output",
         ),
     ] = None
 
-    config: Annotated[Path | None, Option(OTHER, kinds.PATH, "A TOML file of options, such as port = 8080.")] = None
-
-    @property
-    def on_loopback(self) -> bool:
-        """Whether only this machine can reach ``host``. Names are not looked up: any but ``localhost`` counts as outside."""
-        return is_loopback(self.host)
+    config: Annotated[Path | None, Option(kinds.PATH, "A TOML file of options, such as port = 8080.")] = None
 
 
 def _read_table() -> dict[str, Option]:
     hints = get_type_hints(Settings, include_extras=True)
-    marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-    return {name: mark[0] for name, mark in marks.items() if mark}
+    table, group = {}, ""
+    for name, hint in hints.items():
+        if mark := getattr(hint, "__metadata__", ()):
+            group = _GROUPS.get(name, group)
+            table[name] = msgspec.structs.replace(mark[0], name=name, group=group)
+    return table
 
 
 OPTIONS: Mapping[str, Option] = types.MappingProxyType(_read_table())
@@ -307,14 +264,12 @@ DEFAULTS: Mapping[str, Any] = types.MappingProxyType(
 """The defaults of those options that do not get theirs from another option."""
 
 
-SECRET_VARIABLES = frozenset(
-    variable for name, entry in OPTIONS.items() if entry.secret for variable in sources.variables(OPTIONS, name)
-)
+SECRET_VARIABLES = frozenset(variable for option in OPTIONS.values() if option.secret for variable in option.variables)
 """What must not be in the environment of a handler."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` is ``localhost`` or an address that only this machine can reach."""
+    """Whether only this machine can reach ``host``. Names are not looked up: any but ``localhost`` counts as outside."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

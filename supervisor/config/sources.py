@@ -1,6 +1,6 @@
-"""Where options come from, and how an error names the place; used by ``settings`` in the supervisor's process.
+"""Where options come from, and how an error names the place; used by ``resolve`` in the supervisor's process.
 
-Each function takes the table of options and gives what it found, by field. The later of two that are joined wins.
+Each function gives what it found, by field. The later of two that are joined wins.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import Any
 
 import msgspec
 
-from supervisor.config.kinds import Option, Secret, nearest
+from supervisor.config.kinds import Secret, can_be_key, nearest
+from supervisor.config.settings import OPTIONS
 from supervisor.errors import UsageError
-
-Options = Mapping[str, Option]
 
 
 class Given(msgspec.Struct, frozen=True):
@@ -25,23 +24,9 @@ class Given(msgspec.Struct, frozen=True):
     where: str
 
 
-def command_line_name(options: Options, name: str) -> str:
-    """The option of the field ``name`` as it is written on the command line."""
-    return name.upper() if options[name].positional else "--" + name.replace("_", "-")
-
-
-def variables(options: Options, name: str) -> tuple[str, ...]:
-    """The environment variables that set the option ``name``."""
-    return (f"SUPERVISE_{name.upper()}", *options[name].more_variables)
-
-
-def from_command_line(options: Options, words: Mapping[str, object]) -> dict[str, Given]:
+def from_command_line(words: Mapping[str, object]) -> dict[str, Given]:
     """What the command line said; ``None`` and empty lists are options that it did not name."""
-    return {
-        name: Given(value, command_line_name(options, name))
-        for name, value in words.items()
-        if value not in (None, (), [])
-    }
+    return {name: Given(value, OPTIONS[name].dashed) for name, value in words.items() if value not in (None, (), [])}
 
 
 def from_keywords(keywords: Mapping[str, object]) -> dict[str, Given]:
@@ -49,20 +34,20 @@ def from_keywords(keywords: Mapping[str, object]) -> dict[str, Given]:
     return {name: Given(value, f"keyword {name}") for name, value in keywords.items() if value is not None}
 
 
-def from_environment(options: Options, environ: Mapping[str, str]) -> dict[str, Given]:
+def from_environment(environ: Mapping[str, str]) -> dict[str, Given]:
     """What ``SUPERVISE_*`` variables say; lists that two variables may set are joined.
 
     An empty one is as good as none: that is how compose files leave one out.
     """
     given: dict[str, Given] = {}
-    for name in options:
-        found = {variable: text for variable in variables(options, name) if (text := environ.get(variable, "")).strip()}
+    for name, option in OPTIONS.items():
+        found = {variable: text for variable in option.variables if (text := environ.get(variable, "")).strip()}
         if found:
             given[name] = Given(",".join(found.values()), " and ".join(found))
     return given
 
 
-def from_file(options: Options, path: Path, where: str) -> dict[str, Given]:
+def from_file(path: Path, where: str) -> dict[str, Given]:
     """What the TOML file at ``path`` says, its keys in kebab-case or snake_case. ``where`` is what named the file.
 
     Raises:
@@ -75,8 +60,8 @@ def from_file(options: Options, path: Path, where: str) -> dict[str, Given]:
             raise UsageError(
                 f"[{key}] in {path.name}: sections mean nothing here; write the options at the top of the file"
             )
-        if name not in options or name == "config":
-            raise UsageError(f"{key} in {path.name}: there is no such option{nearest(name, options)}")
+        if name not in OPTIONS or name == "config":
+            raise UsageError(f"{key} in {path.name}: there is no such option{nearest(name, OPTIONS)}")
         if name in given:
             raise UsageError(f"{key} in {path.name}: this option is there twice; leave one out")
         given[name] = Given(value, f"{key} in {path.name}")
@@ -114,7 +99,7 @@ def read_keys(path: Path, where: str) -> tuple[str, ...]:
     if not keys:
         raise UsageError(f"{where}: {path} has no key in it; write one a line")
     for number, line in enumerate(lines, start=1):
-        if not line.startswith("#") and not (line.isascii() and line.isprintable() and " " not in line):
+        if not line.startswith("#") and not can_be_key(line):
             raise UsageError(
                 f"{where}: line {number} of {path} is not a key; write visible ASCII characters without spaces"
             )

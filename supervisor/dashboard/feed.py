@@ -15,6 +15,8 @@ from supervisor.client.client import Client
 from supervisor.errors import ClientError
 from supervisor.protocol.views import Snapshot
 
+_EVERY_S = 0.5
+
 
 class Said(msgspec.Struct, frozen=True):
     """How something that was asked for went, in words."""
@@ -28,10 +30,8 @@ News = Union[Snapshot, ClientError, Said]
 class Feed:
     """What the supervisor says: a snapshot every half second, or why there is none. ``fileno`` is readable when there is news."""
 
-    def __init__(self, client: Client, every: float = 0.5) -> None:
-        """Ask ``client`` ``every`` so many seconds from now on."""
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._every = every
         self._news: queue.SimpleQueue[News | None] = queue.SimpleQueue()
         self._wishes: queue.SimpleQueue[Callable[[], News] | None] = queue.SimpleQueue()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -81,7 +81,7 @@ class Feed:
 
     def _pause(self) -> bool:
         """Wait for the next question, doing what is wished meanwhile; false when there is to be none."""
-        deadline = time.monotonic() + self._every
+        deadline = time.monotonic() + _EVERY_S
         while (left := deadline - time.monotonic()) > 0:
             try:
                 wish = self._wishes.get(timeout=left)

@@ -118,7 +118,7 @@ class Live:
     def _paint(self, terminal: Terminal) -> None:
         width, height = terminal.size()
         wanted = self._snapshot, self._look, (width, height)
-        if self._painted is not None and wanted[0] is self._painted[0] and wanted[1:] == self._painted[1:]:
+        if wanted == self._painted:
             return
         self._painted = wanted
         with self._console.capture() as text:

@@ -10,7 +10,7 @@ from rich.text import Text
 from supervisor.dashboard import progress
 from supervisor.dashboard.section import Drawn, Rank, Section, window
 from supervisor.dashboard.table import Cell, Column, Span, table
-from supervisor.dashboard.text import bar, clock, count, crop, duration, harmless, level, mib
+from supervisor.dashboard.text import bar, clock, crop, duration, harmless, level, mib
 from supervisor.protocol.views import GpuView, RefreshView, RunningJobView, Snapshot, WorkerView
 
 MARKS = {
@@ -38,7 +38,7 @@ def gpus(snapshot: Snapshot, selected: str | None) -> Section | None:
 
     def draw(rows: int, width: int) -> Drawn:
         shown, where = window(len(views), rows - 1, focus)
-        titles, lines = table(_gpu_columns(views), width, shown)
+        titles, lines = table(_gpu_columns(views), views[shown], width)
         return Drawn([titles, *lines], where)
 
     size = 2 + len(views)
@@ -46,29 +46,25 @@ def gpus(snapshot: Snapshot, selected: str | None) -> Section | None:
     return Section(Rank.GPUS, title, 3, min(size, 8), size, draw)
 
 
-def _gpu_columns(views: Sequence[GpuView]) -> list[Column]:
-    def each(cell: Callable[[GpuView], Cell]) -> list[Cell]:
-        return [cell(gpu) for gpu in views]
-
+def _gpu_columns(views: Sequence[GpuView]) -> list[Column[GpuView]]:
     mixed = len({gpu.simulated for gpu in views}) > 1
-    names = [_gpu_name(gpu, mixed) for gpu in views]
-    longest = max(map(len, names))
+    longest = max(len(_gpu_name(gpu, mixed)) for gpu in views)
     slots = max((len(", ".join(gpu.slots)) for gpu in views), default=5)
-    columns = [
-        Column("#", each(lambda gpu: Text(str(gpu.index), "bold")), 2, 2, align="right"),
-        Column("name", list(map(Text, names)), min(longest, 8), min(longest, 40), 2),
-        Column("memory", each(_gpu_memory_bar), 8, 48, 3),
-        Column("", each(lambda gpu: Text(_gpu_memory(gpu))), 14, 14, align="right"),
+    columns: list[Column[GpuView]] = [
+        Column("#", lambda gpu: Text(str(gpu.index), "bold"), 2, 2, align="right"),
+        Column("name", lambda gpu: Text(_gpu_name(gpu, mixed)), min(longest, 8), min(longest, 40), 2),
+        Column("memory", _gpu_memory_bar, 8, 48, 3),
+        Column("", lambda gpu: Text(_gpu_memory(gpu)), 14, 14, align="right"),
     ]
     if any(gpu.utilization is not None for gpu in views):  # and so on: simulated and some real GPUs do not know
-        columns.append(Column("load", each(_gpu_load_bar), 6, 32, 5))
-        columns.append(Column("", each(lambda gpu: _figure(gpu.utilization, "%")), 4, 4, 1, "right"))
+        columns.append(Column("load", _gpu_load_bar, 6, 32, 5))
+        columns.append(Column("", lambda gpu: _figure(gpu.utilization, "%"), 4, 4, 1, "right"))
     if any(gpu.temperature_c is not None for gpu in views):
-        columns.append(Column("temp", each(lambda gpu: _figure(gpu.temperature_c, "°C")), 5, 5, 6, "right"))
+        columns.append(Column("temp", lambda gpu: _figure(gpu.temperature_c, "°C"), 5, 5, 6, "right"))
     if any(gpu.power_w is not None for gpu in views):
-        columns.append(Column("power", each(lambda gpu: _figure(gpu.power_w, " W")), 5, 5, 7, "right"))
-    columns.append(Column("slots", each(lambda gpu: Text(", ".join(gpu.slots) or "-")), 5, min(max(slots, 5), 24), 1))
-    columns.append(Column("others", each(_gpu_others), 12, 40, 4))
+        columns.append(Column("power", lambda gpu: _figure(gpu.power_w, " W"), 5, 5, 7, "right"))
+    columns.append(Column("slots", lambda gpu: Text(", ".join(gpu.slots) or "-"), 5, min(max(slots, 5), 24), 1))
+    columns.append(Column("others", _gpu_others, 12, 40, 4))
     return columns
 
 
@@ -85,7 +81,7 @@ def _gpu_memory_bar(gpu: GpuView) -> Cell:
     if gpu.memory_used_mib is None or not gpu.memory_total_mib:
         return lambda width: bar(None, width)
     share = gpu.memory_used_mib / gpu.memory_total_mib
-    return lambda width: bar(share, width, level(100 * share, busy_is_bad=True))
+    return lambda width: bar(share, width, level(100 * share))
 
 
 def _because(error: str | None) -> str:
@@ -101,7 +97,7 @@ def _gpu_memory(gpu: GpuView) -> str:
 
 def _gpu_load_bar(gpu: GpuView) -> Cell:
     share = None if gpu.utilization is None else gpu.utilization / 100
-    return lambda width: bar(share, width, level(0, busy_is_bad=False))
+    return lambda width: bar(share, width, "green")  # unlike memory that runs full, a GPU that works is no warning
 
 
 def _gpu_others(gpu: GpuView) -> Cell:
@@ -135,7 +131,7 @@ def slots(snapshot: Snapshot, selected: str | None) -> Section:
             return Drawn([Text("no slots", "dim")])
         room = max(rows - 1 - len(details), min(rows - 1, 3))
         shown, where = window(len(views), room, focus)
-        titles, lines = table(_slot_columns(snapshot, selected), width, shown)
+        titles, lines = table(_slot_columns(snapshot, selected), views[shown], width)
         return Drawn([titles, *lines, *details][:rows], where or _states(views))
 
     size = 2 + len(views) + len(details)
@@ -147,31 +143,27 @@ def _states(views: Sequence[WorkerView]) -> str:
     return " · ".join(f"{states[state]} {state}" for state in MARKS if state in states)
 
 
-def _slot_columns(snapshot: Snapshot, selected: str | None) -> list[Column]:
+def _slot_columns(snapshot: Snapshot, selected: str | None) -> list[Column[WorkerView]]:
     views = snapshot.workers
     jobs = {job.id: job for job in snapshot.running}
-
-    def each(cell: Callable[[WorkerView], Cell]) -> list[Cell]:
-        return [cell(view) for view in views]
 
     def name(view: WorkerView) -> Cell:
         return Text(f"▸ {view.slot}", "bold") if view.slot == selected else Text(f"  {view.slot}")
 
     slot = min(max((len(view.slot) for view in views), default=4) + 2, 16)
-    columns = [
-        Column("  slot", each(name), slot, slot),
-        Column("state", each(_slot_state), 11, 11),
-        Column("pid", each(lambda view: Text(str(view.pid or "-"))), 7, 7, 7, "right"),
-        Column("gen", each(lambda view: Text(str(view.generation))), 4, 4, 8, "right"),
-        Column("job", each(lambda view: _slot_job(view, snapshot.at, jobs)), 12, 44),
-        Column("progress", each(lambda view: _slot_progress(view, jobs)), 12, 28, 1),
-        Column("jobs", each(lambda view: Text(count(view.jobs))), 5, 7, 3, "right"),
-        Column("refreshes", each(lambda view: Text(count(view.refreshes))), 9, 9, 5, "right"),
-        Column("restarts", each(_slot_restarts), 8, 8, 4, "right"),
+    columns: list[Column[WorkerView]] = [
+        Column("  slot", name, slot, slot),
+        Column("state", _slot_state, 11, 11),
+        Column("pid", lambda view: Text(str(view.pid or "-")), 7, 7, 7, "right"),
+        Column("gen", lambda view: Text(str(view.generation)), 4, 4, 8, "right"),
+        Column("job", lambda view: _slot_job(view, snapshot.at, jobs), 12, 44),
+        Column("progress", lambda view: _slot_progress(view, jobs), 12, 28, 1),
+        Column("jobs", lambda view: Text(f"{view.jobs:,}"), 5, 7, 3, "right"),
+        Column("refreshes", lambda view: Text(f"{view.refreshes:,}"), 9, 9, 5, "right"),
+        Column("restarts", _slot_restarts, 8, 8, 4, "right"),
     ]
     if any(view.gpu_memory_mib is not None for view in views):
-        memory = each(lambda view: Text("-" if view.gpu_memory_mib is None else count(view.gpu_memory_mib)))
-        columns.append(Column("GPU MiB", memory, 7, 7, 6, "right"))
+        columns.append(Column("GPU MiB", _slot_memory, 7, 7, 6, "right"))
     columns.append(Column("last refresh", _slot_refreshes(views), 19, 46, 2))
     return columns
 
@@ -203,15 +195,19 @@ def _slot_progress(view: WorkerView, jobs: dict[str, RunningJobView]) -> Cell:
 
 
 def _slot_restarts(view: WorkerView) -> Cell:
-    return Text(count(view.restarts), "yellow" if view.restarts else "")
+    return Text(f"{view.restarts:,}", "yellow" if view.restarts else "")
 
 
-def _slot_refreshes(views: Sequence[WorkerView]) -> list[Cell]:
-    """The newest refresh of each slot: all in the longest form that fits them all."""
-    refreshes = [view.last_refresh for view in views]
-    forms = [_refresh_forms(done) for done in refreshes if done is not None]
+def _slot_memory(view: WorkerView) -> Cell:
+    return Text("-" if view.gpu_memory_mib is None else f"{view.gpu_memory_mib:,}")
 
-    def cell(done: RefreshView | None) -> Cell:
+
+def _slot_refreshes(views: Sequence[WorkerView]) -> Callable[[WorkerView], Cell]:
+    """The newest refresh of a slot: those of ``views`` all in the longest form that fits them all."""
+    forms = [_refresh_forms(view.last_refresh) for view in views if view.last_refresh is not None]
+
+    def cell(view: WorkerView) -> Cell:
+        done = view.last_refresh
         if done is None:
             return Text("-", "dim")
         mine, style = _refresh_forms(done), "" if done.verified else "yellow"
@@ -222,7 +218,7 @@ def _slot_refreshes(views: Sequence[WorkerView]) -> list[Cell]:
 
         return draw
 
-    return [cell(done) for done in refreshes]
+    return cell
 
 
 def _refresh_forms(done: RefreshView) -> list[str]:
@@ -256,7 +252,7 @@ def _details(snapshot: Snapshot, selected: str | None) -> list[Text]:
         if view is None:
             return []
     else:
-        held = "" if view.gpu_memory_mib is None else f" · holds {count(view.gpu_memory_mib)} MiB"
+        held = "" if view.gpu_memory_mib is None else f" · holds {view.gpu_memory_mib:,} MiB"
         words = f"pid {view.pid or '-'} · {view.jobs:,} jobs · {view.refreshes:,} refreshes · {view.restarts:,} restarts{held}"
         lines.append(Text.assemble((f"▸ {view.id}", "bold"), f" · {words}"))
         if view.reason is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Union
+from typing import Generic, TypeVar, Union
 
 import msgspec
 from rich.text import Text
@@ -11,6 +11,8 @@ from rich.text import Text
 from supervisor.dashboard.text import fit
 
 GAP = 2
+
+View = TypeVar("View")
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -23,18 +25,19 @@ Cell = Union[Text, Span, Callable[[int], Text]]
 """A text, one for the rest of the row, or a function that draws one for a width in cells."""
 
 
-class Column(msgspec.Struct, frozen=True):
-    """One column: it takes ``least`` to ``most`` cells, or vanishes; those of the highest ``rank`` vanish first, 0 never."""
+class Column(msgspec.Struct, Generic[View], frozen=True):
+    """One column, and what it shows of a view: it takes ``least`` to ``most`` cells, or vanishes; those of the highest ``rank``
+    vanish first, 0 never."""
 
     title: str
-    cells: Sequence[Cell]
+    cell: Callable[[View], Cell]
     least: int
     most: int
     rank: int = 0
     align: str = "left"
 
 
-def widths(columns: Sequence[Column], width: int) -> list[int]:
+def widths(columns: Sequence[Column[View]], width: int) -> list[int]:
     """How many cells each column gets of ``width``; 0 for those that vanish. What is left over is shared evenly."""
     shown = list(range(len(columns)))
 
@@ -56,15 +59,15 @@ def widths(columns: Sequence[Column], width: int) -> list[int]:
     return got
 
 
-def table(columns: Sequence[Column], width: int, rows: slice = slice(None)) -> tuple[Text, list[Text]]:
-    """The line of titles and those ``rows``, each ``width`` cells wide."""
+def table(columns: Sequence[Column[View]], views: Sequence[View], width: int) -> tuple[Text, list[Text]]:
+    """The line of titles and a row for each of ``views``, each ``width`` cells wide."""
     chosen = [(column, size) for column, size in zip(columns, widths(columns, width), strict=True) if size]
     titles = [fit(Text(column.title, "dim"), size, column.align) for column, size in chosen]
     lines = []
-    for n in range(len(columns[0].cells))[rows]:
+    for view in views:
         cells = []
         for column, size in chosen:
-            cell = column.cells[n]
+            cell = column.cell(view)
             if isinstance(cell, Span):
                 cells.append(cell.text)
                 break

@@ -58,7 +58,6 @@ class Terminal:
         self._put_back: Callable[[], None] | None = None
 
     def __enter__(self) -> Terminal:
-        """Take the terminal over."""
         self._put_back = remember(self._keys, self._screen)
         try:
             if self.has_keys:
@@ -74,7 +73,6 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give it back."""
         if self._put_back is not None:
             self._put_back()
             self._put_back = None

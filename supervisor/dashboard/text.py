@@ -73,10 +73,8 @@ def bar(fraction: float | None, width: int, style: str = "cyan") -> Text:
     return Text.assemble((filled, style), ("┄" * (width - len(filled)), "dim"))
 
 
-def level(percent: float, busy_is_bad: bool) -> str:
-    """The colour of a bar at ``percent``: memory that runs full warns, a GPU that works does not."""
-    if not busy_is_bad:
-        return "green"
+def level(percent: float) -> str:
+    """The colour of a bar of memory that is full to ``percent``."""
     return "red" if percent >= 95 else "yellow" if percent >= 85 else "cyan"
 
 
@@ -104,11 +102,6 @@ def span(seconds: float) -> str:
 def mib(size: float) -> str:
     """``812 MiB`` or ``12.3 GiB``."""
     return f"{size:.0f} MiB" if size < 10_000 else f"{size / 1024:.1f} GiB"
-
-
-def count(number: int) -> str:
-    """``1,204``."""
-    return f"{number:,}"
 
 
 def clock(milliseconds: int) -> str:

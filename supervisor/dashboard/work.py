@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rich.text import Text
 
 from supervisor.dashboard import progress
 from supervisor.dashboard.section import Drawn, Rank, Section
-from supervisor.dashboard.table import Cell, Column, table
-from supervisor.dashboard.text import clock, count, crop, duration, harmless
+from supervisor.dashboard.table import Cell, Column, View, table
+from supervisor.dashboard.text import clock, crop, duration, harmless
 from supervisor.notice import Level
 from supervisor.protocol.views import EndedJobView, LogLine, RunningJobView, Snapshot
 
@@ -32,11 +30,11 @@ def jobs(snapshot: Snapshot, width: int) -> Section:
     """How many jobs wait, run and have ended, and how fast."""
     counts, stats = snapshot.jobs, snapshot.stats
     counted = _facts(
-        ("in queue", count(counts.in_queue), "yellow" if counts.in_queue else "dim"),
-        ("running", count(counts.in_progress), "cyan" if counts.in_progress else "dim"),
-        ("completed", count(counts.completed), "green" if counts.completed else "dim"),
-        ("failed", count(counts.failed), "bold red" if counts.failed else "dim"),
-        ("retried", count(counts.retried), "yellow" if counts.retried else "dim"),
+        ("in queue", f"{counts.in_queue:,}", "yellow" if counts.in_queue else "dim"),
+        ("running", f"{counts.in_progress:,}", "cyan" if counts.in_progress else "dim"),
+        ("completed", f"{counts.completed:,}", "green" if counts.completed else "dim"),
+        ("failed", f"{counts.failed:,}", "bold red" if counts.failed else "dim"),
+        ("retried", f"{counts.retried:,}", "yellow" if counts.retried else "dim"),
     )
     rates = _facts(("jobs/s", f"{stats.jobs_per_s:.1f}", "bold" if stats.jobs_per_s else "dim"))
     for name, middle, most in (
@@ -62,29 +60,26 @@ def running(snapshot: Snapshot) -> Section:
     """The jobs that run now, oldest first."""
     views = sorted(snapshot.running, key=lambda job: job.started_at)
 
-    def each(cell: Callable[[RunningJobView], Cell]) -> list[Cell]:
-        return [cell(job) for job in views]
-
     slot = max((len(job.slot) for job in views), default=4)
-    columns = [
-        Column("id", each(lambda job: Text(harmless(job.id))), 10, 40),
-        Column("slot", each(lambda job: Text(job.slot)), min(slot, 8), slot, 2),
-        Column("for", each(lambda job: Text(duration(max(snapshot.at - job.started_at, 0)))), 7, 7, 1, "right"),
-        Column("progress", each(lambda job: progress.shown(job.progress)), 14, 60),
+    columns: list[Column[RunningJobView]] = [
+        Column("id", lambda job: Text(harmless(job.id)), 10, 40),
+        Column("slot", lambda job: Text(job.slot), min(slot, 8), slot, 2),
+        Column("for", lambda job: Text(duration(max(snapshot.at - job.started_at, 0))), 7, 7, 1, "right"),
+        Column("progress", lambda job: progress.shown(job.progress), 14, 60),
     ]
     if any(job.attempt > 1 for job in views):
-        attempts = each(lambda job: Text(f"attempt {job.attempt}" if job.attempt > 1 else "", "yellow"))
-        columns.insert(3, Column("", attempts, 9, 9, 3))
+        columns.insert(3, Column("", _attempt, 9, 9, 3))
     size = max(len(views), min(len(snapshot.workers), 16), 1)
-    return _listing(Rank.RUNNING, "running", columns, "nothing runs", size, (2, min(2 + size, 6)))
+    return _listing(Rank.RUNNING, "running", columns, views, "nothing runs", size, (2, min(2 + size, 6)))
+
+
+def _attempt(job: RunningJobView) -> Text:
+    return Text(f"attempt {job.attempt}" if job.attempt > 1 else "", "yellow")
 
 
 def ended(snapshot: Snapshot) -> Section:
     """The jobs that ended, newest first."""
     views = sorted(snapshot.ended, key=lambda job: job.ended_at, reverse=True)
-
-    def each(cell: Callable[[EndedJobView], Cell]) -> list[Cell]:
-        return [cell(job) for job in views]
 
     def status(job: EndedJobView) -> Cell:
         mark, style = ENDINGS.get(job.status, ("?", "default"))
@@ -94,27 +89,35 @@ def ended(snapshot: Snapshot) -> Section:
         return Text("-", "dim") if job.execution_time is None else Text(duration(job.execution_time))
 
     worker = max((len(job.worker_id or "") for job in views), default=6)
-    columns = [
-        Column("at", each(lambda job: Text(clock(job.ended_at), "dim")), 8, 8, 1),
-        Column("status", each(status), 11, 11),
-        Column("id", each(lambda job: Text(harmless(job.id))), 17, 38),
-        Column("worker", each(lambda job: Text(job.worker_id or "-")), min(max(worker, 6), 10), worker, 4),
-        Column("waited", each(lambda job: Text(duration(job.delay_time))), 7, 7, 5, "right"),
-        Column("ran", each(ran), 7, 7, 2, "right"),
+    columns: list[Column[EndedJobView]] = [
+        Column("at", lambda job: Text(clock(job.ended_at), "dim"), 8, 8, 1),
+        Column("status", status, 11, 11),
+        Column("id", lambda job: Text(harmless(job.id)), 17, 38),
+        Column("worker", lambda job: Text(job.worker_id or "-"), min(max(worker, 6), 10), worker, 4),
+        Column("waited", lambda job: Text(duration(job.delay_time)), 7, 7, 5, "right"),
+        Column("ran", ran, 7, 7, 2, "right"),
     ]
     if any(job.error for job in views):
-        columns.append(Column("error", each(lambda job: Text(harmless(job.error or ""), "red")), 24, 160, 3))
-    return _listing(Rank.ENDED, "ended", columns, "nothing has ended yet", max(len(views), 1), (3, 6))
+        columns.append(Column("error", lambda job: Text(harmless(job.error or ""), "red"), 24, 160, 3))
+    return _listing(Rank.ENDED, "ended", columns, views, "nothing has ended yet", max(len(views), 1), (3, 6))
 
 
-def _listing(rank: Rank, title: str, columns: list[Column], nothing: str, size: int, needs: tuple[int, int]) -> Section:
-    total = len(columns[0].cells)
+def _listing(
+    rank: Rank,
+    title: str,
+    columns: list[Column[View]],
+    views: list[View],
+    nothing: str,
+    size: int,
+    needs: tuple[int, int],
+) -> Section:
+    total = len(views)
 
     def draw(rows: int, width: int) -> Drawn:
         if not total:
             return Drawn([Text(nothing, "dim")])
         titled = rows > size or rows >= _WITH_TITLES
-        titles, lines = table(columns, width, slice(max(rows - titled, 0)))
+        titles, lines = table(columns, views[: max(rows - titled, 0)], width)
         note = "" if len(lines) == total else f"{len(lines)} of {total}"
         return Drawn([titles, *lines] if titled else lines, note)
 

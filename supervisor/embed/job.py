@@ -5,39 +5,24 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from supervisor import job as jobs
 from supervisor.cause import WorkerLost
-from supervisor.engine.engine import Engine
 from supervisor.errors import JobCancelled, JobError, JobFailed, JobTimedOut, WorkerDied
 from supervisor.job import JobStatus
 from supervisor.protocol.job_error import first_line, raised_in
 from supervisor.protocol.wording import error_of
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from supervisor.embed.runtime import EngineThread
+
 _decode = msgspec.json.Decoder().decode
 _UNREAD = object()
-
-
-class Runner(Protocol):
-    """Where the job lives."""
-
-    def call(self, ask: Callable[[Engine], T]) -> T:
-        """What ``ask`` gives in the supervisor's thread."""
-
-    def wait_for(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """What ``ask`` gives there in the end."""
-
-    def cancel(self, job: Job) -> bool:
-        """Cancel the job: whether it is cancelled."""
-
-    async def take_chunks(self, job: Job) -> list[bytes]:
-        """Its next chunks (JSON), empty at its end."""
 
 
 class Job(Future[Any]):
@@ -46,8 +31,7 @@ class Job(Future[Any]):
     Unlike theirs, ``cancel`` also stops a job that runs, and ``result`` says in what way a job did not complete.
     """
 
-    def __init__(self, job_id: str, runner: Runner) -> None:
-        """``Supervisor.submit`` makes jobs."""
+    def __init__(self, job_id: str, runner: EngineThread) -> None:
         super().__init__()
         self.id = job_id
         self._runner = runner
@@ -57,7 +41,6 @@ class Job(Future[Any]):
         self.accepted: asyncio.Future[jobs.Job] | None = None  # the loop's
 
     def __repr__(self) -> str:
-        """Its id, and how it ended."""
         return f"<Job {self.id} {self._status.value if self._status is not None else 'has not ended'}>"
 
     @property

@@ -1,7 +1,7 @@
 """The thread in which an embedded supervisor lives with its loop, and the only way into it; in the user's process.
 
-No signal is touched and no HTTP is served. The user's threads hand submissions over in a deque and wake the loop once for all
-that it has not seen yet; everything else they ask for runs in the loop's thread, which alone owns the engine.
+No signal is touched and no HTTP is served. What the user's threads ask for runs in the loop's thread, which alone owns the
+engine, in the order in which they asked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging
 import os
 import threading
 import weakref
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
@@ -51,16 +50,16 @@ class EngineThread:
     """The thread with the loop, and the only way into it."""
 
     def __init__(self, settings: Settings, *, temporary: bool) -> None:
-        """Serve what ``settings`` say; a ``temporary`` queue ends with it."""
+        """A ``temporary`` queue ends with it."""
         self._settings = settings
         self._temporary = temporary
         self._pid = os.getpid()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._engine: Engine
         self._thread: threading.Thread | None = None
         self._assembly: Assembly | None = None
         self._started: Future[None] = Future()
-        self._submissions: deque[tuple[JobRequest, Job]] = deque()
-        self._woken = False
+        self._unsettled: set[Job] = set()  # whoever takes one out settles it; adding and taking are atomic
         self._closing = False  # takes no more jobs
         self._ended = False  # the loop is gone
         # The loop's own:
@@ -113,34 +112,36 @@ class EngineThread:
             raise failure
 
     def submit(self, request: JobRequest, job: Job) -> None:
-        """Hand ``job`` over: the loop is woken once for all that it has not looked at yet."""
-        self._check_open()
-        self._submissions.append((request, job))
-        if not self._woken:
-            try:
-                self._woken = True
-                self._post(self._take)
-            except BaseException:
-                self._woken = False
-                raise
+        """Hand ``job`` over."""
+        self._check_running()
+        if self._closing:
+            raise RuntimeError("the supervisor takes no more jobs: it is closed or being closed")
+        self._unsettled.add(job)
+        self._post(functools.partial(self._take, request, job))
         if self._ended:
             self._abandon()
 
     def cancel(self, job: Job) -> bool:
         """Cancel ``job``, and wait for that to be on disk: whether it is cancelled."""
-        if threading.current_thread() is self._thread:
-            self._take()  # it may be submitted just now
-            self._engine.cancel(job.id).add_done_callback(_leave_unheard)
-            return True
-        self.wait_for(lambda: self._engine.cancel(job.id))
-        return job.cancelled()
+        return not self._order(lambda: self._engine.cancel(job.id)) or job.cancelled()
 
     def refresh(self, slot: str) -> None:
-        """Replace the worker in ``slot``; as ``Supervisor.refresh``. In a callback nothing can be waited for, nor refused."""
-        if threading.current_thread() is self._thread:
-            self._engine.slots.refresh(slot).add_done_callback(_leave_unheard)
-        else:
-            self.wait_for(lambda: self._engine.slots.refresh(slot))
+        """Replace the worker in ``slot``; as ``Supervisor.refresh``."""
+        self._order(lambda: self._engine.slots.refresh(slot))
+
+    def _order(self, ask: Callable[[], asyncio.Future[Any]]) -> bool:
+        """Have the loop ``ask``, and wait for the answer: whether that was possible. In a callback it is not, so there a refusal
+        is nobody's to hear."""
+        if threading.current_thread() is not self._thread:
+            self.wait_for(ask)
+            return True
+
+        def unheard() -> None:
+            with contextlib.suppress(RequestError):
+                ask().add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+
+        self._post(unheard)
+        return False
 
     def withdraw(self, given_up: Iterable[Job]) -> None:
         """Cancel those that are still queued; does not wait."""
@@ -167,7 +168,6 @@ class EngineThread:
         if threading.current_thread() is self._thread:
             raise RuntimeError("a callback cannot wait for the supervisor: it runs in its thread")
         self._check_running()
-        assert self._loop is not None
         answering: Coroutine[Any, Any, T] = answer()
         try:
             future = asyncio.run_coroutine_threadsafe(answering, self._loop)
@@ -182,11 +182,6 @@ class EngineThread:
             future.cancel()
             raise
 
-    def _check_open(self) -> None:
-        self._check_running()
-        if self._closing:
-            raise RuntimeError("the supervisor takes no more jobs: it is closed or being closed")
-
     def _check_running(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError(f"this supervisor belongs to process {self._pid}, which forked this one")
@@ -197,7 +192,6 @@ class EngineThread:
 
     def _post(self, call: Callable[[], None]) -> None:
         """Have the loop call it; nothing once it is closed."""
-        assert self._loop is not None
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call)
 
@@ -205,7 +199,6 @@ class EngineThread:
 
     def _run(self) -> None:
         loop = self._loop
-        assert loop is not None
         try:
             loop.run_until_complete(self._serve(loop))
         except BaseException as error:  # noqa: BLE001 - the thread's last: it is raised where the user waits
@@ -243,8 +236,8 @@ class EngineThread:
             await stop
             timeout = 0.0 if self._at_once.is_set() else self._settings.drain_timeout
             drain = asyncio.ensure_future(engine.drain(timeout, self._at_once))
-            ends: set[asyncio.Future[Any]] = {drain, asyncio.ensure_future(self._broken.wait())}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            broken = asyncio.ensure_future(self._broken.wait())
+            await asyncio.wait([drain, broken], return_when=asyncio.FIRST_COMPLETED)
             if drain.done():
                 drain.result()
                 if self._temporary:
@@ -258,61 +251,47 @@ class EngineThread:
             self._assembly = None
             assembly.close()
 
-    def _take(self) -> None:
-        self._woken = False  # before looking: what comes from here on wakes again
-        for _ in range(len(self._submissions)):
-            request, job = self._submissions.popleft()
-            try:
-                accepted = job.accepted = self._engine.submit(request)
-            except RequestError as error:
-                self._guard(job.refuse, error)
-                continue
-            self._waited.setdefault(job.id, []).append(job)
-            accepted.add_done_callback(functools.partial(self._accepted, job))
-        if self._draining:
-            self._look_whether_done()
+    def _take(self, request: JobRequest, job: Job) -> None:
+        try:
+            job.accepted = self._engine.submit(request)
+        except RequestError as error:
+            self._settle(job, job.refuse, error)
+        else:
+            job.accepted.add_done_callback(functools.partial(self._accepted, job))
 
     def _accepted(self, job: Job, accepted: asyncio.Future[jobs.Job]) -> None:
         """A job that may have been refused, or known and ended before."""
         if accepted.cancelled():
             return
         error = accepted.exception()
-        if job.done() or (error is None and not accepted.result().status.terminal):
+        if error is not None:
+            self._settle(job, job.refuse, error)
             return
-        if error is None:
-            for waiting in self._waited.pop(job.id, ()):
-                self._guard(waiting.settle, accepted.result())
+        now = self._engine.job(job.id) or accepted.result()
+        if now.status.terminal:
+            self._settle(job, job.settle, now)
         else:
-            self._wait_no_more(job)
-            self._guard(job.refuse, error)
-        self._look_whether_done()
-
-    def _wait_no_more(self, job: Job) -> None:
-        """Another may wait for the same id."""
-        others = [other for other in self._waited.pop(job.id, ()) if other is not job]
-        if others:
-            self._waited[job.id] = others
+            self._waited.setdefault(job.id, []).append(job)
 
     def _heard(self, happening: Happening) -> None:
         """An observer of the engine."""
         if isinstance(happening, jobs.Job):
             for job in self._waited.pop(happening.id, ()):
-                self._guard(job.settle, happening)
-            if self._draining:
-                self._look_whether_done()
+                self._settle(job, job.settle, happening)
         elif isinstance(happening, events.Printed):
             for line in happening.lines:
                 OUTPUT.info("%s: %s", happening.slot, line, extra={"slot": happening.slot, "job": happening.job})
         elif isinstance(happening, Notice):
             LOG.log(LEVELS[happening.level], "%s", event_lines.line(happening))
 
-    @staticmethod
-    def _guard(tell: Callable[[T], None], what: T) -> None:
-        """Tell a job its end. Its callbacks are user code: an Exception is logged by the future, the rest here."""
+    def _settle(self, job: Job, tell: Callable[[T], None], what: T) -> None:
+        """Tell ``job`` its end. Its callbacks are user code: an Exception is logged by the future, the rest here."""
+        self._unsettled.discard(job)
         try:
             tell(what)
         except BaseException:
             LOG.exception("a callback of a job raised")
+        self._look_whether_done()
 
     def _withdraw(self, given_up: list[Job]) -> None:
         for job in given_up:
@@ -340,7 +319,7 @@ class EngineThread:
         self._look_whether_done()
 
     def _look_whether_done(self) -> None:
-        if self._draining and not self._waited and not self._submissions:
+        if self._draining and not self._unsettled:
             self._stop.set()
 
     def _loop_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -355,33 +334,20 @@ class EngineThread:
 
     def _abandon(self) -> None:
         """Nobody runs these any more."""
-        waiting = [job for same in self._waited.values() for job in same]
-        self._waited.clear()
-        while self._submissions:
-            with contextlib.suppress(IndexError):  # another thread does the same
-                waiting.append(self._submissions.popleft()[1])
         why: JobCause = SupervisorClosed(kept=not self._temporary)
         if self._failure is not None:
             why = SupervisorFailed(repr(self._failure))
-        for job in waiting:
-            self._guard(job.settle, jobs.Job(0, job.id, JobStatus.CANCELLED, b"null", 0, cause=why))
-
-    def forked(self) -> None:
-        """In a child of the user's program: nothing here is the child's."""
-        if self._assembly is not None:
-            self._assembly.machine.disown()
-
-
-def _leave_unheard(asked: asyncio.Future[Any]) -> None:
-    """Nobody waits for what was ``asked``: its refusal is nobody's to hear, and no fault of the loop."""
-    if not asked.cancelled():
-        asked.exception()
+        with contextlib.suppress(KeyError):  # it is empty
+            while True:
+                job = self._unsettled.pop()
+                self._settle(job, job.settle, jobs.Job(0, job.id, JobStatus.CANCELLED, b"null", 0, cause=why))
 
 
 def _forked(thread: weakref.ref[EngineThread]) -> None:
+    """In a child of the user's program: nothing of the supervisor is the child's."""
     alive = thread()
-    if alive is not None:
-        alive.forked()
+    if alive is not None and alive._assembly is not None:
+        alive._assembly.machine.disown()
 
 
 async def _cancel_others() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -58,7 +56,6 @@ class Supervisor:
         self._thread.close(drain=drain)
 
     def __enter__(self) -> Supervisor:
-        """As ``start``."""
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -99,10 +96,12 @@ class Supervisor:
         first is asked for. The first job that did not complete raises, as its ``result``; those still queued are cancelled then,
         and so when the iterator is closed.
         """
-        size = self._window() if buffersize is None else buffersize
+        size = buffersize
+        if size is None:
+            size = max(LEAST_WINDOW, 4 * self._thread.call(_capacity))
         if size < 1:
             raise ValueError(f"buffersize must be at least 1, not {size}")
-        return (self._map_as_completed if as_completed else self._map_in_order)(iter(inputs), size)
+        return self._map(iter(inputs), size, as_completed)
 
     def workers(self) -> tuple[WorkerView, ...]:
         """The slots and the workers in them, as `/workers` shows them."""
@@ -116,36 +115,21 @@ class Supervisor:
         """
         self._thread.refresh(slot)
 
-    # --- map ------------------------------------------------------------------------------------------------------------
-
-    def _window(self) -> int:
-        return max(LEAST_WINDOW, 4 * self._thread.call(_capacity))
-
-    def _map_in_order(self, inputs: Iterator[Any], size: int) -> Iterator[Any]:
-        ahead: deque[Job] = deque()
-        try:
-            ahead.extend(map(self.submit, itertools.islice(inputs, size)))
-            while ahead:
-                output = ahead.popleft().result()
-                ahead.extend(map(self.submit, itertools.islice(inputs, 1)))
-                yield output
-        finally:
-            self._thread.withdraw(ahead)
-
-    def _map_as_completed(self, inputs: Iterator[Any], size: int) -> Iterator[Any]:
-        ended: SimpleQueue[Future[Any]] = SimpleQueue()
-        ahead: set[Job] = set()
+    def _map(self, inputs: Iterator[Any], size: int, as_completed: bool) -> Iterator[Any]:
+        ended: SimpleQueue[Any] = SimpleQueue()
+        ahead: dict[Job, None] = {}  # in the order of their inputs
 
         def feed(number: int) -> None:
             for job in map(self.submit, itertools.islice(inputs, number)):
-                ahead.add(job)
-                job.add_done_callback(ended.put)
+                ahead[job] = None
+                if as_completed:
+                    job.add_done_callback(ended.put)
 
         try:
             feed(size)
             while ahead:
-                first = ended.get()
-                ahead.discard(first)
+                first = ended.get() if as_completed else next(iter(ahead))
+                del ahead[first]
                 output = first.result()
                 feed(1)
                 yield output

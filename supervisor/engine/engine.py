@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Union
 
+import msgspec
+
 from supervisor.config.settings import Settings
 from supervisor.engine.job_logs import JobLogs
 from supervisor.engine.jobs import Jobs
@@ -22,7 +24,7 @@ from supervisor.engine.turns import Clock, Turns
 from supervisor.engine.waiters import Waiters
 from supervisor.errors import RequestError, StoreError
 from supervisor.job import Job, JobRequest, JobStatus
-from supervisor.notice import Reloading, Task, TaskFailed
+from supervisor.notice import Reloading, StartFailed, Task, TaskFailed
 from supervisor.pool import events
 from supervisor.pool.interfaces import Pool
 from supervisor.protocol.views import Snapshot
@@ -291,6 +293,8 @@ class Engine:
 
     def notify(self, event: events.PoolEvent) -> None:
         """Give notice of something to whoever watches, at once."""
+        if isinstance(event, StartFailed) and not self._loop.first_loads.ok:
+            event = msgspec.structs.replace(event, retry_s=None)  # if no worker can start at all, the program ends
         self.overview.happened(event, self._clock.wall_ms())
         for observer in self._observers:
             observer(event)

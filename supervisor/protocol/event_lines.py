@@ -57,7 +57,7 @@ def _refreshed(notice: n.Refreshed) -> str:
 
 
 def _next_try(notice: n.StartFailed) -> str:
-    return f"{words(notice.end)}; next try in {notice.retry_s:g} s"
+    return words(notice.end) + (f"; next try in {notice.retry_s:g} s" if notice.retry_s is not None else "")
 
 
 def _port_taken(notice: n.PortTaken) -> str:

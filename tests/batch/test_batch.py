@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from supervisor.cli import app
+
 if TYPE_CHECKING:
     from conftest import Batches
 
@@ -293,46 +295,63 @@ def foreign_output(batch: Batches) -> None:
     batch.write({"precious": True}, name="out.jsonl")
 
 
-def folders(batch: Batches) -> None:
-    batch.write(1)
-    (batch.folder / "folder").mkdir()
-    (batch.folder / "link.jsonl").symlink_to("in.jsonl")
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    paths = [path for path in folder.rglob("*") if not {"locks", "__pycache__"} & set(path.parts)]
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
 
 
 @pytest.mark.parametrize(
-    ("prepare", "arguments", "message"),
+    ("arguments", "message"),
     [
-        (folders, ("--input", "none.jsonl"), "--input: cannot read {folder}/none.jsonl: No such file or directory"),
-        (folders, ("--input", "folder"), "--input: {folder}/folder is a folder"),
-        (
-            folders,
-            ("--input", "in.jsonl", "--output", "folder"),
-            "--output: cannot write {folder}/folder: Is a directory",
-        ),
-        (folders, ("--input", "in.jsonl", "--output", "no/out.jsonl"), "--output: there is no folder {folder}/no"),
-        (folders, ("--input", "in.jsonl", "--output", "in.jsonl"), "--output: {folder}/in.jsonl is the input"),
-        (folders, ("--input", "in.jsonl", "--output", "link.jsonl"), "--output: {folder}/link.jsonl is the input"),
-        (folders, ("--output", "out.jsonl"), "--output is for the results of a batch; name its lines with --input"),
-        (folders, ("--input", "in.jsonl", "--test-input", "1"), "--input and --test-input contradict each other"),
-        (foreign_output, FILES, "line 1 is not the output of a batch; name another file with --output"),
-        (another_input, FILES, "the output belongs to another input: line 2 is not the one that it answers"),
+        (("--input", "none.jsonl"), "--input: cannot read {folder}/none.jsonl: No such file or directory"),
+        (("--input", "folder"), "--input: {folder}/folder is a folder"),
+        (("--input", "in.jsonl", "--output", "folder"), "--output: cannot write {folder}/folder: Is a directory"),
+        (("--input", "in.jsonl", "--output", "no/out.jsonl"), "--output: there is no folder {folder}/no"),
+        (("--input", "in.jsonl", "--output", "in.jsonl"), "--output: {folder}/in.jsonl is the input"),
+        (("--input", "in.jsonl", "--output", "link.jsonl"), "--output: {folder}/link.jsonl is the input"),
+        (("--output", "out.jsonl"), "--output is for the results of a batch; name its lines with --input"),
+        (("--input", "in.jsonl", "--test-input", "1"), "--input and --test-input contradict each other"),
+    ],
+)
+def test_wrong_usage_is_found_before_anything_is_started(
+    batch: Batches,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    batch.write(1)
+    (batch.folder / "folder").mkdir()
+    (batch.folder / "link.jsonl").symlink_to("in.jsonl")
+    monkeypatch.chdir(batch.folder)
+    for name in [name for name in os.environ if name.startswith("SUPERVISE_")]:
+        monkeypatch.delenv(name)
+    before = contents(batch.folder)
+    assert app.main(batch.command(*arguments)[2:]) == 2
+    assert f"supervise: {message.format(folder=batch.folder)}" in capsys.readouterr().err
+    assert contents(batch.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (foreign_output, "line 1 is not the output of a batch; name another file with --output"),
+        (another_input, "the output belongs to another input: line 2 is not the one that it answers"),
         (
             shorter_input,
-            FILES,
             "the output belongs to another input: it has an answer to line 3, and the input ends at line 2",
         ),
     ],
 )
-def test_wrong_usage(batch: Batches, prepare: Callable[[Any], None], arguments: tuple[str, ...], message: str) -> None:
+def test_the_output_of_something_else_is_left_as_it_is(
+    batch: Batches, prepare: Callable[[Any], None], message: str
+) -> None:
     prepare(batch)
-    files, calls = batch.files(), batch.calls()
-    contents = {name: (batch.folder / name).read_bytes() for name in files if (batch.folder / name).is_file()}
-    run = batch(*arguments)
+    before = contents(batch.folder)
+    run = batch(*FILES)
     assert run.returncode == 2, run.stderr
-    assert f"supervise: {message.format(folder=batch.folder)}" in run.stderr.decode() or message in run.stderr.decode()
-    assert batch.files() == files
-    assert {name: (batch.folder / name).read_bytes() for name in contents} == contents
-    assert batch.calls() == calls
+    assert message in run.stderr.decode()
+    assert contents(batch.folder) == before
 
 
 def test_two_at_once_on_one_output(batch: Batches, gate: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from supervisor.cli import app, remote, tables
-from supervisor.cli.gpu_list import ListedGpu, ListedProcess
+from supervisor.cli.gpus import ListedGpu, ListedProcess, show_table
 from supervisor.gpu.locks import Holder
 from supervisor.protocol.views import RefreshView, WorkerView
 
@@ -336,7 +336,7 @@ def test_tables_fit(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     holder = Holder(41, None, 0.0, "r", "handler\x1b[2J.py")
     processes = ListedProcess(7, 2000, "python", supervisor=41), ListedProcess(1 << 22, None, visible=False)
     gpu = ListedGpu(0, "GPU-" + "0" * 36, "NVIDIA H200", False, 812, 143_000, 5, 41, processes=processes, holder=holder)
-    tables.gpus([gpu, ListedGpu(1, "MIG-1", "NVIDIA H200", mig=2, error="GPU is lost", lost=True)])
+    show_table([gpu, ListedGpu(1, "MIG-1", "NVIDIA H200", mig=2, error="GPU is lost", lost=True)])
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= max(width, 45)
     assert "\x1b" not in out

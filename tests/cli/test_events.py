@@ -6,7 +6,7 @@ import pytest
 
 from supervisor.cause import Exited, Signalled, WorkerLost
 from supervisor.cli.serving import events as module
-from supervisor.cli.serving.events import JOBS_PER_SECOND, LINES_AT_ONCE, News
+from supervisor.cli.serving.events import JOBS_PER_SECOND, LINES_AT_ONCE, EventLogger
 from supervisor.job import Job, JobStatus
 from supervisor.notice import TemplateRestarts, WorkerRestarts
 from supervisor.pool import events
@@ -39,7 +39,7 @@ def tell(lines, *happenings, and_then=None):
     """Tell them all within one loop; ``and_then`` is done with the news before the loop ends."""
 
     async def run():
-        news = News(lines)
+        news = EventLogger(lines)
         for happening in happenings:
             news.tell(happening)
         if and_then is not None:
@@ -117,7 +117,7 @@ def test_while_the_dashboard_has_the_terminal_it_is_silent(lines):
         news.event("note", "heard")
 
     async def paused():
-        news = News(lines)
+        news = EventLogger(lines)
         news.pause()
         news.tell(job())
         news.event("note", "unheard")

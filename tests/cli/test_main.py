@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -34,8 +35,11 @@ def serve(settings):
     print(*(f"{name}={getattr(settings, name)}" for name in names))
     print(*(name for name in ("rich", "uvicorn", "pynvml") if name in sys.modules))
     return 7
-sys.modules["supervisor.cli.serving.run"] = types.ModuleType("supervisor.cli.serving.run")
-sys.modules["supervisor.cli.serving.run"].serve = serve
+def stand_in(name, **parts):
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(parts)
+stand_in("supervisor.cli.serving.run", run_to_end=lambda kind, settings: serve(settings))
+stand_in("supervisor.cli.serving.serve", Serving=None, TestJob=None)
 sys.argv = ["supervise", *sys.argv[2:]]
 from supervisor.__main__ import main
 sys.exit(main())
@@ -189,6 +193,29 @@ def test_what_is_asked_for_is_what_is_served(
 def test_errors_while_it_serves(with_stand_in: Supervise, error: str, code: int, said: str) -> None:
     done = with_stand_in("handler.py", "--", "raise", error)
     assert (done.returncode, done.stderr.strip("\n"), done.stdout) == (code, said.strip("\n"), "")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (["StartError"], 3, "what happened"),
+        (["OSError"], 2, "the system refused: what happened"),
+        (["RuntimeError", "can't start new thread"], 2, "the system refused: no thread can be started"),
+    ],
+)
+def test_the_last_error_is_a_line_like_the_others(
+    with_stand_in: Supervise, raised: list[str], code: int, said: str
+) -> None:
+    done = with_stand_in("handler.py", "--log-format", "json", "--", "raise", *raised)
+    line = json.loads(done.stderr)
+    assert done.returncode == code
+    assert line["text"].startswith(said)
+    assert (line["event"], sorted(line)) == ("error", ["event", "text", "ts"])
+
+
+def test_what_is_wrong_with_the_options_is_a_line_like_the_others(supervise: Supervise) -> None:
+    done = supervise("handlr.py", "--log-format", "json")
+    assert (done.returncode, json.loads(done.stderr)["event"]) == (2, "error")
 
 
 def test_a_thread_that_cannot_be_started_is_a_refusal(with_stand_in: Supervise) -> None:

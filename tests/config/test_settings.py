@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.config import kinds, settings, sources
+from supervisor.config import kinds, settings
 from supervisor.config.resolve import make_settings
 from supervisor.config.settings import DEFAULTS, OPTIONS, Settings, is_loopback
 from supervisor.errors import HandlerError, UsageError
@@ -109,7 +109,7 @@ def test_what_sets_a_secret_is_kept_from_handlers() -> None:
 
 
 def test_variables_are_no_two_options() -> None:
-    variables = [variable for name in OPTIONS for variable in sources.variables(OPTIONS, name)]
+    variables = [variable for option in OPTIONS.values() for variable in option.variables]
     assert len(variables) == len(set(variables))
     # Those that the program itself sets for its children must not be taken for options by a supervise in a worker.
     own = ["SUPERVISE_RUN_ID", "SUPERVISE_SLOT", "SUPERVISE_SLOT_INDEX", "SUPERVISE_URL", "SUPERVISE_WORKER_ID"]
@@ -124,7 +124,7 @@ def test_defaults(load: Load, folder: Path) -> None:
     assert made.spec == HandlerSpec("file", str(folder / "handler.py"))
     assert made.endpoint_id == "handler"
     assert made.store == folder / ".supervise/handler.db"
-    assert (made.host, made.port, made.on_loopback) == ("127.0.0.1", 8000, True)
+    assert (made.host, made.port, is_loopback(made.host)) == ("127.0.0.1", 8000, True)
     assert (made.gpus, made.workers, made.pin_by) == ("auto", 1, "index")
     assert (made.max_body, made.max_result) == (20 * 2**20, 100 * 2**20)
     assert (made.retention, made.grace, made.release_timeout, made.drain_timeout) == (86_400, 5, 30, 30)

@@ -160,8 +160,8 @@ def test_progress_as_a_cell() -> None:
 # --- columns
 
 
-def column(title: str, least: int, most: int, rank: int = 0, cells: tuple[Any, ...] = ()) -> Column:
-    return Column(title, cells, least, most, rank)
+def column(title: str, least: int, most: int, rank: int = 0, cells: tuple[Any, ...] = ()) -> Column[int]:
+    return Column(title, cells.__getitem__, least, most, rank)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_columns_never_take_more_than_there_is(sizes: list[tuple[int, int, int]]
     must = [column.least for column in columns if not column.rank]
     assert sum(shown) + GAP * (len(shown) - 1) <= max(width, sum(must) + GAP * (len(must) - 1))
     assert all(size <= column.most for size, column in zip(got, columns, strict=True))
-    titles, _ = table(columns, width)
+    titles, _ = table(columns, [], width)
     assert titles.cell_len == width
 
 
@@ -200,7 +200,7 @@ def test_a_span_takes_the_rest_of_its_row() -> None:
         column("b", 3, 3, cells=(Span(Text("all the rest")), Text("x"))),
         column("c", 3, 3, cells=(Text("no"), lambda width: Text("y" * width))),
     ]
-    _, rows = table(columns, 20)
+    _, rows = table(columns, range(2), 20)
     assert [row.plain.rstrip() for row in rows] == ["1   all the rest", "2   x    yyy"]
 
 

@@ -85,6 +85,7 @@ def test_a_first_load_that_dies_or_hangs(supervise: Runs, source: str, options: 
     done = supervise.to_the_end(supervise.write("handler.py", source), *CPU, *options)
     assert done.returncode == 3, done.stderr
     assert [word for word in ("no worker could start", *words) if word not in done.stderr] == [], done.stderr
+    assert "next try" not in done.stderr, "there is none"
 
 
 def test_a_template_that_cannot_start(supervise: Runs) -> None:

@@ -71,18 +71,24 @@ def make(write, tmp_path):
     return supervisor
 
 
-@pytest.fixture
-def sv(make):
-    """One worker."""
-    with make() as supervisor:
+@pytest.fixture(scope="module")
+def sv(tmp_path_factory):
+    """One worker, for all tests of a file."""
+    with _shared(tmp_path_factory, HANDLER) as supervisor:
         yield supervisor
 
 
-@pytest.fixture
-def stream_sv(make):
-    """One worker with a generator."""
-    with make(STREAM) as supervisor:
+@pytest.fixture(scope="module")
+def stream_sv(tmp_path_factory):
+    """One worker with a generator, for all tests of a file."""
+    with _shared(tmp_path_factory, STREAM) as supervisor:
         yield supervisor
+
+
+def _shared(tmp_path_factory, source):
+    path = tmp_path_factory.mktemp("shared") / "house_handler.py"
+    path.write_text(source)
+    return Supervisor(str(path), gpus="none", grace=0.5)
 
 
 @pytest.fixture

@@ -179,23 +179,26 @@ def test_a_fault_in_the_loop_reaches_everybody(make, held):
     assert gone(pid)
 
 
-def test_refresh_by_hand(sv, wait_until):
-    before = sv.workers()[0]
-    assert (before.slot, before.state) == ("cpu0", "idle")
-    sv.refresh("cpu0")
-    assert sv.submit(1).result(timeout=SOON) == 1
-    after = sv.workers()[0]
+def test_refresh_by_hand(make):
+    with make() as sv:
+        before = sv.workers()[0]
+        assert (before.slot, before.state) == ("cpu0", "idle")
+        sv.refresh("cpu0")
+        assert sv.submit(1).result(timeout=SOON) == 1
+        after = sv.workers()[0]
     assert (after.generation, after.refreshes, after.restarts) == (before.generation + 1, 1, 0)
 
 
-def test_other_children_of_the_program_are_spared(sv, wait_until):
+def test_other_children_of_the_program_are_spared(make, wait_until):
     """A dead template is replaced, and only what it left is ended."""
-    mine = subprocess.Popen(["sleep", "60"])
-    template = next(pid for pid in children() if "template/main.py" in Path(f"/proc/{pid}/cmdline").read_text())
-    os.kill(template, signal.SIGKILL)
-    wait_until(lambda: sv.workers()[0].state == "idle" and sv.workers()[0].generation > 1)
-    assert sv.submit(1).result(timeout=SOON) == 1
-    assert mine.poll() is None
+    mine, before = subprocess.Popen(["sleep", "60"]), children()
+    with make() as sv:
+        started = children() - before
+        template = next(pid for pid in started if "template/main.py" in Path(f"/proc/{pid}/cmdline").read_text())
+        os.kill(template, signal.SIGKILL)
+        wait_until(lambda: sv.workers()[0].state == "idle" and sv.workers()[0].generation > 1)
+        assert sv.submit(1).result(timeout=SOON) == 1
+        assert mine.poll() is None
     mine.kill()
     mine.wait()
 

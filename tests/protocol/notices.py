@@ -42,6 +42,7 @@ NOTICES: list[tuple[n.Notice, str, n.Level, str, dict[str, Any]]] = [
         "gpu0: exited with code 1; next try in 0.5 s",
         {**GPU0, "broken": False},
     ),
+    (n.StartFailed("gpu0", c.Exited(1), None), "worker", INFO, "gpu0: exited with code 1", {**GPU0, "broken": False}),
     (
         n.SlotBroken("gpu0", c.Exited(1), 300.0),
         "worker",

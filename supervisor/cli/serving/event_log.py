@@ -78,14 +78,14 @@ class Lines:
     def event(self, at: int, kind: str, text: str, **fields: object) -> None:
         """Say that something happened ``at`` (ms since 1970): ``text`` alone, or JSON with ``kind`` and ``fields`` too."""
         if self._json:
-            self._put(_as_json(at, kind, {**fields, "text": text}), 2 * LIMIT)
+            self._put(as_json(at, kind, {**fields, "text": text}), 2 * LIMIT)
         else:
             self._put(self._as_text(text), 2 * LIMIT)
 
     def log(self, at: int, slot: str, job: str | None, text: str) -> None:
         """Pass on what the worker in ``slot`` printed ``at`` (ms since 1970), for ``job`` where that is known."""
         if self._json:
-            self._put(_as_json(at, "log", {"slot": slot, "job": job, "text": text}), LIMIT)
+            self._put(as_json(at, "log", {"slot": slot, "job": job, "text": text}), LIMIT)
         else:
             prefix = f"{slot} {self._bar} "
             if job is not None:
@@ -133,7 +133,7 @@ class Lines:
             text = f"{missing} lines are missing here: stderr is read too slowly"
             now = time.time_ns() // 1_000_000
             self._enqueue(
-                _as_json(now, "dropped", {"lines": missing, "text": text}) if self._json else self._as_text(text)
+                as_json(now, "dropped", {"lines": missing, "text": text}) if self._json else self._as_text(text)
             )
 
     def _enqueue(self, line: bytes) -> None:
@@ -206,7 +206,8 @@ def _write(fd: int, data: bytes) -> None:
             time.sleep(PAUSE)
 
 
-def _as_json(at: int, kind: str, fields: dict[str, object]) -> bytes:
+def as_json(at: int, kind: str, fields: dict[str, object]) -> bytes:
+    """The line of an event ``at`` (ms since 1970), as ``--log-format json`` writes it."""
     moment = datetime.datetime.fromtimestamp(at / 1000, datetime.timezone.utc)
     line = {"ts": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"), "event": kind, **fields}
     try:

@@ -23,11 +23,10 @@ SECOND = 1.0
 """After so many seconds the others are counted."""
 
 
-class News:
+class EventLogger:
     """Writes lines, or nothing while the dashboard has the terminal."""
 
     def __init__(self, lines: Lines) -> None:
-        """Write to ``lines``."""
         self._lines = lines
         self._paused = False
         self._completed = 0
@@ -38,11 +37,11 @@ class News:
         self._paused = True
 
     def resume(self) -> None:
-        """Speak again."""
+        """Resume logging."""
         self._paused = False
 
     def close(self) -> None:
-        """Say what is unsaid yet."""
+        """Log the pending summary."""
         if self._second is not None:
             self._second.cancel()
             self._second_over()

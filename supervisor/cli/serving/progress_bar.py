@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import os
 import threading
 import time
 from collections import deque
-from typing import Protocol
 
 import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from supervisor.batch.batch import Batch
+from supervisor.dashboard.terminal import Terminal
 from supervisor.dashboard.text import bar, span
 
 WINDOW_S = 30.0
@@ -20,18 +19,6 @@ WINDOW_S = 30.0
 
 _BAR_CELLS = 32
 _SAMPLE_S = 0.2
-
-
-class Work(Protocol):
-    """What is watched: a batch."""
-
-    done: int
-    failed: int
-    bytes_done: int
-
-    @property
-    def running(self) -> int:
-        """How many jobs are in workers."""
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -48,7 +35,7 @@ class Reading(msgspec.Struct, frozen=True):
 class Gauge:
     """Reads how far a batch is, and how fast. Its methods may be called from any thread."""
 
-    def __init__(self, work: Work, size: int | None) -> None:
+    def __init__(self, work: Batch, size: int | None) -> None:
         """Watch ``work``, whose input is ``size`` bytes long where that is known; its time begins now."""
         self._work = work
         self._size = size
@@ -64,15 +51,9 @@ class Gauge:
             self._samples.clear()
             self._samples.append((self._began, self._work.done, self._work.bytes_done))
 
-    @property
-    def seconds(self) -> float:
-        """How long it has taken until now."""
-        return time.monotonic() - self._began
-
-    @property
-    def done_here(self) -> int:
-        """Lines that this run has brought to their end."""
-        return self._work.done - self._at_first
+    def here(self) -> tuple[int, float]:
+        """Lines that this run has brought to their end, and the seconds that took."""
+        return self._work.done - self._at_first, time.monotonic() - self._began
 
     def read(self) -> Reading:
         """Now."""
@@ -97,25 +78,17 @@ class Bar:
     """Draws a gauge in one row of a terminal."""
 
     def __init__(self, gauge: Gauge, fd: int, encoding: str) -> None:
-        """For the terminal ``fd``, which shows ``encoding``."""
         self._gauge = gauge
-        self._fd = fd
+        self._terminal = Terminal(screen=fd)
         self._encoding = encoding
-        self._out = io.StringIO()
-        self._console = Console(file=self._out, force_terminal=True, highlight=False, width=80, soft_wrap=True)
+        self._console = Console(force_terminal=True, highlight=False, width=80, soft_wrap=True)
 
     def __call__(self) -> bytes:
         """The row as it is now."""
-        try:
-            width = os.get_terminal_size(self._fd).columns or 80
-        except OSError:
-            width = 80
-        row = draw(self._gauge.read(), width - 1)
-        self._console.print(row, end="", no_wrap=True, crop=False)
-        text = self._out.getvalue()
-        self._out.seek(0)
-        self._out.truncate()
-        return text.encode(self._encoding, "replace")
+        row = draw(self._gauge.read(), self._terminal.size()[0] - 1)
+        with self._console.capture() as text:
+            self._console.print(row, end="", no_wrap=True, crop=False)
+        return text.get().encode(self._encoding, "replace")
 
 
 def draw(reading: Reading, width: int) -> Text:

@@ -37,7 +37,6 @@ class Ending:
     """``stop`` is set by SIGTERM and Ctrl-C, ``at_once`` by a second Ctrl-C. ``broken`` fails with what broke the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Nothing is watched before ``watch``."""
         self.stop = asyncio.Event()
         self.at_once = asyncio.Event()
         self.broken: asyncio.Future[None] = loop.create_future()
@@ -52,16 +51,16 @@ class Ending:
         self._loop.add_signal_handler(signal.SIGHUP, reload)
         self._loop.set_exception_handler(self._loop_failed)
 
-    async def first(self, work: Awaitable[T], end: asyncio.Event) -> T | None:
-        """What ``work`` gives or raises; ``None`` when ``end`` or a broken loop comes first, and ``work`` is cancelled then."""
+    async def first(self, work: Awaitable[T], until: asyncio.Event | None = None) -> T | None:
+        """What ``work`` gives or raises; ``None`` when ``until`` or a broken loop comes first, and ``work`` is cancelled then."""
         doing: asyncio.Future[T] = asyncio.ensure_future(work)
-        ending = asyncio.ensure_future(end.wait())
+        ending = asyncio.ensure_future((until or asyncio.Event()).wait())
         waits: set[asyncio.Future[Any]] = {doing, ending, self.broken}
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             return doing.result() if doing.done() else None
         finally:
-            await _end(future for future in (doing, ending) if not future.done())
+            await end(future for future in (doing, ending) if not future.done())
 
     def check(self) -> None:
         """Raise what broke the loop, if anything did."""
@@ -83,7 +82,7 @@ class Ending:
             self.broken.set_exception(error)
 
 
-async def _end(futures: Iterable[asyncio.Future[Any]]) -> None:
+async def end(futures: Iterable[asyncio.Future[Any]]) -> None:
     """Cancel ``futures`` and wait for that; raises what one of them raises then. A cancel of who waits here is heeded."""
     ending = tuple(futures)
     for future in ending:
