@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from supervisor.cause import ForkRefused
-from supervisor.host.processes import STACK_SIGNAL
 from supervisor.pool.interfaces import Memory, Place
 from supervisor.pool.pipes.pipes import Launcher, Links
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.slot import Slot, SlotState
 from supervisor.pool.template.client import TemplateClient
-from supervisor.wire import messages as wire
 
 
 class Actions:
@@ -46,15 +44,12 @@ class Actions:
             return steps.Unforked()
         if link is None:
             return None
-        if isinstance(action, steps.TellCancel):
-            self._links.send(link, wire.Cancel(action.job))
-        elif isinstance(action, steps.TellExit):
-            self._links.send(link, wire.Exit())
+        if isinstance(action, steps.Send):
+            self._links.send(link, action.message)
         elif isinstance(action, steps.EndTree):
             self._template.end_tree(name, link.generation)
-        elif isinstance(action, (steps.SendSignal, steps.ShowStack)):
-            signum = action.signum if isinstance(action, steps.SendSignal) else STACK_SIGNAL
-            self._template.signal(name, link.generation, signum)
+        elif isinstance(action, steps.SendSignal):
+            self._template.signal(name, link.generation, action.signum)
         elif isinstance(action, steps.Measure) and self._memory is not None and not slot.running:
             self._memory.measure(self._places[name], now)
         return None
