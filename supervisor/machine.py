@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from supervisor.config.settings import Settings
 from supervisor.gpu import cpu_share, locks, pinning
@@ -27,7 +28,7 @@ from supervisor.pool.local import LocalPool
 from supervisor.pool.release.watcher import GpuMemory
 from supervisor.pool.slots.rules import Rules
 from supervisor.pool.template.client import TemplateClient
-from supervisor.pool.template.launch import ForkLauncher
+from supervisor.pool.template.launch import fork_worker
 from supervisor.pool.template.process import TemplateProcess
 from supervisor.wire import messages as wire
 
@@ -217,8 +218,8 @@ class Machine:
         )
         # A worker says itself that a result is too long: this is for one that does not.
         limit = max(settings.max_result, wire.MAX_PROGRESS) + wire.OVERHEAD
-        launcher = ForkLauncher(self._template, self._loop, limit)
-        return LocalPool(places, rules, self._template, self._memory, self._loop, wake, launcher)
+        launch = partial(fork_worker, self._template, self._loop, limit)
+        return LocalPool(places, rules, self._template, self._memory, self._loop, wake, launch)
 
     # --- orphans --------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from supervisor.pool.interfaces import Place
 from supervisor.pool.local import LocalPool
 from supervisor.pool.slots.rules import Rules
 from supervisor.pool.slots.steps import Measured, Released
-from supervisor.pool.template.launch import ForkLauncher
+from supervisor.pool.template.launch import fork_worker
 from supervisor.protocol.responses import status_body
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
@@ -212,7 +213,7 @@ class PlayedHouse:
         )
         client = self.template.client(loop, self.engine.wake)
         self.pool = LocalPool(
-            places, rules, client, self.memory, loop, self.engine.wake, ForkLauncher(client, loop, 2**20)
+            places, rules, client, self.memory, loop, self.engine.wake, partial(fork_worker, client, loop, 2**20)
         )
         self.engine.attach(self.pool)
         decide = self.engine._loop._decide

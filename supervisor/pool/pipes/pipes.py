@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Protocol
 
 from supervisor.pool.interfaces import Channel, Loop
 from supervisor.pool.pipes.log_pipe import LogPipe
@@ -33,15 +32,9 @@ class Link:
         self.log.close()
 
 
-class Launcher(Protocol):
-    """Starts workers: ``template.launch.ForkLauncher``, or another kind."""
-
-    def launch(self, slot: str, generation: int, env: Mapping[str, str | None]) -> Link:
-        """Start the worker of that ``generation``, with ``env`` in its environment, and give the way to it.
-
-        Raises:
-            OSError: the system refuses.
-        """
+Launch = Callable[[str, int, Mapping[str, "str | None"]], Link]
+"""Starts the worker of a slot and generation, with some variables set in its environment before any user code (None removes one),
+and returns the way to it. Raises ``OSError`` when the system refuses. ``template.launch.fork_worker``, or another kind."""
 
 
 class Links:
@@ -72,7 +65,7 @@ class Links:
         self.drop(link.slot)
         self._links[link.slot] = link
         link.channel.attach(partial(self._readable, link, self._spoke), partial(self._unclogged, link.slot))
-        self.listen(link, True)
+        self._watch(link, True)
 
     def drop(self, slot: str) -> None:
         """Close the link of ``slot``, if there is one."""
@@ -96,9 +89,14 @@ class Links:
         if link.log.more:
             self._readable(link, self._printed)
         if link.channel.closed or link.log.at_end:
-            self.listen(link, True)
+            self._watch(link, True)
 
-    def listen(self, link: Link, listening: bool) -> None:
+    def listen(self, listening: bool) -> None:
+        """Watch all links, or none."""
+        for link in self._links.values():
+            self._watch(link, listening)
+
+    def _watch(self, link: Link, listening: bool) -> None:
         """Watch what of ``link`` has not come to its end, or nothing."""
         link.channel.listen(listening)
         self._loop.remove_reader(link.log.fd)

@@ -10,28 +10,23 @@ from supervisor.pool.pipes.log_pipe import LogPipe
 from supervisor.pool.pipes.message_pipe import MessagePipe
 from supervisor.pool.pipes.pipes import Link
 from supervisor.pool.template.client import TemplateClient
+from supervisor.wire import messages as wire
 
 
-class ForkLauncher:
-    """The ``Launcher`` of workers that talk by a pipe."""
+def fork_worker(
+    template: TemplateClient, loop: Loop, limit: int, slot: str, generation: int, env: Mapping[str, str | None]
+) -> Link:
+    """Launch (``pipes.pipes.Launch``) a worker that talks by a pipe; the template reports its ``Forked`` or ``ForkFailed``.
 
-    def __init__(self, template: TemplateClient, loop: Loop, message_limit: int) -> None:
-        """Fork by ``template``. Messages over ``message_limit`` bytes are refused."""
-        self._template = template
-        self._loop = loop
-        self._limit = message_limit
-
-    def launch(self, slot: str, generation: int, env: Mapping[str, str | None]) -> Link:
-        """Start a worker with ``env``, in which None removes a variable; the template reports its ``Forked`` or ``ForkFailed``.
-
-        Raises:
-            OSError: no descriptors are left.
-        """
-        pipes = make_pipes()
-        link = Link(slot, generation, MessagePipe(pipes.connection, self._limit, self._loop), LogPipe(pipes.log))
-        try:
-            self._template.fork(slot, generation, env, pipes)
-        except OSError:
-            link.close()
-            raise
-        return link
+    Messages over ``limit`` bytes are refused.
+    """
+    pipes = make_pipes()
+    link = Link(slot, generation, MessagePipe(pipes.connection, limit, loop), LogPipe(pipes.log))
+    try:
+        template.send(wire.Fork(slot, generation, dict(env)), pipes.worker_connection.fileno(), pipes.worker_log)
+    except OSError:
+        link.close()
+        raise
+    finally:
+        pipes.close_workers()
+    return link
