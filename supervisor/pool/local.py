@@ -47,7 +47,7 @@ _RELEASE = (SlotState.RELEASING, SlotState.HELD)
 
 
 class LocalPool:
-    """The slots of this machine: an ``interfaces.Pool``."""
+    """The slots of this machine: an ``interfaces.Pool``, which says what its methods do."""
 
     def __init__(
         self,
@@ -82,7 +82,6 @@ class LocalPool:
     # --- what the engine asks for ---------------------------------------------------------------------------------------
 
     def start(self, now: float) -> None:
-        """Start the template, and a worker in every slot that is not to be spare."""
         self._template.start(now)
         self.resume_reading()
         for name, slot in self.slots.items():
@@ -90,7 +89,6 @@ class LocalPool:
                 self._step(name, steps.Start(), now)
 
     def assign(self, name: str, run: wire.Run, start: int, now: float) -> None:
-        """Send the job."""
         link = self._links[name]
         if not self.slots[name].running:
             link.log.clear_tails()
@@ -99,7 +97,6 @@ class LocalPool:
         self._links.send(link, run)
 
     def cancel(self, name: str, job: str, start: int, now: float, *, out_of_time: bool = False) -> None:
-        """Tell a coroutine, end the worker of anything else."""
         slot = self.slots[name]
         if job not in slot.running or self._links[name].starts[job] != start:
             return
@@ -111,64 +108,52 @@ class LocalPool:
         self._step(name, step, now)
 
     def refresh(self, name: str, now: float) -> None:
-        """Replace the worker, by hand."""
         self._step(name, steps.RefreshAsked(RefreshedByHand()), now)
 
     def reload(self, now: float) -> None:
-        """Replace every worker that has read the handler, or is at it."""
         self._events.reloading()
         for name in self.slots:
             self._step(name, steps.HandlerChanged(), now)
 
     def pause(self, name: str, now: float) -> None:
-        """Take the slot out of service, by hand."""
         self._step(name, steps.PauseAsked(PausedByHand()), now)
 
     def spare(self, name: str, cause: SpareCause, now: float) -> None:
-        """Take the slot out of service, by scaling."""
         self._step(name, steps.PauseAsked(cause), now)
 
     def resume(self, name: str, now: float) -> None:
-        """Put the slot back into service."""
         self._step(name, steps.ResumeAsked(), now)
 
     def distrust(self, name: str, what: str, now: float) -> None:
-        """Kill the worker, if there is one still."""
         if self.slots[name].state in (SlotState.STARTING, SlotState.IDLE, SlotState.BUSY, SlotState.ENDING):
             self._step(name, steps.Misbehaved(ProtocolBroken(what)), now)
 
     def stop(self, now: float, *, at_once: bool = False, idle_only: bool = False) -> None:
-        """End the workers."""
         for name, slot in self.slots.items():
             if slot.state is not SlotState.PARKED and not (idle_only and slot.running):
                 self._step(name, steps.Stop(at_once), now)
 
     @property
     def parked(self) -> bool:
-        """Look at all slots."""
         return all(slot.state is SlotState.PARKED for slot in self.slots.values())
 
     @property
     def samples(self) -> Mapping[str, GpuSample]:
-        """What NVML said last."""
         return self._memory.samples if self._memory is not None else {}
 
     def resume_reading(self) -> None:
-        """Watch the descriptors."""
         self._links.listen(True)
         self._template.listen(True)
         if self._memory is not None:
             self._loop.add_reader(self._memory.fileno(), self._hear_memory)
 
     def pause_reading(self) -> None:
-        """Watch none of them."""
         self._links.listen(False)
         self._template.listen(False)
         if self._memory is not None:
             self._loop.remove_reader(self._memory.fileno())
 
     def close(self) -> None:
-        """Let go of every pipe."""
         self.pause_reading()
         for name in self.slots:
             self._links.drop(name)
@@ -177,7 +162,6 @@ class LocalPool:
     # --- one turn -------------------------------------------------------------------------------------------------------
 
     def collect(self, now: float) -> list[events.PoolEvent]:
-        """Read what is there, and let time pass."""
         for link in self._links.take_spoken():
             self._read(link, now)
         for link in self._links.take_printed():
@@ -195,7 +179,6 @@ class LocalPool:
         return self._events.drain()
 
     def perform(self, now: float) -> list[events.PoolEvent]:
-        """Carry out what the steps asked for; some things follow at once (a slot without a GPU is free immediately)."""
         while self._wanted:
             name, action = self._wanted.pop(0)
             if (event := self._actions.perform(self.slots[name], action, now)) is not None:
@@ -203,7 +186,6 @@ class LocalPool:
         return self._events.drain()
 
     def deadline(self) -> float | None:
-        """Ask timers, template and memory."""
         memory = None if self._memory is None else self._memory.deadline()
         times = (self._timers.next(), self._template.deadline(), memory)
         return min((at for at in times if at is not None), default=None)

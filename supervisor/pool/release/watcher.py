@@ -6,16 +6,14 @@ In the supervisor. It asks the reader process and judges what comes; a reader th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import msgspec
 
 from supervisor.cause import MemoryStaysInUse
-from supervisor.gpu.client import ReaderEvent
 from supervisor.gpu.records import GpuSample, Listing, Reading, Unwatched, WorkerRef, Xid
 from supervisor.notice import GpuRemark, RefreshAboveBlind, XidsUnwatched
-from supervisor.pool.interfaces import Place
+from supervisor.pool.interfaces import GpuReader, Place
 from supervisor.pool.release.faults import Faults
 from supervisor.pool.release.verdict import Release, Verdict, attributes_memory
 from supervisor.pool.slots import steps
@@ -28,16 +26,6 @@ RELEASE_S = 0.005
 
 HELD_S = 0.5
 """How often while memory is held, or has not gone for a second."""
-
-
-class GpuReader(Protocol):
-    """Reads GPUs, as ``gpu.client.Reader`` describes it."""
-
-    def fileno(self) -> int: ...
-    def ask(self, workers: Mapping[str, WorkerRef], now: float) -> int: ...
-    def receive(self, now: float) -> Sequence[ReaderEvent]: ...
-    def tick(self, now: float) -> Sequence[ReaderEvent]: ...
-    def deadline(self) -> float | None: ...
 
 
 class _Watch(Release):

@@ -58,8 +58,6 @@ class Ending:
         cause: WorkerEnd | None,
         *,
         since: float | None = None,
-        failures: int | None = None,
-        blame: bool = False,
     ) -> Step:
         """Bring the worker's end to ``step``; its deadline leads to the next one."""
         if step is EndStep.MEASURE and not slot.has_gpu:
@@ -84,8 +82,6 @@ class Ending:
             since=slot.since if ending else (now if since is None else since),
             deadline=now + wait,
             stack_shown=slot.stack_shown or step is EndStep.STACK,
-            failures=slot.failures if failures is None else failures,
-            blame=blame or (ending and slot.blame),
         )
         return slot, [action]
 

@@ -298,8 +298,8 @@ class StateMachine:
         if slot.state is SlotState.ENDING and slot.end_step >= EndStep.KILL:
             return slot, []
         expect(slot, event, *_ALIVE, SlotState.ENDING)
-        failures = slot.failures + (slot.state is SlotState.STARTING)
-        return self._ending.start(slot, now, EndStep.KILL, Next.RESTART, event.cause, failures=failures, blame=True)
+        slot = changed(slot, failures=slot.failures + (slot.state is SlotState.STARTING), blame=True)
+        return self._ending.start(slot, now, EndStep.KILL, Next.RESTART, event.cause)
 
     def _template_gone(self, slot: Slot, event: steps.TemplateGone, now: float) -> Step:
         if slot.state not in (*_ALIVE, SlotState.ENDING):
@@ -320,7 +320,7 @@ class StateMachine:
         if slot.state in (SlotState.PARKED, SlotState.LOST):
             return slot, []
         if slot.state in _ALIVE:
-            return self._ending.start(slot, now, EndStep.KILL, Next.LOST, event.cause, blame=True)
+            return self._ending.start(changed(slot, blame=True), now, EndStep.KILL, Next.LOST, event.cause)
         if slot.state is SlotState.ENDING:
             return changed(slot, next=slot.next if slot.next is Next.PARK else Next.LOST, cause=event.cause), []
         return changed(slot, state=SlotState.LOST, cause=event.cause, obstacle=None, deadline=None), []
@@ -343,7 +343,8 @@ class StateMachine:
             return slot, []
         if slot.state is SlotState.STARTING:
             late = StartTimedOut(self._rules.start_timeout)
-            return self._ending.start(slot, now, EndStep.STACK, Next.RESTART, late, failures=slot.failures + 1)
+            slot = changed(slot, failures=slot.failures + 1)
+            return self._ending.start(slot, now, EndStep.STACK, Next.RESTART, late)
         if slot.state is SlotState.BUSY:
             after = Next.PAUSE if slot.pausing else Next.RESTART
             return self._ending.start(slot, now, EndStep.STACK, after, CancelIgnored(self._rules.grace))

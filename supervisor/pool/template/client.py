@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Union
 
 import msgspec
@@ -127,12 +127,9 @@ class TemplateClient:
 
     # --- the loop -------------------------------------------------------------------------------------------------------
 
-    def send(self, message: wire.ToTemplate, *descriptors: int) -> None:
-        """Send ``message``, the rest of it as soon as the template reads. Nothing to a dead one: its workers died with it.
-
-        Raises:
-            OSError: no descriptors are left for copies of ``descriptors``.
-        """
+    def send(self, message: wire.ToTemplate, descriptors: Sequence[int] = ()) -> None:
+        """Send ``message`` as ``TemplateProcess.send`` does. Nothing to a dead one, whose workers died with it: fork by one that
+        is ``ready``."""
         if self._template is None:
             return
         self._template.resume()

@@ -2,15 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import socket
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 from supervisor.pool.interfaces import Loop
-from supervisor.pool.pipes.ends import make_pipes
-from supervisor.pool.pipes.log_pipe import LogPipe
+from supervisor.pool.pipes.log_pipe import LOG_PIPE_BYTES, LogPipe
 from supervisor.pool.pipes.message_pipe import MessagePipe
 from supervisor.pool.pipes.pipes import Link
 from supervisor.pool.template.client import TemplateClient
 from supervisor.wire import messages as wire
+
+
+class Pipes(NamedTuple):
+    """The pipes of one worker generation: ``connection`` and ``log`` are the supervisor's and never block, ``for_worker`` are the
+    worker's ends of both."""
+
+    connection: Connection
+    log: int
+    for_worker: tuple[int, int]
+
+
+def make_pipes() -> Pipes:
+    """Make the pipes of one worker generation.
+
+    Raises:
+        OSError: no descriptors are left.
+    """
+    ours, theirs = socket.socketpair()
+    try:
+        log, worker_log = os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    ours.setblocking(False)
+    os.set_blocking(log, False)
+    with contextlib.suppress(OSError):  # over this user's share of pipe memory: the pipe is small, and works
+        fcntl.fcntl(log, fcntl.F_SETPIPE_SZ, LOG_PIPE_BYTES)
+    return Pipes(Connection(ours.detach()), log, (theirs.detach(), worker_log))
 
 
 def fork_worker(
@@ -21,12 +55,5 @@ def fork_worker(
     Messages over ``limit`` bytes are refused.
     """
     pipes = make_pipes()
-    link = Link(slot, generation, MessagePipe(pipes.connection, limit, loop), LogPipe(pipes.log))
-    try:
-        template.send(wire.Fork(slot, generation, dict(env)), pipes.worker_connection.fileno(), pipes.worker_log)
-    except OSError:
-        link.close()
-        raise
-    finally:
-        pipes.close_workers()
-    return link
+    template.send(wire.Fork(slot, generation, dict(env)), pipes.for_worker)
+    return Link(slot, generation, MessagePipe(pipes.connection, limit, loop), LogPipe(pipes.log))

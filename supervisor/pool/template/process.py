@@ -61,7 +61,7 @@ class TemplateProcess:
             OSError: the process cannot be started.
         """
         self._codec = wire.Codec[wire.FromTemplate](wire.FromTemplate)
-        self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._outbox: deque[tuple[bytes, Sequence[int]]] = deque()
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sock.setblocking(False)
         passed = (theirs.fileno(), *locks)
@@ -94,18 +94,8 @@ class TemplateProcess:
     # --- messages -------------------------------------------------------------------------------------------------------
 
     def send(self, message: wire.ToTemplate, descriptors: Sequence[int] = ()) -> None:
-        """Send ``message`` with ``descriptors``, which the caller may close at once; what the socket does not take is kept.
-
-        Raises:
-            OSError: no descriptors are left for copies of those.
-        """
-        copies: list[int] = []
-        try:
-            copies.extend(map(os.dup, descriptors))
-        except OSError:
-            _close_all(copies)
-            raise
-        self._outbox.append((self._codec.encode(message), tuple(copies)))
+        """Send ``message`` with ``descriptors``, which are closed once they are sent; what the socket does not take is kept."""
+        self._outbox.append((self._codec.encode(message), descriptors))
         self.flush()
 
     @property
