@@ -139,15 +139,15 @@ class House:
             Place(f"cpu{index}", index, (GPU,) if memory else (), {"SUPERVISE_SLOT": f"cpu{index}"})
             for index in range(slots)
         ]
-        rules = Rules(
-            grace=self.settings.grace,
-            start_timeout=self.settings.start_timeout,
-            refresh_worker=self.settings.refresh_worker,
-            refresh_after_jobs=self.settings.refresh_after_jobs,
-        )
         client = self.template.client(loop, self.engine.wake)
         self.pool = LocalPool(
-            places, rules, client, memory, loop, self.engine.wake, partial(fork_worker, client, loop, limit)
+            places,
+            Rules.of(self.settings),
+            client,
+            memory,
+            loop,
+            self.engine.wake,
+            partial(fork_worker, client, loop, limit),
         )
         self.engine.attach(self.pool)
         self.faults = []
