@@ -60,12 +60,12 @@ class Actions:
         return list(waiting.items())
 
     def _fork(self, slot: Slot, action: steps.ForkWorker) -> steps.Event | None:
-        if not self._template.ready:
-            self._waiting[slot.name] = action
-            return None
         if slot.state is SlotState.ENDING:
             return steps.Unforked()
         if slot.state is not SlotState.STARTING:
+            return None
+        if not self._template.ready:
+            self._waiting[slot.name] = action
             return None
         place = self._places[slot.name]
         if self._memory is not None and slot.has_gpu:

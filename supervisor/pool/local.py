@@ -111,7 +111,7 @@ class LocalPool:
         self._step(name, steps.RefreshAsked(RefreshedByHand()), now)
 
     def reload(self, now: float) -> None:
-        self._events.reloading()
+        self._events.shown = None  # what could not be loaded is tried anew: the same traceback is news again
         for name in self.slots:
             self._step(name, steps.HandlerChanged(), now)
 
@@ -162,9 +162,9 @@ class LocalPool:
     # --- one turn -------------------------------------------------------------------------------------------------------
 
     def collect(self, now: float) -> list[events.PoolEvent]:
-        for link in self._links.take_spoken():
+        for link in self._links.take(self._links.spoke):
             self._read(link, now)
-        for link in self._links.take_printed():
+        for link in self._links.take(self._links.printed):
             self._read_log(link)
         for report in self._template.collect(now):
             self._from_template(report, now)
@@ -258,7 +258,7 @@ class LocalPool:
             if link.log.waits:
                 self._events.printed(link, link.log.read_end_of(message.job, slot.running), slot.running)
             self._events.emit(events.JobEnded(message.job, link.starts.pop(message.job), link.slot, message))
-            self._events.port_taken(link, message.error or "", self._links)
+            self._events.port_taken(link, message.error or "", self._links.values())
             refresh = AskedByHandler() if message.refresh else None
             broken = CudaContextBroken(message.poisoned) if message.poisoned else None
             self._step(link.slot, steps.JobDone(message.job, broken or refresh, message.out_of_memory), now)
@@ -268,7 +268,7 @@ class LocalPool:
             self._worker_ready(link, message, now)
         elif isinstance(message, wire.LoadFailed):
             link.load_failed = message
-            self._events.port_taken(link, message.message, self._links)
+            self._events.port_taken(link, message.message, self._links.values())
         elif isinstance(message, wire.Capacity):
             self._step(link.slot, steps.CapacityChanged(min(message.capacity, wire.MAX_CAPACITY)), now)
         else:
@@ -340,7 +340,7 @@ class LocalPool:
             self._events.emit(notice.WorkerRestarts(link.slot, link.pid, after.cause or end))
 
     def _template_gone(self, lost: Lost, now: float) -> None:
-        for link in self._links:
+        for link in self._links.values():
             self._last_words(link, now)
         left = self._template.sweep()
         self._events.emit(notice.TemplateRestarts(lost.end, left))

@@ -285,13 +285,11 @@ class StateMachine:
     def _stop(self, slot: Slot, event: steps.Stop, now: float) -> Step:
         if slot.state in (*_WAITING, SlotState.LOST):
             return changed(slot, state=SlotState.PARKED, deadline=None, cause=None, obstacle=None), []
-        if slot.state is SlotState.RELEASING:
+        ends = slot.state is SlotState.ENDING and (slot.end_step is EndStep.DEAD or not event.at_once)
+        if ends or slot.state is SlotState.RELEASING:
             return changed(slot, next=Next.PARK), []
-        if slot.state is SlotState.ENDING and (slot.end_step is EndStep.DEAD or not event.at_once):
-            return changed(slot, next=Next.PARK), []
-        if event.at_once:
-            return self._ending.start(slot, now, EndStep.KILL, Next.PARK, SupervisorStops())
-        step = EndStep.TERM if slot.running or slot.state is SlotState.STARTING else EndStep.MEASURE
+        gently = EndStep.TERM if slot.running or slot.state is SlotState.STARTING else EndStep.MEASURE
+        step = EndStep.KILL if event.at_once else gently
         return self._ending.start(slot, now, step, Next.PARK, SupervisorStops())
 
     def _misbehaved(self, slot: Slot, event: steps.Misbehaved, now: float) -> Step:
