@@ -26,11 +26,6 @@ class Link:
         self.port_named = False
         self.warnings = 0
 
-    def close(self) -> None:
-        """Let go of both."""
-        self.channel.close()
-        self.log.close()
-
 
 Launch = Callable[[str, int, Mapping[str, "str | None"]], Link]
 """Starts the worker of a slot and generation, with some variables set in its environment before any user code (None removes one),
@@ -63,7 +58,8 @@ class Links(dict[str, Link]):
         link = self.pop(slot, None)
         if link is not None:
             self._loop.remove_reader(link.log.fd)
-            link.close()
+            link.channel.close()
+            link.log.close()
 
     def take(self, links: set[Link]) -> list[Link]:
         """Return those of ``spoke`` or ``printed``, once."""

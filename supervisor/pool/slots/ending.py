@@ -47,31 +47,21 @@ class Ending:
     """The steps under one ``--grace``, in seconds."""
 
     def __init__(self, grace: float) -> None:
-        self._grace = grace
+        self._stages: dict[EndStep, tuple[float, steps.Action]] = {
+            EndStep.MEASURE: (MEASURE_S, steps.Measure()),
+            EndStep.STACK: (STACK_S, steps.SendSignal(STACK_SIGNAL)),
+            EndStep.ASKED: (min(ASK_S, grace), steps.Send(wire.Exit())),
+            EndStep.TERM: (grace, steps.SendSignal(signal.SIGTERM)),
+            EndStep.KILL: (KILL_S, steps.EndTree()),
+        }
 
-    def start(
-        self,
-        slot: Slot,
-        now: float,
-        step: EndStep,
-        after: Next,
-        cause: WorkerEnd | None,
-        *,
-        since: float | None = None,
-    ) -> Step:
+    def start(self, slot: Slot, now: float, step: EndStep, after: Next, cause: WorkerEnd | None) -> Step:
         """Bring the worker's end to ``step``; its deadline leads to the next one."""
         if step is EndStep.MEASURE and not slot.has_gpu:
             step = EndStep.ASKED
         if step is EndStep.STACK and slot.stack_shown:
             step = EndStep.TERM
-        stages: dict[EndStep, tuple[float, steps.Action]] = {
-            EndStep.MEASURE: (MEASURE_S, steps.Measure()),
-            EndStep.STACK: (STACK_S, steps.SendSignal(STACK_SIGNAL)),
-            EndStep.ASKED: (min(ASK_S, self._grace), steps.Send(wire.Exit())),
-            EndStep.TERM: (self._grace, steps.SendSignal(signal.SIGTERM)),
-            EndStep.KILL: (KILL_S, steps.EndTree()),
-        }
-        wait, action = stages[step]
+        wait, action = self._stages[step]
         ending = slot.state is SlotState.ENDING
         slot = changed(
             slot,
@@ -79,7 +69,7 @@ class Ending:
             end_step=step,
             next=Next.PARK if ending and slot.next is Next.PARK else after,
             cause=cause,
-            since=slot.since if ending else (now if since is None else since),
+            since=slot.since if ending else now,
             deadline=now + wait,
             stack_shown=slot.stack_shown or step is EndStep.STACK,
         )

@@ -255,7 +255,8 @@ class StateMachine:
         """End the idle worker, for the refresh or the pause that waited for that."""
         after = Next.PAUSE if slot.pausing else Next.REFRESH
         cause = slot.pause_cause or slot.refresh_cause
-        return self._ending.start(slot, now, EndStep.MEASURE, after, cause, since=slot.since)
+        ending, actions = self._ending.start(slot, now, EndStep.MEASURE, after, cause)
+        return changed(ending, since=slot.since), actions  # which was when it was asked for
 
     def _handler_changed(self, slot: Slot, event: steps.HandlerChanged, now: float) -> Step:
         # Also one that ends: it must not back off because of a handler that may be mended.
