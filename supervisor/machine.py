@@ -11,8 +11,9 @@ import select
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from supervisor.config.settings import Settings
 from supervisor.gpu import cpu_share, locks, pinning
@@ -27,7 +28,7 @@ from supervisor.pool.local import LocalPool
 from supervisor.pool.release.watcher import GpuMemory
 from supervisor.pool.slots.rules import Rules
 from supervisor.pool.template.client import TemplateClient
-from supervisor.pool.template.launch import ForkLauncher
+from supervisor.pool.template.launch import fork_worker
 from supervisor.pool.template.process import TemplateProcess
 from supervisor.wire import messages as wire
 
@@ -87,21 +88,29 @@ class Machine:
             UsageError: a GPU is not there or held.
         """
         settings = self._settings
-        self._make_reader()
+        if settings.gpus != "none" or settings.simulate_gpus:
+            self._reader = Reader(settings.simulate_gpus)
+            self._undo.callback(self._reader.close)
         gpus, gpu_locks = self._take_gpus()
-        self._plans = pinning.plan_slots(gpus, settings.workers, settings.gpus_per_worker, settings.workers_per_gpu)
-        file_limits.check_limit(len(self._plans))
-        limits = self._limits()
+        plans = pinning.plan_slots(gpus, settings.workers, settings.gpus_per_worker, settings.workers_per_gpu)
+        file_limits.check_limit(len(plans))
+        cpus = {}
+        if settings.cpu_affinity == "auto":
+            cpus = cpu_share.share_out({plan.name: plan.gpus for plan in plans}, os.sched_getaffinity(0))
+        setup = self._setup(cpus)
         self._lock_fds += tuple(fd for lock in (*gpu_locks, *held) for fd in lock.fds)
-        self._template = self._make_template(limits, wake)
+        self._template = TemplateClient(lambda: TemplateProcess(setup, self._lock_fds), self._sweep, self._loop, wake)
         self._undo.callback(lambda: self._template.stop(TEMPLATE_STOP_S))
         if self._own_process and os.getpid() == 1:
             self._reap_orphans()
-            self._undo.callback(self._stop_reaping)
-        places = self._make_places(limits.cpus)
+            self._undo.callback(lambda: self._next_reaping.cancel())  # noqa: PLW0108 - the newest one
+        places = [self._place(plan, len(plans), cpus.get(plan.name, ())) for plan in plans]
         if self._reader is not None and gpus:
             self._memory = GpuMemory(self._reader, settings.release_timeout, places, settings.refresh_above)
-        return self._make_pool(places, wake)
+        # A worker says itself that a result is too long: this is for one that does not.
+        limit = max(settings.max_result, wire.MAX_PROGRESS) + wire.OVERHEAD
+        launch = partial(fork_worker, self._template, self._loop, limit)
+        return LocalPool(places, Rules.of(settings), self._template, self._memory, self._loop, wake, launch)
 
     def read_memory(self) -> None:
         """Wait a moment for what is in use on the GPUs now: workers that come are measured against it."""
@@ -135,11 +144,6 @@ class Machine:
 
     # --- GPUs -----------------------------------------------------------------------------------------------------------
 
-    def _make_reader(self) -> None:
-        if self._settings.gpus != "none" or self._settings.simulate_gpus:
-            self._reader = Reader(self._settings.simulate_gpus)
-            self._undo.callback(self._reader.close)
-
     def _take_gpus(self) -> tuple[list[Gpu], list[locks.Lock]]:
         """Those that ``--gpus`` means and no other supervisor holds, with their locks."""
         if self._reader is None:
@@ -156,18 +160,11 @@ class Machine:
 
     # --- slots ----------------------------------------------------------------------------------------------------------
 
-    def _limits(self) -> wire.Limits:
-        """What each worker may have of the machine."""
+    def _setup(self, cpus: dict[str, tuple[int, ...]]) -> wire.Setup:
+        """What the template needs to know; ``cpus`` are each slot's."""
         settings = self._settings
-        cpus = {}
-        if settings.cpu_affinity == "auto":
-            cpus = cpu_share.share_out({plan.name: plan.gpus for plan in self._plans}, os.sched_getaffinity(0))
         kept = temporary.check_private_tmp(settings.spec) if settings.private_tmp else ()
-        return wire.Limits(settings.max_processes, settings.private_tmp, kept, cpus)
-
-    def _make_template(self, limits: wire.Limits, wake: Callable[[], None]) -> TemplateClient:
-        settings = self._settings
-        setup = wire.Setup(
+        return wire.Setup(
             version=wire.VERSION,
             run_id=self.run_id,
             handler=settings.spec,
@@ -175,50 +172,21 @@ class Machine:
             tmp_root=str(self.tmp_root),
             preload_timeout=settings.preload_timeout,
             max_result=settings.max_result,
-            limits=limits,
+            limits=wire.Limits(settings.max_processes, settings.private_tmp, kept, cpus),
         )
-        return TemplateClient(lambda: TemplateProcess(setup, self._lock_fds), self._sweep, self._loop, wake)
 
-    def _make_places(self, cpus: Mapping[str, Sequence[int]]) -> list[Place]:
-        return [
-            Place(
-                plan.name,
-                plan.index,
-                plan.gpus,
-                self._environment(plan, self._pin_by, cpus.get(plan.name, ())),
-                env_by_uuid=self._environment(plan, "uuid", cpus.get(plan.name, ())),
-            )
-            for plan in self._plans
-        ]
-
-    def _environment(self, plan: pinning.SlotPlan, pin_by: str, cpus: Sequence[int]) -> dict[str, str | None]:
-        """What the workers of a slot, which are pinned to ``cpus``, find in their environment besides the generation's own."""
-        share: dict[str, str | None] = {}
-        threads = cpu_share.threads(os.sched_getaffinity(0), len(self._plans), cpus)
-        if threads is not None and "OMP_NUM_THREADS" not in os.environ:
-            share["OMP_NUM_THREADS"] = str(threads)
-        return {
-            **share,
-            **pinning.environment(plan.gpus, pin_by),
+    def _place(self, plan: pinning.SlotPlan, slots: int, cpus: Sequence[int]) -> Place:
+        """One of ``slots``, whose workers are pinned to ``cpus``, with what they find in their environment."""
+        env: dict[str, str | None] = {
             "RUNPOD_ENDPOINT_ID": self._settings.endpoint_id,
             "SUPERVISE_SLOT": plan.name,
             "SUPERVISE_SLOT_INDEX": str(plan.index),
         }
-
-    def _make_pool(self, places: Sequence[Place], wake: Callable[[], None]) -> LocalPool:
-        settings = self._settings
-        rules = Rules(
-            grace=settings.grace,
-            start_timeout=settings.start_timeout,
-            refresh_worker=settings.refresh_worker,
-            refresh_after_jobs=settings.refresh_after_jobs,
-            refresh_above=settings.refresh_above,
-            refresh_on_oom=settings.refresh_on_oom,
-        )
-        # A worker says itself that a result is too long: this is for one that does not.
-        limit = max(settings.max_result, wire.MAX_PROGRESS) + wire.OVERHEAD
-        launcher = ForkLauncher(self._template, self._loop, limit)
-        return LocalPool(places, rules, self._template, self._memory, self._loop, wake, launcher)
+        threads = cpu_share.threads(os.sched_getaffinity(0), slots, cpus)
+        if threads is not None and "OMP_NUM_THREADS" not in os.environ:
+            env["OMP_NUM_THREADS"] = str(threads)
+        pinned, by_uuid = (env | pinning.environment(plan.gpus, by) for by in (self._pin_by, "uuid"))
+        return Place(plan.name, plan.index, plan.gpus, pinned, by_uuid)
 
     # --- orphans --------------------------------------------------------------------------------------------------------
 
@@ -227,9 +195,6 @@ class Machine:
         template = self._template.pid
         reap_orphans(self._known_children() | ({template} if template is not None else set()))
         self._next_reaping = self._loop.call_later(REAP_S, self._reap_orphans)
-
-    def _stop_reaping(self) -> None:
-        self._next_reaping.cancel()
 
     def _sweep(self) -> int:
         """End what a dead template left: all children but ours, or, in a user's program, what bears this run's mark."""

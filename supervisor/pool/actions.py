@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from supervisor.cause import ForkRefused
-from supervisor.host.processes import STACK_SIGNAL
 from supervisor.pool.interfaces import Memory, Place
-from supervisor.pool.pipes.pipes import Launcher, Links
+from supervisor.pool.pipes.pipes import Launch, Links
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.slot import Slot, SlotState
 from supervisor.pool.template.client import TemplateClient
@@ -23,59 +22,50 @@ class Actions:
         template: TemplateClient,
         links: Links,
         memory: Memory | None,
-        launcher: Launcher,
+        launch: Launch,
     ) -> None:
-        """Start workers for ``places`` by ``launcher``, once ``template`` is ready; ``links`` has the ways to them."""
+        """Start workers for ``places`` by ``launch``, once ``template`` is ready; ``links`` has the ways to them."""
         self.by_uuid = False
         self._places = places
         self._template = template
         self._links = links
         self._memory = memory
-        self._launcher = launcher
-        self._waiting: list[str] = []
+        self._launch = launch
+        self._waiting: dict[str, steps.ForkWorker] = {}
 
     def perform(self, slot: Slot, action: steps.Action, now: float) -> steps.Event | None:
         """Do it, at ``now`` (monotonic seconds); what happens to ``slot`` by that at once, if anything."""
         name, link = slot.name, self._links.get(slot.name)
         if isinstance(action, steps.ForkWorker):
-            return self.fork(slot)
+            return self._fork(slot, action)
         if isinstance(action, steps.Release):
             return self._release(slot, now)
-        if name in self._waiting:
-            self._waiting.remove(name)
+        if self._waiting.pop(name, None) is not None:
             return steps.Unforked()
         if link is None:
             return None
-        if isinstance(action, steps.TellCancel):
-            self._links.send(link, wire.Cancel(action.job))
-        elif isinstance(action, steps.TellExit):
-            self._links.send(link, wire.Exit())
+        if isinstance(action, steps.Send):
+            self._links.send(link, action.message)
         elif isinstance(action, steps.EndTree):
-            self._template.end_tree(name, link.generation)
-        elif isinstance(action, (steps.SendSignal, steps.ShowStack)):
-            signum = action.signum if isinstance(action, steps.SendSignal) else STACK_SIGNAL
-            self._template.signal(name, link.generation, signum)
+            self._template.send(wire.EndTree(name, link.generation))
+        elif isinstance(action, steps.SendSignal):
+            self._template.send(wire.Signal(name, link.generation, action.signum))
         elif isinstance(action, steps.Measure) and self._memory is not None and not slot.running:
             self._memory.measure(self._places[name], now)
         return None
 
-    def take_waiting(self) -> list[str]:
-        """The slots that wait for a template, once: there is one now."""
-        waiting, self._waiting = self._waiting, []
-        return waiting
+    def take_waiting(self) -> list[tuple[str, steps.ForkWorker]]:
+        """Return what waited for a template, by slot, once: there is one now."""
+        waiting, self._waiting = self._waiting, {}
+        return list(waiting.items())
 
-    def fork(self, slot: Slot) -> steps.Event | None:
-        """Ask for a worker, as soon as there is a template; as ``perform``."""
-        if self._template.ready:
-            return self._fork(slot)
-        if slot.name not in self._waiting:
-            self._waiting.append(slot.name)
-        return None
-
-    def _fork(self, slot: Slot) -> steps.Event | None:
+    def _fork(self, slot: Slot, action: steps.ForkWorker) -> steps.Event | None:
         if slot.state is SlotState.ENDING:
             return steps.Unforked()
         if slot.state is not SlotState.STARTING:
+            return None
+        if not self._template.ready:
+            self._waiting[slot.name] = action
             return None
         place = self._places[slot.name]
         if self._memory is not None and slot.has_gpu:
@@ -83,7 +73,7 @@ class Actions:
         pinned = place.env_by_uuid if self.by_uuid and place.env_by_uuid is not None else place.env
         env = {**pinned, "SUPERVISE_WORKER_ID": slot.worker_id, "RUNPOD_POD_ID": slot.worker_id}
         try:
-            self._links.add(self._launcher.launch(slot.name, slot.generation, env))
+            self._links.add(self._launch(slot.name, slot.generation, env))
         except OSError as error:
             return steps.ForkFailed(ForkRefused(str(error)))
         return None

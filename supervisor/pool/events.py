@@ -15,50 +15,43 @@ from supervisor.notice import Notice
 from supervisor.wire import messages as wire
 
 
-class JobProgressed(msgspec.Struct, frozen=True):
-    """A running job reported progress (JSON)."""
+class OfJob(msgspec.Struct, frozen=True):
+    """Something about a running job."""
 
     job: str
     start: int
     slot: str
+
+
+class JobProgressed(OfJob, frozen=True):
+    """It reported progress (JSON)."""
+
     value: bytes
 
 
-class JobYielded(msgspec.Struct, frozen=True):
-    """A running job produced stream chunk ``index`` (JSON)."""
+class JobYielded(OfJob, frozen=True):
+    """It produced stream chunk ``index`` (JSON)."""
 
-    job: str
-    start: int
-    slot: str
     index: int
     value: bytes
 
 
-class JobEnded(msgspec.Struct, frozen=True):
-    """A worker says that a job has ended."""
+class JobEnded(OfJob, frozen=True):
+    """Its worker says that it has ended."""
 
-    job: str
-    start: int
-    slot: str
     done: wire.Done
 
 
-class JobLost(msgspec.Struct, frozen=True):
-    """A running job lost its worker; ``cause`` says how, with the worker's last words.
+class JobLost(OfJob, frozen=True):
+    """It lost its worker; ``cause`` says how, with the worker's last words.
 
     ``charged``: it may be the reason, so the start counts as one of its attempts. ``machinery``: the template died, which is
     nobody's fault that is known.
     """
 
-    job: str
-    start: int
-    slot: str
     cause: WorkerLost
     charged: bool
     machinery: bool = False
-
-
-OfJob = Union[JobProgressed, JobYielded, JobEnded, JobLost]
 
 
 class Printed(msgspec.Struct, frozen=True):

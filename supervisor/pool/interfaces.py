@@ -11,7 +11,8 @@ from typing import Protocol
 import msgspec
 
 from supervisor.cause import SpareCause
-from supervisor.gpu.records import Gpu, GpuSample
+from supervisor.gpu.client import ReaderEvent
+from supervisor.gpu.records import Gpu, GpuSample, WorkerRef
 from supervisor.pool import events
 from supervisor.pool.slots.free import FreeSlots
 from supervisor.pool.slots.slot import Slot
@@ -156,82 +157,49 @@ class Channel(Protocol):
 class Loop(Protocol):
     """The part of an asyncio event loop that watches descriptors."""
 
-    def add_reader(self, fd: int, callback: Callable[..., object], *args: object) -> object:
-        """Call ``callback`` whenever ``fd`` can be read."""
-
-    def remove_reader(self, fd: int) -> bool:
-        """Stop that."""
-
-    def add_writer(self, fd: int, callback: Callable[..., object], *args: object) -> object:
-        """Call ``callback`` whenever ``fd`` can be written."""
-
-    def remove_writer(self, fd: int) -> bool:
-        """Stop that."""
+    def add_reader(self, fd: int, callback: Callable[..., object], *args: object) -> object: ...
+    def remove_reader(self, fd: int) -> bool: ...
+    def add_writer(self, fd: int, callback: Callable[..., object], *args: object) -> object: ...
+    def remove_writer(self, fd: int) -> bool: ...
 
 
 class Template(Protocol):
-    """A template that was started: ``pool.template.process.TemplateProcess``, or a fake. Only ``wait`` waits."""
+    """A template that was started, as ``pool.template.process.TemplateProcess`` describes it. Only ``wait`` waits."""
 
     @property
-    def pid(self) -> int:
-        """Its process id."""
-
-    def fileno(self) -> int:
-        """Readable when ``receive`` has something."""
-
-    def send(self, message: wire.ToTemplate, descriptors: Sequence[int] = ()) -> None:
-        """Send ``message`` with copies of ``descriptors``. Raises ``OSError`` when none are left."""
-
+    def pid(self) -> int: ...
     @property
-    def wants_write(self) -> bool:
-        """Whether ``flush`` must be called when the descriptor can be written."""
-
-    def flush(self) -> None:
-        """Send what waits."""
-
-    def receive(self) -> list[wire.FromTemplate | Gone]:
-        """What has happened; ``Gone`` is the last of all."""
-
-    def resume(self) -> None:
-        """SIGCONT it."""
-
-    def kill(self) -> None:
-        """SIGKILL it."""
-
-    def wait(self, timeout: float) -> int | None:
-        """Its exit status, or None after ``timeout`` seconds."""
-
-    def close(self) -> None:
-        """Let go of it: one that lives ends all that it forked, and itself."""
+    def wants_write(self) -> bool: ...
+    def fileno(self) -> int: ...
+    def send(self, message: wire.ToTemplate, descriptors: Sequence[int] = ()) -> None: ...
+    def flush(self) -> None: ...
+    def receive(self) -> list[wire.FromTemplate | Gone]: ...
+    def resume(self) -> None: ...
+    def kill(self) -> None: ...
+    def wait(self, timeout: float) -> int | None: ...
+    def close(self) -> None: ...
 
 
 class Memory(Protocol):
-    """Watches the GPUs' memory: ``pool.release.watcher.GpuMemory``, or a fake."""
+    """Watches the GPUs' memory, as ``pool.release.watcher.GpuMemory`` describes it."""
 
     @property
-    def samples(self) -> Mapping[str, GpuSample]:
-        """The newest reading of each GPU, by UUID."""
+    def samples(self) -> Mapping[str, GpuSample]: ...
+    def fileno(self) -> int: ...
+    def before_fork(self, place: Place) -> None: ...
+    def forked(self, slot: str, pid: int) -> None: ...
+    def measure(self, place: Place, now: float) -> None: ...
+    def release(self, place: Place, now: float) -> None: ...
+    def forget(self, slot: str) -> None: ...
+    def collect(self, now: float) -> list[tuple[str, Event]]: ...
+    def deadline(self) -> float: ...
 
-    def fileno(self) -> int:
-        """Readable when ``collect`` has something to learn from."""
 
-    def before_fork(self, place: Place) -> None:
-        """Remember what is in use before a worker comes."""
+class GpuReader(Protocol):
+    """Reads GPUs, as ``gpu.client.Reader`` describes it."""
 
-    def forked(self, slot: str, pid: int) -> None:
-        """That worker is this process."""
-
-    def measure(self, place: Place, now: float) -> None:
-        """Read the memory now; ``Measured`` follows."""
-
-    def release(self, place: Place, now: float) -> None:
-        """Watch until the memory is free; ``Released`` or ``MemoryHeld`` follows."""
-
-    def forget(self, slot: str) -> None:
-        """Stop watching for this slot."""
-
-    def collect(self, now: float) -> list[tuple[str, Event]]:
-        """What has been learned for which slot."""
-
-    def deadline(self) -> float:
-        """When ``collect`` must be called again at the latest."""
+    def fileno(self) -> int: ...
+    def ask(self, workers: Mapping[str, WorkerRef], now: float) -> int: ...
+    def receive(self, now: float) -> Sequence[ReaderEvent]: ...
+    def tick(self, now: float) -> Sequence[ReaderEvent]: ...
+    def deadline(self) -> float | None: ...

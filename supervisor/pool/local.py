@@ -28,7 +28,7 @@ from supervisor.pool import events
 from supervisor.pool.actions import Actions
 from supervisor.pool.interfaces import Loop, Memory, Place
 from supervisor.pool.notices import EventBuffer
-from supervisor.pool.pipes.pipes import Launcher, Link, Links
+from supervisor.pool.pipes.pipes import Launch, Link, Links
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.free import FreeSlots
 from supervisor.pool.slots.machine import StateMachine
@@ -46,7 +46,7 @@ _RELEASE = (SlotState.RELEASING, SlotState.HELD)
 
 
 class LocalPool:
-    """The slots of this machine: an ``interfaces.Pool``."""
+    """The slots of this machine: an ``interfaces.Pool``, which says what its methods do."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class LocalPool:
         memory: Memory | None,
         loop: Loop,
         wake: Callable[[], None],
-        launcher: Launcher,
+        launch: Launch,
     ) -> None:
-        """Serve ``places``; call ``wake`` when ``collect`` should run. ``launcher`` starts workers once ``template`` is ready."""
+        """Serve ``places``; call ``wake`` when ``collect`` should run. ``launch`` starts workers once ``template`` is ready."""
         self.places = {place.name: place for place in places}
         self.slots = {
             place.name: Slot(name=place.name, index=place.index, has_gpu=bool(place.gpus) and memory is not None)
@@ -72,7 +72,7 @@ class LocalPool:
         self._wake = wake
         self._links = Links(loop, wake, self._count_room)
         self._template = template
-        self._actions = Actions(self.places, template, self._links, memory, launcher)
+        self._actions = Actions(self.places, template, self._links, memory, launch)
         self._timers = Timers()
         self._memory_spoke = False
         self._wanted: list[tuple[str, steps.Action]] = []
@@ -81,7 +81,6 @@ class LocalPool:
     # --- what the engine asks for ---------------------------------------------------------------------------------------
 
     def start(self, now: float) -> None:
-        """Start the template, and a worker in every slot that is not to be spare."""
         self._template.start(now)
         self.resume_reading()
         for name, slot in self.slots.items():
@@ -89,7 +88,6 @@ class LocalPool:
                 self._step(name, steps.Start(), now)
 
     def assign(self, name: str, run: wire.Run, start: int, now: float) -> None:
-        """Send a job to the worker in slot ``name``, which has room."""
         link = self._links[name]
         if not self.slots[name].running:
             link.log.clear_tails()
@@ -98,8 +96,6 @@ class LocalPool:
         self._links.send(link, run)
 
     def cancel(self, name: str, job: str, start: int, now: float, *, out_of_time: bool = False) -> None:
-        """Stop a job if that start of it runs still: coroutines are told, anything else loses its worker, and so does one that is
-        ``out_of_time``, unless others run beside it."""
         slot = self.slots[name]
         if job not in slot.running or self._links[name].starts[job] != start:
             return
@@ -112,73 +108,52 @@ class LocalPool:
         self._step(name, step, now)
 
     def refresh(self, name: str, now: float) -> None:
-        """Replace the worker in slot ``name``, by hand.
-
-        Raises:
-            IllegalStepError: not in its present state.
-        """
         self._step(name, steps.RefreshAsked(RefreshCause(RefreshBy.HAND)), now)
 
     def reload(self, now: float) -> None:
-        """Replace every worker that has read the handler, or is at it; try again at once where one could not."""
-        self._events.reloading()
+        self._events.shown = None  # what could not be loaded is tried anew: the same traceback is news again
         for name in self.slots:
             self._step(name, steps.HandlerChanged(), now)
 
     def pause(self, name: str, now: float) -> None:
-        """Take slot ``name`` out of service by hand, after the jobs that its worker runs. Raises as ``refresh`` does."""
         self._step(name, steps.PauseAsked(PausedByHand()), now)
 
     def spare(self, name: str, cause: SpareCause, now: float) -> None:
-        """Take slot ``name``, which nobody has paused, out of service until jobs need it.
-
-        Raises:
-            IllegalStepError: it is paused.
-        """
         self._step(name, steps.PauseAsked(cause), now)
 
     def resume(self, name: str, now: float) -> None:
-        """Put the paused slot ``name`` back into service. Raises as ``refresh`` does."""
         self._step(name, steps.ResumeAsked(), now)
 
     def distrust(self, name: str, what: str, now: float) -> None:
-        """The worker in slot ``name`` broke the protocol, by ``what``: kill it."""
-        self._misbehaved(self._links[name], what, now)
+        if self.slots[name].state in (SlotState.STARTING, SlotState.IDLE, SlotState.BUSY, SlotState.ENDING):
+            self._step(name, steps.Misbehaved(ProtocolBroken(what)), now)
 
     def stop(self, now: float, *, at_once: bool = False, idle_only: bool = False) -> None:
-        """End the workers (``idle_only``: those without a job) and keep the slots parked."""
         for name, slot in self.slots.items():
             if slot.state is not SlotState.PARKED and not (idle_only and slot.running):
                 self._step(name, steps.Stop(at_once), now)
 
     @property
     def parked(self) -> bool:
-        """Whether no slot has a worker any more."""
         return all(slot.state is SlotState.PARKED for slot in self.slots.values())
 
     @property
     def samples(self) -> Mapping[str, GpuSample]:
-        """The newest reading of each GPU, by UUID."""
         return self._memory.samples if self._memory is not None else {}
 
     def resume_reading(self) -> None:
-        """Read what workers, template and GPUs say."""
-        for link in self._links:
-            self._links.listen(link, True)
+        self._links.listen(True)
         self._template.listen(True)
         if self._memory is not None:
             self._loop.add_reader(self._memory.fileno(), self._hear_memory)
 
     def pause_reading(self) -> None:
-        """Leave what they say where it is."""
-        for link in self._links:
-            self._links.listen(link, False)
+        self._links.listen(False)
         self._template.listen(False)
         if self._memory is not None:
             self._loop.remove_reader(self._memory.fileno())
 
     def close(self) -> None:
-        """Let go of every pipe."""
         self.pause_reading()
         for name in self.slots:
             self._links.drop(name)
@@ -187,10 +162,9 @@ class LocalPool:
     # --- one turn -------------------------------------------------------------------------------------------------------
 
     def collect(self, now: float) -> list[events.PoolEvent]:
-        """Read what is there, let time pass, and return what the engine must know."""
-        for link in self._links.take_spoken():
+        for link in self._links.take(self._links.spoke):
             self._read(link, now)
-        for link in self._links.take_printed():
+        for link in self._links.take(self._links.printed):
             self._read_log(link)
         for report in self._template.collect(now):
             self._from_template(report, now)
@@ -205,14 +179,13 @@ class LocalPool:
         return self._events.drain()
 
     def perform(self, now: float) -> list[events.PoolEvent]:
-        """Carry out what the steps asked for; returns what came of it at once (a slot without a GPU is free immediately)."""
         while self._wanted:
             name, action = self._wanted.pop(0)
-            self._apply(name, self._actions.perform(self.slots[name], action, now), now)
+            if (event := self._actions.perform(self.slots[name], action, now)) is not None:
+                self._step(name, event, now)
         return self._events.drain()
 
     def deadline(self) -> float | None:
-        """When ``collect`` must run again at the latest."""
         memory = None if self._memory is None else self._memory.deadline()
         times = (self._timers.next(), self._template.deadline(), memory)
         return min((at for at in times if at is not None), default=None)
@@ -242,17 +215,14 @@ class LocalPool:
             self._events.state_changed(after)
             if after.state in OUT_OF_SERVICE:
                 self._wake()  # another may be wanted in its place
-        self._actions.by_uuid = self._actions.by_uuid or isinstance(event, steps.GpuLost)
+        if isinstance(event, steps.GpuLost):
+            self._actions.by_uuid = True
         if self._memory is not None and before.state in _RELEASE and after.state not in _RELEASE:
             self._memory.forget(name)  # what it learns now would come too late
 
     def _count_room(self, name: str) -> None:
         slot = self.slots[name]
         self.free.update(slot, 0 if self._links.clogged(name) else slot.room)
-
-    def _apply(self, name: str, event: steps.Event | None, now: float) -> None:
-        if event is not None:
-            self._step(name, event, now)
 
     # --- the workers' words ---------------------------------------------------------------------------------------------
 
@@ -261,12 +231,23 @@ class LocalPool:
             for message in link.channel.receive():
                 self._from_worker(link, message, now)
         except WireError as error:
-            self._misbehaved(link, str(error), now)
+            self.distrust(link.slot, str(error), now)
         self._links.heard(link)
 
     def _read_log(self, link: Link) -> None:
-        self._events.printed(link, link.log.read(self.slots[link.slot].running), self.slots[link.slot].running)
+        running = self.slots[link.slot].running
+        self._events.printed(link, link.log.read(running), running)
         self._links.heard(link)
+
+    def _last_words(self, link: Link, now: float) -> None:
+        """On a death, drain both pipes before judging: ``Done`` may be in one."""
+        try:
+            for message in link.channel.receive(LAST_BYTES, most=LAST_BYTES):
+                self._from_worker(link, message, now)
+        except WireError as error:
+            self._events.emit(notice.LastMessageUnreadable(link.slot, str(error)))
+        running = self.slots[link.slot].running
+        self._events.printed(link, link.log.read_rest(running), running)
 
     def _from_worker(self, link: Link, message: wire.FromWorker, now: float) -> None:
         slot = self.slots[link.slot]
@@ -277,7 +258,7 @@ class LocalPool:
             if link.log.waits:
                 self._events.printed(link, link.log.read_end_of(message.job, slot.running), slot.running)
             self._events.emit(events.JobEnded(message.job, link.starts.pop(message.job), link.slot, message))
-            self._events.port_taken(link, message.error or "", self._links)
+            self._events.port_taken(link, message.error or "", self._links.values())
             refresh = RefreshCause(RefreshBy.HANDLER) if message.refresh else None
             broken = RefreshCause(RefreshBy.CUDA_ERROR, message.poisoned) if message.poisoned else None
             self._step(link.slot, steps.JobDone(message.job, broken or refresh, message.out_of_memory), now)
@@ -287,7 +268,7 @@ class LocalPool:
             self._worker_ready(link, message, now)
         elif isinstance(message, wire.LoadFailed):
             link.load_failed = message
-            self._events.port_taken(link, message.message, self._links)
+            self._events.port_taken(link, message.message, self._links.values())
         elif isinstance(message, wire.Capacity):
             self._step(link.slot, steps.CapacityChanged(min(message.capacity, wire.MAX_CAPACITY)), now)
         else:
@@ -317,19 +298,6 @@ class LocalPool:
         self._events.emit(notice.WorkerReady(link.slot, message.pid, message.kind, message.load_ms))
         self._events.loaded(link.slot)
 
-    def _misbehaved(self, link: Link, what: str, now: float) -> None:
-        if self.slots[link.slot].state in (SlotState.STARTING, SlotState.IDLE, SlotState.BUSY, SlotState.ENDING):
-            self._step(link.slot, steps.Misbehaved(ProtocolBroken(what)), now)
-
-    def _last_words(self, link: Link, now: float) -> None:
-        """On a death, drain both pipes before judging: ``Done`` may be in one."""
-        try:
-            for message in link.channel.receive(LAST_BYTES, most=LAST_BYTES):
-                self._from_worker(link, message, now)
-        except WireError as error:
-            self._events.emit(notice.LastMessageUnreadable(link.slot, str(error)))
-        self._events.printed(link, link.log.read_rest(self.slots[link.slot].running), self.slots[link.slot].running)
-
     # --- the template's words -------------------------------------------------------------------------------------------
 
     def _from_template(self, message: wire.FromTemplate | Lost, now: float) -> None:
@@ -337,7 +305,9 @@ class LocalPool:
             self._template_gone(message, now)
             return
         if isinstance(message, wire.TemplateReady):
-            self._template_is_ready(message, now)
+            for module, why in message.skipped:
+                self._events.emit(notice.NotPreloaded(module, why))
+            self._wanted += self._actions.take_waiting()
             return
         link = self._links.get(message.slot)
         if link is None or link.generation != message.generation:
@@ -359,25 +329,18 @@ class LocalPool:
         before = self.slots[link.slot]
         if link.load_failed is not None:
             end = HandlerNotLoaded(link.load_failed.message)
-        if before.state is SlotState.ENDING and before.next is not Next.PARK and before.cause:
+        ending = before.state is SlotState.ENDING
+        if ending and before.next is not Next.PARK and before.cause:
             end = before.cause
-        if (
-            before.next not in (Next.REFRESH, Next.PAUSE) or before.state is not SlotState.ENDING
-        ):  # its end was no answer to how it loads
+        if not (ending and before.next in (Next.REFRESH, Next.PAUSE)):  # else its end says nothing of how it loads
             self._events.not_loaded(link.slot, end, link.load_failed)
         self._step(link.slot, steps.Died(end), now)
         after = self.slots[link.slot]
         if after.restarts > before.restarts:
             self._events.emit(notice.WorkerRestarts(link.slot, link.pid, after.cause or end))
 
-    def _template_is_ready(self, message: wire.TemplateReady, now: float) -> None:
-        for module, why in message.skipped:
-            self._events.emit(notice.NotPreloaded(module, why))
-        for name in self._actions.take_waiting():
-            self._apply(name, self._actions.fork(self.slots[name]), now)
-
     def _template_gone(self, lost: Lost, now: float) -> None:
-        for link in self._links:
+        for link in self._links.values():
             self._last_words(link, now)
         left = self._template.sweep()
         self._events.emit(notice.TemplateRestarts(lost.end, left))

@@ -19,13 +19,13 @@ WARNINGS = 50
 
 
 class EventBuffer:
-    """Events in their order, until they are drained."""
+    """Events in their order, until they are drained. ``shown`` is the last traceback, of a handler that could not be loaded."""
 
     def __init__(self, slots: Iterable[str]) -> None:
         """Each of ``slots`` has a first load to report, until a worker is ready in one."""
         self._events: list[events.PoolEvent] = []
         self._first_load = set(slots)
-        self._shown: str | None = None
+        self.shown: str | None = None
 
     def drain(self) -> list[events.PoolEvent]:
         """Return what there is, once."""
@@ -49,7 +49,7 @@ class EventBuffer:
 
     def loaded(self, name: str) -> None:
         """A worker is ready in slot ``name``: if it is the first of all, the doors open."""
-        self._shown = None
+        self.shown = None
         if self._first_load:
             self._first_load.clear()
             self.emit(events.FirstLoad(name))
@@ -60,13 +60,9 @@ class EventBuffer:
         if name in self._first_load:
             self._first_load.discard(name)
             self.emit(events.FirstLoad(name, end, failed))
-        elif failed is not None and failed.traceback and failed.traceback != self._shown:
-            self._shown = failed.traceback
+        elif failed is not None and failed.traceback and failed.traceback != self.shown:
+            self.shown = failed.traceback
             self.emit(events.Printed(name, None, failed.traceback.rstrip().splitlines()))
-
-    def reloading(self) -> None:
-        """What could not be loaded is tried anew: the same traceback is news again."""
-        self._shown = None
 
     # --- workers --------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from supervisor.host.orphans import orphans_of_this_process, sweep_orphans
 from supervisor.host.processes import set_subreaper
-from supervisor.pool.pipes.ends import make_pipes
+from supervisor.pool.template.launch import make_pipes
 from supervisor.pool.template.process import Gone, TemplateProcess
 from supervisor.wire import messages as wire
 
@@ -43,8 +43,7 @@ pids = {"template": template.pid, "bystander": bystander}
 pipes = [make_pipes() for _ in range(2)]
 for number, pair in enumerate(pipes):
     env = {"CHILD": str(folder / "leaves_a_grandchild.py")}
-    template.send(wire.Fork(f"cpu{number}", 1, env), (pair.worker_connection.fileno(), pair.worker_log))
-    pair.close_workers()
+    template.send(wire.Fork(f"cpu{number}", 1, env), pair.for_worker)
     if not wait([pair.connection], 10):
         sys.exit("the worker is silent")
     os.set_blocking(pair.connection.fileno(), True)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from functools import partial
 
 import pytest
 
@@ -15,7 +16,7 @@ from supervisor.job import JobRequest
 from supervisor.pool.interfaces import Place
 from supervisor.pool.local import LocalPool
 from supervisor.pool.slots.rules import Rules
-from supervisor.pool.template.launch import ForkLauncher
+from supervisor.pool.template.launch import fork_worker
 from supervisor.protocol.responses import status_body
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
@@ -138,14 +139,16 @@ class House:
             Place(f"cpu{index}", index, (GPU,) if memory else (), {"SUPERVISE_SLOT": f"cpu{index}"})
             for index in range(slots)
         ]
-        rules = Rules(
-            grace=self.settings.grace,
-            start_timeout=self.settings.start_timeout,
-            refresh_worker=self.settings.refresh_worker,
-            refresh_after_jobs=self.settings.refresh_after_jobs,
-        )
         client = self.template.client(loop, self.engine.wake)
-        self.pool = LocalPool(places, rules, client, memory, loop, self.engine.wake, ForkLauncher(client, loop, limit))
+        self.pool = LocalPool(
+            places,
+            Rules.of(self.settings),
+            client,
+            memory,
+            loop,
+            self.engine.wake,
+            partial(fork_worker, client, loop, limit),
+        )
         self.engine.attach(self.pool)
         self.faults = []
         loop.set_exception_handler(lambda _, context: self.faults.append(context))

@@ -17,11 +17,11 @@ TEMPLATE_PID = 39_999
 
 
 class WorkersPipes:
-    """A worker's ends of its pipes, copies of those that were sent."""
+    """A worker's ends of its pipes."""
 
     def __init__(self, connection: int, log: int) -> None:
-        self.worker_connection = Connection(os.dup(connection))
-        self.worker_log = os.dup(log)
+        self.worker_connection = Connection(connection)
+        self.worker_log = log
 
     def close_workers(self) -> None:
         self.worker_connection.close()

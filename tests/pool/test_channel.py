@@ -101,7 +101,7 @@ class House:
         places = [Place(f"gpu{index}", index, (), {"A": "b"}) for index in range(2)]
         client = self.template.client(loop, self.wake)
         rules = Rules(grace=5.0, start_timeout=0.0)
-        self.pool = LocalPool(places, rules, client, None, loop, self.wake, self.launcher)
+        self.pool = LocalPool(places, rules, client, None, loop, self.wake, self.launcher.launch)
 
     def wake(self) -> None:
         self.woken += 1

@@ -11,8 +11,7 @@ import pytest
 
 from supervisor.errors import WireError
 from supervisor.pool.pipes import log_pipe
-from supervisor.pool.pipes.ends import LOG_PIPE_BYTES
-from supervisor.pool.pipes.log_pipe import LINE_BYTES, NO_JOB, TAIL_LINES, TURN_LINES, LogPipe
+from supervisor.pool.pipes.log_pipe import LINE_BYTES, LOG_PIPE_BYTES, NO_JOB, TAIL_LINES, TURN_LINES, LogPipe
 from supervisor.wire.log_frames import frames
 
 MARK = "0123456789abcdef"

@@ -6,11 +6,13 @@ import pytest
 
 from supervisor import cause as c
 from supervisor import notice
+from supervisor.host.processes import STACK_SIGNAL
 from supervisor.pool.slots import steps
 from supervisor.pool.slots.ending import ASK_S, KILL_S, STACK_S
 from supervisor.pool.slots.machine import BACKOFF_S, BROKEN_RETRY_S, StateMachine
 from supervisor.pool.slots.rules import IllegalStepError, Rules
 from supervisor.pool.slots.slot import EndStep, Next, Slot, SlotState
+from supervisor.wire import messages as wire
 
 S = SlotState
 KILLED, TERMINATED, CRASHED, EXITED = c.Signalled(9), c.Signalled(15), c.Signalled(11), c.Exited(1)
@@ -186,7 +188,7 @@ def test_a_refresh_goes_through_its_steps_in_order():
     )
     assert (after.state, actions) == (S.ENDING, [steps.Measure()])
     after, actions = play(MACHINE, after, steps.Measured(), now=100.002)
-    assert actions == [steps.TellExit()]
+    assert actions == [steps.Send(wire.Exit())]
     assert after.deadline == pytest.approx(100.002 + ASK_S)
     after, actions = play(MACHINE, after, steps.Died(c.Exited(0)), steps.Swept(), now=100.01)
     assert (after.state, actions) == (S.RELEASING, [steps.Release()])
@@ -203,13 +205,13 @@ def test_a_refresh_goes_through_its_steps_in_order():
 
 def test_a_worker_that_does_not_exit_is_terminated_then_killed():
     after, actions = play(MACHINE, slot(S.IDLE), steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HAND)))
-    assert actions == [steps.TellExit()]
+    assert actions == [steps.Send(wire.Exit())]
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S)
     assert actions == [steps.SendSignal(signal.SIGTERM)]
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S + 4.9)
     assert actions == []
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S + 5.0)
-    assert actions == [steps.ShowStack()]  # where it hangs
+    assert actions == [steps.SendSignal(STACK_SIGNAL)]  # where it hangs
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S + 5.0 + STACK_S)
     assert actions == [steps.EndTree()]
     assert after.next is Next.REFRESH
@@ -235,12 +237,12 @@ def test_a_crash_costs_the_job_an_attempt_and_counts_as_restart():
 
 def test_a_cancelled_coroutine_is_told_first_and_loses_its_worker_after_the_grace():
     after, actions = play(MACHINE, slot(S.BUSY), steps.CancelJob("job", gently=True))
-    assert (after.state, actions, after.deadline) == (S.BUSY, [steps.TellCancel("job")], 105.0)
+    assert (after.state, actions, after.deadline) == (S.BUSY, [steps.Send(wire.Cancel("job"))], 105.0)
     assert after.room == 0
     ended, actions = play(MACHINE, after, steps.JobDone("job"))
     assert (ended.state, ended.deadline, actions) == (S.IDLE, None, [])
     stubborn, actions = play(MACHINE, after, steps.Tick(), now=105.0)
-    assert (stubborn.state, actions) == (S.ENDING, [steps.ShowStack()])
+    assert (stubborn.state, actions) == (S.ENDING, [steps.SendSignal(STACK_SIGNAL)])
     stubborn, actions = play(MACHINE, stubborn, steps.Tick(), now=105.0 + STACK_S)
     assert actions == [steps.SendSignal(signal.SIGTERM)]
     _, actions = play(MACHINE, stubborn, steps.Tick(), now=111.0)
@@ -269,6 +271,14 @@ def test_the_death_of_the_template_charges_nobody():
     lost, release = actions
     assert (lost.charged, release) == (False, steps.Release())
     assert after.next is Next.RESTART
+
+
+def test_the_death_of_the_template_is_a_restart_whatever_became_of_the_last_worker():
+    after, _ = play(MACHINE, slot(S.BUSY), steps.Died(CRASHED), steps.Swept(), steps.Released(), steps.Ready(1))
+    after, _ = play(MACHINE, after, steps.TemplateGone())
+    assert after.restarts == 2
+    after, _ = play(MACHINE, slot(S.BUSY), steps.Died(CRASHED), steps.TemplateGone())
+    assert after.restarts == 1  # it was counted
 
 
 def test_failed_starts_back_off_longer_and_longer_and_then_the_slot_is_broken():
@@ -312,7 +322,7 @@ def test_a_handler_that_changes_while_its_slot_is_being_paused_is_loaded_when_it
     after, actions = play(MACHINE, slot(S.BUSY), *events)
     assert (after.refresh_cause, after.room, actions) == (c.RefreshCause(c.RefreshBy.RELOAD), 0, [])
     after, actions = play(MACHINE, after, steps.JobDone("job"))
-    assert (after.state, after.next, actions) == (S.ENDING, Next.REFRESH, [steps.TellExit()])
+    assert (after.state, after.next, actions) == (S.ENDING, Next.REFRESH, [steps.Send(wire.Exit())])
 
 
 def test_stopped_at_once_between_the_death_and_the_sweep():
@@ -327,7 +337,7 @@ def test_start_timeout():
     after, _ = play(machine, slot(S.PARKED), steps.Start())
     assert after.deadline == 160.0
     after, actions = play(machine, after, steps.Tick(), now=160.0)
-    assert actions == [steps.ShowStack()]
+    assert actions == [steps.SendSignal(STACK_SIGNAL)]
     assert after.cause == c.StartTimedOut(60.0)
     after, actions = play(machine, after, steps.Tick(), now=161.0)
     assert actions == [steps.SendSignal(signal.SIGTERM)]
@@ -409,7 +419,7 @@ def test_a_refresh_waits_for_the_other_jobs_and_takes_no_new_ones():
     after, _ = play(MACHINE, both, steps.JobDone("job", refresh=c.RefreshCause(c.RefreshBy.HANDLER)))
     assert (after.state, after.room) == (S.BUSY, 0)
     after, actions = play(MACHINE, after, steps.JobDone("other"))
-    assert (after.state, actions) == (S.ENDING, [steps.TellExit()])
+    assert (after.state, actions) == (S.ENDING, [steps.Send(wire.Exit())])
 
 
 @pytest.mark.parametrize("state", [S.IDLE, S.STARTING])

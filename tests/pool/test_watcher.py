@@ -1,9 +1,9 @@
 """When GPUs are read and what is concluded, with a reader that the test plays."""
 
-import msgspec
 import pytest
 
 from supervisor.cause import GpusLost, HeldGpu, LostGpu, MemoryHolder, MemoryStaysInUse, Unknown, UnknownGpu
+from supervisor.gpu.client import ReaderGone
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, Reading, Unwatched, WorkerRef, Xid
 from supervisor.notice import RefreshAboveBlind, XidsUnwatched
 from supervisor.pool.interfaces import Place
@@ -13,10 +13,6 @@ from supervisor.pool.slots import steps
 GPU = Gpu(0, "GPU-0", "played")
 PLACE = Place("gpu0", 0, (GPU,), {})
 TIMEOUT = 30.0
-
-
-class Gone(msgspec.Struct, frozen=True):
-    reason: str
 
 
 class PlayedReader:
@@ -114,11 +110,9 @@ def test_a_worker_is_measured_by_a_reading_that_was_begun_afterwards(watched):
 def test_a_reader_that_dies_while_it_measures_delays_nothing(watched):
     watched.run_a_worker()
     watched.memory.measure(PLACE, watched.now)
-    watched.reader.said.append(Gone("NVML did not answer within 5 s"))
+    watched.reader.said.append(ReaderGone("NVML did not answer within 5 s"))
     assert watched.memory.collect(watched.now) == [("gpu0", steps.Measured())]
-    assert watched.memory.trouble == "NVML did not answer within 5 s"
-    watched.read(1000, OURS)
-    assert watched.memory.trouble is None
+    assert watched.read(1000, OURS) == []  # said once
 
 
 def test_released_memory_is_watched_closely_and_seen_free(watched):
@@ -175,9 +169,8 @@ def test_without_readings_the_slot_goes_on_after_the_timeout_unverified(watched,
     watched.end_it()
     if answer == "errors":
         assert watched.read(0, error="driver not loaded") == []
-        assert watched.memory.trouble == "driver not loaded"
     elif answer == "a dead reader":
-        watched.reader.said.append(Gone("it ended"))
+        watched.reader.said.append(ReaderGone("it ended"))
         assert watched.memory.collect(watched.now) == []
     died, watched.now = watched.now, watched.now + TIMEOUT - 0.001
     assert watched.memory.collect(watched.now) == []
@@ -205,7 +198,7 @@ def test_a_reader_that_did_not_measure_the_worker_makes_no_claim_about_what_was_
         watched.read(100)
         watched.memory.measure(PLACE, watched.now)
     if end != "too late":
-        watched.reader.said.append(Gone("it ended"))
+        watched.reader.said.append(ReaderGone("it ended"))
         watched.memory.collect(watched.now)
     watched.end_it()
     assert watched.read(100) == [("gpu0", steps.Released(None, verified=True))]
@@ -385,7 +378,6 @@ def test_that_no_xids_are_watched_is_said_once(watched):
     watched.reader.said += [Unwatched("Not Supported"), Unwatched("Not Supported")]
     remark = steps.Remarked(XidsUnwatched("gpu0", "Not Supported"))
     assert watched.memory.collect(watched.now) == [("gpu0", remark)]
-    assert watched.memory.trouble is None
 
 
 def test_what_is_learned_before_the_workers_start_is_not_forgotten(watched):

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from supervisor.pool.interfaces import Place
 from supervisor.pool.local import LocalPool
 from supervisor.pool.slots.rules import Rules
 from supervisor.pool.slots.steps import Measured, Released
-from supervisor.pool.template.launch import ForkLauncher
+from supervisor.pool.template.launch import fork_worker
 from supervisor.protocol.responses import status_body
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
@@ -205,15 +206,15 @@ class PlayedHouse:
         self.engine = Engine(options, self.store, self.secrets, loop, status_body, self.clock)
         gpus = (Gpu(0, "GPU-0", "played"),) if self.gpus else ()
         places = [Place(f"slot{index}", index, gpus, {}) for index in range(self.slots)]
-        rules = Rules(
-            grace=options.grace,
-            start_timeout=options.start_timeout,
-            refresh_worker=options.refresh_worker,
-            refresh_after_jobs=options.refresh_after_jobs,
-        )
         client = self.template.client(loop, self.engine.wake)
         self.pool = LocalPool(
-            places, rules, client, self.memory, loop, self.engine.wake, ForkLauncher(client, loop, 2**20)
+            places,
+            Rules.of(options),
+            client,
+            self.memory,
+            loop,
+            self.engine.wake,
+            partial(fork_worker, client, loop, 2**20),
         )
         self.engine.attach(self.pool)
         decide = self.engine._loop._decide

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from supervisor.host.processes import children_of
-from supervisor.pool.pipes.ends import Pipes, make_pipes
+from supervisor.pool.template.launch import Pipes, make_pipes
 from supervisor.pool.template.process import Gone, TemplateProcess
 from supervisor.wire import messages as wire
 
@@ -82,9 +82,7 @@ class House:
     def fork(self, child: str, slot: str = "cpu0", generation: int = 1, **env: str | None) -> Worker:
         pipes = make_pipes()
         env = {"CHILD": str(CHILDREN / f"{child}.py"), **env}
-        ends = (pipes.worker_connection.fileno(), pipes.worker_log)
-        self.template.send(wire.Fork(slot, generation, env), ends)
-        pipes.close_workers()
+        self.template.send(wire.Fork(slot, generation, env), pipes.for_worker)
         worker = Worker(slot, generation, pipes)
         self.workers.append(worker)
         return worker

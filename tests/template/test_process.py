@@ -12,7 +12,8 @@ import pytest
 
 from supervisor.cause import process_end
 from supervisor.config.settings import SECRET_VARIABLES
-from supervisor.pool.pipes.ends import LOG_PIPE_BYTES, make_pipes
+from supervisor.pool.pipes.log_pipe import LOG_PIPE_BYTES
+from supervisor.pool.template.launch import make_pipes
 from supervisor.pool.template.process import Gone, TemplateProcess, without_secrets
 from supervisor.protocol import wording
 from supervisor.wire import messages as wire
@@ -55,40 +56,36 @@ def test_a_template_that_cannot_be_understood_is_as_good_as_dead(tmp_path):
     template.close()
 
 
-def test_a_fork_for_which_descriptors_are_missing_keeps_none(house):
-    pipes = make_pipes()
+def test_pipes_for_which_descriptors_are_missing_keep_none():
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     filler = [os.dup(0)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     try:
         with pytest.raises(OSError, match="Too many open files"):
             filler.extend(os.dup(0) for _ in range(256))
-        os.close(filler.pop())  # room for one; a fork needs two
+        for _ in range(3):  # they need four
+            os.close(filler.pop())
         with pytest.raises(OSError, match="Too many open files"):
-            house.template.send(wire.Fork("cpu0", 1, {}), (pipes.worker_connection.fileno(), pipes.worker_log))
-        filler.append(os.dup(0))
+            make_pipes()
+        filler.extend(os.dup(0) for _ in range(3))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        for descriptor in [*filler, pipes.log, pipes.worker_log]:
+        for descriptor in filler:
             os.close(descriptor)
-        pipes.connection.close()
-        pipes.worker_connection.close()
 
 
 def test_pipes_of_the_supervisor_never_block():
     pipes = make_pipes()
+    ours, theirs = (pipes.connection.fileno(), pipes.log), pipes.for_worker
     try:
-        assert not os.get_blocking(pipes.connection.fileno())
-        assert not os.get_blocking(pipes.log)
-        assert os.get_blocking(pipes.worker_connection.fileno())
-        assert os.get_blocking(pipes.worker_log)
-        assert not any(map(os.get_inheritable, (pipes.connection.fileno(), pipes.log, pipes.worker_log)))
+        assert not any(map(os.get_blocking, ours))
+        assert all(map(os.get_blocking, theirs))
+        assert not any(map(os.get_inheritable, (*ours, *theirs)))
         assert fcntl.fcntl(pipes.log, fcntl.F_GETPIPE_SZ) in (LOG_PIPE_BYTES, 65536)
-        pipes.close_workers()
-        assert os.read(pipes.log, 1) == b""
     finally:
+        for descriptor in (pipes.log, *theirs):
+            os.close(descriptor)
         pipes.connection.close()
-        os.close(pipes.log)
 
 
 def test_secrets_are_taken_out():

@@ -11,8 +11,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from supervisor.pool.pipes.ends import LOG_PIPE_BYTES
 from supervisor.wire.log_frames import MarkReader
+
+LOG_PIPE_BYTES = 1024 * 1024
+"""A log pipe holds at most this (`/proc/sys/fs/pipe-max-size`): what a worker wrote before ``Done`` is no more."""
 
 READ_BYTES = 16 * 1024
 """Bytes asked for at once: a larger buffer costs page faults at each read (20 µs for 256 KiB)."""

@@ -29,7 +29,7 @@ _CODEC: wire.Codec[wire.FromWorker] = wire.Codec(wire.FromWorker)
 
 
 class MessagePipe:
-    """The ``Channel`` to a forked worker. Reading returns what is there; writing keeps what the pipe does not take yet."""
+    """An ``interfaces.Channel``, which says what its methods do, to a forked worker."""
 
     def __init__(self, connection: Connection, limit: int, loop: Loop) -> None:
         """Own ``connection``, which is non-blocking and watched by ``loop``; refuse messages of more than ``limit`` bytes."""
@@ -44,12 +44,10 @@ class MessagePipe:
         self._unsent = bytearray()
 
     def attach(self, readable: Callable[[], None], unclogged: Callable[[], None]) -> None:
-        """Call ``readable`` while listening whenever something can be received, ``unclogged`` when the worker reads again."""
         self._readable = readable
         self._unclogged = unclogged
 
     def listen(self, listening: bool) -> None:
-        """Watch the pipe, unless it has come to its end, or do not."""
         # First of all: uvloop gives up a descriptor that shows an error (a worker died with a message unread), and refuses to
         # watch it again until it is removed.
         self._loop.remove_reader(self._fd)
@@ -57,13 +55,6 @@ class MessagePipe:
             self._loop.add_reader(self._fd, self._readable)
 
     def receive(self, budget: int = TURN_BYTES, most: int = TURN_MESSAGES) -> list[wire.FromWorker]:
-        """At most ``most`` of the messages that are there, none when the pipe is empty or at its end.
-
-        About ``budget`` bytes are read. ``more`` says whether other messages were among them.
-
-        Raises:
-            WireError: what came is no message of this channel; the pipe is then ``closed`` and nothing more is read.
-        """
         messages: list[wire.FromWorker] = []
         try:
             if len(self._payloads) < most and not self.closed:
@@ -100,11 +91,9 @@ class MessagePipe:
 
     @property
     def more(self) -> bool:
-        """Whether messages were read that ``receive`` has not returned yet, or failed at."""
         return bool(self._payloads)
 
     def send(self, message: wire.ToWorker) -> None:
-        """Write ``message``, the rest of it as soon as the worker reads."""
         data = wire.frame(_CODEC.encode(message))
         sent = 0 if self._unsent else self._write(data)
         if sent < len(data):
@@ -114,7 +103,6 @@ class MessagePipe:
 
     @property
     def clogged(self) -> bool:
-        """Whether the worker does not read what it was told."""
         return len(self._unsent) > CLOGGED_BYTES
 
     def _flush(self) -> None:
@@ -126,7 +114,6 @@ class MessagePipe:
             self._unclogged()
 
     def close(self) -> None:
-        """Let go of it."""
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._connection.close()

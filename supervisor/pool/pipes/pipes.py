@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
 
 from supervisor.pool.interfaces import Channel, Loop
 from supervisor.pool.pipes.log_pipe import LogPipe
@@ -27,83 +26,60 @@ class Link:
         self.port_named = False
         self.warnings = 0
 
-    def close(self) -> None:
-        """Let go of both."""
-        self.channel.close()
-        self.log.close()
+
+Launch = Callable[[str, int, Mapping[str, "str | None"]], Link]
+"""Starts the worker of a slot and generation, with some variables set in its environment before any user code (None removes one),
+and returns the way to it. Raises ``OSError`` when the system refuses. ``template.launch.fork_worker``, or another kind."""
 
 
-class Launcher(Protocol):
-    """Starts workers: ``template.launch.ForkLauncher``, or another kind."""
-
-    def launch(self, slot: str, generation: int, env: Mapping[str, str | None]) -> Link:
-        """Start the worker of that ``generation``, with ``env`` in its environment, and give the way to it.
-
-        Raises:
-            OSError: the system refuses.
-        """
-
-
-class Links:
-    """The link of each slot's worker, by slot; closed links are no longer polled."""
+class Links(dict[str, Link]):
+    """The link of each slot's worker, by slot; closed links are no longer polled. ``spoke`` are those with messages to take,
+    ``printed`` those with output."""
 
     def __init__(self, loop: Loop, wake: Callable[[], None], reads: Callable[[str], None]) -> None:
         """Watch by ``loop``; call ``wake`` when something can be read, and ``reads`` with a slot whose worker does not read what
         it was told, or reads again."""
+        super().__init__()
+        self.spoke: set[Link] = set()
+        self.printed: set[Link] = set()
         self._loop = loop
         self._wake = wake
         self._reads = reads
-        self._links: dict[str, Link] = {}
-        self._spoke: set[Link] = set()
-        self._printed: set[Link] = set()
-
-    def __getitem__(self, slot: str) -> Link:
-        return self._links[slot]
-
-    def __iter__(self) -> Iterator[Link]:
-        return iter(self._links.values())
-
-    def get(self, slot: str) -> Link | None:
-        """Return the link of the worker in ``slot``, if there is one."""
-        return self._links.get(slot)
 
     def add(self, link: Link) -> None:
         """Watch ``link`` in the place of the slot's last one."""
         self.drop(link.slot)
-        self._links[link.slot] = link
-        link.channel.attach(partial(self._readable, link, self._spoke), partial(self._unclogged, link.slot))
-        self.listen(link, True)
+        self[link.slot] = link
+        link.channel.attach(partial(self._readable, link, self.spoke), partial(self._unclogged, link.slot))
+        self._watch(link, True)
 
     def drop(self, slot: str) -> None:
         """Close the link of ``slot``, if there is one."""
-        link = self._links.pop(slot, None)
+        link = self.pop(slot, None)
         if link is not None:
             self._loop.remove_reader(link.log.fd)
-            link.close()
+            link.channel.close()
+            link.log.close()
 
-    def take_spoken(self) -> list[Link]:
-        """Return those with messages since the last call."""
-        return self._take(self._spoke)
-
-    def take_printed(self) -> list[Link]:
-        """Return those with output since the last call."""
-        return self._take(self._printed)
+    def take(self, links: set[Link]) -> list[Link]:
+        """Return those of ``spoke`` or ``printed``, once."""
+        taken = [link for link in links if self.get(link.slot) is link]
+        links.clear()
+        return taken
 
     def heard(self, link: Link) -> None:
         """What ``link`` had to say was taken, as much as one turn takes: the rest is for the next, if more can come at all."""
         if link.channel.more:
-            self._readable(link, self._spoke)
+            self._readable(link, self.spoke)
         if link.log.more:
-            self._readable(link, self._printed)
+            self._readable(link, self.printed)
         if link.channel.closed or link.log.at_end:
-            self.listen(link, True)
+            self._watch(link, True)
 
-    def listen(self, link: Link, listening: bool) -> None:
-        """Watch what of ``link`` has not come to its end, or nothing."""
-        link.channel.listen(listening)
-        self._loop.remove_reader(link.log.fd)
-        if listening and not link.log.at_end:
-            self._loop.add_reader(link.log.fd, self._readable, link, self._printed)
+    def listen(self, listening: bool) -> None:
+        """Watch all links, or none."""
+        for link in self.values():
+            self._watch(link, listening)
 
     def send(self, link: Link, message: wire.ToWorker) -> None:
         """Send ``message``."""
@@ -113,13 +89,14 @@ class Links:
 
     def clogged(self, slot: str) -> bool:
         """Tell whether the worker in ``slot`` does not read what it was told."""
-        link = self._links.get(slot)
-        return link is not None and link.channel.clogged
+        return slot in self and self[slot].channel.clogged
 
-    def _take(self, links: set[Link]) -> list[Link]:
-        taken = [link for link in links if self._links.get(link.slot) is link]
-        links.clear()
-        return taken
+    def _watch(self, link: Link, listening: bool) -> None:
+        """Watch what of ``link`` has not come to its end, or nothing."""
+        link.channel.listen(listening)
+        self._loop.remove_reader(link.log.fd)
+        if listening and not link.log.at_end:
+            self._loop.add_reader(link.log.fd, self._readable, link, self.printed)
 
     def _readable(self, link: Link, which: set[Link]) -> None:
         which.add(link)

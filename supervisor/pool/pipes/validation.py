@@ -8,8 +8,6 @@ in it, decides how much memory the supervisor needs, or what a client of another
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
@@ -33,13 +31,39 @@ _JSON: msgspec.json.Decoder[msgspec.Raw] = msgspec.json.Decoder(msgspec.Raw)
 
 
 def checked(message: wire.FromWorker) -> wire.FromWorker:
-    """``message``, its texts for people cut.
+    """Return ``message``, its texts for people cut.
 
     Raises:
         WireError: it breaks the protocol.
     """
-    check = _CHECKS.get(type(message))
-    return message if check is None else check(message)
+    if isinstance(message, wire.Done):
+        return _done(message)
+    if isinstance(message, wire.Chunk):
+        _check_json(message.value, f"chunk {message.index}")
+    elif isinstance(message, wire.Progress):
+        if len(message.value) > wire.MAX_PROGRESS:
+            raise WireError(f"a progress of {len(message.value)} bytes is over the limit of {wire.MAX_PROGRESS}")
+        _check_json(message.value, "its progress")
+    elif isinstance(message, wire.Ready) and message.kind not in KINDS:
+        raise WireError(f"{message.kind[:80]!r} is no kind of handler")
+    elif isinstance(message, wire.LoadFailed):
+        # The end of a traceback says most.
+        return wire.LoadFailed(message.reason[:80], cut(message.message), message.traceback[-MAX_TRACEBACK:])
+    elif isinstance(message, wire.Warning):
+        return wire.Warning(cut(message.message))
+    return message
+
+
+def _done(message: wire.Done) -> wire.Done:
+    reasons = (message.error is not None) + (message.cause is not None)
+    if message.status not in ENDS or reasons != (message.status == "FAILED"):
+        error = ("no error", "an error", "two errors")[reasons]
+        raise WireError(f"{message.status[:80]!r} with {error} is no end of a job")
+    if message.output is not None:
+        _check_json(message.output, "its output")
+    if message.poisoned is not None and len(message.poisoned) > MAX_TEXT:
+        return msgspec.structs.replace(message, poisoned=cut(message.poisoned))
+    return message
 
 
 def cut(text: str, length: int = MAX_TEXT) -> str:
@@ -60,52 +84,3 @@ def _check_json(value: bytes, what: str) -> None:
         raise WireError(f"{what} is not JSON: {error}") from error
     except RecursionError:
         raise WireError(f"{what} is nested too deeply") from None
-
-
-def _ready(message: wire.Ready) -> wire.Ready:
-    if message.kind not in KINDS:
-        raise WireError(f"{message.kind[:80]!r} is no kind of handler")
-    return message
-
-
-def _load_failed(message: wire.LoadFailed) -> wire.LoadFailed:
-    # The end of a traceback says most.
-    return wire.LoadFailed(message.reason[:80], cut(message.message), message.traceback[-MAX_TRACEBACK:])
-
-
-def _progress(message: wire.Progress) -> wire.Progress:
-    if len(message.value) > wire.MAX_PROGRESS:
-        raise WireError(f"a progress of {len(message.value)} bytes is over the limit of {wire.MAX_PROGRESS}")
-    _check_json(message.value, "its progress")
-    return message
-
-
-def _chunk(message: wire.Chunk) -> wire.Chunk:
-    _check_json(message.value, f"chunk {message.index}")
-    return message
-
-
-def _done(message: wire.Done) -> wire.Done:
-    reasons = (message.error is not None) + (message.cause is not None)
-    if message.status not in ENDS or reasons != (message.status == "FAILED"):
-        error = ("no error", "an error", "two errors")[reasons]
-        raise WireError(f"{message.status[:80]!r} with {error} is no end of a job")
-    if message.output is not None:
-        _check_json(message.output, "its output")
-    if message.poisoned is not None and len(message.poisoned) > MAX_TEXT:
-        return msgspec.structs.replace(message, poisoned=cut(message.poisoned))
-    return message
-
-
-def _warning(message: wire.Warning) -> wire.Warning:
-    return wire.Warning(cut(message.message))
-
-
-_CHECKS: dict[type[wire.FromWorker], Callable[[Any], wire.FromWorker]] = {
-    wire.Ready: _ready,
-    wire.LoadFailed: _load_failed,
-    wire.Progress: _progress,
-    wire.Chunk: _chunk,
-    wire.Done: _done,
-    wire.Warning: _warning,
-}

@@ -66,8 +66,8 @@ class Release:
         several = len(gpus) > 1
         self._watches = [_Watch(gpu, slot, baseline, attributes, gpu.label if several else None) for gpu in gpus]
         self._timeout = timeout
-        self._died_at = float("inf")
-        self._held = False
+        self.died_at: float | None = None
+        self.verdict = Verdict.WAIT
 
     def measure(self) -> None:
         """A reading will be ``measured`` that shows what the worker holds now; until it comes, that is not known."""
@@ -85,13 +85,11 @@ class Release:
         What NVML lists of the tree counts. If it lists none of it with its memory, the tree holds none where NVML ``attributes``
         memory; elsewhere it holds what has come since before the worker, if its slot is ``alone`` on the GPU.
         """
-        held = [watch.holds(reading.of(watch.gpu.uuid), alone, attributes) for watch in self._watches]
-        known = [mib for mib in held if mib is not None]
-        return sum(known) if len(known) == len(held) else None
+        return _sum([watch.holds(reading.of(watch.gpu.uuid), alone, attributes) for watch in self._watches])
 
     def died(self, now: float) -> None:
         """The worker and all it started were gone at ``now`` (monotonic)."""
-        self._died_at = now
+        self.died_at = now
         for watch in self._watches:
             watch.fell_at = now
 
@@ -102,30 +100,40 @@ class Release:
 
     def observe(self, reading: Reading | None, now: float) -> Judgement:
         """Judge by a new reading, or by none when only time has passed. Readings begun before the death are ignored."""
-        for watch in self._watches:
-            if not watch.free and reading is not None and reading.at >= self._died_at:
+        if reading is not None and self.died_at is not None and reading.at >= self.died_at:
+            for watch in self._left():
                 watch.observe(reading.of(watch.gpu.uuid), now)
-        left = [watch for watch in self._watches if not watch.free]
+        judged = self._judge(now)
+        self.verdict = judged.verdict
+        return judged
+
+    def _judge(self, now: float) -> Judgement:
+        left = self._left()
+        freed = _sum([watch.freed() for watch in self._watches])
         if not left:
-            return Judgement(Verdict.FREE, freed_mib=self._freed())
+            return Judgement(Verdict.FREE, freed)
         over = [watch for watch in left if watch.hopeless or now - watch.fell_at >= self._timeout]
         held = [watch for watch in over if watch.is_evidence()]
-        self._held = bool(held) or (self._held and any(watch.may_be_held() for watch in left))
-        if self._held:
-            return Judgement(Verdict.HELD, self._freed(), held=tuple(watch.held() for watch in held or left))
+        if held or (self.verdict is Verdict.HELD and any(watch.may_be_held() for watch in left)):
+            return Judgement(Verdict.HELD, freed, held=tuple(watch.held() for watch in held or left))
         if len(over) < len(left):
             return Judgement(Verdict.WAIT)
-        return Judgement(Verdict.UNVERIFIED, self._freed(), unknown=tuple(watch.unknown() for watch in left))
+        return Judgement(Verdict.UNVERIFIED, freed, unknown=tuple(watch.unknown() for watch in left))
 
     def deadline(self) -> float | None:
-        """When ``observe`` gives a new verdict by time alone; ``None`` when it does not."""
-        left = [watch.fell_at + self._timeout for watch in self._watches if not (watch.free or watch.hopeless)]
-        return max(left) if left and not self._held else None
+        """When ``observe`` gives a verdict by time alone; ``None`` when it does not."""
+        if self.died_at is None or self.verdict is not Verdict.WAIT:
+            return None
+        return max((watch.fell_at + self._timeout for watch in self._left() if not watch.hopeless), default=None)
 
-    def _freed(self) -> int | None:
-        freed = [watch.freed() for watch in self._watches]
-        known = [mib for mib in freed if mib is not None]
-        return sum(known) if len(known) == len(freed) else None
+    def _left(self) -> list[_Watch]:
+        return [watch for watch in self._watches if not watch.free]
+
+
+def _sum(figures: list[int | None]) -> int | None:
+    """The sum, if each of them is known."""
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) if len(known) == len(figures) else None
 
 
 def attributes_memory(reading: Reading) -> bool:
@@ -254,16 +262,13 @@ class _Watch:
             return None
         return max(0, self._peak - max(0, self._surplus.most))
 
-    def held_mib(self) -> int:
-        """MiB in use still; what may be another's does not count unless nothing else is known to be ours."""
-        if self._surplus is None:
-            return 0
-        return self._surplus.least if self._surplus.least > TOLERANCE_MIB else max(0, self._surplus.most)
-
     def held(self) -> HeldGpu:
-        """What is held and by whom."""
+        """Say what is held and by whom. What may be another's does not count unless nothing else is known to be ours."""
         by = tuple(MemoryHolder(process.pid, process.name) for process in self.still_listed())
-        return HeldGpu(None if self._surplus is None else self.held_mib(), by, self._label)
+        mib = None
+        if self._surplus is not None:
+            mib = self._surplus.least if self._surplus.least > TOLERANCE_MIB else max(0, self._surplus.most)
+        return HeldGpu(mib, by, self._label)
 
     def unknown(self) -> UnknownGpu:
         """Why it cannot be said whose the memory is."""

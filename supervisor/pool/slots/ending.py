@@ -9,13 +9,16 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 
 import msgspec
 
 from supervisor.cause import StuckInKernel, WorkerEnd
+from supervisor.host.processes import STACK_SIGNAL
 from supervisor.notice import WorkerStuck
+from supervisor.pool.slots import steps
 from supervisor.pool.slots.slot import EndStep, Next, Slot, SlotState
-from supervisor.pool.slots.steps import Action, EndTree, JobLost, Measure, SendSignal, ShowStack, TellExit
+from supervisor.wire import messages as wire
 
 ASK_S = 1.0
 """How long a worker that was asked to exit may take before SIGTERM: it only has to flush."""
@@ -30,113 +33,97 @@ STACK_S = 0.1
 KILL_S = 10.0
 """How long after SIGKILL a worker that is still there is spoken of: a call into a driver can hold a process in the kernel."""
 
-Step = tuple[Slot, list[Action]]
+_LATER = {
+    EndStep.MEASURE: EndStep.ASKED,
+    EndStep.STACK: EndStep.TERM,
+    EndStep.ASKED: EndStep.TERM,
+    EndStep.TERM: EndStep.KILL,
+}
+
+Step = tuple[Slot, Sequence[steps.Action | steps.SlotNews]]
 
 
 class Ending:
     """The steps under one ``--grace``, in seconds."""
 
     def __init__(self, grace: float) -> None:
-        """Wait ``grace`` between signals."""
-        self._grace = grace
+        self._stages: dict[EndStep, tuple[float, steps.Action]] = {
+            EndStep.MEASURE: (MEASURE_S, steps.Measure()),
+            EndStep.STACK: (STACK_S, steps.SendSignal(STACK_SIGNAL)),
+            EndStep.ASKED: (min(ASK_S, grace), steps.Send(wire.Exit())),
+            EndStep.TERM: (grace, steps.SendSignal(signal.SIGTERM)),
+            EndStep.KILL: (KILL_S, steps.EndTree()),
+        }
 
-    def start(
-        self,
-        slot: Slot,
-        now: float,
-        step: EndStep,
-        after: Next,
-        cause: WorkerEnd | None,
-        *,
-        since: float | None = None,
-        failures: int | None = None,
-        blame: bool = False,
-    ) -> Step:
+    def start(self, slot: Slot, now: float, step: EndStep, after: Next, cause: WorkerEnd | None) -> Step:
         """Bring the worker's end to ``step``; its deadline leads to the next one."""
         if step is EndStep.MEASURE and not slot.has_gpu:
             step = EndStep.ASKED
         if step is EndStep.STACK and slot.stack_shown:
             step = EndStep.TERM
-        grace = self._grace
-        waits = {
-            EndStep.MEASURE: MEASURE_S,
-            EndStep.STACK: STACK_S,
-            EndStep.ASKED: min(ASK_S, grace),
-            EndStep.TERM: grace,
-            EndStep.KILL: KILL_S,
-        }
-        actions: dict[EndStep, Action] = {
-            EndStep.MEASURE: Measure(),
-            EndStep.STACK: ShowStack(),
-            EndStep.ASKED: TellExit(),
-            EndStep.TERM: SendSignal(signal.SIGTERM),
-            EndStep.KILL: EndTree(),
-        }
+        wait, action = self._stages[step]
+        ending = slot.state is SlotState.ENDING
         slot = changed(
             slot,
             state=SlotState.ENDING,
             end_step=step,
-            next=Next.PARK if slot.state is SlotState.ENDING and slot.next is Next.PARK else after,
+            next=Next.PARK if ending and slot.next is Next.PARK else after,
             cause=cause,
-            since=slot.since if slot.state is SlotState.ENDING else (now if since is None else since),
-            deadline=now + waits[step],
+            since=slot.since if ending else now,
+            deadline=now + wait,
             stack_shown=slot.stack_shown or step is EndStep.STACK,
-            failures=slot.failures if failures is None else failures,
-            blame=blame or (slot.state is SlotState.ENDING and slot.blame),
         )
-        return slot, [actions[step]]
+        return slot, [action]
 
     def escalate(self, slot: Slot, now: float) -> Step:
-        """The worker's end takes too long: the next step."""
-        if slot.end_step is EndStep.MEASURE:
-            return self.measured(slot, now)
+        """Go on to the next step: this one is done, or takes too long."""
         if slot.end_step is EndStep.KILL:
             stuck = StuckInKernel(slot.pid, KILL_S)
             return changed(slot, deadline=None, obstacle=stuck), [WorkerStuck(slot.name, stuck)]
         if slot.end_step is EndStep.TERM and not slot.stack_shown:
-            return changed(slot, stack_shown=True, deadline=now + STACK_S), [ShowStack()]
-        later = EndStep.KILL if slot.end_step is EndStep.TERM else EndStep.TERM
-        return self.start(slot, now, later, slot.next, slot.cause)
+            return changed(slot, stack_shown=True, deadline=now + STACK_S), [steps.SendSignal(STACK_SIGNAL)]
+        return self.start(slot, now, _LATER[slot.end_step], slot.next, slot.cause)
 
-    def measured(self, slot: Slot, now: float) -> Step:
-        """What the worker holds was read, or that took too long: ask it to exit."""
-        if slot.state is not SlotState.ENDING or slot.end_step is not EndStep.MEASURE:
-            return slot, []
-        return changed(slot, end_step=EndStep.ASKED, deadline=now + min(ASK_S, self._grace)), [TellExit()]
 
-    def died(self, slot: Slot, end: WorkerEnd, now: float) -> Step:
-        """The worker's process is dead, by ``end`` unless it was being ended."""
-        expected = slot.state is SlotState.ENDING
-        failures, restarts = slot.failures, slot.restarts
-        if slot.state is SlotState.STARTING or (slot.state is SlotState.IDLE and not slot.jobs_in_worker):
-            failures += 1
-        if slot.state is not SlotState.STARTING and not (expected and slot.next is not Next.RESTART):
-            restarts += 1
-        blamed = slot.cause if expected and slot.blame and slot.cause else end
-        lost = lost_jobs(slot, blamed, charged=slot.blame or not expected)
-        slot = changed(
-            slot,
-            state=SlotState.ENDING,
-            end_step=EndStep.DEAD,
-            deadline=None,
-            pid=None,
-            running=(),
-            cancelling=(),
-            failures=failures,
-            restarts=restarts,
-            next=slot.next if expected else Next.PAUSE if slot.pausing else Next.RESTART,
-            cause=slot.cause if expected else end,
-            since=slot.since if expected else now,
-            idle_slot_since=now if slot.running else slot.idle_slot_since,
-        )
-        return slot, lost
+def died(slot: Slot, end: WorkerEnd, now: float) -> Step:
+    """Count the death of the worker, by ``end`` unless it was being ended; its jobs are lost."""
+    expected = slot.state is SlotState.ENDING
+    failures, restarts = slot.failures, slot.restarts
+    if slot.state is SlotState.STARTING or (slot.state is SlotState.IDLE and not slot.jobs_in_worker):
+        failures += 1
+    if slot.state is not SlotState.STARTING and not (expected and slot.next is not Next.RESTART):
+        restarts += 1
+    blamed = slot.cause if expected and slot.blame and slot.cause else end
+    after = changed(
+        slot,
+        failures=failures,
+        restarts=restarts,
+        next=slot.next if expected else Next.PAUSE if slot.pausing else Next.RESTART,
+        cause=slot.cause if expected else end,
+        since=slot.since if expected else now,
+    )
+    return dead(after, now), lost_jobs(slot, blamed, charged=slot.blame or not expected)
+
+
+def dead(slot: Slot, now: float) -> Slot:
+    """``slot`` without its worker, of which something may be left."""
+    return changed(
+        slot,
+        state=SlotState.ENDING,
+        end_step=EndStep.DEAD,
+        deadline=None,
+        pid=None,
+        running=(),
+        cancelling=(),
+        idle_slot_since=now if slot.running else slot.idle_slot_since,
+    )
+
+
+def lost_jobs(slot: Slot, end: WorkerEnd, *, charged: bool) -> list[steps.Action]:
+    """The jobs that lose their worker, but for those that were told to stop; ``charged``: they may be the reason."""
+    return [steps.JobLost(job, end, charged) for job in slot.running if job not in slot.cancelling]
 
 
 def changed(slot: Slot, **changes: object) -> Slot:
     """``slot`` with ``changes``."""
     return msgspec.structs.replace(slot, **changes)
-
-
-def lost_jobs(slot: Slot, end: WorkerEnd, *, charged: bool) -> list[Action]:
-    """The jobs that lose their worker, but for those that were told to stop; ``charged``: they may be the reason."""
-    return [JobLost(job, end, charged) for job in slot.running if job not in slot.cancelling]

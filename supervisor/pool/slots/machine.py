@@ -18,50 +18,18 @@ from collections.abc import Callable
 from typing import Any
 
 from supervisor.cause import CancelIgnored, EndedBecause, RefreshBy, RefreshCause, StartTimedOut, WorkerEnd
-from supervisor.notice import Refreshed, SlotBroken, StartFailed
-from supervisor.pool.slots.ending import Ending, Step, changed, lost_jobs
+from supervisor.notice import HoldsWithoutJob, Refreshed, SlotBroken, StartFailed
+from supervisor.pool.slots import steps
+from supervisor.pool.slots.ending import Ending, Step, changed, dead, died, lost_jobs
 from supervisor.pool.slots.rules import Rules, expect, illegal
-from supervisor.pool.slots.service import Service
 from supervisor.pool.slots.slot import EndStep, Next, Slot, SlotState
-from supervisor.pool.slots.steps import (
-    Action,
-    Assign,
-    CancelJob,
-    CapacityChanged,
-    Died,
-    Event,
-    Forked,
-    ForkFailed,
-    ForkWorker,
-    GpuBack,
-    GpuLost,
-    HandlerChanged,
-    JobDone,
-    Measured,
-    MemoryHeld,
-    Misbehaved,
-    Overgrown,
-    PauseAsked,
-    Ready,
-    RefreshAsked,
-    Release,
-    Released,
-    Remarked,
-    ResumeAsked,
-    Start,
-    Stop,
-    Swept,
-    TemplateGone,
-    Tick,
-    Unforked,
-)
+from supervisor.wire import messages as wire
 
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Pauses after the first, second, … start in a row that failed; after the last the slot is broken."""
 
 BROKEN_RETRY_S = 300.0
 """A broken slot is tried again after this time: what broke it (a full disk, a missing file) may have been mended."""
-
 
 _ALIVE = (SlotState.STARTING, SlotState.IDLE, SlotState.BUSY)
 _WAITING = (SlotState.BACKOFF, SlotState.BROKEN, SlotState.HELD, SlotState.PARKED)
@@ -71,40 +39,38 @@ class StateMachine:
     """The steps under one set of rules."""
 
     def __init__(self, rules: Rules) -> None:
-        """Follow ``rules``."""
         self._rules = rules
         self._ending = Ending(rules.grace)
-        self._service = service = Service(rules, self._ending)
-        self._steps: dict[type[Event], Callable[[Slot, Any, float], Step]] = {
-            Start: self._start,
-            Forked: self._forked,
-            ForkFailed: self._fork_failed,
-            Unforked: self._unforked,
-            Ready: self._ready,
-            CapacityChanged: service.capacity,
-            Assign: service.assign,
-            JobDone: service.job_done,
-            CancelJob: service.cancel,
-            RefreshAsked: self._refresh_asked,
-            HandlerChanged: self._handler_changed,
-            PauseAsked: self._pause_asked,
-            ResumeAsked: self._resume_asked,
-            Misbehaved: self._misbehaved,
-            Measured: self._measured,
-            Overgrown: service.overgrown,
-            Died: self._died,
-            Swept: self._swept,
-            Released: self._released,
-            MemoryHeld: self._held,
-            TemplateGone: self._template_gone,
-            GpuLost: self._gpu_lost,
-            GpuBack: self._gpu_back,
-            Remarked: self._remarked,
-            Stop: self._stop,
-            Tick: self._tick,
+        self._steps: dict[type[steps.Event], Callable[[Slot, Any, float], Step]] = {
+            steps.Start: self._start,
+            steps.Forked: self._forked,
+            steps.ForkFailed: self._fork_failed,
+            steps.Unforked: self._unforked,
+            steps.Ready: self._ready,
+            steps.CapacityChanged: self._capacity,
+            steps.Assign: self._assign,
+            steps.JobDone: self._job_done,
+            steps.CancelJob: self._cancel,
+            steps.RefreshAsked: self._refresh_asked,
+            steps.HandlerChanged: self._handler_changed,
+            steps.PauseAsked: self._pause_asked,
+            steps.ResumeAsked: self._resume_asked,
+            steps.Misbehaved: self._misbehaved,
+            steps.Measured: self._measured,
+            steps.Overgrown: self._overgrown,
+            steps.Died: self._died,
+            steps.Swept: self._swept,
+            steps.Released: self._released,
+            steps.MemoryHeld: self._held,
+            steps.TemplateGone: self._template_gone,
+            steps.GpuLost: self._gpu_lost,
+            steps.GpuBack: self._gpu_back,
+            steps.Remarked: self._remarked,
+            steps.Stop: self._stop,
+            steps.Tick: self._tick,
         }
 
-    def step(self, slot: Slot, event: Event, now: float) -> Step:
+    def step(self, slot: Slot, event: steps.Event, now: float) -> Step:
         """The slot after ``event``, and what is to be done.
 
         Raises:
@@ -112,9 +78,14 @@ class StateMachine:
         """
         return self._steps[type(event)](slot, event, now)
 
-    def _start(self, slot: Slot, event: Start, now: float) -> Step:
+    # --- a worker comes -----------------------------------------------------------------------------------------------
+
+    def _start(self, slot: Slot, event: steps.Start, now: float) -> Step:
         expect(slot, event, *_WAITING)
-        timeout = self._rules.start_timeout
+        return self._begin(slot, now)
+
+    def _begin(self, slot: Slot, now: float) -> Step:
+        """Have a fresh worker forked."""
         slot = changed(
             slot,
             state=SlotState.STARTING,
@@ -128,41 +99,47 @@ class StateMachine:
             pause_cause=None,
             blame=False,
             stack_shown=False,
-            deadline=now + timeout if timeout else None,
+            deadline=now + self._rules.start_timeout if self._rules.start_timeout else None,
         )
-        return slot, [ForkWorker(slot.generation)]
+        return slot, [steps.ForkWorker(slot.generation)]
 
-    def _forked(self, slot: Slot, event: Forked, now: float) -> Step:
+    def _forked(self, slot: Slot, event: steps.Forked, now: float) -> Step:
         return changed(slot, pid=event.pid), []
 
-    def _fork_failed(self, slot: Slot, event: ForkFailed, now: float) -> Step:
+    def _fork_failed(self, slot: Slot, event: steps.ForkFailed, now: float) -> Step:
         expect(slot, event, SlotState.STARTING, SlotState.ENDING)
         if slot.state is SlotState.ENDING:
-            return self._unforked(slot, Unforked(), now)
+            return self._unforked(slot, steps.Unforked(), now)
         slot = changed(slot, cause=event.cause, next=Next.RESTART, failures=slot.failures + 1)
         return self._back_off(slot, event.cause, now)
 
-    def _unforked(self, slot: Slot, event: Unforked, now: float) -> Step:
+    def _unforked(self, slot: Slot, event: steps.Unforked, now: float) -> Step:
         expect(slot, event, SlotState.ENDING)
-        return self._swept(changed(slot, end_step=EndStep.DEAD), Swept(), now)
+        return self._swept(changed(slot, end_step=EndStep.DEAD), steps.Swept(), now)
 
-    def _ready(self, slot: Slot, event: Ready, now: float) -> Step:
+    def _back_off(self, slot: Slot, cause: WorkerEnd, now: float) -> Step:
+        broken = slot.failures > len(BACKOFF_S)
+        pause = BROKEN_RETRY_S if broken else BACKOFF_S[slot.failures - 1]
+        state = SlotState.BROKEN if broken else SlotState.BACKOFF
+        slot = changed(slot, state=state, deadline=now + pause, pid=None)
+        return slot, [(SlotBroken if broken else StartFailed)(slot.name, cause, pause)]
+
+    def _ready(self, slot: Slot, event: steps.Ready, now: float) -> Step:
         if slot.state is SlotState.ENDING:
             return slot, []
         expect(slot, event, SlotState.STARTING)
-        actions: list[Action] = []
+        news: list[steps.SlotNews] = []
         if slot.next is Next.REFRESH and slot.cause is not None:
-            actions.append(
-                Refreshed(
-                    slot=slot.name,
-                    cause=slot.cause,
-                    end_s=slot.gone_at - slot.since,
-                    release_s=slot.released_at - slot.gone_at,
-                    start_s=now - slot.released_at,
-                    freed_mib=slot.freed_mib,
-                    verified=slot.verified,
-                )
+            refreshed = Refreshed(
+                slot.name,
+                slot.cause,
+                end_s=slot.gone_at - slot.since,
+                release_s=slot.released_at - slot.gone_at,
+                start_s=now - slot.released_at,
+                freed_mib=slot.freed_mib,
+                verified=slot.verified,
             )
+            news.append(refreshed)
         slot = changed(
             slot,
             state=SlotState.IDLE,
@@ -173,30 +150,113 @@ class StateMachine:
             next=Next.RESTART,
             idle_slot_since=now if slot.idle_slot_since is None else slot.idle_slot_since,
         )
-        slot, more = self._service.rest(slot, now)
-        return slot, actions + more
+        slot, actions = self._rest(slot, now)
+        return slot, [*news, *actions]
 
-    def _refresh_asked(self, slot: Slot, event: RefreshAsked, now: float) -> Step:
+    # --- it serves ----------------------------------------------------------------------------------------------------
+
+    def _capacity(self, slot: Slot, event: steps.CapacityChanged, now: float) -> Step:
+        return changed(slot, capacity=max(1, event.capacity)), []
+
+    def _assign(self, slot: Slot, event: steps.Assign, now: float) -> Step:
+        if slot.room < 1 or event.job in slot.running:
+            raise illegal(slot, event)
+        return changed(slot, state=SlotState.BUSY, running=(*slot.running, event.job), failures=0), []
+
+    def _job_done(self, slot: Slot, event: steps.JobDone, now: float) -> Step:
+        if event.job not in slot.running:
+            raise illegal(slot, event)
+        running = tuple(job for job in slot.running if job != event.job)
+        cancelling = tuple(job for job in slot.cancelling if job != event.job) if slot.cancelling else ()
+        slot = changed(
+            slot,
+            running=running,
+            cancelling=cancelling,
+            jobs=slot.jobs + 1,
+            jobs_in_worker=slot.jobs_in_worker + 1,
+            idle_slot_since=now,
+        )
+        if slot.state is SlotState.ENDING:
+            return slot, []
+        slot = changed(slot, deadline=slot.deadline if cancelling else None)
+        wanted = event.refresh or self._own_cause(slot, event)
+        if wanted is not None and slot.refresh_cause is None:
+            slot = changed(slot, refresh_cause=wanted, since=now)
+        if running:
+            return slot, []
+        slot = changed(slot, state=SlotState.IDLE)
+        return self._leave(slot, now) if slot.pausing or slot.refresh_cause is not None else self._rest(slot, now)
+
+    def _own_cause(self, slot: Slot, event: steps.JobDone) -> RefreshCause | None:
+        if self._rules.refresh_worker:
+            return RefreshCause(RefreshBy.EACH_JOB)
+        if self._rules.refresh_on_oom and event.out_of_memory:
+            return RefreshCause(RefreshBy.FULL_GPU)
+        enough = self._rules.refresh_after_jobs and slot.jobs_in_worker >= self._rules.refresh_after_jobs
+        return RefreshCause(RefreshBy.SOME_JOBS) if enough else None
+
+    def _rest(self, slot: Slot, now: float) -> Step:
+        """Have what the worker, which is idle now, holds read, where that can be a reason to refresh it."""
+        actions = [steps.Measure()] if self._rules.refresh_above and slot.has_gpu else []
+        return changed(slot, idle_since=now), actions
+
+    def _cancel(self, slot: Slot, event: steps.CancelJob, now: float) -> Step:
+        if event.job not in slot.running:
+            raise illegal(slot, event)
+        if event.job in slot.cancelling:
+            return slot, []
+        slot = changed(slot, cancelling=(*slot.cancelling, event.job))
+        if slot.state is SlotState.ENDING:
+            return slot, []
+        if event.gently:
+            first = slot.deadline if slot.deadline is not None else now + self._rules.grace
+            return changed(slot, deadline=first), [steps.Send(wire.Cancel(event.job))]
+        step = EndStep.STACK if event.stuck else EndStep.TERM
+        return self._ending.start(slot, now, step, Next.PAUSE if slot.pausing else Next.RESTART, event.cause)
+
+    def _overgrown(self, slot: Slot, event: steps.Overgrown, now: float) -> Step:
+        if slot.state is not SlotState.IDLE or event.at < slot.idle_since:
+            return slot, []
+        if slot.jobs_in_worker:
+            return self._leave(changed(slot, refresh_cause=RefreshCause(RefreshBy.HELD_MEMORY), since=now), now)
+        # A fresh worker would hold as much, and so would the next: each may be refreshed after a job only.
+        news = [] if slot.refresh_above_warned else [HoldsWithoutJob(slot.name, event.mib, self._rules.refresh_above)]
+        return changed(slot, refresh_above_warned=True), news
+
+    # --- it is to be replaced, paused or stopped ----------------------------------------------------------------------
+
+    def _refresh_asked(self, slot: Slot, event: steps.RefreshAsked, now: float) -> Step:
         expect(slot, event, *_ALIVE, SlotState.BACKOFF, SlotState.BROKEN, SlotState.HELD)
         if slot.state is SlotState.STARTING:  # it loads what is out of date by now
             slot = changed(slot, refresh_cause=event.cause)
             return self._ending.start(slot, now, EndStep.TERM, Next.REFRESH, event.cause)
         if slot.state is SlotState.HELD:
-            return self._released(slot, Released(verified=False), now)
+            return self._released(slot, steps.Released(verified=False), now)
         if slot.state in _WAITING:
-            return self._start(slot, Start(), now)
+            return self._begin(slot, now)
         if slot.refresh_cause is not None:
             return slot, []
         slot = changed(slot, refresh_cause=event.cause, since=now)
-        return self._service.leave(slot, now) if slot.state is SlotState.IDLE else (slot, [])
+        return self._leave(slot, now) if slot.state is SlotState.IDLE else (slot, [])
 
-    def _handler_changed(self, slot: Slot, event: HandlerChanged, now: float) -> Step:
+    def _leave(self, slot: Slot, now: float) -> Step:
+        """End the idle worker, for the refresh or the pause that waited for that."""
+        after = Next.PAUSE if slot.pausing else Next.REFRESH
+        cause = slot.pause_cause or slot.refresh_cause
+        ending, actions = self._ending.start(slot, now, EndStep.MEASURE, after, cause)
+        return changed(ending, since=slot.since), actions  # which was when it was asked for
+
+    def _handler_changed(self, slot: Slot, event: steps.HandlerChanged, now: float) -> Step:
         # Also one that ends: it must not back off because of a handler that may be mended.
         slot = changed(slot, failures=0)
         has_read = slot.state in (*_ALIVE, SlotState.BACKOFF, SlotState.BROKEN)
-        return self._refresh_asked(slot, RefreshAsked(RefreshCause(RefreshBy.RELOAD)), now) if has_read else (slot, [])
+        return (
+            self._refresh_asked(slot, steps.RefreshAsked(RefreshCause(RefreshBy.RELOAD)), now)
+            if has_read
+            else (slot, [])
+        )
 
-    def _pause_asked(self, slot: Slot, event: PauseAsked, now: float) -> Step:
+    def _pause_asked(self, slot: Slot, event: steps.PauseAsked, now: float) -> Step:
         if slot.pausing if event.spare else slot.state is SlotState.PARKED and not slot.spare:
             raise illegal(slot, event)
         slot = changed(slot, pause_cause=event.cause)
@@ -207,29 +267,95 @@ class StateMachine:
             return self._ending.start(slot, now, step, Next.PAUSE, event.cause)
         return slot, []
 
-    def _resume_asked(self, slot: Slot, event: ResumeAsked, now: float) -> Step:
+    def _resume_asked(self, slot: Slot, event: steps.ResumeAsked, now: float) -> Step:
         if not slot.pausing:
             raise illegal(slot, event)
         slot = changed(slot, idle_slot_since=None)
         if slot.state is not SlotState.PARKED:
             return changed(slot, pause_cause=None), []
-        return self._start(changed(slot, cause=None), Start(), now)
+        return self._begin(changed(slot, cause=None), now)
 
-    def _misbehaved(self, slot: Slot, event: Misbehaved, now: float) -> Step:
+    def _stop(self, slot: Slot, event: steps.Stop, now: float) -> Step:
+        if slot.state in (*_WAITING, SlotState.LOST):
+            return changed(slot, state=SlotState.PARKED, deadline=None, cause=None, obstacle=None), []
+        ends = slot.state is SlotState.ENDING and (slot.end_step is EndStep.DEAD or not event.at_once)
+        if ends or slot.state is SlotState.RELEASING:
+            return changed(slot, next=Next.PARK), []
+        gently = EndStep.TERM if slot.running or slot.state is SlotState.STARTING else EndStep.MEASURE
+        step = EndStep.KILL if event.at_once else gently
+        return self._ending.start(slot, now, step, Next.PARK, EndedBecause.SUPERVISOR_STOPS)
+
+    def _misbehaved(self, slot: Slot, event: steps.Misbehaved, now: float) -> Step:
         if slot.state is SlotState.ENDING and slot.end_step >= EndStep.KILL:
             return slot, []
         expect(slot, event, *_ALIVE, SlotState.ENDING)
-        failures = slot.failures + (slot.state is SlotState.STARTING)
-        return self._ending.start(slot, now, EndStep.KILL, Next.RESTART, event.cause, failures=failures, blame=True)
+        slot = changed(slot, failures=slot.failures + (slot.state is SlotState.STARTING), blame=True)
+        return self._ending.start(slot, now, EndStep.KILL, Next.RESTART, event.cause)
 
-    def _measured(self, slot: Slot, event: Measured, now: float) -> Step:
-        return self._ending.measured(slot, now)
+    def _template_gone(self, slot: Slot, event: steps.TemplateGone, now: float) -> Step:
+        if slot.state not in (*_ALIVE, SlotState.ENDING):
+            return slot, []
+        lost = lost_jobs(slot, EndedBecause.TEMPLATE_DIED, charged=False)
+        counted = slot.state is SlotState.STARTING or (slot.state is SlotState.ENDING and slot.end_step is EndStep.DEAD)
+        slot = changed(
+            dead(slot, now),
+            next=Next.PARK if slot.next is Next.PARK else Next.RESTART,
+            cause=EndedBecause.TEMPLATE_DIED,
+            restarts=slot.restarts + (not counted),
+            since=now,
+        )
+        slot, actions = self._swept(slot, steps.Swept(), now)
+        return slot, [*lost, *actions]
 
-    def _died(self, slot: Slot, event: Died, now: float) -> Step:
+    def _gpu_lost(self, slot: Slot, event: steps.GpuLost, now: float) -> Step:
+        if slot.state in (SlotState.PARKED, SlotState.LOST):
+            return slot, []
+        if slot.state in _ALIVE:
+            return self._ending.start(changed(slot, blame=True), now, EndStep.KILL, Next.LOST, event.cause)
+        if slot.state is SlotState.ENDING:
+            return changed(slot, next=slot.next if slot.next is Next.PARK else Next.LOST, cause=event.cause), []
+        return changed(slot, state=SlotState.LOST, cause=event.cause, obstacle=None, deadline=None), []
+
+    def _gpu_back(self, slot: Slot, event: steps.GpuBack, now: float) -> Step:
+        if slot.state is SlotState.ENDING and slot.next is Next.LOST:
+            return changed(slot, next=Next.RESTART), []
+        if slot.state is not SlotState.LOST:
+            return slot, []
+        slot = changed(slot, state=SlotState.PARKED, next=Next.RESTART)
+        if slot.pausing:
+            return changed(slot, cause=slot.pause_cause), []
+        return self._begin(changed(slot, restarts=slot.restarts + 1), now)
+
+    def _remarked(self, slot: Slot, event: steps.Remarked, now: float) -> Step:
+        return slot, [event.notice]
+
+    def _tick(self, slot: Slot, event: steps.Tick, now: float) -> Step:
+        if slot.deadline is None or now < slot.deadline:
+            return slot, []
+        if slot.state is SlotState.STARTING:
+            late = StartTimedOut(self._rules.start_timeout)
+            slot = changed(slot, failures=slot.failures + 1)
+            return self._ending.start(slot, now, EndStep.STACK, Next.RESTART, late)
+        if slot.state is SlotState.BUSY:
+            after = Next.PAUSE if slot.pausing else Next.RESTART
+            return self._ending.start(slot, now, EndStep.STACK, after, CancelIgnored(self._rules.grace))
+        if slot.state is SlotState.ENDING:
+            return self._ending.escalate(slot, now)
+        if slot.state in (SlotState.BACKOFF, SlotState.BROKEN):
+            return self._begin(slot, now)
+        return changed(slot, deadline=None), []
+
+    # --- it is gone ---------------------------------------------------------------------------------------------------
+
+    def _measured(self, slot: Slot, event: steps.Measured, now: float) -> Step:
+        waits = slot.state is SlotState.ENDING and slot.end_step is EndStep.MEASURE
+        return self._ending.escalate(slot, now) if waits else (slot, [])
+
+    def _died(self, slot: Slot, event: steps.Died, now: float) -> Step:
         expect(slot, event, *_ALIVE, SlotState.ENDING)
-        return self._ending.died(slot, event.end, now)
+        return died(slot, event.end, now)
 
-    def _swept(self, slot: Slot, event: Swept, now: float) -> Step:
+    def _swept(self, slot: Slot, event: steps.Swept, now: float) -> Step:
         expect(slot, event, SlotState.ENDING)
         if slot.end_step is not EndStep.DEAD:
             raise illegal(slot, event)
@@ -238,9 +364,9 @@ class StateMachine:
             return changed(slot, state=SlotState.PARKED, cause=None), []
         if slot.next is Next.LOST:
             return changed(slot, state=SlotState.LOST), []
-        return changed(slot, state=SlotState.RELEASING, gone_at=now), [Release()]
+        return changed(slot, state=SlotState.RELEASING, gone_at=now), [steps.Release()]
 
-    def _released(self, slot: Slot, event: Released, now: float) -> Step:
+    def _released(self, slot: Slot, event: steps.Released, now: float) -> Step:
         if slot.state in (SlotState.PARKED, SlotState.LOST):
             return slot, []
         expect(slot, event, SlotState.RELEASING, SlotState.HELD)
@@ -255,88 +381,11 @@ class StateMachine:
             slot = changed(slot, cause=None)
         elif slot.failures and slot.cause is not None:
             return self._back_off(slot, slot.cause, now)
-        return self._start(changed(slot, state=SlotState.PARKED), Start(), now)
+        return self._begin(slot, now)
 
-    def _held(self, slot: Slot, event: MemoryHeld, now: float) -> Step:
+    def _held(self, slot: Slot, event: steps.MemoryHeld, now: float) -> Step:
         if slot.state in (SlotState.PARKED, SlotState.LOST):
             return slot, []
         expect(slot, event, SlotState.RELEASING, SlotState.HELD)
         state = SlotState.PARKED if slot.next is Next.PARK else SlotState.HELD
         return changed(slot, state=state, obstacle=event.obstacle), []
-
-    def _template_gone(self, slot: Slot, event: TemplateGone, now: float) -> Step:
-        if slot.state not in (*_ALIVE, SlotState.ENDING):
-            return slot, []
-        lost = lost_jobs(slot, EndedBecause.TEMPLATE_DIED, charged=False)
-        restarts = slot.restarts + (slot.state is not SlotState.STARTING and slot.end_step is not EndStep.DEAD)
-        slot = changed(
-            slot,
-            state=SlotState.ENDING,
-            end_step=EndStep.DEAD,
-            next=Next.PARK if slot.next is Next.PARK else Next.RESTART,
-            cause=EndedBecause.TEMPLATE_DIED,
-            pid=None,
-            running=(),
-            cancelling=(),
-            restarts=restarts,
-            since=now,
-            idle_slot_since=now if slot.running else slot.idle_slot_since,
-        )
-        slot, actions = self._swept(slot, Swept(), now)
-        return slot, [*lost, *actions]
-
-    def _gpu_lost(self, slot: Slot, event: GpuLost, now: float) -> Step:
-        if slot.state in (SlotState.PARKED, SlotState.LOST):
-            return slot, []
-        if slot.state in _ALIVE:
-            return self._ending.start(slot, now, EndStep.KILL, Next.LOST, event.cause, blame=True)
-        if slot.state is SlotState.ENDING:
-            return changed(slot, next=slot.next if slot.next is Next.PARK else Next.LOST, cause=event.cause), []
-        return changed(slot, state=SlotState.LOST, cause=event.cause, obstacle=None, deadline=None), []
-
-    def _gpu_back(self, slot: Slot, event: GpuBack, now: float) -> Step:
-        if slot.state is SlotState.ENDING and slot.next is Next.LOST:
-            return changed(slot, next=Next.RESTART), []
-        if slot.state is not SlotState.LOST:
-            return slot, []
-        slot = changed(slot, state=SlotState.PARKED, next=Next.RESTART)
-        if slot.pausing:
-            return changed(slot, cause=slot.pause_cause), []
-        return self._start(changed(slot, restarts=slot.restarts + 1), Start(), now)
-
-    def _remarked(self, slot: Slot, event: Remarked, now: float) -> Step:
-        return slot, [event.notice]
-
-    def _stop(self, slot: Slot, event: Stop, now: float) -> Step:
-        if slot.state in (*_WAITING, SlotState.LOST):
-            return changed(slot, state=SlotState.PARKED, deadline=None, cause=None, obstacle=None), []
-        if slot.state is SlotState.RELEASING:
-            return changed(slot, next=Next.PARK), []
-        if slot.state is SlotState.ENDING and (slot.end_step is EndStep.DEAD or not event.at_once):
-            return changed(slot, next=Next.PARK), []
-        if event.at_once:
-            return self._ending.start(slot, now, EndStep.KILL, Next.PARK, EndedBecause.SUPERVISOR_STOPS)
-        step = EndStep.TERM if slot.running or slot.state is SlotState.STARTING else EndStep.MEASURE
-        return self._ending.start(slot, now, step, Next.PARK, EndedBecause.SUPERVISOR_STOPS)
-
-    def _tick(self, slot: Slot, event: Tick, now: float) -> Step:
-        if slot.deadline is None or now < slot.deadline:
-            return slot, []
-        if slot.state is SlotState.STARTING:
-            late = StartTimedOut(self._rules.start_timeout)
-            return self._ending.start(slot, now, EndStep.STACK, Next.RESTART, late, failures=slot.failures + 1)
-        if slot.state is SlotState.BUSY:
-            after = Next.PAUSE if slot.pausing else Next.RESTART
-            return self._ending.start(slot, now, EndStep.STACK, after, CancelIgnored(self._rules.grace))
-        if slot.state is SlotState.ENDING:
-            return self._ending.escalate(slot, now)
-        if slot.state in (SlotState.BACKOFF, SlotState.BROKEN):
-            return self._start(slot, Start(), now)
-        return changed(slot, deadline=None), []
-
-    def _back_off(self, slot: Slot, cause: WorkerEnd, now: float) -> Step:
-        broken = slot.failures > len(BACKOFF_S)
-        pause = BROKEN_RETRY_S if broken else BACKOFF_S[slot.failures - 1]
-        state = SlotState.BROKEN if broken else SlotState.BACKOFF
-        slot = changed(slot, state=state, deadline=now + pause, pid=None)
-        return slot, [(SlotBroken if broken else StartFailed)(slot.name, cause, pause)]

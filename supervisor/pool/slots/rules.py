@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from supervisor.config.settings import Settings
 from supervisor.errors import SuperviseError
 from supervisor.pool.slots.slot import Slot, SlotState
 from supervisor.pool.slots.steps import Event
@@ -18,6 +19,11 @@ class Rules(msgspec.Struct, frozen=True):
     refresh_after_jobs: int = 0
     refresh_above: int = 0
     refresh_on_oom: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> Rules:
+        """Those of a supervisor."""
+        return msgspec.convert(settings, cls, from_attributes=True)
 
 
 class IllegalStepError(SuperviseError):

@@ -1,18 +1,14 @@
-"""The supervisor's client of the template: starts it, and another when it has died, and has workers forked, signalled and ended.
-
-Workers on other machines would live behind the same face.
-"""
+"""The supervisor's client of the template: starts it, and another when it has died, and has it fork, signal and end workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Union
 
 import msgspec
 
 from supervisor.cause import TemplateEnd, TemplateNotStarted, TemplateVanished, process_end
 from supervisor.pool.interfaces import Loop, Template
-from supervisor.pool.pipes.ends import Pipes
 from supervisor.pool.template.process import Gone
 from supervisor.wire import messages as wire
 
@@ -67,7 +63,7 @@ class TemplateClient:
         return self._start_at
 
     def collect(self, now: float) -> list[Union[wire.FromTemplate, Lost]]:
-        """What the template has reported; ``Lost`` when there is none any more."""
+        """Return what the template has reported; ``Lost`` when there is none any more."""
         if self._start_at is not None and now >= self._start_at:
             self._start_at = None
             try:
@@ -129,39 +125,17 @@ class TemplateClient:
         self._failures += 1
         return Lost(end, self._failures >= TRIES)
 
-    # --- workers --------------------------------------------------------------------------------------------------------
+    # --- the loop -------------------------------------------------------------------------------------------------------
 
-    def fork(self, slot: str, generation: int, env: Mapping[str, str | None], pipes: Pipes) -> None:
-        """Ask for a worker and hand its ends of ``pipes`` over. ``Forked`` or ``ForkFailed`` follows.
-
-        ``env`` is set in the worker before any user code; None removes a variable.
-
-        Raises:
-            OSError: no descriptors are left.
-        """
-        try:
-            self._ask(wire.Fork(slot, generation, dict(env)), pipes.worker_connection.fileno(), pipes.worker_log)
-        finally:
-            pipes.close_workers()
-
-    def signal(self, slot: str, generation: int, signum: int) -> None:
-        """Send ``signum`` to that worker's process, if it lives."""
-        self._ask(wire.Signal(slot, generation, signum))
-
-    def end_tree(self, slot: str, generation: int) -> None:
-        """SIGKILL that worker and all it started. ``Died`` and ``Swept`` follow."""
-        self._ask(wire.EndTree(slot, generation))
-
-    def _ask(self, message: wire.ToTemplate, *descriptors: int) -> None:
-        """Send ``message``, the rest of it as soon as the template reads. Nothing to a dead one: its workers died with it."""
+    def send(self, message: wire.ToTemplate, descriptors: Sequence[int] = ()) -> None:
+        """Send ``message`` as ``TemplateProcess.send`` does. Nothing to a dead one, whose workers died with it: fork by one that
+        is ``ready``."""
         if self._template is None:
             return
         self._template.resume()
         self._template.send(message, descriptors)
         if self._template.wants_write:
             self._loop.add_writer(self._template.fileno(), self._write_on)
-
-    # --- the loop -------------------------------------------------------------------------------------------------------
 
     def _report_waits(self) -> None:
         self._readable = True

@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import socket
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 from supervisor.pool.interfaces import Loop
-from supervisor.pool.pipes.ends import make_pipes
-from supervisor.pool.pipes.log_pipe import LogPipe
+from supervisor.pool.pipes.log_pipe import LOG_PIPE_BYTES, LogPipe
 from supervisor.pool.pipes.message_pipe import MessagePipe
 from supervisor.pool.pipes.pipes import Link
 from supervisor.pool.template.client import TemplateClient
+from supervisor.wire import messages as wire
 
 
-class ForkLauncher:
-    """The ``Launcher`` of workers that talk by a pipe."""
+class Pipes(NamedTuple):
+    """The pipes of one worker generation: ``connection`` and ``log`` are the supervisor's and never block, ``for_worker`` are the
+    worker's ends of both."""
 
-    def __init__(self, template: TemplateClient, loop: Loop, message_limit: int) -> None:
-        """Fork by ``template``. Messages over ``message_limit`` bytes are refused."""
-        self._template = template
-        self._loop = loop
-        self._limit = message_limit
+    connection: Connection
+    log: int
+    for_worker: tuple[int, int]
 
-    def launch(self, slot: str, generation: int, env: Mapping[str, str | None]) -> Link:
-        """Start a worker with ``env``, in which None removes a variable; the template reports its ``Forked`` or ``ForkFailed``.
 
-        Raises:
-            OSError: no descriptors are left.
-        """
-        pipes = make_pipes()
-        link = Link(slot, generation, MessagePipe(pipes.connection, self._limit, self._loop), LogPipe(pipes.log))
-        try:
-            self._template.fork(slot, generation, env, pipes)
-        except OSError:
-            link.close()
-            raise
-        return link
+def make_pipes() -> Pipes:
+    """Make the pipes of one worker generation.
+
+    Raises:
+        OSError: no descriptors are left.
+    """
+    ours, theirs = socket.socketpair()
+    try:
+        log, worker_log = os.pipe2(os.O_CLOEXEC)
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    ours.setblocking(False)
+    os.set_blocking(log, False)
+    with contextlib.suppress(OSError):  # over this user's share of pipe memory: the pipe is small, and works
+        fcntl.fcntl(log, fcntl.F_SETPIPE_SZ, LOG_PIPE_BYTES)
+    return Pipes(Connection(ours.detach()), log, (theirs.detach(), worker_log))
+
+
+def fork_worker(
+    template: TemplateClient, loop: Loop, limit: int, slot: str, generation: int, env: Mapping[str, str | None]
+) -> Link:
+    """Launch (``pipes.pipes.Launch``) a worker that talks by a pipe; the template reports its ``Forked`` or ``ForkFailed``.
+
+    Messages over ``limit`` bytes are refused.
+    """
+    pipes = make_pipes()
+    template.send(wire.Fork(slot, generation, dict(env)), pipes.for_worker)
+    return Link(slot, generation, MessagePipe(pipes.connection, limit, loop), LogPipe(pipes.log))

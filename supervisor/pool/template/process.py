@@ -61,7 +61,7 @@ class TemplateProcess:
             OSError: the process cannot be started.
         """
         self._codec = wire.Codec[wire.FromTemplate](wire.FromTemplate)
-        self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._outbox: deque[tuple[bytes, Sequence[int]]] = deque()
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sock.setblocking(False)
         passed = (theirs.fileno(), *locks)
@@ -94,18 +94,8 @@ class TemplateProcess:
     # --- messages -------------------------------------------------------------------------------------------------------
 
     def send(self, message: wire.ToTemplate, descriptors: Sequence[int] = ()) -> None:
-        """Send ``message`` with ``descriptors``, which the caller may close at once; what the socket does not take is kept.
-
-        Raises:
-            OSError: no descriptors are left for copies of those.
-        """
-        copies: list[int] = []
-        try:
-            copies.extend(map(os.dup, descriptors))
-        except OSError:
-            _close_all(copies)
-            raise
-        self._outbox.append((self._codec.encode(message), tuple(copies)))
+        """Send ``message`` with ``descriptors``, which are closed once they are sent; what the socket does not take is kept."""
+        self._outbox.append((self._codec.encode(message), descriptors))
         self.flush()
 
     @property
@@ -116,16 +106,20 @@ class TemplateProcess:
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it. A dead template is noticed by ``receive``."""
         while self._outbox:
-            data, descriptors = self._outbox[0]
             try:
-                socket.send_fds(self._sock, [data], descriptors)
+                socket.send_fds(self._sock, [self._outbox[0][0]], self._outbox[0][1])
             except BlockingIOError:
                 return
             except ConnectionError:
-                self._drop_outbox()
+                self._drop(len(self._outbox))
                 return
-            self._outbox.popleft()
-            _close_all(descriptors)
+            self._drop(1)
+
+    def _drop(self, count: int) -> None:
+        """Let go of the first ``count`` messages in the outbox, and of the descriptors that went with them."""
+        for _ in range(count):
+            for descriptor in self._outbox.popleft()[1]:
+                os.close(descriptor)
 
     def receive(self) -> list[Report]:
         """All reports that have come; ``Gone`` is the last of all. Never waits, but a moment for the exit status of the dead."""
@@ -150,11 +144,6 @@ class TemplateProcess:
         self.kill()
         return Gone(self.wait(_DEATH_PATIENCE))
 
-    def _drop_outbox(self) -> None:
-        for _, descriptors in self._outbox:
-            _close_all(descriptors)
-        self._outbox.clear()
-
     # --- the process ----------------------------------------------------------------------------------------------------
 
     def resume(self) -> None:
@@ -175,15 +164,10 @@ class TemplateProcess:
 
     def close(self) -> None:
         """Let go of the socket: a template that lives ends all that it forked, and itself."""
-        self._drop_outbox()
+        self._drop(len(self._outbox))
         self._sock.close()
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
     """``environ`` as handlers may see it. Taken out before the template is exec'ed: ``/proc/PID/environ`` keeps showing it."""
     return {name: value for name, value in environ.items() if name not in SECRET_VARIABLES | SERVICE_MANAGERS}
-
-
-def _close_all(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
