@@ -24,7 +24,7 @@ from supervisor.job import JobStatus
 from supervisor.protocol.sse import Event, EventParser
 from supervisor.protocol.views import JobCounts, Snapshot, WorkerCounts, WorkerView
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_URL = "http://127.0.0.1:8900"
 """Where `supervise HANDLER` listens when nothing else was said."""
 
 PATIENCE_S = 60.0
