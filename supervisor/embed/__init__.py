@@ -1,4 +1,4 @@
-"""A supervisor inside a Python program (README, "From Python"); in the user's process.
+"""A supervisor inside a Python program (docs/python.md); in the user's process.
 
 ``supervisor.py`` is what programs use, ``job.py`` their jobs, ``runtime.py`` the thread in which the engine lives.
 """

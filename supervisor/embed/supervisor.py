@@ -26,7 +26,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Supervisor:
-    """Workers for a handler, as ``supervise HANDLER`` has them, and a queue; see the README, "From Python"."""
+    """Workers for a handler, as ``supervise HANDLER`` has them, and a queue; see docs/python.md."""
 
     def __init__(self, handler: str, **options: Any) -> None:
         """Serve ``handler``; ``options`` are those of the command line, as ``gpus="auto"`` or ``refresh_worker=True``.

@@ -80,13 +80,13 @@ def written(end: End, log_format: str, *said: tuple[object, ...]) -> str:
     return end.read_to_end().decode().replace("\r\n", "\n")
 
 
-LISTENING = (AT, "listening", "listening on http://127.0.0.1:8000")
+LISTENING = (AT, "listening", "listening on http://127.0.0.1:8900")
 
 
 @pytest.mark.parametrize(
     ("said", "line"),
     [
-        (LISTENING, "listening on http://127.0.0.1:8000\n"),
+        (LISTENING, "listening on http://127.0.0.1:8900\n"),
         ((AT, "gpu0", "job-1", "hello"), "gpu0 │ job-1 │ hello\n"),
         ((AT, "gpu0", None, "hello"), "gpu0 │ hello\n"),
         ((AT, "gpu0", None, "a\nb\n"), "gpu0 │ a\ngpu0 │ b\n"),
@@ -153,7 +153,7 @@ def test_flush_waits_for_what_was_said(pipe: End) -> None:
     lines.event(*LISTENING)
     assert lines.flush(DEADLINE_S)
     assert select.select([pipe.reading], [], [], 0)[0]
-    assert os.read(pipe.reading, 100) == b"listening on http://127.0.0.1:8000\n"
+    assert os.read(pipe.reading, 100) == b"listening on http://127.0.0.1:8900\n"
     assert lines.close(DEADLINE_S)
 
 
@@ -184,7 +184,7 @@ def test_a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed(
     missing = re.search(r"^(\d+) lines are missing here", text, re.MULTILINE)
     assert missing is not None
     assert text.count("gpu0 │ x") + int(missing[1]) == count
-    assert text.endswith("listening on http://127.0.0.1:8000\n"), "events of the program come through all the same"
+    assert text.endswith("listening on http://127.0.0.1:8900\n"), "events of the program come through all the same"
 
 
 def test_close_has_a_deadline(pipe: End) -> None:
@@ -226,7 +226,7 @@ def test_the_last_words_wait_for_a_slow_machine_and_not_for_ever(
     assert lines.close(5 * PAUSE) is (patience > 50 * PAUSE)
     go_on.set()
     lines._writer.join(DEADLINE_S)
-    assert pipe.read_to_end() == b"listening on http://127.0.0.1:8000\n"
+    assert pipe.read_to_end() == b"listening on http://127.0.0.1:8900\n"
 
 
 def test_a_terminal_that_is_held_is_not_waited_for(terminal: End) -> None:
@@ -237,7 +237,7 @@ def test_a_terminal_that_is_held_is_not_waited_for(terminal: End) -> None:
     assert not lines.close(0.05)
     termios.tcflow(terminal.writing, termios.TCOON)
     lines._writer.join(DEADLINE_S)
-    assert os.read(terminal.reading, 100) == b"listening on http://127.0.0.1:8000\r\n"
+    assert os.read(terminal.reading, 100) == b"listening on http://127.0.0.1:8900\r\n"
 
 
 def test_a_reader_that_left_hurts_nobody(pipe: End) -> None:

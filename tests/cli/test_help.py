@@ -40,7 +40,7 @@ def test_every_option_is_there_once(page: str, name: str) -> None:
     "text",
     [
         "Usage: supervise HANDLER [OPTIONS] [-- HANDLER_ARGS]",
-        "--port PORT      Port to listen on; 0 picks one. [8000]",
+        "--port PORT      Port to listen on; 0 picks one. [8900]",
         "--grace TIME",
         "[24h]",
         "[20MiB]",

@@ -158,12 +158,12 @@ def test_the_environment_is_named(
 @pytest.mark.parametrize(
     ("arguments", "settings"),
     [
-        (["handler.py"], "handler=handler.py handler_args=() port=8000 refresh_worker=False api_key=() no_auth=False"),
+        (["handler.py"], "handler=handler.py handler_args=() port=8900 refresh_worker=False api_key=() no_auth=False"),
         (["--port", "1", "handler.py"], "handler=handler.py handler_args=() port=1"),
         (["serve", "handler.py", "--port=1"], "handler=handler.py handler_args=() port=1"),
         (["serve", "serve"], "handler=serve"),
         (["srve"], "handler=srve"),
-        (["handler.py", "--", "--port", "2", "--", "x"], "handler_args=('--port', '2', '--', 'x') port=8000"),
+        (["handler.py", "--", "--port", "2", "--", "x"], "handler_args=('--port', '2', '--', 'x') port=8900"),
         (["handler.py", "--refresh-worker"], "refresh_worker=True"),
         (["handler.py", "--refresh-worker", "--no-refresh-worker"], "refresh_worker=False"),
         (["handler.py", "--no-auth"], "no_auth=True"),

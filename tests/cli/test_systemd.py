@@ -30,7 +30,7 @@ def test_life_of_a_service(manager):
     sock, name = manager
     loop = asyncio.new_event_loop()
     service = Service({"NOTIFY_SOCKET": name})
-    service.ready("listening on http://127.0.0.1:8000", loop)
+    service.ready("listening on http://127.0.0.1:8900", loop)
     before = time.monotonic_ns() // 1000
     service.reloading()
     after = time.monotonic_ns() // 1000
@@ -41,7 +41,7 @@ def test_life_of_a_service(manager):
     assert reloading == "RELOADING=1"
     assert before <= int(at.removeprefix("MONOTONIC_USEC=")) <= after
     assert heard == [
-        ["READY=1", "STATUS=listening on http://127.0.0.1:8000"],
+        ["READY=1", "STATUS=listening on http://127.0.0.1:8900"],
         ["READY=1"],
         ["STOPPING=1", "STATUS=draining"],
     ]

@@ -124,7 +124,7 @@ def test_defaults(load: Load, folder: Path) -> None:
     assert made.spec == HandlerSpec("file", str(folder / "handler.py"))
     assert made.endpoint_id == "handler"
     assert made.store == folder / ".supervise/handler.db"
-    assert (made.host, made.port, is_loopback(made.host)) == ("127.0.0.1", 8000, True)
+    assert (made.host, made.port, is_loopback(made.host)) == ("127.0.0.1", 8900, True)
     assert (made.gpus, made.workers, made.pin_by) == ("auto", 1, "index")
     assert (made.max_body, made.max_result) == (20 * 2**20, 100 * 2**20)
     assert (made.retention, made.grace, made.release_timeout, made.drain_timeout) == (86_400, 5, 30, 30)
@@ -251,7 +251,7 @@ def test_keywords_read_a_file_and_not_the_environment(folder: Path, monkeypatch:
         ({"port": "1"}, {"SUPERVISE_PORT": "2"}, "port = 3", 1),
         ({"port": None}, {"SUPERVISE_PORT": "2"}, "port = 3", 2),
         ({}, {"SUPERVISE_PORT": ""}, "port = 3", 3),
-        ({}, {}, "grace = 3", 8000),
+        ({}, {}, "grace = 3", 8900),
     ],
 )
 def test_precedence(load: Load, words: dict[str, Any], environ: dict[str, str], toml: str, port: int) -> None:

@@ -135,7 +135,7 @@ def make(gpus: int = 2, slots: int | None = None, /, **changes: Any) -> s.Snapsh
         endpoint_id="my_handler",
         handler="handlers/my_handler.py",
         pid=48190,
-        url="http://127.0.0.1:8000",
+        url="http://127.0.0.1:8900",
         draining=False,
         jobs=s.JobCounts(1204, 3, len(running), 5, 2),
         workers=workers,

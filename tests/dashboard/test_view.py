@@ -61,7 +61,7 @@ def test_everything_has_its_place(snapshot: Make, width: int, height: int) -> No
     for fact in (
         "supervise 0.1.0 · my_handler",
         "up 3h 12m",
-        "handlers/my_handler.py   http://127.0.0.1:8000   pid 48190",
+        "handlers/my_handler.py   http://127.0.0.1:8900   pid 48190",
         *("GPUs", "slots", "jobs", "running", "ended", "log"),
         "8.7/140.4 GiB",
         "97%",
