@@ -93,7 +93,7 @@ def look(folder: Path, simulate: int) -> tuple[Listing, dict[str, locks.Holder],
 
 
 def _read(reader: Reader, trees: Mapping[str, WorkerRef]) -> Reading:
-    number = reader.ask(trees, time.monotonic())
+    number = reader.request(trees, time.monotonic())
     while True:
         deadline = reader.deadline()
         select.select([reader.fileno()], [], [], None if deadline is None else max(0.0, deadline - time.monotonic()))

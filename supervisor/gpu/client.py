@@ -29,7 +29,7 @@ SLOW_S = 2.0
 
 _CHUNK = 65536
 _LONGEST_PAUSE = 30.0
-_LAST_WORDS = 4096
+_TAIL_BYTES = 4096
 _REAP_S = 0.1
 
 
@@ -78,10 +78,10 @@ class _Process:
         except OSError:
             self.unsent = b""
 
-    def last_words(self) -> str:
+    def output_tail(self) -> str:
         """The last line that it printed; closes the file that holds it."""
         size = os.fstat(self._output).st_size
-        text = os.pread(self._output, _LAST_WORDS, max(0, size - _LAST_WORDS)).decode("utf-8", "replace").strip()
+        text = os.pread(self._output, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode("utf-8", "replace").strip()
         os.close(self._output)
         return text.rpartition("\n")[2]
 
@@ -136,7 +136,7 @@ class Reader:
         """Readable when ``receive`` has something; the same descriptor for as long as this object lives."""
         return self._poll.fileno()
 
-    def ask(self, workers: Mapping[str, WorkerRef], now: float) -> int:
+    def request(self, workers: Mapping[str, WorkerRef], now: float) -> int:
         """Ask for a sample, begun after this call; returns the number that its ``Reading`` will carry.
 
         While a request is under way, or no reader runs, the new one waits and is sent as soon as can be. Only the newest waits:
@@ -247,8 +247,8 @@ class Reader:
 
     def _gone(self, reason: str, now: float) -> ReaderGone:
         if self._process is not None:
-            words = self._retire(self._process)
-            reason = f"{reason} ({words})" if words else reason
+            tail = self._retire(self._process)
+            reason = f"{reason} ({tail})" if tail else reason
         self._start_at = now + min(_LONGEST_PAUSE, 2.0**self._failures)
         self._failures += 1
         return ReaderGone(reason)
@@ -260,7 +260,7 @@ class Reader:
         process.socket.close()
         process.child.kill()  # one that is stuck in the kernel is not gone at once
         self._dying.append(process)
-        return process.last_words()
+        return process.output_tail()
 
     def _reap(self) -> None:
         self._dying = [process for process in self._dying if process.child.poll() is None]

@@ -91,14 +91,14 @@ def lock_gpus(
     locks: dict[str, Lock] = {}
     refusals: list[str] = []
     with contextlib.ExitStack() as undo, _opened(folder) as folder_fd:
-        taking = _Taking(folder, folder_fd, holder, time.monotonic() + wait, mode=0o666)
+        locker = _Locker(folder, folder_fd, holder, time.monotonic() + wait, mode=0o666)
         # Everyone takes them in the same order, so two starts at once do not each get half.
         for gpu in sorted(gpus, key=lambda gpu: gpu.uuid):
             wanted = {_file_name(gpu.uuid): fcntl.LOCK_EX}
             if gpu.parent:
                 wanted[_file_name(gpu.parent)] = fcntl.LOCK_SH
             try:
-                locks[gpu.uuid] = taking.lock(f"GPU {gpu.number} ({gpu.uuid})", wanted)
+                locks[gpu.uuid] = locker.lock(f"GPU {gpu.number} ({gpu.uuid})", wanted)
                 undo.callback(locks[gpu.uuid].close)
             except LockedError as error:
                 refusals.append(str(error))
@@ -120,9 +120,9 @@ def lock_store(store: Path, holder: Holder, wait: float = REMAINS_S) -> Lock:
         UsageError: the file beside it cannot be made.
     """
     with _opened(store.parent, make=False) as folder_fd:
-        taking = _Taking(store.parent, folder_fd, holder, time.monotonic() + wait, mode=0o600)
+        locker = _Locker(store.parent, folder_fd, holder, time.monotonic() + wait, mode=0o600)
         try:
-            return taking.lock(f"the store {store}", {f"{store.name}.lock": fcntl.LOCK_EX})
+            return locker.lock(f"the store {store}", {f"{store.name}.lock": fcntl.LOCK_EX})
         except LockedError as error:
             raise LockedError(f"{error}; name another one with --store") from None
 
@@ -144,7 +144,7 @@ def gpu_holder(gpu: Gpu, folder: Path = DEFAULT_DIR) -> Holder | None:
 # --- inside
 
 
-class _Taking(msgspec.Struct, frozen=True):
+class _Locker(msgspec.Struct, frozen=True):
     """How locks in ``folder`` are taken for ``holder``; new files get ``mode``. Dead holders are waited for until ``until``
     (``time.monotonic()``)."""
 

@@ -13,7 +13,7 @@ import msgspec
 
 from supervisor.gpu.attribution import Attribution
 from supervisor.gpu.records import MIB, Gpu, GpuProcess, GpuSample, Listing, WorkerRef
-from supervisor.gpu.xids import Order, Watched, XidWatch
+from supervisor.gpu.xids import Watched, WatchRequest, XidWatch
 
 _PLAIN = {
     "NVML_ERROR_LIBRARY_NOT_FOUND": "no NVIDIA driver is installed (libnvidia-ml.so.1 was not found)",
@@ -111,7 +111,7 @@ class NvmlSource:
         try:
             count = nvml.nvmlDeviceGetCount()
         except self._failures as error:
-            self._forget_if_uninitialised(error)
+            self._reset_if_uninitialised(error)
             raise SourceError(f"NVML cannot count the GPUs: {error}") from error
         devices: dict[str, Watched] = {}
         missing = []
@@ -160,7 +160,7 @@ class NvmlSource:
         uuids = frozenset(self._devices)
         if self._nvml is not None and uuids != self._watched:
             self._watched = uuids
-            self._xids.watch(Order(self._nvml, self._failures, tuple(self._devices.values())))
+            self._xids.watch(WatchRequest(self._nvml, self._failures, tuple(self._devices.values())))
 
     # --- reading one
 
@@ -211,7 +211,7 @@ class NvmlSource:
 
     def _unreadable(self, gpu: Gpu, error: Exception) -> GpuSample:
         self._stale = True
-        self._forget_if_uninitialised(error)
+        self._reset_if_uninitialised(error)
         if self._is(error, "NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED"):
             self._lost.add(gpu.uuid)
         return GpuSample(
@@ -256,7 +256,7 @@ class NvmlSource:
         code = getattr(error, "value", None)
         return code is not None and any(getattr(self._nvml, name, None) == code for name in names)
 
-    def _forget_if_uninitialised(self, error: Exception) -> None:
+    def _reset_if_uninitialised(self, error: Exception) -> None:
         if self._is(error, "NVML_ERROR_UNINITIALIZED"):
             self._nvml = None
             self._watched = frozenset()

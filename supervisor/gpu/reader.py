@@ -42,12 +42,12 @@ def main(supervisor: int, simulated: int, fd: int = 0) -> None:
     processes.set_death_signal(signal.SIGKILL)
     if os.getppid() != supervisor:
         return
-    line = Line(fd)
+    server = RequestServer(fd)
     attribution = Attribution(on_host=in_host_pid_namespace())
-    line.serve(SimulatedSource(simulated) if simulated else NvmlSource(XidWatch(line.say), attribution))
+    server.serve(SimulatedSource(simulated) if simulated else NvmlSource(XidWatch(server.send), attribution))
 
 
-class Line:
+class RequestServer:
     """The supervisor's socket."""
 
     def __init__(self, fd: int) -> None:
@@ -55,7 +55,7 @@ class Line:
         self._codec: wire.Codec[ToReader] = wire.Codec(ToReader)
         self._writing = threading.Lock()
 
-    def say(self, message: FromReader) -> None:
+    def send(self, message: FromReader) -> None:
         """Send it whole, from any thread. That nobody listens any more is noticed where the socket is read."""
         left = memoryview(wire.frame(self._codec.encode(message)))
         try:
@@ -68,11 +68,11 @@ class Line:
     def serve(self, source: Source) -> None:
         """Answer requests from ``source``, one after the other, until the socket closes."""
         frames = wire.FrameReader(LIMIT)
-        while data := self._heard():
+        while data := self._read():
             for payload in frames.feed(data):
-                self.say(answer(self._codec.decode(payload), source))
+                self.send(answer(self._codec.decode(payload), source))
 
-    def _heard(self) -> bytes:
+    def _read(self) -> bytes:
         try:
             return os.read(self._fd, _CHUNK)
         except ConnectionResetError:

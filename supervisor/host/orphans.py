@@ -12,9 +12,9 @@ from collections.abc import Collection
 
 from supervisor.host.processes import children_of, kill, kill_with_group, processes_with
 
-_LOOK_AGAIN = 0.001
+_POLL_S = 0.001
 
-_QUIET_LOOKS = 2
+_QUIET_SCANS = 2
 _QUIET_S = 0.005
 _EXEC_S = 0.2
 """An environment that stays empty for so long is one: a process without any, not one in the middle of an exec."""
@@ -33,7 +33,7 @@ def sweep_orphans(known: Collection[int], patience: float = 1.0) -> int:
         swept += sum(_reap(pid) for pid in orphans)
         if time.monotonic() > deadline:
             break
-        time.sleep(_LOOK_AGAIN)
+        time.sleep(_POLL_S)
     return swept
 
 
@@ -65,9 +65,9 @@ def sweep_marked(run_id: str, patience: float = 1.0) -> int:
         unclear = [pid for pid in marked.unclear if now - unclear_since.setdefault(pid, now) < _EXEC_S]
         quiet = 0 if found or unclear else quiet + 1
         # One look may miss who was forked while it went on; a second that finds nobody had nobody left to fork.
-        if quiet == _QUIET_LOOKS or now - begun > patience:
+        if quiet == _QUIET_SCANS or now - begun > patience:
             return len(killed)
-        time.sleep(_QUIET_S if quiet else _LOOK_AGAIN)
+        time.sleep(_QUIET_S if quiet else _POLL_S)
 
 
 def orphans_of_this_process(known: Collection[int]) -> list[int]:

@@ -195,9 +195,9 @@ def test_chunks_are_handed_out_once_and_a_failed_answer_hands_them_out_again(hou
     ("said", "words"),
     [
         ([wire.Chunk("a", 1, b"1")], "chunk 1 out of order"),
-        ([wire.Done("other", "COMPLETED", b"1")], "no end of a job that runs here"),
+        ([wire.Done("other", "COMPLETED", b"1")], "the job does not run in this worker"),
         ([wire.Done("a", "IN_QUEUE", b"1")], "is no end of a job"),
-        ([wire.Ready(1, "function")], "said twice that it is ready"),
+        ([wire.Ready(1, "function")], "Ready was sent twice"),
     ],
 )
 def test_a_worker_that_breaks_the_protocol_hurts_its_own_job_only(make_house, said, words):

@@ -26,7 +26,7 @@ class PlayedReader:
     def fileno(self):
         return 99
 
-    def ask(self, workers, now):
+    def request(self, workers, now):
         self.asked.append(dict(workers))
         return len(self.asked)
 
@@ -159,7 +159,7 @@ def test_held_memory_that_nobody_waits_for_is_forgotten(watched):
     watched.read(1000, OURS)
     watched.now += TIMEOUT
     watched.read(1000, OURS)
-    watched.memory.forget("gpu0")
+    watched.memory.unwatch("gpu0")
     assert watched.read(100) == []
 
 

@@ -119,19 +119,19 @@ class SlotLife(RuleBasedStateMachine):
     def is_forked(self):
         self.worker = "loading"
         self.memory_free = False
-        self.step(steps.Forked(40))
+        self.step(steps.WorkerForked(40))
 
     @precondition(lambda self: self.worker == "asked")
     @rule()
     def cannot_be_forked(self):
         self.worker = None
-        self.step(steps.ForkFailed(c.ForkRefused("no memory")))
+        self.step(steps.WorkerForkFailed(c.ForkRefused("no memory")))
 
     @precondition(lambda self: self.worker == "loading")
     @rule(capacity=st.sampled_from((-1, 1, 2, 3)))
     def is_ready(self, capacity):
         self.worker = "ready"
-        self.step(steps.Ready(capacity))
+        self.step(steps.WorkerLoaded(capacity))
 
     @precondition(lambda self: self.worker == "ready")
     @rule(capacity=st.integers(-1, 3))
@@ -143,13 +143,13 @@ class SlotLife(RuleBasedStateMachine):
     def dies(self, really=True):
         if really:
             self.worker = "dead"
-            self.step(steps.Died(c.Signalled(9)))
+            self.step(steps.WorkerExited(c.Signalled(9)))
 
     @precondition(lambda self: self.worker == "dead")
     @rule()
     def is_swept(self):
         self.worker = None
-        self.step(steps.Swept())
+        self.step(steps.TreeSwept())
 
     @precondition(lambda self: self.worker in ("loading", "ready"))
     @rule(really=RARE)
