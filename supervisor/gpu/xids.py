@@ -1,6 +1,6 @@
-"""Waits for the driver's error reports (Xids), in a thread of the reader process, so that no reading waits for it.
+"""Watches the driver's error reports (Xids), in a thread of the reader process, so that readings are not blocked.
 
-NVML delivers them as events (NVML API, event handling methods). Where it does not, that is said, and readings go on without.
+NVML delivers them as events (NVML API, event handling methods). If it does not, that is reported, and readings continue.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import msgspec
 from supervisor.gpu.records import Gpu, Unwatched, Xid
 
 WAIT_MS = 1000
-"""How long one call waits; other GPUs to watch are looked for between two calls."""
+"""Milliseconds that one call waits; new requests are checked between two calls."""
 
 PAUSE_S = 5.0
-"""How long after a wait that failed, because a GPU is lost, say, the GPUs are registered anew."""
+"""Seconds until the GPUs are registered again after a failed wait, for example because a GPU is lost."""
 
 REPEAT_S = 1.0
-"""How often the same Xid of a GPU is reported: a fault may come once for each channel of a process."""
+"""Seconds in which an Xid of a GPU is reported once: a fault may produce one for each channel of a process."""
 
 _WHOLE_GPU = 0xFFFFFFFF
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """A GPU or MIG instance and NVML's handle of it."""
+    """A GPU or MIG instance and its NVML handle."""
 
     gpu: Gpu
     handle: Any
 
 
 class WatchRequest(msgspec.Struct, frozen=True):
-    """What to watch, with the initialised ``pynvml`` and what its functions raise."""
+    """The devices to watch, with the initialised ``pynvml`` and the exceptions of its functions."""
 
     nvml: Any
     failures: tuple[type[Exception], ...]
@@ -45,10 +45,10 @@ class WatchRequest(msgspec.Struct, frozen=True):
 
 
 class XidWatch:
-    """Reports what it is told of by ``say``, from its own thread, which the first ``watch`` starts."""
+    """Reports Xids from its own thread, which the first ``watch`` starts."""
 
     def __init__(self, report: Callable[[Union[Xid, Unwatched]], None]) -> None:
-        """Report through ``say``. ``suspects`` are the UUIDs of the GPUs that have shown a hardware Xid."""
+        """Call ``report`` for each Xid. ``suspects`` are the UUIDs of the GPUs with a hardware Xid."""
         self.suspects: set[str] = set()
         self._report = report
         self._requests: queue.SimpleQueue[WatchRequest] = queue.SimpleQueue()
@@ -56,7 +56,7 @@ class XidWatch:
         self._reported_at: dict[tuple[str, int], float] = {}
 
     def watch(self, request: WatchRequest) -> None:
-        """Watch these devices from now on, and no others. Returns at once."""
+        """Watch these devices from now on, and no others. Does not block."""
         self._requests.put(request)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="xids", daemon=True)
@@ -70,7 +70,7 @@ class XidWatch:
             request = self._watch_until_next(request)
 
     def _watch_until_next(self, request: WatchRequest) -> WatchRequest:
-        """Report events until there is another request, which is returned; or the same one, when all must be registered anew."""
+        """Report events until the next request and return it, or the same one if the devices must be registered again."""
         nvml = request.nvml
         try:
             events = nvml.nvmlEventSetCreate()
@@ -98,20 +98,20 @@ class XidWatch:
                 nvml.nvmlEventSetFree(events)
 
     def _register(self, request: WatchRequest, events: Any) -> dict[int, list[tuple[Gpu, int]]]:
-        """Have ``events`` hear of all devices; by the handle of each GPU, those of it with their MIG instance numbers."""
+        """Register all devices with ``events``; return them, with MIG instance numbers, by the handle address of their GPU."""
         nvml = request.nvml
         registered: dict[int, list[tuple[Gpu, int]]] = {}
         for device in request.devices:
             try:
                 handle, instance = _whole(nvml, device)
                 if _address(handle) not in registered:
-                    # Types that the GPU does not support make the call fail, and no type at all registers nothing.
+                    # Unsupported types make the call fail, and an empty set registers nothing.
                     wanted = nvml.nvmlEventTypeXidCriticalError & nvml.nvmlDeviceGetSupportedEventTypes(handle)
                     if not wanted:
                         raise nvml.NVMLError(nvml.NVML_ERROR_NOT_SUPPORTED)
                     nvml.nvmlDeviceRegisterEvents(handle, wanted, events)
                 registered.setdefault(_address(handle), []).append((device.gpu, instance))
-            except request.failures as error:  # noqa: PERF203 - each for itself
+            except request.failures as error:  # noqa: PERF203 - devices fail independently
                 self._report(Unwatched(f"GPU {device.gpu.index}: {error}"))
         return registered
 
@@ -126,7 +126,7 @@ class XidWatch:
 
 
 def _whole(nvml: Any, device: Watched) -> tuple[Any, int]:
-    """The handle of the whole GPU, since events are not registered for MIG instances, and the number of the instance."""
+    """Return the whole GPU's handle, since MIG instances cannot be registered, and the instance number."""
     if device.gpu.mig is None:
         return device.handle, _WHOLE_GPU
     parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device.handle)

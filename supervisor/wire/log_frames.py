@@ -48,7 +48,7 @@ class MarkReader:
             WireError: that is no mark.
         """
         if not _MARK.fullmatch(mark):
-            raise WireError(f"{mark[:32]!r} is no mark")
+            raise WireError(f"{mark[:32]!r} is not a mark")
         self._begin = _beginning(mark)
         self._held = b""
 

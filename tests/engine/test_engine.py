@@ -196,7 +196,7 @@ def test_chunks_are_handed_out_once_and_a_failed_answer_hands_them_out_again(hou
     [
         ([wire.Chunk("a", 1, b"1")], "chunk 1 out of order"),
         ([wire.Done("other", "COMPLETED", b"1")], "the job does not run in this worker"),
-        ([wire.Done("a", "IN_QUEUE", b"1")], "is no end of a job"),
+        ([wire.Done("a", "IN_QUEUE", b"1")], "is not a valid end of a job"),
         ([wire.Ready(1, "function")], "Ready was sent twice"),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_killed_reader_is_replaced_and_answers(driver):
     it = driver(simulate=1)
     it.sample()
     os.kill(pid_of(it.reader), signal.SIGKILL)
-    assert it.next_events() == [ReaderGone("it ended")]
+    assert it.next_events() == [ReaderGone("it exited")]
     it.reader.tick(it.reader.deadline())
     assert it.sample().gpus
 
@@ -114,7 +114,7 @@ def test_a_reader_that_dies_over_an_unread_request_has_ended(driver):
     os.kill(pid_of(it.reader), signal.SIGSTOP)
     it.reader.request({}, time.monotonic())
     os.kill(pid_of(it.reader), signal.SIGKILL)
-    assert it.next_events() == [ReaderGone("it ended")]
+    assert it.next_events() == [ReaderGone("it exited")]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -170,7 +170,7 @@ def test_without_readings_the_slot_goes_on_after_the_timeout_unverified(watched,
     if answer == "errors":
         assert watched.read(0, error="driver not loaded") == []
     elif answer == "a dead reader":
-        watched.reader.said.append(ReaderGone("it ended"))
+        watched.reader.said.append(ReaderGone("it exited"))
         assert watched.memory.collect(watched.now) == []
     died, watched.now = watched.now, watched.now + TIMEOUT - 0.001
     assert watched.memory.collect(watched.now) == []
@@ -198,7 +198,7 @@ def test_a_reader_that_did_not_measure_the_worker_makes_no_claim_about_what_was_
         watched.read(100)
         watched.memory.measure(PLACE, watched.now)
     if end != "too late":
-        watched.reader.said.append(ReaderGone("it ended"))
+        watched.reader.said.append(ReaderGone("it exited"))
         watched.memory.collect(watched.now)
     watched.end_it()
     assert watched.read(100) == [("gpu0", steps.Released(None, verified=True))]

@@ -45,7 +45,7 @@ def checked(message: wire.FromWorker) -> wire.FromWorker:
             raise WireError(f"a progress of {len(message.value)} bytes is over the limit of {wire.MAX_PROGRESS}")
         _check_json(message.value, "its progress")
     elif isinstance(message, wire.Ready) and message.kind not in KINDS:
-        raise WireError(f"{message.kind[:80]!r} is no kind of handler")
+        raise WireError(f"{message.kind[:80]!r} is not a kind of handler")
     elif isinstance(message, wire.LoadFailed):
         # The end of a traceback has the most information.
         return wire.LoadFailed(message.reason[:80], cut(message.message), message.traceback[-MAX_TRACEBACK:])
@@ -58,7 +58,7 @@ def _done(message: wire.Done) -> wire.Done:
     reasons = (message.error is not None) + (message.cause is not None)
     if message.status not in ENDS or reasons != (message.status == "FAILED"):
         error = ("no error", "an error", "two errors")[reasons]
-        raise WireError(f"{message.status[:80]!r} with {error} is no end of a job")
+        raise WireError(f"{message.status[:80]!r} with {error} is not a valid end of a job")
     if message.output is not None:
         _check_json(message.output, "its output")
     if message.poisoned is not None and len(message.poisoned) > MAX_TEXT:
