@@ -33,13 +33,13 @@ _TAIL_BYTES = 4096
 _REAP_S = 0.1
 
 
-class ReaderGone(msgspec.Struct, frozen=True):
+class ReaderFailed(msgspec.Struct, frozen=True):
     """The reader hung or exited, and another one starts; a pending request will not be answered."""
 
     reason: str
 
 
-ReaderEvent = Union[FromReader, ReaderGone]
+ReaderEvent = Union[FromReader, ReaderFailed]
 
 
 class _Process:
@@ -127,7 +127,7 @@ class Reader:
         try:
             self._process = _Process([sys.executable, str(_MAIN), str(os.getpid()), str(self._simulate)])
         except OSError as error:
-            return [self._gone(f"it cannot be started: {error}", now)]
+            return [self._fail(f"it cannot be started: {error}", now)]
         self._poll.register(self._process.socket, select.EPOLLIN)
         self._send_waiting(now)
         return []
@@ -159,13 +159,13 @@ class Reader:
         try:
             while data := process.socket.recv(_CHUNK):
                 events += [self._codec.decode(payload) for payload in process.frames.feed(data)]
-            events.append(self._gone("it exited", now))
+            events.append(self._fail("it exited", now))
         except BlockingIOError:
             pass  # everything has been read
         except ConnectionResetError:  # it exited with a request unread
-            events.append(self._gone("it exited", now))
+            events.append(self._fail("it exited", now))
         except (OSError, WireError) as error:
-            events.append(self._gone(str(error), now))
+            events.append(self._fail(str(error), now))
         if any(isinstance(event, get_args(Answer)) for event in events):
             self._failures, self._answered = 0, True
             if self._process is not None:
@@ -177,7 +177,7 @@ class Reader:
         """Replace a reader whose answer is overdue; start the next one when it is due."""
         self._reap()
         if self._process is not None and self._answer_by is not None and now >= self._answer_by:
-            return [self._gone(f"NVML did not answer within {self._patience:g} s", now)]
+            return [self._fail(f"NVML did not answer within {self._patience:g} s", now)]
         if self._process is not None:
             self._process.flush()
         if self._start_at is not None and now >= self._start_at:
@@ -205,14 +205,14 @@ class Reader:
                 if isinstance(event, Listing):
                     self._kept = unasked
                     return event
-                if isinstance(event, ReaderGone):
+                if isinstance(event, ReaderFailed):
                     return Listing(reason=f"the GPUs cannot be read: {event.reason}")
             now = time.monotonic()
             if slow is not None and now >= slow_at:
                 slow()
                 slow = None
             if now >= until:
-                events = [self._gone(f"NVML did not answer within {timeout:g} s", now)]
+                events = [self._fail(f"NVML did not answer within {timeout:g} s", now)]
                 continue
             select.select([self._poll], [], [], min(until, until if slow is None else slow_at) - now)
             events = self.receive(time.monotonic())
@@ -245,13 +245,13 @@ class Reader:
         process.flush()
         self._answer_by = now + self._patience
 
-    def _gone(self, reason: str, now: float) -> ReaderGone:
+    def _fail(self, reason: str, now: float) -> ReaderFailed:
         if self._process is not None:
             tail = self._retire(self._process)
             reason = f"{reason} ({tail})" if tail else reason
         self._start_at = now + min(_LONGEST_PAUSE, 2.0**self._failures)
         self._failures += 1
-        return ReaderGone(reason)
+        return ReaderFailed(reason)
 
     def _retire(self, process: _Process) -> str:
         self._process = None

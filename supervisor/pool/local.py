@@ -34,7 +34,7 @@ from supervisor.pool.slots.free import FreeSlots
 from supervisor.pool.slots.machine import StateMachine
 from supervisor.pool.slots.rules import Rules
 from supervisor.pool.slots.slot import OUT_OF_SERVICE, Next, Slot, SlotState
-from supervisor.pool.template.client import Lost, TemplateClient
+from supervisor.pool.template.client import TemplateClient, TemplateLost
 from supervisor.pool.timers import Timers
 from supervisor.wire import messages as wire
 
@@ -108,7 +108,7 @@ class LocalPool:
         self._step(name, step, now)
 
     def refresh(self, name: str, now: float) -> None:
-        self._step(name, steps.RefreshAsked(RefreshCause(RefreshBy.HAND)), now)
+        self._step(name, steps.RefreshRequested(RefreshCause(RefreshBy.HAND)), now)
 
     def reload(self, now: float) -> None:
         self._events.shown = None  # the load is retried: show its traceback even if it is the same
@@ -116,17 +116,17 @@ class LocalPool:
             self._step(name, steps.HandlerChanged(), now)
 
     def pause(self, name: str, now: float) -> None:
-        self._step(name, steps.PauseAsked(PausedByHand()), now)
+        self._step(name, steps.PauseRequested(PausedByHand()), now)
 
     def spare(self, name: str, cause: SpareCause, now: float) -> None:
-        self._step(name, steps.PauseAsked(cause), now)
+        self._step(name, steps.PauseRequested(cause), now)
 
     def resume(self, name: str, now: float) -> None:
-        self._step(name, steps.ResumeAsked(), now)
+        self._step(name, steps.ResumeRequested(), now)
 
     def distrust(self, name: str, what: str, now: float) -> None:
         if self.slots[name].state in (SlotState.STARTING, SlotState.IDLE, SlotState.BUSY, SlotState.ENDING):
-            self._step(name, steps.Misbehaved(ProtocolBroken(what)), now)
+            self._step(name, steps.ProtocolViolated(ProtocolBroken(what)), now)
 
     def stop(self, now: float, *, at_once: bool = False, idle_only: bool = False) -> None:
         for name, slot in self.slots.items():
@@ -200,7 +200,7 @@ class LocalPool:
         self._timers.set(name, after.deadline)
         for action in actions:
             if isinstance(action, steps.ReportJobLost):
-                self._events.lost(self._links[name], action, machinery=isinstance(event, steps.TemplateGone))
+                self._events.lost(self._links[name], action, machinery=isinstance(event, steps.TemplateDied))
             elif isinstance(action, notice.Notice):
                 self._events.emit(action)
                 if isinstance(action, notice.StartFailed):
@@ -300,9 +300,9 @@ class LocalPool:
 
     # --- messages of the template ---------------------------------------------------------------------------------------
 
-    def _from_template(self, message: wire.FromTemplate | Lost, now: float) -> None:
-        if isinstance(message, Lost):
-            self._template_gone(message, now)
+    def _from_template(self, message: wire.FromTemplate | TemplateLost, now: float) -> None:
+        if isinstance(message, TemplateLost):
+            self._template_lost(message, now)
             return
         if isinstance(message, wire.TemplateReady):
             for module, why in message.skipped:
@@ -339,14 +339,14 @@ class LocalPool:
         if after.restarts > before.restarts:
             self._events.emit(notice.WorkerRestarts(link.slot, link.pid, after.cause or end))
 
-    def _template_gone(self, lost: Lost, now: float) -> None:
+    def _template_lost(self, lost: TemplateLost, now: float) -> None:
         for link in self._links.values():
             self._drain_pipes(link, now)
         left = self._template.sweep()
         self._events.emit(notice.TemplateRestarts(lost.end, left))
         for name in self.slots:
-            self._step(name, steps.TemplateGone(), now)
-        if lost.hopeless:
+            self._step(name, steps.TemplateDied(), now)
+        if lost.repeated:
             for name in self.slots:
                 self._events.not_loaded(name, NoTemplate(lost.end))
 

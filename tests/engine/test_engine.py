@@ -11,7 +11,7 @@ from supervisor.errors import RequestError, StoreError
 from supervisor.host.processes import STACK_SIGNAL
 from supervisor.job import JobRequest, JobStatus
 from supervisor.pool import events
-from supervisor.pool.template.process import Gone
+from supervisor.pool.template.process import TemplateExited
 from supervisor.store.store import Store
 from supervisor.wire import messages as wire
 
@@ -383,7 +383,7 @@ def test_a_worker_that_hangs_in_its_first_load(make_house):
 
 def test_a_template_that_never_comes_up(make_house):
     house = make_house(slots=2)
-    house.template.start = lambda: house.template.report(Gone(1))
+    house.template.start = lambda: house.template.report(TemplateExited(1))
     house.engine.start()
     for _ in range(3):
         house.settle()

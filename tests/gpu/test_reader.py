@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from supervisor.gpu.client import Reader, ReaderGone
+from supervisor.gpu.client import Reader, ReaderFailed
 from supervisor.gpu.records import Listing, Reading, WorkerRef
 
 HOLD_A_READER = """
@@ -57,7 +57,7 @@ def test_a_hanging_call_costs_the_reader_and_nobody_waits(fake_nvml, driver, gon
     stuck, descriptor = pid_of(it.reader), it.reader.fileno()
     fake_nvml.switch("hang")
     it.reader.request({}, time.monotonic())
-    assert it.next_events() == [ReaderGone("NVML did not answer within 0.2 s")]
+    assert it.next_events() == [ReaderFailed("NVML did not answer within 0.2 s")]
     assert gone(stuck)
     fake_nvml.switch("hang", False)
     number = it.reader.request({}, time.monotonic())  # asked while no reader runs
@@ -74,7 +74,7 @@ def test_the_first_answer_may_take_longer_because_drivers_wake_up_slowly(fake_nv
     it.reader.request({}, now)
     assert it.reader.deadline() == now + 30.0
     assert it.reader.tick(now + 1.0) == []
-    assert it.reader.tick(now + 30.0) == [ReaderGone("NVML did not answer within 30 s")]
+    assert it.reader.tick(now + 30.0) == [ReaderFailed("NVML did not answer within 30 s")]
 
 
 def test_pauses_grow_until_an_answer_comes(driver, monkeypatch):
@@ -103,7 +103,7 @@ def test_a_killed_reader_is_replaced_and_answers(driver):
     it = driver(simulate=1)
     it.sample()
     os.kill(pid_of(it.reader), signal.SIGKILL)
-    assert it.next_events() == [ReaderGone("it exited")]
+    assert it.next_events() == [ReaderFailed("it exited")]
     it.reader.tick(it.reader.deadline())
     assert it.sample().gpus
 
@@ -114,7 +114,7 @@ def test_a_reader_that_dies_over_an_unread_request_has_ended(driver):
     os.kill(pid_of(it.reader), signal.SIGSTOP)
     it.reader.request({}, time.monotonic())
     os.kill(pid_of(it.reader), signal.SIGKILL)
-    assert it.next_events() == [ReaderGone("it exited")]
+    assert it.next_events() == [ReaderFailed("it exited")]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

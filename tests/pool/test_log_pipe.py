@@ -93,7 +93,7 @@ def test_a_job_that_has_ended_is_not_named(marked: Pipe) -> None:
     assert marked.log.tail_of("b") == []
 
 
-def test_last_words_are_those_of_the_job_and_of_no_job_in_their_order(marked: Pipe) -> None:
+def test_the_output_tail_has_the_lines_of_the_job_and_of_no_job_in_order(marked: Pipe) -> None:
     for text, job in [("one\n", "a"), ("secret\n", "b"), ("Fatal Python error\n", None), ("two\n", "a"), ("thr", "a")]:
         marked.write(text, job)
     marked.log.read_rest(("a", "b"))

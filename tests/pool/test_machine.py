@@ -30,18 +30,18 @@ EVENTS = {
     "assign": steps.Assign("new"),
     "job_done": steps.JobDone("job"),
     "cancel": steps.CancelJob("job", gently=False),
-    "refresh": steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HAND)),
+    "refresh": steps.RefreshRequested(c.RefreshCause(c.RefreshBy.HAND)),
     "changed": steps.HandlerChanged(),
-    "pause": steps.PauseAsked(c.PausedByHand()),
-    "resume": steps.ResumeAsked(),
-    "misbehaved": steps.Misbehaved(NONSENSE),
+    "pause": steps.PauseRequested(c.PausedByHand()),
+    "resume": steps.ResumeRequested(),
+    "misbehaved": steps.ProtocolViolated(NONSENSE),
     "measured": steps.Measured(),
-    "overgrown": steps.Overgrown(900, 99.0),
+    "overgrown": steps.MemoryExceeded(900, 99.0),
     "died": steps.WorkerExited(KILLED),
     "swept": steps.TreeSwept(),
     "released": steps.Released(12),
     "held": steps.MemoryHeld(HELD),
-    "template_gone": steps.TemplateGone(),
+    "template_gone": steps.TemplateDied(),
     "gpu_lost": steps.GpuLost(LOST),
     "gpu_back": steps.GpuBack(),
     "remarked": steps.Remarked(notice.ProgramXid("gpu0", 0, 13)),
@@ -204,7 +204,7 @@ def test_a_refresh_goes_through_its_steps_in_order():
 
 
 def test_a_worker_that_does_not_exit_is_terminated_then_killed():
-    after, actions = play(MACHINE, slot(S.IDLE), steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HAND)))
+    after, actions = play(MACHINE, slot(S.IDLE), steps.RefreshRequested(c.RefreshCause(c.RefreshBy.HAND)))
     assert actions == [steps.Send(wire.Exit())]
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S)
     assert actions == [steps.SendSignal(signal.SIGTERM)]
@@ -218,7 +218,7 @@ def test_a_worker_that_does_not_exit_is_terminated_then_killed():
 
 
 def test_a_worker_that_survives_sigkill_is_spoken_of_and_waited_for():
-    after, _ = play(MACHINE, slot(S.BUSY, pid=41), steps.Misbehaved(NONSENSE))
+    after, _ = play(MACHINE, slot(S.BUSY, pid=41), steps.ProtocolViolated(NONSENSE))
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + KILL_S)
     (warning,) = actions
     assert warning == notice.WorkerStuck("gpu0", c.StuckInKernel(41, KILL_S))
@@ -260,14 +260,14 @@ def test_a_sibling_of_a_cancelled_job_is_not_charged():
 
 
 def test_a_worker_that_breaks_the_protocol_is_killed_and_its_job_blamed():
-    after, actions = play(MACHINE, slot(S.BUSY), steps.Misbehaved(NONSENSE))
+    after, actions = play(MACHINE, slot(S.BUSY), steps.ProtocolViolated(NONSENSE))
     assert (actions, after.end_step) == ([steps.KillTree()], EndStep.KILL)
     _, actions = play(MACHINE, after, steps.WorkerExited(KILLED))
     assert actions == [steps.ReportJobLost("job", NONSENSE, charged=True)]
 
 
 def test_the_death_of_the_template_charges_nobody():
-    after, actions = play(MACHINE, slot(S.BUSY), steps.TemplateGone())
+    after, actions = play(MACHINE, slot(S.BUSY), steps.TemplateDied())
     lost, release = actions
     assert (lost.charged, release) == (False, steps.WatchRelease())
     assert after.next is Next.RESTART
@@ -277,9 +277,9 @@ def test_the_death_of_the_template_is_a_restart_whatever_became_of_the_last_work
     after, _ = play(
         MACHINE, slot(S.BUSY), steps.WorkerExited(CRASHED), steps.TreeSwept(), steps.Released(), steps.WorkerLoaded(1)
     )
-    after, _ = play(MACHINE, after, steps.TemplateGone())
+    after, _ = play(MACHINE, after, steps.TemplateDied())
     assert after.restarts == 2
-    after, _ = play(MACHINE, slot(S.BUSY), steps.WorkerExited(CRASHED), steps.TemplateGone())
+    after, _ = play(MACHINE, slot(S.BUSY), steps.WorkerExited(CRASHED), steps.TemplateDied())
     assert after.restarts == 1  # it was counted
 
 
@@ -304,7 +304,7 @@ def test_a_worker_that_is_given_a_job_forgives_failed_starts():
 
 
 def test_a_worker_that_still_loads_is_replaced_by_a_refresh_at_once():
-    after, actions = play(MACHINE, slot(S.STARTING), steps.RefreshAsked(c.RefreshCause(c.RefreshBy.RELOAD)))
+    after, actions = play(MACHINE, slot(S.STARTING), steps.RefreshRequested(c.RefreshCause(c.RefreshBy.RELOAD)))
     assert (after.state, actions) == (S.ENDING, [steps.SendSignal(signal.SIGTERM)])
     after, actions = play(MACHINE, after, steps.WorkerExited(TERMINATED), steps.TreeSwept(), steps.Released())
     assert (after.state, after.restarts, after.failures, actions[-1]) == (S.STARTING, 0, 0, steps.ForkWorker(4))
@@ -320,7 +320,7 @@ def test_a_slot_does_not_back_off_from_a_handler_that_has_changed(moment):
 
 
 def test_a_handler_that_changes_while_its_slot_is_being_paused_is_loaded_when_it_is_resumed():
-    events = [steps.PauseAsked(c.PausedByHand()), steps.HandlerChanged(), steps.ResumeAsked()]
+    events = [steps.PauseRequested(c.PausedByHand()), steps.HandlerChanged(), steps.ResumeRequested()]
     after, actions = play(MACHINE, slot(S.BUSY), *events)
     assert (after.refresh_cause, after.room, actions) == (c.RefreshCause(c.RefreshBy.RELOAD), 0, [])
     after, actions = play(MACHINE, after, steps.JobDone("job"))
@@ -376,10 +376,10 @@ ABOVE = StateMachine(Rules(refresh_above=500))
 def test_what_the_worker_holds_is_read_when_its_job_has_ended_and_may_be_too_much():
     after, actions = play(ABOVE, slot(S.BUSY, has_gpu=True), steps.JobDone("job"))
     assert (after.state, actions) == (S.IDLE, [steps.Measure()])
-    before_the_end = steps.Overgrown(900, 99.9)
+    before_the_end = steps.MemoryExceeded(900, 99.9)
     after, actions = play(ABOVE, after, before_the_end, now=100.1)
     assert (after.state, actions) == (S.IDLE, [])
-    after, actions = play(ABOVE, after, steps.Overgrown(900, 100.0), now=100.1)
+    after, actions = play(ABOVE, after, steps.MemoryExceeded(900, 100.0), now=100.1)
     assert (after.state, after.refresh_cause, actions) == (
         S.ENDING,
         c.RefreshCause(c.RefreshBy.HELD_MEMORY),
@@ -390,19 +390,19 @@ def test_what_the_worker_holds_is_read_when_its_job_has_ended_and_may_be_too_muc
 
 def test_a_job_that_comes_before_the_reading_runs_and_its_end_is_read_again():
     idle, _ = play(ABOVE, slot(S.BUSY, has_gpu=True), steps.JobDone("job"))
-    busy, actions = play(ABOVE, idle, steps.Assign("next"), steps.Overgrown(900, 100.0))
+    busy, actions = play(ABOVE, idle, steps.Assign("next"), steps.MemoryExceeded(900, 100.0))
     assert (busy.state, busy.refresh_cause, actions) == (S.BUSY, None, [])
-    after, actions = play(ABOVE, busy, steps.JobDone("next"), steps.Overgrown(900, 100.5), now=101.0)
+    after, actions = play(ABOVE, busy, steps.JobDone("next"), steps.MemoryExceeded(900, 100.5), now=101.0)
     assert (after.state, actions) == (S.IDLE, [steps.Measure()])
 
 
 def test_a_worker_that_holds_too_much_without_a_job_is_said_once_and_stays():
     ready, actions = play(ABOVE, slot(S.STARTING, has_gpu=True), steps.WorkerLoaded(1))
     assert actions == [steps.Measure()]
-    after, actions = play(ABOVE, ready, steps.Overgrown(900, 100.0), steps.Overgrown(901, 100.1))
+    after, actions = play(ABOVE, ready, steps.MemoryExceeded(900, 100.0), steps.MemoryExceeded(901, 100.1))
     assert (after.state, actions) == (S.IDLE, [notice.HoldsWithoutJob("gpu0", 900, 500)])
     # Nor is the next generation's, which the end of a job brings.
-    after, _ = play(ABOVE, after, steps.Assign("job"), steps.JobDone("job"), steps.Overgrown(900, 100.0))
+    after, _ = play(ABOVE, after, steps.Assign("job"), steps.JobDone("job"), steps.MemoryExceeded(900, 100.0))
     assert (after.state, after.cause) == (S.ENDING, c.RefreshCause(c.RefreshBy.HELD_MEMORY))
     ended = (
         steps.Measured(),
@@ -411,7 +411,7 @@ def test_a_worker_that_holds_too_much_without_a_job_is_said_once_and_stays():
         steps.Released(900),
         steps.WorkerLoaded(1),
     )
-    after, actions = play(ABOVE, after, *ended, steps.Overgrown(900, 100.0))
+    after, actions = play(ABOVE, after, *ended, steps.MemoryExceeded(900, 100.0))
     assert (after.state, after.refreshes, after.jobs_in_worker) == (S.IDLE, 1, 0)
     assert not [action for action in actions if isinstance(action, notice.HoldsWithoutJob)]
 
@@ -435,7 +435,7 @@ def test_a_refresh_that_memory_held_up_reports_who_asked_for_it(state):
     _, actions = play(
         MACHINE,
         slot(state),
-        steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HANDLER)),
+        steps.RefreshRequested(c.RefreshCause(c.RefreshBy.HANDLER)),
         steps.Measured(),
         steps.WorkerExited(c.Exited(0)),
         steps.TreeSwept(),
@@ -453,7 +453,7 @@ def test_held_memory_keeps_the_slot_out_until_it_clears_or_by_hand():
     assert held.reason == HELD
     cleared, actions = play(MACHINE, held, steps.Released(900))
     assert (cleared.state, actions, cleared.refreshes, cleared.obstacle) == (S.STARTING, [steps.ForkWorker(4)], 1, None)
-    forced, _ = play(MACHINE, held, steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HAND)))
+    forced, _ = play(MACHINE, held, steps.RefreshRequested(c.RefreshCause(c.RefreshBy.HAND)))
     assert (forced.state, forced.verified) == (S.STARTING, False)
 
 

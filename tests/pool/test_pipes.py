@@ -16,7 +16,7 @@ from supervisor.wire import messages as wire
 DEADLINE_S = 30
 
 
-def test_a_worker_that_dies_with_a_message_unread_is_still_heard_by_its_other_pipe() -> None:
+def test_the_log_of_a_worker_that_dies_with_a_message_unread_is_still_read() -> None:
     """uvloop gives up a descriptor that shows an error, and refuses to watch it again as if nothing had been."""
 
     async def died() -> None:

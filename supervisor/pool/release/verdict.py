@@ -113,7 +113,7 @@ class Release:
         freed = _sum([watch.freed() for watch in self._watches])
         if not left:
             return Judgement(Verdict.FREE, freed)
-        over = [watch for watch in left if watch.hopeless or now - watch.fell_at >= self._timeout]
+        over = [watch for watch in left if watch.undecidable or now - watch.fell_at >= self._timeout]
         held = [watch for watch in over if watch.is_evidence()]
         if held or (self.verdict is Verdict.HELD and any(watch.may_be_held() for watch in left)):
             return Judgement(Verdict.HELD, freed, held=tuple(watch.held() for watch in held or left))
@@ -125,7 +125,7 @@ class Release:
         """Return when ``observe`` changes the verdict by time alone; ``None`` if it does not."""
         if self.died_at is None or self.verdict is not Verdict.WAIT:
             return None
-        return max((watch.fell_at + self._timeout for watch in self._left() if not watch.hopeless), default=None)
+        return max((watch.fell_at + self._timeout for watch in self._left() if not watch.undecidable), default=None)
 
     def _left(self) -> list[_GpuWatch]:
         return [watch for watch in self._watches if not watch.free]
@@ -227,7 +227,7 @@ class _GpuWatch:
             self._mark = found.most
 
     @property
-    def hopeless(self) -> bool:
+    def undecidable(self) -> bool:
         """True if waiting cannot change the verdict."""
         return self.uncounted or self._hidden
 

@@ -82,7 +82,7 @@ class GpuMemory:
             watch.ref = WorkerRef(pid, tuple(gpu.uuid for gpu in watch.place.gpus))
 
     def measure(self, place: Place, now: float) -> None:
-        """Measure the worker's memory; ``Measured`` follows, and ``Overgrown`` if it is too much."""
+        """Measure the worker's memory; ``Measured`` follows, and ``MemoryExceeded`` if it is too much."""
         watch = self._watches.get(place.name)
         if watch is not None:
             watch.measure()
@@ -116,7 +116,7 @@ class GpuMemory:
                 self._events += self._faults.xid(event)
             elif isinstance(event, Unwatched):
                 self._remark(XidsUnwatched(self._any_slot, event.reason))
-            elif not isinstance(event, Listing):  # ReaderGone
+            elif not isinstance(event, Listing):  # ReaderFailed
                 for watch in self._watches.values():
                     if watch.measuring is not None:
                         self._measured(watch)
@@ -170,7 +170,7 @@ class GpuMemory:
         name = watch.place.name
         held = watch.holds(reading, alone=name in self._alone, attributes=self._attributes)
         if held is not None and held > self._refresh_above:
-            self._events.append((name, steps.Overgrown(held, reading.at)))
+            self._events.append((name, steps.MemoryExceeded(held, reading.at)))
         elif held is None and not self._attributes and all(sample.error is None for sample in reading.gpus):
             self._remark(RefreshAboveBlind(name, self._refresh_above))
 

@@ -51,18 +51,18 @@ class StateMachine:
             steps.Assign: self._assign,
             steps.JobDone: self._job_done,
             steps.CancelJob: self._cancel,
-            steps.RefreshAsked: self._refresh_asked,
+            steps.RefreshRequested: self._refresh_requested,
             steps.HandlerChanged: self._handler_changed,
-            steps.PauseAsked: self._pause_asked,
-            steps.ResumeAsked: self._resume_asked,
-            steps.Misbehaved: self._misbehaved,
+            steps.PauseRequested: self._pause_requested,
+            steps.ResumeRequested: self._resume_requested,
+            steps.ProtocolViolated: self._protocol_violated,
             steps.Measured: self._measured,
-            steps.Overgrown: self._overgrown,
+            steps.MemoryExceeded: self._memory_exceeded,
             steps.WorkerExited: self._died,
             steps.TreeSwept: self._swept,
             steps.Released: self._released,
             steps.MemoryHeld: self._held,
-            steps.TemplateGone: self._template_gone,
+            steps.TemplateDied: self._template_died,
             steps.GpuLost: self._gpu_lost,
             steps.GpuBack: self._gpu_back,
             steps.Remarked: self._remarked,
@@ -133,8 +133,8 @@ class StateMachine:
             refreshed = Refreshed(
                 slot.name,
                 slot.cause,
-                end_s=slot.gone_at - slot.since,
-                release_s=slot.released_at - slot.gone_at,
+                end_s=slot.exited_at - slot.since,
+                release_s=slot.released_at - slot.exited_at,
                 start_s=now - slot.released_at,
                 freed_mib=slot.freed_mib,
                 verified=slot.verified,
@@ -214,7 +214,7 @@ class StateMachine:
         step = EndStep.STACK if event.stuck else EndStep.TERM
         return self._ending.start(slot, now, step, Next.PAUSE if slot.pausing else Next.RESTART, event.cause)
 
-    def _overgrown(self, slot: Slot, event: steps.Overgrown, now: float) -> Step:
+    def _memory_exceeded(self, slot: Slot, event: steps.MemoryExceeded, now: float) -> Step:
         if slot.state is not SlotState.IDLE or event.at < slot.idle_since:
             return slot, []
         if slot.jobs_in_worker:
@@ -225,7 +225,7 @@ class StateMachine:
 
     # --- refresh, pause, stop -----------------------------------------------------------------------------------------
 
-    def _refresh_asked(self, slot: Slot, event: steps.RefreshAsked, now: float) -> Step:
+    def _refresh_requested(self, slot: Slot, event: steps.RefreshRequested, now: float) -> Step:
         expect(slot, event, *_ALIVE, SlotState.BACKOFF, SlotState.BROKEN, SlotState.HELD)
         if slot.state is SlotState.STARTING:  # it may be loading an outdated handler
             slot = changed(slot, refresh_cause=event.cause)
@@ -251,12 +251,12 @@ class StateMachine:
         slot = changed(slot, failures=0)
         has_read = slot.state in (*_ALIVE, SlotState.BACKOFF, SlotState.BROKEN)
         return (
-            self._refresh_asked(slot, steps.RefreshAsked(RefreshCause(RefreshBy.RELOAD)), now)
+            self._refresh_requested(slot, steps.RefreshRequested(RefreshCause(RefreshBy.RELOAD)), now)
             if has_read
             else (slot, [])
         )
 
-    def _pause_asked(self, slot: Slot, event: steps.PauseAsked, now: float) -> Step:
+    def _pause_requested(self, slot: Slot, event: steps.PauseRequested, now: float) -> Step:
         if slot.pausing if event.spare else slot.state is SlotState.PARKED and not slot.spare:
             raise illegal(slot, event)
         slot = changed(slot, pause_cause=event.cause)
@@ -267,7 +267,7 @@ class StateMachine:
             return self._ending.start(slot, now, step, Next.PAUSE, event.cause)
         return slot, []
 
-    def _resume_asked(self, slot: Slot, event: steps.ResumeAsked, now: float) -> Step:
+    def _resume_requested(self, slot: Slot, event: steps.ResumeRequested, now: float) -> Step:
         if not slot.pausing:
             raise illegal(slot, event)
         slot = changed(slot, idle_slot_since=None)
@@ -285,14 +285,14 @@ class StateMachine:
         step = EndStep.KILL if event.at_once else gently
         return self._ending.start(slot, now, step, Next.PARK, EndedBecause.SUPERVISOR_STOPS)
 
-    def _misbehaved(self, slot: Slot, event: steps.Misbehaved, now: float) -> Step:
+    def _protocol_violated(self, slot: Slot, event: steps.ProtocolViolated, now: float) -> Step:
         if slot.state is SlotState.ENDING and slot.end_step >= EndStep.KILL:
             return slot, []
         expect(slot, event, *_ALIVE, SlotState.ENDING)
         slot = changed(slot, failures=slot.failures + (slot.state is SlotState.STARTING), blame=True)
         return self._ending.start(slot, now, EndStep.KILL, Next.RESTART, event.cause)
 
-    def _template_gone(self, slot: Slot, event: steps.TemplateGone, now: float) -> Step:
+    def _template_died(self, slot: Slot, event: steps.TemplateDied, now: float) -> Step:
         if slot.state not in (*_ALIVE, SlotState.ENDING):
             return slot, []
         lost = lost_jobs(slot, EndedBecause.TEMPLATE_DIED, charged=False)
@@ -364,7 +364,7 @@ class StateMachine:
             return changed(slot, state=SlotState.PARKED, cause=None), []
         if slot.next is Next.LOST:
             return changed(slot, state=SlotState.LOST), []
-        return changed(slot, state=SlotState.RELEASING, gone_at=now), [steps.WatchRelease()]
+        return changed(slot, state=SlotState.RELEASING, exited_at=now), [steps.WatchRelease()]
 
     def _released(self, slot: Slot, event: steps.Released, now: float) -> Step:
         if slot.state in (SlotState.PARKED, SlotState.LOST):

@@ -60,9 +60,9 @@ class Slot(msgspec.Struct, frozen=True):
     slot has none; ``obstacle`` is what prevents the next one; ``blame``: a job that still runs at the termination may be the
     reason; ``stack_shown``: its stacks were requested. ``refresh_cause``: replace the worker once it is idle; ``pause_cause``:
     keep the slot out of service until it is resumed; a refresh waits for that.
-    ``since``, ``gone_at`` and ``released_at`` are the times of a refresh: requested, tree exited, memory free. ``idle_since`` is
-    when the worker's last job ended or it became ready; ``idle_slot_since`` is the same for the slot: a refresh or restart does
-    not change it, and it is None until a worker was ready after a resume. ``refresh_above_warned``: the notice that a worker
+    ``since``, ``exited_at`` and ``released_at`` are the times of a refresh: requested, tree exited, memory free. ``idle_since``
+    is when the worker's last job ended or it became ready; ``idle_slot_since`` is the same for the slot: a refresh or restart
+    does not change it, and it is None until a worker was ready after a resume. ``refresh_above_warned``: the notice that a worker
     holds too much memory before its first job was sent.
     """
 
@@ -86,7 +86,7 @@ class Slot(msgspec.Struct, frozen=True):
     blame: bool = False
     stack_shown: bool = False
     since: float = 0.0
-    gone_at: float = 0.0
+    exited_at: float = 0.0
     released_at: float = 0.0
     idle_since: float = 0.0
     idle_slot_since: float | None = None

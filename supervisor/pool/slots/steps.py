@@ -90,7 +90,7 @@ class CancelJob(Event, frozen=True):
     cause: EndedBecause = EndedBecause.CANCELLED_JOB_RAN
 
 
-class RefreshAsked(Event, frozen=True):
+class RefreshRequested(Event, frozen=True):
     """Replace the worker, now or after its running jobs."""
 
     cause: RefreshCause
@@ -100,7 +100,7 @@ class HandlerChanged(Event, frozen=True):
     """The handler's source changed: loaded workers are outdated, and so may be the reason of a failed load."""
 
 
-class PauseAsked(Event, frozen=True):
+class PauseRequested(Event, frozen=True):
     """Take the slot out of service, now or after its running jobs, until it is resumed. Scaling does not change a slot that was
     paused manually."""
 
@@ -112,11 +112,11 @@ class PauseAsked(Event, frozen=True):
         return not isinstance(self.cause, PausedByHand)
 
 
-class ResumeAsked(Event, frozen=True):
+class ResumeRequested(Event, frozen=True):
     """Put a paused slot back into service."""
 
 
-class Misbehaved(Event, frozen=True):
+class ProtocolViolated(Event, frozen=True):
     """The worker broke the protocol and must be killed."""
 
     cause: ProtocolBroken
@@ -126,7 +126,7 @@ class Measured(Event, frozen=True):
     """The worker's memory has been read, so it may be terminated."""
 
 
-class Overgrown(Event, frozen=True):
+class MemoryExceeded(Event, frozen=True):
     """The worker's tree holds ``mib`` of GPU memory, over ``--refresh-above``, in a reading started at ``at``."""
 
     mib: int
@@ -157,7 +157,7 @@ class MemoryHeld(Event, frozen=True):
     obstacle: MemoryStaysInUse
 
 
-class TemplateGone(Event, frozen=True):
+class TemplateDied(Event, frozen=True):
     """The template died, and every worker with it; their processes have been swept."""
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from supervisor.cause import TemplateEnd, TemplateNotStarted, TemplateVanished, process_end
 from supervisor.pool.interfaces import Loop, Template
-from supervisor.pool.template.process import Gone
+from supervisor.pool.template.process import TemplateExited
 from supervisor.wire import messages as wire
 
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -19,11 +19,11 @@ TRIES = 3
 """Number of consecutive deaths after which a start counts as failed."""
 
 
-class Lost(msgspec.Struct, frozen=True):
-    """The template died; another start follows. ``end`` says how; ``hopeless`` after ``TRIES`` deaths in a row."""
+class TemplateLost(msgspec.Struct, frozen=True):
+    """The template died; another start follows. ``end`` says how; ``repeated`` after ``TRIES`` deaths in a row."""
 
     end: TemplateEnd
-    hopeless: bool
+    repeated: bool
 
 
 class TemplateClient:
@@ -62,8 +62,8 @@ class TemplateClient:
         """Return the latest time at which ``collect`` must run again."""
         return self._start_at
 
-    def collect(self, now: float) -> list[Union[wire.FromTemplate, Lost]]:
-        """Return the template's reports; ``Lost`` if it died."""
+    def collect(self, now: float) -> list[Union[wire.FromTemplate, TemplateLost]]:
+        """Return the template's reports; ``TemplateLost`` if it died."""
         if self._start_at is not None and now >= self._start_at:
             self._start_at = None
             try:
@@ -108,22 +108,24 @@ class TemplateClient:
         self._template.close()
         self.sweep()
 
-    def _take(self, report: Union[wire.FromTemplate, Gone], now: float) -> Union[wire.FromTemplate, Lost]:
-        if isinstance(report, Gone):
+    def _take(
+        self, report: Union[wire.FromTemplate, TemplateExited], now: float
+    ) -> Union[wire.FromTemplate, TemplateLost]:
+        if isinstance(report, TemplateExited):
             return self._lost(TemplateVanished() if report.status is None else process_end(report.status), now)
         if isinstance(report, wire.TemplateReady):
             self.ready = True
             self._failures = 0
         return report
 
-    def _lost(self, end: TemplateEnd, now: float) -> Lost:
+    def _lost(self, end: TemplateEnd, now: float) -> TemplateLost:
         self.close()
         if self._template is not None:
             self._template.close()
             self._template = None
         self._start_at = now + BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
         self._failures += 1
-        return Lost(end, self._failures >= TRIES)
+        return TemplateLost(end, self._failures >= TRIES)
 
     # --- sending --------------------------------------------------------------------------------------------------------
 

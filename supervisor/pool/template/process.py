@@ -33,13 +33,13 @@ _MESSAGES_A_TURN = 256
 _DEATH_PATIENCE = 1.0
 
 
-class Gone(msgspec.Struct, frozen=True):
+class TemplateExited(msgspec.Struct, frozen=True):
     """The template exited. ``status`` is ``-N`` for signal N, else its exit code; None if unknown."""
 
     status: int | None
 
 
-Report = Union[wire.FromTemplate, Gone]
+Report = Union[wire.FromTemplate, TemplateExited]
 
 
 class TemplateProcess:
@@ -52,7 +52,7 @@ class TemplateProcess:
         environ: Mapping[str, str] | None = None,
         program: Path = PROGRAM,
     ) -> None:
-        """Start the process and send it ``setup``; ``TemplateReady`` or ``Gone`` follows.
+        """Start the process and send it ``setup``; ``TemplateReady`` or ``TemplateExited`` follows.
 
         It keeps the descriptors ``locks`` open until all processes that it forked have exited. ``environ`` (by default this
         process's own) is its environment and its workers', ``without_secrets``.
@@ -122,7 +122,7 @@ class TemplateProcess:
                 os.close(descriptor)
 
     def receive(self) -> list[Report]:
-        """Return the reports that have arrived; ``Gone`` is the last. Blocks only for an exit status, at most 1 s."""
+        """Return the reports that have arrived; ``TemplateExited`` is the last. Blocks only for an exit status, at most 1 s."""
         reports: list[Report] = []
         while len(reports) < _MESSAGES_A_TURN:
             try:
@@ -132,7 +132,7 @@ class TemplateProcess:
             except ConnectionError:
                 data, flags = b"", 0
             reports.append(self._read(data, whole=not flags & socket.MSG_TRUNC))
-            if isinstance(reports[-1], Gone):
+            if isinstance(reports[-1], TemplateExited):
                 break
         return reports
 
@@ -142,7 +142,7 @@ class TemplateProcess:
             with contextlib.suppress(WireError):
                 return self._codec.decode(data)
         self.kill()
-        return Gone(self.wait(_DEATH_PATIENCE))
+        return TemplateExited(self.wait(_DEATH_PATIENCE))
 
     # --- the process ----------------------------------------------------------------------------------------------------
 
