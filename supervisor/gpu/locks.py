@@ -89,7 +89,7 @@ def lock_gpus(
         UsageError: the folder cannot be used.
     """
     locks: dict[str, Lock] = {}
-    refusals: list[str] = []
+    errors: list[str] = []
     with contextlib.ExitStack() as undo, _opened(folder) as folder_fd:
         locker = _Locker(folder, folder_fd, holder, time.monotonic() + wait, mode=0o666)
         # All supervisors lock in the same order, so that two concurrent starts do not get half each.
@@ -101,12 +101,12 @@ def lock_gpus(
                 locks[gpu.uuid] = locker.lock(f"GPU {gpu.number} ({gpu.uuid})", wanted)
                 undo.callback(locks[gpu.uuid].close)
             except LockedError as error:
-                refusals.append(str(error))
+                errors.append(str(error))
                 if not skip_held:
                     break
-        if refusals and not (skip_held and locks):
+        if errors and not (skip_held and locks):
             what_then = "choose other GPUs with --gpus, or share them with --share-gpus"
-            raise LockedError("; ".join([*refusals, what_then]))
+            raise LockedError("; ".join([*errors, what_then]))
         undo.pop_all()
     ours = [gpu for gpu in gpus if gpu.uuid in locks]
     return ours, [locks[gpu.uuid] for gpu in ours]

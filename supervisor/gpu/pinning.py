@@ -38,12 +38,12 @@ def select(spec: str, gpus: Sequence[Gpu], visible: str | None, reason: str | No
     word = spec.strip().lower()
     if word in ("none", "auto"):
         return allowed if word == "auto" else []
-    there = _what_is_there(gpus, allowed, visible, reason)
+    available = _available(gpus, allowed, visible, reason)
     if word == "all":
         if not allowed:
-            raise GpuError(f"--gpus all: {there}; --gpus none serves on the CPU")
+            raise GpuError(f"--gpus all: {available}; --gpus none serves on the CPU")
         if reason and visible is None:
-            raise GpuError(f"--gpus all: {there}; --gpus auto takes those that can be read")
+            raise GpuError(f"--gpus all: {available}; --gpus auto takes those that can be read")
         return allowed
     entries = [entry.strip() for entry in spec.split(",")]
     if not all(entries):
@@ -57,7 +57,7 @@ def select(spec: str, gpus: Sequence[Gpu], visible: str | None, reason: str | No
             problem = (
                 "means more than one GPU" if usable else "is hidden from this program" if matches else "does not exist"
             )
-            raise GpuError(f"--gpus {spec}: {called} {problem}; {there}")
+            raise GpuError(f"--gpus {spec}: {called} {problem}; {available}")
         chosen |= {gpu.uuid: gpu for gpu in usable}
     return list(chosen.values())
 
@@ -143,7 +143,7 @@ def _ambiguous(entry: str, matches: Sequence[Gpu]) -> bool:
     return by_own_name > 1 or len({gpu.parent or gpu.uuid for gpu in matches}) > 1
 
 
-def _what_is_there(gpus: Sequence[Gpu], allowed: Sequence[Gpu], visible: str | None, reason: str | None) -> str:
+def _available(gpus: Sequence[Gpu], allowed: Sequence[Gpu], visible: str | None, reason: str | None) -> str:
     if not gpus:
         return f"this machine shows no GPU ({reason})" if reason else "this machine shows no GPU"
     if visible is None or len(allowed) == len(gpus):

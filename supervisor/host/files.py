@@ -143,10 +143,10 @@ def kind(status: os.stat_result) -> str:
 
 def refusal(error: OSError, known: Path | None = None) -> str:
     """Return the text of ``error``, with its path unless that is ``known``: ``/srv/x: No space left on device``."""
-    words = error.strerror or str(error)
+    text = error.strerror or str(error)
     if not isinstance(error.filename, (str, bytes)) or os.fsdecode(error.filename) == str(known):
-        return words
-    return f"{os.fsdecode(error.filename)}: {words}"
+        return text
+    return f"{os.fsdecode(error.filename)}: {text}"
 
 
 def _set_mode(fd: int, mode: int) -> None:

@@ -77,9 +77,9 @@ def check_private_tmp(spec: HandlerSpec) -> tuple[str, ...]:
                 "move it to a folder of its own"
             )
     with tempfile.TemporaryDirectory(prefix="supervise-tried-") as tried:
-        words = [sys.executable, "-I", str(_MOUNTS), tried]
+        command = [sys.executable, "-I", str(_MOUNTS), tried]
         try:
-            done = subprocess.run(words, cwd="/", check=False, capture_output=True, text=True, timeout=_TRY_S)
+            done = subprocess.run(command, cwd="/", check=False, capture_output=True, text=True, timeout=_TRY_S)
         except subprocess.TimeoutExpired:
             raise UsageError(f"--private-tmp: the system did not answer within {_TRY_S:g} s") from None
     if done.returncode != 0:

@@ -162,9 +162,9 @@ class LocalPool:
     # --- one turn -------------------------------------------------------------------------------------------------------
 
     def collect(self, now: float) -> list[events.PoolEvent]:
-        for link in self._links.take(self._links.with_messages):
+        for link in self._links.drain(self._links.with_messages):
             self._read(link, now)
-        for link in self._links.take(self._links.with_output):
+        for link in self._links.drain(self._links.with_output):
             self._read_log(link)
         for report in self._template.collect(now):
             self._from_template(report, now)

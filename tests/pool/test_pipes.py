@@ -33,14 +33,14 @@ def test_the_log_of_a_worker_that_dies_with_a_message_unread_is_still_read() -> 
         theirs.send_bytes(wire.Codec(wire.FromWorker).encode(wire.Capacity(2)))
         theirs.close()
         await asyncio.wait_for(spoke.wait(), DEADLINE_S)
-        assert links.take(links.with_messages) == [link]
+        assert links.drain(links.with_messages) == [link]
         assert link.channel.receive() == [wire.Capacity(2)]
         links.reschedule(link)
         assert not link.channel.closed  # it was not looked for: what came is less than one read takes
         spoke.clear()
         os.close(their_log)
         await asyncio.wait_for(spoke.wait(), DEADLINE_S)
-        assert link in links.take(links.with_output)
+        assert link in links.drain(links.with_output)
         link.log.read(())
         links.reschedule(link)
         await asyncio.wait_for(spoke.wait(), DEADLINE_S)

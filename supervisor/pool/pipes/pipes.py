@@ -61,7 +61,7 @@ class Links(dict[str, Link]):
             link.channel.close()
             link.log.close()
 
-    def take(self, links: set[Link]) -> list[Link]:
+    def drain(self, links: set[Link]) -> list[Link]:
         """Return the open ones of ``links`` (``with_messages`` or ``with_output``) and clear it."""
         taken = [link for link in links if self.get(link.slot) is link]
         links.clear()
