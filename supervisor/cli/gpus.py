@@ -11,7 +11,7 @@ import click
 
 from supervisor.cli import remote
 from supervisor.gpu import locks
-from supervisor.gpu.client import Reader, ReaderGone
+from supervisor.gpu.client import Reader, ReaderFailed
 from supervisor.gpu.records import Gpu, GpuSample, Listing, Reading, WorkerRef
 from supervisor.protocol import views
 
@@ -93,13 +93,13 @@ def look(folder: Path, simulate: int) -> tuple[Listing, dict[str, locks.Holder],
 
 
 def _read(reader: Reader, trees: Mapping[str, WorkerRef]) -> Reading:
-    number = reader.ask(trees, time.monotonic())
+    number = reader.request(trees, time.monotonic())
     while True:
         deadline = reader.deadline()
         select.select([reader.fileno()], [], [], None if deadline is None else max(0.0, deadline - time.monotonic()))
         now = time.monotonic()
         for event in (*reader.receive(now), *reader.tick(now)):
-            if isinstance(event, ReaderGone):
+            if isinstance(event, ReaderFailed):
                 return Reading(number, now, error=f"the GPUs cannot be read: {event.reason}")
             if isinstance(event, Reading) and event.number == number:
                 return event

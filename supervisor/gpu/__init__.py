@@ -1,1 +1,1 @@
-"""GPUs: what NVML shows, which one a worker sees, and who holds it."""
+"""GPUs: reading by NVML, pinning of workers, and locks."""

@@ -1,12 +1,13 @@
-"""Tells whose the processes are that NVML lists; runs in the reader process.
+"""Attributes the processes that NVML lists to workers; runs in the reader process.
 
-NVML names a process by a number. On the host that is its pid. In a container it is the host's pid, which means nothing there
-(nvidia-docker#1483) and may by chance be that of another process; or it is the pid in the container. Nothing says which. So in a
-container numbers are believed
+NVML identifies a process by a number. On the host that is its pid. In a container it is either the host's pid, which is
+meaningless there (nvidia-docker#1483) and may be another process's by chance, or the pid in the container; NVML does not say
+which. So in a container
 
-- not at all in a reading with one that no process has here, or with a worker's on a GPU that it was not pinned to;
-- otherwise, as those of a worker's tree;
-- as those of others only once NVML has listed a worker's tree with its memory: then it names processes by their pids here.
+- a reading is not trusted at all if no process here has one of its numbers, or if a worker is listed on a GPU that it was not
+  pinned to;
+- otherwise numbers of a worker's tree are trusted;
+- other numbers are trusted only after NVML has listed a worker's tree with its memory: then it uses the pids of this namespace.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ _HOST_PID_NAMESPACE = 0xEFFFFFFC
 """The inode number of the first PID namespace (Linux, ``include/linux/proc_ns.h``)."""
 
 _KTHREADD = 2
-"""The pid of ``kthreadd``, the parent of all threads of the kernel, in the first PID namespace."""
+"""The pid of ``kthreadd``, the parent of all kernel threads, in the first PID namespace."""
 
 _PIDS = range(1, 1 << 22)
-"""What a pid can be (Linux, ``PID_MAX_LIMIT``)."""
+"""The valid pids (Linux, ``PID_MAX_LIMIT``)."""
 
 _MAX_DEPTH = 256
 
 
 class Attribution:
-    """Adds names and slots to listed processes; one for all readings of a source, because it learns how NVML names them."""
+    """Adds names and slots to listed processes; one for all readings of a source, because it learns NVML's numbering."""
 
     def __init__(self, *, on_host: bool) -> None:
         """``on_host``: this is the host's PID namespace (``in_host_pid_namespace``), so NVML's numbers are pids."""
         self._on_host = on_host
-        self._met: set[int] = set()  # listed numbers that processes here had, which may have died since
+        self._met: set[int] = set()  # listed numbers that were pids here, of processes that may have exited since
         self._lists_workers = False
 
     def attribute(self, samples: Sequence[GpuSample], workers: Mapping[str, WorkerRef]) -> list[GpuSample]:
-        """The samples of one reading, whose processes are numbers so far, with all that is known of those."""
+        """Return the samples of one reading with names and slots added to their processes."""
         slots = {ref.pid: slot for slot, ref in workers.items()}
         listed = [(sample.uuid, process) for sample in samples for process in sample.processes or ()]
         pids = {process.pid for _, process in listed}
@@ -69,8 +70,10 @@ class Attribution:
 
 
 def _owner(pid: int, slots: Mapping[int, str]) -> str | None:
-    """The slot in whose worker's tree ``pid`` is, of ``slots`` by their workers' pids; empty for a process that is in none,
-    ``None`` where that cannot be told. A worker that is dead but still listed is known by its own pid."""
+    """Return the slot of the worker's tree that ``pid`` is in; empty if it is in none, ``None`` if that is unknown.
+
+    ``slots`` is by the workers' pids, so a dead worker that is still listed is found too.
+    """
     for _ in range(_MAX_DEPTH):
         if pid in slots:
             return slots[pid]
@@ -82,21 +85,21 @@ def _owner(pid: int, slots: Mapping[int, str]) -> str | None:
 
 
 def in_host_pid_namespace() -> bool:
-    """Whether this process is in the first PID namespace, that of the host, whose pids NVML lists."""
-    with contextlib.suppress(FileNotFoundError):  # a kernel that was built without namespaces has the host's alone
+    """Return whether this process is in the first PID namespace, that of the host, whose pids NVML lists."""
+    with contextlib.suppress(FileNotFoundError):  # a kernel built without namespaces has only the host's
         if Path("/proc/self/ns/pid").stat().st_ino != _HOST_PID_NAMESPACE:
             return False
-    # A sandbox may imitate that number, but has no threads of the kernel. Their names may be hidden (hidepid).
+    # A sandbox may imitate that number, but has no kernel threads. Their names may be hidden (hidepid).
     name = name_of(_KTHREADD)
     return exists(_KTHREADD) if name is None else name == "kthreadd"
 
 
 def exists(pid: int) -> bool:
-    """Whether a process of this PID namespace has that pid, also when ``/proc`` hides it."""
+    """Return whether a process of this PID namespace has that pid, even if ``/proc`` hides it."""
     if pid not in _PIDS:
         return False
     try:
-        with contextlib.suppress(PermissionError):  # somebody else's
+        with contextlib.suppress(PermissionError):  # another user's process
             os.kill(pid, 0)
     except ProcessLookupError:
         return False

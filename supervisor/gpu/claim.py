@@ -1,4 +1,4 @@
-"""Claims GPUs for one supervisor: those that ``--gpus`` means and no other supervisor holds. In the supervisor, as it starts."""
+"""Claims the GPUs that ``--gpus`` selects and no other supervisor holds. In the supervisor, as it starts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from supervisor.gpu.records import Gpu, Listing
 def claim_gpus(
     settings: Settings, listing: Listing, visible: str | None, holder: locks.Holder, note: Callable[[str], None]
 ) -> tuple[list[Gpu], list[locks.Lock]]:
-    """The GPUs to serve on, of those in ``listing``, and the locks on them; none where the CPU serves.
+    """Select GPUs from ``listing`` and lock them; return the GPUs and their locks, none where the CPU serves.
 
-    ``visible`` is the parent's ``CUDA_VISIBLE_DEVICES``. ``note`` is told what a person should know of the choice.
+    ``visible`` is the parent's ``CUDA_VISIBLE_DEVICES``. ``note`` is called with messages for the user about the choice.
 
     Raises:
-        GpuError: one that was asked for is not there, or hidden.
+        GpuError: a requested GPU does not exist, or is hidden.
         LockedError: another supervisor holds it.
         UsageError: the folder of the locks cannot be used.
     """

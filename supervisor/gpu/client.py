@@ -1,6 +1,6 @@
-"""The supervisor's end of the reader process: asks, receives, and replaces a reader that hangs or dies. Nothing here waits.
+"""The supervisor's client of the reader process: requests samples, and replaces a reader that hangs or dies.
 
-The one exception is ``list_gpus``, for the start of the program. Everything takes the time from its caller.
+No method blocks except ``list_gpus``, which is for the start of the program. The caller passes the time.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from supervisor.wire import messages as wire
 
 _MAIN = Path(__file__).with_name("reader.py")
 SLOW_S = 2.0
-"""A driver whose GPUs are awake lists them in a fraction of this."""
+"""Seconds after which a listing counts as slow: a driver whose GPUs are awake takes a fraction."""
 
 _CHUNK = 65536
 _LONGEST_PAUSE = 30.0
-_LAST_WORDS = 4096
+_TAIL_BYTES = 4096
 _REAP_S = 0.1
 
 
-class ReaderGone(msgspec.Struct, frozen=True):
-    """The reader hung or died and another one starts by itself; a request that was under way is not answered any more."""
+class ReaderFailed(msgspec.Struct, frozen=True):
+    """The reader hung or exited, and another one starts; a pending request will not be answered."""
 
     reason: str
 
 
-ReaderEvent = Union[FromReader, ReaderGone]
+ReaderEvent = Union[FromReader, ReaderFailed]
 
 
 class _Process:
-    """One reader process: its socket, what it says last, and how it ended."""
+    """One reader process: its socket and its output."""
 
     def __init__(self, command: list[str]) -> None:
         ours, theirs = socket.socketpair()
-        # What it prints, it prints when it fails: a file in memory keeps that without anybody having to read it.
+        # It prints only when it fails: a file in memory keeps that without being read.
         self._output = os.memfd_create("gpu-reader", os.MFD_CLOEXEC)
         try:
             self.child = subprocess.Popen(
@@ -70,7 +70,7 @@ class _Process:
         self.unsent = b""
 
     def flush(self) -> None:
-        """Write what the socket takes of ``unsent``. A dead reader is noticed where its socket is read."""
+        """Send ``unsent`` as far as the socket accepts it. ``receive`` detects a dead reader."""
         try:
             with contextlib.suppress(BlockingIOError):
                 while self.unsent:
@@ -78,25 +78,25 @@ class _Process:
         except OSError:
             self.unsent = b""
 
-    def last_words(self) -> str:
-        """The last line that it printed; closes the file that holds it."""
+    def output_tail(self) -> str:
+        """Return the last line of the output, and close its file."""
         size = os.fstat(self._output).st_size
-        text = os.pread(self._output, _LAST_WORDS, max(0, size - _LAST_WORDS)).decode("utf-8", "replace").strip()
+        text = os.pread(self._output, _TAIL_BYTES, max(0, size - _TAIL_BYTES)).decode("utf-8", "replace").strip()
         os.close(self._output)
         return text.rpartition("\n")[2]
 
 
 class Reader:
-    """Asks a reader process for samples; at most one request is under way, and a newer one waits behind it.
+    """Requests samples from a reader process; at most one request is pending, and the newest one is queued behind it.
 
-    Hand ``fileno()`` to a loop and call ``receive`` when it is readable; call ``tick`` by ``deadline()``. Both return events.
+    Watch ``fileno()`` in a loop and call ``receive`` when it is readable; call ``tick`` by ``deadline()``. Both return events.
     """
 
     def __init__(self, simulate: int = 0, timeout: float = 5.0, start_timeout: float = 30.0) -> None:
-        """Read real GPUs, or ``simulate`` pretend ones.
+        """Read real GPUs, or ``simulate`` simulated ones.
 
-        A request may take ``timeout`` seconds; the first one of each process ``start_timeout``, because without a persistence
-        daemon the driver takes seconds for each GPU to wake up.
+        A request may take ``timeout`` seconds, the first one of each process ``start_timeout``: without a persistence daemon the
+        driver takes seconds to wake up each GPU.
         """
         self._simulate = simulate
         self._timeout = timeout
@@ -106,20 +106,20 @@ class Reader:
         self._process: _Process | None = None
         self._dying: list[_Process] = []
         self._number = 0
-        self._waiting: dict[str, WorkerRef] | None = None  # the workers of the request behind the one under way
+        self._waiting: dict[str, WorkerRef] | None = None  # the workers of the queued request
         self._answer_by: float | None = None
         self._start_at: float | None = None
         self._failures = 0
         self._answered = False
-        self._kept: list[ReaderEvent] = []  # heard while waiting for a list
+        self._kept: list[ReaderEvent] = []  # received while waiting for a listing
 
     @property
     def pids(self) -> frozenset[int]:
-        """Its processes, also one that was killed and is not gone: children of this process that nobody else may end or reap."""
+        """The reader processes, also killed ones that have not exited: no other code may sweep or reap these children."""
         return frozenset(process.child.pid for process in (*self._dying, self._process) if process is not None)
 
     def start(self, now: float) -> list[ReaderEvent]:
-        """Start the process, if none runs; when that fails, ``tick`` tries again."""
+        """Start the process if none runs; if that fails, ``tick`` retries."""
         if self._process is not None:
             return []
         self._start_at = None
@@ -127,20 +127,20 @@ class Reader:
         try:
             self._process = _Process([sys.executable, str(_MAIN), str(os.getpid()), str(self._simulate)])
         except OSError as error:
-            return [self._gone(f"it cannot be started: {error}", now)]
+            return [self._fail(f"it cannot be started: {error}", now)]
         self._poll.register(self._process.socket, select.EPOLLIN)
         self._send_waiting(now)
         return []
 
     def fileno(self) -> int:
-        """Readable when ``receive`` has something; the same descriptor for as long as this object lives."""
+        """Return the descriptor that is readable when ``receive`` has something; it never changes."""
         return self._poll.fileno()
 
-    def ask(self, workers: Mapping[str, WorkerRef], now: float) -> int:
-        """Ask for a sample, begun after this call; returns the number that its ``Reading`` will carry.
+    def request(self, workers: Mapping[str, WorkerRef], now: float) -> int:
+        """Request a sample, started after this call; return the number of its ``Reading``.
 
-        While a request is under way, or no reader runs, the new one waits and is sent as soon as can be. Only the newest waits:
-        asking again returns the same number.
+        While a request is pending, or no reader runs, the new one is queued. Only the newest is kept: another call then returns
+        the same number.
         """
         if self._waiting is None:
             self._number += 1
@@ -150,7 +150,7 @@ class Reader:
         return self._number
 
     def receive(self, now: float) -> list[ReaderEvent]:
-        """What the reader has said, without waiting."""
+        """Return received messages, without blocking."""
         self._reap()
         process, events, self._kept = self._process, self._kept, []
         if process is None:
@@ -159,13 +159,13 @@ class Reader:
         try:
             while data := process.socket.recv(_CHUNK):
                 events += [self._codec.decode(payload) for payload in process.frames.feed(data)]
-            events.append(self._gone("it ended", now))
+            events.append(self._fail("it exited", now))
         except BlockingIOError:
-            pass  # everything that is there has been read
-        except ConnectionResetError:  # the end of one that left a request unread
-            events.append(self._gone("it ended", now))
+            pass  # everything has been read
+        except ConnectionResetError:  # it exited with a request unread
+            events.append(self._fail("it exited", now))
         except (OSError, WireError) as error:
-            events.append(self._gone(str(error), now))
+            events.append(self._fail(str(error), now))
         if any(isinstance(event, get_args(Answer)) for event in events):
             self._failures, self._answered = 0, True
             if self._process is not None:
@@ -174,10 +174,10 @@ class Reader:
         return events
 
     def tick(self, now: float) -> list[ReaderEvent]:
-        """Replace a reader whose answer is overdue; start the next one when its time has come."""
+        """Replace a reader whose answer is overdue; start the next one when it is due."""
         self._reap()
         if self._process is not None and self._answer_by is not None and now >= self._answer_by:
-            return [self._gone(f"NVML did not answer within {self._patience:g} s", now)]
+            return [self._fail(f"NVML did not answer within {self._patience:g} s", now)]
         if self._process is not None:
             self._process.flush()
         if self._start_at is not None and now >= self._start_at:
@@ -185,14 +185,14 @@ class Reader:
         return []
 
     def deadline(self) -> float | None:
-        """When ``tick`` must be called; ``None`` while there is nothing to wait for."""
+        """Return when ``tick`` must be called; ``None`` if it need not."""
         return self._answer_by if self._process is not None else self._start_at
 
     def list_gpus(self, timeout: float, slow: Callable[[], None] | None = None, slow_after: float = SLOW_S) -> Listing:
-        """The GPUs of this machine, waiting up to ``timeout`` seconds for them; for the start of the program only.
+        """Return the GPUs of this machine, blocking up to ``timeout`` seconds; for the start of the program only.
 
-        Starts the process if need be. ``slow`` is called once if the answer takes longer than ``slow_after`` seconds. Without
-        an answer the listing is empty, and its reason says why.
+        Starts the process if needed. ``slow`` is called once if the answer takes longer than ``slow_after`` seconds. Without an
+        answer the listing is empty, with a reason.
         """
         now = time.monotonic()
         until, slow_at = now + timeout, now + slow_after
@@ -205,20 +205,20 @@ class Reader:
                 if isinstance(event, Listing):
                     self._kept = unasked
                     return event
-                if isinstance(event, ReaderGone):
+                if isinstance(event, ReaderFailed):
                     return Listing(reason=f"the GPUs cannot be read: {event.reason}")
             now = time.monotonic()
             if slow is not None and now >= slow_at:
                 slow()
                 slow = None
             if now >= until:
-                events = [self._gone(f"NVML did not answer within {timeout:g} s", now)]
+                events = [self._fail(f"NVML did not answer within {timeout:g} s", now)]
                 continue
             select.select([self._poll], [], [], min(until, until if slow is None else slow_at) - now)
             events = self.receive(time.monotonic())
 
     def close(self) -> None:
-        """End the process. Waits a tenth of a second for it to be gone; one that is stuck in the kernel is left to it."""
+        """Kill the process and wait up to 0.1 s for its exit; one that is stuck in the kernel is left behind."""
         if self._process is not None:
             self._retire(self._process)
         self._start_at = None
@@ -245,22 +245,22 @@ class Reader:
         process.flush()
         self._answer_by = now + self._patience
 
-    def _gone(self, reason: str, now: float) -> ReaderGone:
+    def _fail(self, reason: str, now: float) -> ReaderFailed:
         if self._process is not None:
-            words = self._retire(self._process)
-            reason = f"{reason} ({words})" if words else reason
+            tail = self._retire(self._process)
+            reason = f"{reason} ({tail})" if tail else reason
         self._start_at = now + min(_LONGEST_PAUSE, 2.0**self._failures)
         self._failures += 1
-        return ReaderGone(reason)
+        return ReaderFailed(reason)
 
     def _retire(self, process: _Process) -> str:
         self._process = None
         self._answer_by = None
         self._poll.unregister(process.socket)
         process.socket.close()
-        process.child.kill()  # one that is stuck in the kernel is not gone at once
+        process.child.kill()  # one that is stuck in the kernel exits later
         self._dying.append(process)
-        return process.last_words()
+        return process.output_tail()
 
     def _reap(self) -> None:
         self._dying = [process for process in self._dying if process.child.poll() is None]

@@ -1,8 +1,8 @@
-"""How the machine's cores are shared out over slots: ``OMP_NUM_THREADS``, and ``--cpu-affinity``; in the supervisor.
+"""Divides the machine's cores among slots: ``OMP_NUM_THREADS``, and ``--cpu-affinity``; in the supervisor.
 
-Without a share, each of N workers starts as many threads as there are cores, and they take the cores from each other. So it is
-with GPUs too: what feeds them runs on the cores. Measured: two workers that multiply matrices with torch on two cores get 1.8
-times as much done with one thread each as with two.
+Otherwise each of N workers starts as many threads as there are cores, and they compete for them, also on GPUs, whose input is
+prepared on the cores. Measured: two workers that multiply matrices with torch on two cores have 1.8 times the throughput with
+one thread each as with two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SYSTEM = Path("/sys")
 
 
 def usable(cpus: Collection[int], own_groups: str, cgroups: Path = _CGROUPS) -> float:
-    """How many cores' worth of time this process may use: ``cpus``, unless the quota of a control group it is in is less.
+    """Return the number of cores that this process may use: ``cpus``, unless the quota of one of its control groups is less.
 
     ``own_groups`` is the text of ``/proc/self/cgroup``; of version 2, whose quota is ``cpu.max`` (kernel's cgroup-v2 document).
     """
@@ -34,9 +34,9 @@ def usable(cpus: Collection[int], own_groups: str, cgroups: Path = _CGROUPS) -> 
 
 
 def threads(cpus: Collection[int], slots: int, pinned: Collection[int] = (), most: float | None = None) -> int | None:
-    """How many threads a worker should use for numbers, if it is one of ``slots``; None if it has all of ``cpus`` for itself.
+    """Return the number of compute threads for a worker of one of ``slots``; None if it has all of ``cpus`` for itself.
 
-    It may be ``pinned`` to some of them. ``most`` is what ``usable`` says, unless given.
+    It may be ``pinned`` to some of them. ``most`` defaults to ``usable``.
     """
     if most is None:
         most = usable(cpus, _read(Path("/proc/self/cgroup")))
@@ -49,9 +49,9 @@ def threads(cpus: Collection[int], slots: int, pinned: Collection[int] = (), mos
 def share_out(
     slots: Mapping[str, Sequence[Gpu]], cpus: Collection[int], system: Path = _SYSTEM
 ) -> dict[str, tuple[int, ...]]:
-    """The cores of each slot's workers: an even part of those of ``cpus`` that are near its GPUs, or of all.
+    """Return the cores of each slot's workers: an even part of those of ``cpus`` that are near its GPUs, or of all.
 
-    Two hardware threads of one core stay together where the numbers allow it. With more slots than cores, slots share them.
+    The hardware threads of one core stay together if the numbers allow it. If there are more slots than cores, slots share them.
     """
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, gpus in slots.items():
@@ -68,17 +68,17 @@ def _divide(cpus: Sequence[int], names: Sequence[str]) -> dict[str, tuple[int, .
 
 
 def _near(gpu: Gpu, system: Path) -> set[int]:
-    """The cores on the GPU's side of the machine, by its PCI address; none where nobody says."""
+    """Return the cores near the GPU, by its PCI address; none if unknown."""
     return _numbers(_read(system / "bus/pci/devices" / gpu.pci / "local_cpulist")) if gpu.pci else set()
 
 
 def _core(cpu: int, system: Path) -> int:
-    """The first hardware thread of the core that ``cpu`` is one of."""
+    """Return the first hardware thread of the core of ``cpu``."""
     return min(_numbers(_read(system / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")), default=cpu)
 
 
 def _numbers(text: str) -> set[int]:
-    """``0-3,8`` as the kernel writes it."""
+    """Parse a kernel list such as ``0-3,8``."""
     found: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")

@@ -1,12 +1,12 @@
-"""Locks that keep two supervisors off one GPU, and off one store; used by the supervisor, and held by the template with it.
+"""Locks on GPUs and stores against other supervisors; used by the supervisor, and held by the template with it.
 
-A lock is ``flock`` on a file. It belongs to the open file, not to a process: whoever has the descriptor (the template gets it by
-``pass_fds``) holds the lock, and it ends with the last of them, also after ``kill -9``. The files stay: removing a lock file that
-another process has open would make two locks of one.
+A lock is ``flock`` on a file. It belongs to the open file, not to a process: every process with the descriptor (the template gets
+it by ``pass_fds``) holds the lock, until the last of them exits, also by ``kill -9``. The files are kept: removing a lock file
+that another process has open would make two locks of one.
 
 A GPU's file is named by its UUID, in a folder that all users of the machine share. A whole GPU is locked exclusively; a MIG
-instance is locked exclusively and its GPU shared, so instances do not disturb each other and a lock on the whole GPU excludes
-them. Nothing in that folder is trusted: links are not followed, and what a file says serves for messages only.
+instance is locked exclusively and its GPU shared, so instances do not exclude each other, but a lock on the whole GPU does.
+Nothing in that folder is trusted: links are not followed, and file contents are used in messages only.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from supervisor.host import files
 
 DEFAULT_DIR = Path("/tmp/supervise-locks")
 REMAINS_S = 10.0
-"""How long a start waits for what is left of a dead supervisor; its workers are gone within 5 s."""
+"""Seconds that a start waits for the remaining processes of a dead supervisor; its workers exit within 5 s."""
 
 _POLL_S = 0.05
 _MAX_CONTENT = 4096
 _BEGINNING = b'{"pid":'
-"""How what we wrote begins (``Holder``)."""
+"""The first bytes of a ``Holder`` in a file."""
 
 _OPEN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class Holder(msgspec.Struct, frozen=True, rename="camel"):
-    """Which supervisor holds a lock, as its file says. ``started``: clock ticks since boot; ``since``: seconds since 1970."""
+    """The supervisor that holds a lock, from its file. ``started``: clock ticks since boot; ``since``: seconds since 1970."""
 
     pid: int
     started: int | None
@@ -50,85 +50,85 @@ class Holder(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def alive(self) -> bool:
-        """Whether that very process runs (as far as this one can see: not from inside a container)."""
+        """True if that process is running, as far as this one can see: not from inside a container."""
         return self.started is not None and started_at(self.pid) == self.started
 
     def __str__(self) -> str:
-        """For a message; the file may come from anyone, so nothing in it may command a terminal."""
+        """Return the text for a message, without control characters: any user can write the file."""
         serves = "".join(letter if letter.isprintable() else "?" for letter in self.serves[:200])
         return f"supervise {serves} (pid {self.pid})"
 
 
 class Lock:
-    """A held lock. ``fds``, of the files that make it up, are for a process that shares it; keep them out of every other."""
+    """A held lock. Pass ``fds``, the descriptors of its files, only to processes that are to share it."""
 
     def __init__(self) -> None:
         self.fds: list[int] = []
 
     def close(self) -> None:
-        """Let go: the lock ends here, or with the last process that shares it. (An explicit unlock would end it for all.)"""
+        """Close the files: the last process that shares the lock releases it. (An explicit unlock would release it for all.)"""
         while self.fds:
             os.close(self.fds.pop())
 
 
 def this_process(run_id: str, serves: str) -> Holder:
-    """The holder that the calling process is; ``serves`` is the handler as the command line named it."""
+    """Return the calling process as a holder; ``serves`` is the handler as named on the command line."""
     return Holder(os.getpid(), started_at(os.getpid()), time.time(), run_id, serves)
 
 
 def lock_gpus(
     gpus: Sequence[Gpu], holder: Holder, folder: Path = DEFAULT_DIR, *, skip_held: bool = False, wait: float = REMAINS_S
 ) -> tuple[list[Gpu], list[Lock]]:
-    """Lock the GPUs; returns those that are ours now, in the order given, and their locks.
+    """Lock the GPUs; return the locked ones, in the order given, and their locks.
 
-    With ``skip_held`` a GPU that another supervisor holds is left out, as long as one is left. What remains of a dead supervisor
-    is waited for, ``wait`` seconds at most altogether.
+    With ``skip_held``, GPUs that another supervisor holds are left out, if at least one remains. The remaining processes of a
+    dead supervisor are waited for, ``wait`` seconds in total at most.
 
     Raises:
         LockedError: another supervisor holds one (with ``skip_held``: all); nothing is locked then.
         UsageError: the folder cannot be used.
     """
     locks: dict[str, Lock] = {}
-    refusals: list[str] = []
+    errors: list[str] = []
     with contextlib.ExitStack() as undo, _opened(folder) as folder_fd:
-        taking = _Taking(folder, folder_fd, holder, time.monotonic() + wait, mode=0o666)
-        # Everyone takes them in the same order, so two starts at once do not each get half.
+        locker = _Locker(folder, folder_fd, holder, time.monotonic() + wait, mode=0o666)
+        # All supervisors lock in the same order, so that two concurrent starts do not get half each.
         for gpu in sorted(gpus, key=lambda gpu: gpu.uuid):
             wanted = {_file_name(gpu.uuid): fcntl.LOCK_EX}
             if gpu.parent:
                 wanted[_file_name(gpu.parent)] = fcntl.LOCK_SH
             try:
-                locks[gpu.uuid] = taking.lock(f"GPU {gpu.number} ({gpu.uuid})", wanted)
+                locks[gpu.uuid] = locker.lock(f"GPU {gpu.number} ({gpu.uuid})", wanted)
                 undo.callback(locks[gpu.uuid].close)
             except LockedError as error:
-                refusals.append(str(error))
+                errors.append(str(error))
                 if not skip_held:
                     break
-        if refusals and not (skip_held and locks):
+        if errors and not (skip_held and locks):
             what_then = "choose other GPUs with --gpus, or share them with --share-gpus"
-            raise LockedError("; ".join([*refusals, what_then]))
+            raise LockedError("; ".join([*errors, what_then]))
         undo.pop_all()
     ours = [gpu for gpu in gpus if gpu.uuid in locks]
     return ours, [locks[gpu.uuid] for gpu in ours]
 
 
 def lock_store(store: Path, holder: Holder, wait: float = REMAINS_S) -> Lock:
-    """Lock the job store at ``store`` by a file beside it, readable by its owner alone.
+    """Lock the job store at ``store`` by a file beside it that only its owner can read.
 
     Raises:
         LockedError: another supervisor uses it.
-        UsageError: the file beside it cannot be made.
+        UsageError: the file cannot be created.
     """
     with _opened(store.parent, make=False) as folder_fd:
-        taking = _Taking(store.parent, folder_fd, holder, time.monotonic() + wait, mode=0o600)
+        locker = _Locker(store.parent, folder_fd, holder, time.monotonic() + wait, mode=0o600)
         try:
-            return taking.lock(f"the store {store}", {f"{store.name}.lock": fcntl.LOCK_EX})
+            return locker.lock(f"the store {store}", {f"{store.name}.lock": fcntl.LOCK_EX})
         except LockedError as error:
             raise LockedError(f"{error}; name another one with --store") from None
 
 
 def gpu_holder(gpu: Gpu, folder: Path = DEFAULT_DIR) -> Holder | None:
-    """Who holds that GPU now, as far as its file tells; ``None`` when nobody does."""
+    """Return the current holder of the GPU, as its file shows; ``None`` if it is not locked."""
     try:
         fd = os.open(folder / _file_name(gpu.uuid), os.O_RDONLY | _OPEN)
     except OSError:
@@ -144,8 +144,8 @@ def gpu_holder(gpu: Gpu, folder: Path = DEFAULT_DIR) -> Holder | None:
 # --- inside
 
 
-class _Taking(msgspec.Struct, frozen=True):
-    """How locks in ``folder`` are taken for ``holder``; new files get ``mode``. Dead holders are waited for until ``until``
+class _Locker(msgspec.Struct, frozen=True):
+    """Acquires locks in ``folder`` for ``holder``; new files get ``mode``. Waits for dead holders until ``until``
     (``time.monotonic()``)."""
 
     folder: Path
@@ -155,7 +155,7 @@ class _Taking(msgspec.Struct, frozen=True):
     mode: int
 
     def lock(self, subject: str, names: Mapping[str, int]) -> Lock:
-        """The lock on ``subject`` (for messages), made up of the files ``names``, each to be locked in its way.
+        """Acquire the lock on ``subject`` (for messages): the files ``names``, each with its kind of lock.
 
         Raises:
             LockedError: another process holds one.
@@ -172,13 +172,13 @@ class _Taking(msgspec.Struct, frozen=True):
         return lock
 
     def _try(self, name: str, kind: int, subject: str) -> int | None:
-        """The descriptor of the locked file; ``None`` when it is to be tried again: what holds it should soon be gone."""
+        """Return the descriptor of the locked file; ``None`` to retry: its holder should exit soon."""
         with contextlib.ExitStack() as undo:
             try:
                 fd = self._open(name)
                 undo.callback(os.close, fd)
                 status = os.fstat(fd)
-                # A second name may be that of somebody's precious file.
+                # With a second link, it may be another file of the user.
                 if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
                     raise self._unusable(name, "it is no plain file of its own")
                 if not _flock(fd, kind):
@@ -195,21 +195,21 @@ class _Taking(msgspec.Struct, frozen=True):
         return None
 
     def _open(self, name: str) -> int:
-        """Open the file, made if need be; another user's without ``O_CREAT``, which ``fs.protected_regular`` forbids."""
+        """Open the file or create it; another user's without ``O_CREAT``, which ``fs.protected_regular`` forbids."""
         for _ in range(3):
             try:
                 return os.open(name, os.O_RDWR | _OPEN, dir_fd=self.folder_fd)
             except FileNotFoundError:
                 pass
             except PermissionError:
-                # To lock it, reading is enough; who we are is then not written.
+                # Read access is enough for a lock; the holder is then not written.
                 return os.open(name, os.O_RDONLY | _OPEN, dir_fd=self.folder_fd)
             with contextlib.suppress(FileExistsError):
                 return files.make_file(name, self.mode, flags=os.O_RDWR | _OPEN, dir_fd=self.folder_fd)
-        raise FileNotFoundError(errno.ENOENT, "it comes and goes")
+        raise FileNotFoundError(errno.ENOENT, "it is removed again and again")
 
     def _is_still(self, fd: int, name: str) -> bool:
-        """Whether the file locked is the one that others will find: it may have been removed in between."""
+        """Return whether the locked file still has its name: it may have been removed in between."""
         try:
             found = os.stat(name, dir_fd=self.folder_fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -217,17 +217,15 @@ class _Taking(msgspec.Struct, frozen=True):
         return os.path.samestat(found, os.fstat(fd))
 
     def _wait_for_remains(self, other: Holder | None, subject: str) -> None:
-        """Return after a moment if what holds the lock should soon be gone.
+        """Sleep a moment, if the holder of the lock should exit soon.
 
         Raises:
-            LockedError: it is alive, or the time is over.
+            LockedError: the holder is alive, or the time is over.
         """
         if other is not None and other.alive:
             raise LockedError(f"{subject} is held by {other}")
         if time.monotonic() >= self.until:
-            who = (
-                f"what is left of {other}, which has ended itself" if other else "a process that does not say who it is"
-            )
+            who = f"processes left by {other}, which has exited" if other else "an unknown process"
             raise LockedError(f"{subject} is held by {who}")
         time.sleep(_POLL_S)
 
@@ -237,7 +235,7 @@ class _Taking(msgspec.Struct, frozen=True):
 
 @contextlib.contextmanager
 def _opened(folder: Path, *, make: bool = True) -> Iterator[int]:
-    """A descriptor of the folder, which is made for all users if it is not there."""
+    """Open the folder; ``make``: create it for all users if it does not exist."""
     try:
         if make:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -260,7 +258,7 @@ def _flock(fd: int, kind: int) -> bool:
 
 
 def _may_be_ours(content: bytes) -> bool:
-    """Whether we wrote it: nothing, a ``Holder``, or what a full disk or a power cut (which leaves zeros) has left of one."""
+    """Return whether we wrote it: a ``Holder``, or what a full disk or a power cut (which leaves zeros) has left of one."""
     return content[: len(_BEGINNING)] == _BEGINNING[: len(content)] or not content.strip(b"\0")
 
 
@@ -279,5 +277,5 @@ def _write(fd: int, holder: Holder) -> None:
 
 
 def _file_name(uuid: str) -> str:
-    """A legacy MIG name holds slashes."""
+    """Return the name of the lock file. Legacy MIG UUIDs contain slashes."""
     return uuid.replace("/", "_") + ".lock"

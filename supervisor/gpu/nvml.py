@@ -1,7 +1,7 @@
-"""Real GPUs through NVML (``nvidia-ml-py``, ``import pynvml``); runs in the reader process only, since a call may hang for ever.
+"""Reads real GPUs through NVML (``nvidia-ml-py``, ``import pynvml``); only in the reader process, since a call may hang for ever.
 
-Few functions are needed, and each may be missing: drivers are old, GPUs lack sensors, containers hide processes. What cannot be
-read is ``None``. A GPU is ``lost`` only on NVML's plain word (lost, or to be reset), never on unknown errors or time-outs.
+Any function may be missing: drivers are old, GPUs lack sensors, containers hide processes. What cannot be read is ``None``. A GPU
+is ``lost`` only if NVML reports it as lost or needing a reset, never on unknown errors or time-outs.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import msgspec
 
 from supervisor.gpu.attribution import Attribution
 from supervisor.gpu.records import MIB, Gpu, GpuProcess, GpuSample, Listing, WorkerRef
-from supervisor.gpu.xids import Order, Watched, XidWatch
+from supervisor.gpu.xids import Watched, WatchRequest, XidWatch
 
 _PLAIN = {
     "NVML_ERROR_LIBRARY_NOT_FOUND": "no NVIDIA driver is installed (libnvidia-ml.so.1 was not found)",
     "NVML_ERROR_DRIVER_NOT_LOADED": "the NVIDIA driver is not loaded",
-    "NVML_ERROR_LIB_RM_VERSION_MISMATCH": "the NVIDIA driver and its library are of different versions; a reboot mends that",
+    "NVML_ERROR_LIB_RM_VERSION_MISMATCH": "the NVIDIA driver and its library have different versions; a reboot fixes that",
     "NVML_ERROR_NO_PERMISSION": "this user may not use the NVIDIA driver",
 }
-"""What initialising NVML can fail with, in words that say what to do."""
+"""Errors of the initialisation, as messages for the user."""
 
 _RECOVERY = {
     1: "a reset of the GPU",
@@ -35,14 +35,14 @@ _RECOVERY = {
 
 
 class SourceError(Exception):
-    """Nothing can be read at the moment; the message says why."""
+    """No GPU can be read now; the message says why."""
 
 
 class NvmlSource:
     """The GPUs of the driver. Initialises once: repeated initialisation has hung on some drivers (go-nvml#152)."""
 
     def __init__(self, xids: XidWatch, attribution: Attribution) -> None:
-        """Touch nothing yet; let ``xids`` watch the GPUs that are found, and ``attribution`` say whose listed processes are."""
+        """Do not initialise NVML yet; ``xids`` will watch the GPUs, and ``attribution`` attribute the listed processes."""
         self._nvml: Any = None
         self._failures: tuple[type[Exception], ...] = ()
         self._devices: dict[str, Watched] = {}
@@ -53,7 +53,7 @@ class NvmlSource:
         self._watched: frozenset[str] = frozenset()
 
     def listing(self) -> Listing:
-        """The GPUs that workers can be pinned to, as NVML shows them now; MIG instances in place of a GPU in MIG mode."""
+        """Return the GPUs that workers can be pinned to; MIG instances in place of a GPU in MIG mode."""
         try:
             self._initialise()
             devices, missing = self._enumerate()
@@ -68,11 +68,10 @@ class NvmlSource:
         return Listing(gpus=tuple(device.gpu for device in devices.values()), reason=reason, complete=not missing)
 
     def sample(self, workers: Mapping[str, WorkerRef]) -> list[GpuSample]:
-        """One reading of each GPU listed before, and of those that have come since; processes of a tree in ``workers`` (by slot)
-        carry that slot.
+        """Read each GPU listed before or added since; processes of a tree in ``workers`` (by slot) get that slot.
 
         Raises:
-            SourceError: nothing can be read.
+            SourceError: no GPU can be read.
         """
         self._initialise()
         if self._stale:
@@ -80,7 +79,7 @@ class NvmlSource:
         lost = set(self._lost)
         samples = [self._read(device) for device in self._devices.values()]
         if lost - self._lost:
-            self._watched = frozenset()  # what was registered for a GPU that was lost may be lost with it
+            self._watched = frozenset()  # registrations may be lost with a GPU
         self._watch_xids()
         return self._attribution.attribute(samples, workers)
 
@@ -90,10 +89,10 @@ class NvmlSource:
         if self._nvml is not None:
             return
         try:
-            import pynvml  # noqa: PLC0415 - without GPUs to read, and in the simulation, nobody needs it
+            import pynvml  # noqa: PLC0415 - not needed in the simulation
         except ImportError as error:
             raise SourceError(f"the package nvidia-ml-py is not installed ({error})") from error
-        # The library's wrappers raise more than their own errors when a function or a field is missing.
+        # The library raises more than its own errors if a function or a field is missing.
         failures = [pynvml.NVMLError, AttributeError, TypeError, ValueError]
         failures += filter(None, [getattr(pynvml, "NVMLLibraryMismatchError", None)])
         self._failures = tuple(failures)
@@ -106,12 +105,12 @@ class NvmlSource:
         self._nvml = pynvml
 
     def _enumerate(self) -> tuple[dict[str, Watched], list[str]]:
-        """The devices by UUID, and what NVML says of GPUs that it counts but cannot describe."""
+        """Return the devices by UUID, and messages about GPUs that NVML counts but cannot describe."""
         nvml = self._nvml
         try:
             count = nvml.nvmlDeviceGetCount()
         except self._failures as error:
-            self._forget_if_uninitialised(error)
+            self._reset_if_uninitialised(error)
             raise SourceError(f"NVML cannot count the GPUs: {error}") from error
         devices: dict[str, Watched] = {}
         missing = []
@@ -125,7 +124,7 @@ class NvmlSource:
         return devices, missing
 
     def _describe(self, index: int) -> Iterator[Watched]:
-        """GPU ``index``, or its MIG instances when it is in MIG mode."""
+        """Yield GPU ``index``, or its MIG instances if it is in MIG mode."""
         handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
         whole = self._gpu(handle, index)
         mode = self._optional("nvmlDeviceGetMigMode", handle)
@@ -151,7 +150,7 @@ class NvmlSource:
         )
 
     def _renew_handles(self) -> None:
-        """Take fresh handles, which a GPU that came back needs; one that NVML cannot describe now keeps its old one."""
+        """Get new handles, which a returned GPU needs; a GPU that NVML cannot describe now keeps its old one."""
         devices, missing = self._enumerate()
         self._devices |= devices
         self._stale = bool(missing)
@@ -160,7 +159,7 @@ class NvmlSource:
         uuids = frozenset(self._devices)
         if self._nvml is not None and uuids != self._watched:
             self._watched = uuids
-            self._xids.watch(Order(self._nvml, self._failures, tuple(self._devices.values())))
+            self._xids.watch(WatchRequest(self._nvml, self._failures, tuple(self._devices.values())))
 
     # --- reading one
 
@@ -188,7 +187,7 @@ class NvmlSource:
         )
 
     def _recovery(self, handle: Any) -> str | None:
-        """What the driver says must be done before the GPU can be used again; ``None`` for nothing, or from older drivers."""
+        """Return the recovery action that the GPU needs before further use; ``None`` for none, or on older drivers."""
         field = getattr(self._nvml, "NVML_FI_DEV_GET_GPU_RECOVERY_ACTION", None)
         values = self._optional("nvmlDeviceGetFieldValues", handle, [field]) if field is not None else None
         if values is None or values[0].nvmlReturn != 0 or not (action := int(values[0].value.uiVal)):
@@ -196,13 +195,13 @@ class NvmlSource:
         return f"the driver asks for {_RECOVERY.get(action, f'recovery action {action}')}"
 
     def _memory(self, handle: Any) -> Any:
-        """Total, free and used bytes; ``None`` where nothing counts them: the GPU shares the host's memory (GB10, nvitop#208), or
+        """Return total, free and used bytes; ``None`` without a counter: the GPU shares the host's memory (GB10, nvitop#208), or
         the driver has no such function."""
-        # The second one for good only: it leaves out what the driver has reserved, so figures of both cannot be compared.
+        # The second only where the first never works: it excludes reserved memory, so their figures are not comparable.
         for version in ({}, {"version": self._nvml.nvmlMemory_v2}):
             try:
                 return self._nvml.nvmlDeviceGetMemoryInfo(handle, **version)
-            except self._failures as error:  # noqa: PERF203 - the other one is asked next
+            except self._failures as error:  # noqa: PERF203 - the other version is tried next
                 if self._is(error, "NVML_ERROR_NOT_SUPPORTED"):
                     return None
                 if not self._is(error, "NVML_ERROR_FUNCTION_NOT_FOUND"):
@@ -211,7 +210,7 @@ class NvmlSource:
 
     def _unreadable(self, gpu: Gpu, error: Exception) -> GpuSample:
         self._stale = True
-        self._forget_if_uninitialised(error)
+        self._reset_if_uninitialised(error)
         if self._is(error, "NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED"):
             self._lost.add(gpu.uuid)
         return GpuSample(
@@ -222,15 +221,15 @@ class NvmlSource:
         )
 
     def _processes(self, handle: Any) -> tuple[GpuProcess, ...] | None:
-        """The numbers that NVML names processes by, with their memory."""
+        """Return the listed processes, by NVML's numbers, with their memory."""
         compute = self._listed("nvmlDeviceGetComputeRunningProcesses", handle)
         if compute is None:
             return None
         memory: dict[int, int | None] = {}
         for entry in (*compute, *(self._listed("nvmlDeviceGetGraphicsRunningProcesses", handle) or ())):
             used = entry.usedGpuMemory
-            # All bits set is NVML's "not available", and so is a 0, in containers (HAMi-core#112): none is listed that has
-            # nothing. A process in both lists shows the same figure in both.
+            # All bits set is NVML's "not available", and so is 0 in containers (HAMi-core#112): a listed process has memory.
+            # A process in both lists has the same figure in both.
             known = None if not used or used >= (1 << 64) - 1 else int(used) // MIB
             before = memory.get(entry.pid)
             memory[entry.pid] = known if before is None else max(before, known or 0)
@@ -245,7 +244,7 @@ class NvmlSource:
     # --- calls that may fail
 
     def _optional(self, function: str, *args: Any) -> Any:
-        """What NVML answers; ``None`` for whatever this GPU, driver or binding lacks."""
+        """Call ``function``; return ``None`` if this GPU, driver or binding does not support it."""
         try:
             call: Callable[..., Any] = getattr(self._nvml, function)
             return call(*args)
@@ -256,12 +255,12 @@ class NvmlSource:
         code = getattr(error, "value", None)
         return code is not None and any(getattr(self._nvml, name, None) == code for name in names)
 
-    def _forget_if_uninitialised(self, error: Exception) -> None:
+    def _reset_if_uninitialised(self, error: Exception) -> None:
         if self._is(error, "NVML_ERROR_UNINITIALIZED"):
             self._nvml = None
             self._watched = frozenset()
 
 
 def _total(memory: Any) -> int | None:
-    """MiB of the GPU's memory; ``None`` where it is not counted. A total of 0 says no more than that (nvtop#411)."""
+    """Return the MiB of the GPU's memory; ``None`` if unknown, which a total of 0 means too (nvtop#411)."""
     return (int(memory.total) // MIB or None) if memory else None

@@ -1,8 +1,8 @@
-"""Which GPUs are ours, how they are divided into slots, and what pins a worker to them; pure, used by the supervisor.
+"""Selection of GPUs, their division into slots, and the variables that pin a worker; pure, used by the supervisor.
 
-CUDA and NVML disagree about order unless ``CUDA_DEVICE_ORDER=PCI_BUS_ID``, so that is always set. A value set in a worker is
-absolute, not relative to the parent's: the parent's own ``CUDA_VISIBLE_DEVICES`` is resolved here first (CUDA Programming Guide,
-environment variables: entries are indices, UUIDs or unique starts of one; the list ends at the first invalid one; empty: none).
+CUDA and NVML order GPUs differently unless ``CUDA_DEVICE_ORDER=PCI_BUS_ID``, so that is always set. A worker's value is absolute,
+not relative to the parent's: the parent's own ``CUDA_VISIBLE_DEVICES`` is resolved here first (CUDA Programming Guide,
+environment variables: entries are indices, UUIDs or unique prefixes of one; the list ends at the first invalid one; empty: none).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from supervisor.gpu.records import Gpu
 
 
 class SlotPlan(msgspec.Struct, frozen=True):
-    """A slot to be: its name, its number (from 0) and the GPUs of its workers; none on a CPU."""
+    """A planned slot: its name, its number (from 0) and the GPUs of its workers; none on a CPU."""
 
     name: str
     index: int
@@ -24,30 +24,30 @@ class SlotPlan(msgspec.Struct, frozen=True):
 
 
 def select(spec: str, gpus: Sequence[Gpu], visible: str | None, reason: str | None = None) -> list[Gpu]:
-    """The GPUs that ``--gpus`` means: ``auto``, ``all``, ``none`` or a comma-separated list.
+    """Return the GPUs that ``--gpus`` selects: ``auto``, ``all``, ``none`` or a comma-separated list.
 
-    ``gpus`` is what NVML shows, ``reason`` why there are none or one is missing (``Listing.reason``), ``visible`` the parent's
-    ``CUDA_VISIBLE_DEVICES`` (``None``: not set). An entry of the list is an
-    index as NVML counts, a UUID or a unique start of one; one that names a GPU in MIG mode means all its instances. A list keeps
-    its order, ``auto`` and ``all`` keep NVML's. A ``visible`` that names no device hides real GPUs only, not pretend ones.
+    ``gpus`` are NVML's, ``reason`` says why there are none or one is missing (``Listing.reason``), ``visible`` is the parent's
+    ``CUDA_VISIBLE_DEVICES`` (``None``: not set). An entry of the list is an NVML index, a UUID or a unique prefix of one; a GPU
+    in MIG mode selects all its instances. A list keeps its order, ``auto`` and ``all`` keep NVML's. A ``visible`` that names no
+    device hides real GPUs only, not simulated ones.
 
     Raises:
-        GpuError: what was asked for is not there, hidden by ``visible``, or makes no sense; ``auto`` and ``none`` never fail.
+        GpuError: an entry does not exist, is hidden by ``visible``, or is invalid; ``auto`` and ``none`` never fail.
     """
     allowed = _allowed(gpus, visible)
     word = spec.strip().lower()
     if word in ("none", "auto"):
         return allowed if word == "auto" else []
-    there = _what_is_there(gpus, allowed, visible, reason)
+    available = _available(gpus, allowed, visible, reason)
     if word == "all":
         if not allowed:
-            raise GpuError(f"--gpus all: {there}; --gpus none serves on the CPU")
+            raise GpuError(f"--gpus all: {available}; --gpus none serves on the CPU")
         if reason and visible is None:
-            raise GpuError(f"--gpus all: {there}; --gpus auto takes those that can be read")
+            raise GpuError(f"--gpus all: {available}; --gpus auto takes those that can be read")
         return allowed
     entries = [entry.strip() for entry in spec.split(",")]
     if not all(entries):
-        raise GpuError(f"--gpus {spec!r} is no list; use auto, all, none, or indices and UUIDs separated by commas")
+        raise GpuError(f"--gpus {spec!r} is not a list; use auto, all, none, or indices and UUIDs separated by commas")
     chosen: dict[str, Gpu] = {}
     for entry in entries:
         matches = _matches(entry, gpus)
@@ -55,9 +55,9 @@ def select(spec: str, gpus: Sequence[Gpu], visible: str | None, reason: str | No
         if not usable or _ambiguous(entry, matches):
             called = f"GPU {entry}" if entry.isdigit() else entry
             problem = (
-                "means more than one GPU" if usable else "is hidden from this program" if matches else "is not there"
+                "means more than one GPU" if usable else "is hidden from this program" if matches else "does not exist"
             )
-            raise GpuError(f"--gpus {spec}: {called} {problem}; {there}")
+            raise GpuError(f"--gpus {spec}: {called} {problem}; {available}")
         chosen |= {gpu.uuid: gpu for gpu in usable}
     return list(chosen.values())
 
@@ -92,10 +92,10 @@ def plan_slots(
 
 
 def environment(gpus: Sequence[Gpu], pin_by: str = "index") -> dict[str, str | None]:
-    """The variables that make a worker see exactly ``gpus``; ``pin_by`` is ``index`` or ``uuid``. No GPU: it sees none.
+    """Return the variables that make exactly ``gpus`` (maybe none) visible to a worker; ``pin_by`` is ``index`` or ``uuid``.
 
-    Index by default, because libraries parse the entries as numbers (vllm#13815). CUDA knows MIG instances by UUID only, and
-    nobody knows the UUID of a pretend GPU.
+    Index by default, because libraries parse the entries as numbers (vllm#13815). CUDA accepts MIG instances by UUID only, and
+    does not know the UUIDs of simulated GPUs.
     """
     by_uuid = pin_by == "uuid" or any(gpu.mig is not None for gpu in gpus)
     entries = [gpu.uuid if by_uuid and not gpu.simulated else str(gpu.index) for gpu in gpus]
@@ -103,7 +103,7 @@ def environment(gpus: Sequence[Gpu], pin_by: str = "index") -> dict[str, str | N
 
 
 def describe(gpus: Iterable[Gpu]) -> str:
-    """The GPUs for a person: ``0 (NVIDIA L4, GPU-8f1c…), 1 (…)``."""
+    """Return the text for a message: ``0 (NVIDIA L4, GPU-8f1c…), 1 (…)``."""
     return ", ".join(f"{gpu.number} ({gpu.name}, {gpu.uuid})" for gpu in gpus)
 
 
@@ -123,7 +123,7 @@ def _allowed(gpus: Sequence[Gpu], visible: str | None) -> list[Gpu]:
 
 
 def _matches(entry: str, gpus: Sequence[Gpu]) -> list[Gpu]:
-    """The GPUs that an entry names, all of them when it is not unique."""
+    """Return all GPUs that match an entry."""
     if entry.isascii() and entry.isdigit():
         return [gpu for gpu in gpus if gpu.index == int(entry)]
     if not entry.upper().startswith(("GPU-", "MIG-", "SIM-")):
@@ -136,14 +136,14 @@ def _matches(entry: str, gpus: Sequence[Gpu]) -> list[Gpu]:
 
 
 def _ambiguous(entry: str, matches: Sequence[Gpu]) -> bool:
-    """Whether the entry names more than one device: the instances of one GPU, named by their parent, are one."""
+    """Return whether the entry names several devices: the instances of one GPU, named by their parent, count as one."""
     if len(matches) < 2:
         return False
     by_own_name = sum(gpu.uuid.lower().startswith(entry.lower()) for gpu in matches)
     return by_own_name > 1 or len({gpu.parent or gpu.uuid for gpu in matches}) > 1
 
 
-def _what_is_there(gpus: Sequence[Gpu], allowed: Sequence[Gpu], visible: str | None, reason: str | None) -> str:
+def _available(gpus: Sequence[Gpu], allowed: Sequence[Gpu], visible: str | None, reason: str | None) -> str:
     if not gpus:
         return f"this machine shows no GPU ({reason})" if reason else "this machine shows no GPU"
     if visible is None or len(allowed) == len(gpus):

@@ -1,7 +1,7 @@
-"""The reader process: reads GPUs when the supervisor asks, and is killed when a driver's call hangs. Run as a file.
+"""The reader process: reads GPUs on the supervisor's request, and is killed if a driver call hangs. Run as a file.
 
-``python reader.py SUPERVISOR_PID SIMULATED_GPUS``, with the supervisor's socket as standard input. It ends with that socket, or
-with the supervisor.
+``python reader.py SUPERVISOR_PID SIMULATED_GPUS``, with the supervisor's socket as standard input. It exits when that socket
+closes or the supervisor exits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Run as a file, it finds its own folder first (unless PYTHONSAFEPATH is set), whose module names are not meant for everyone.
+    # A script's own folder comes first (unless PYTHONSAFEPATH is set), and its modules would shadow others.
     _here = Path(__file__).resolve()
     sys.path[:] = [str(_here.parents[2]), *(entry for entry in sys.path if Path(entry).resolve() != _here.parent)]
 
@@ -34,29 +34,29 @@ Source = Union[NvmlSource, SimulatedSource]
 
 
 def main(supervisor: int, simulated: int, fd: int = 0) -> None:
-    """Answer on the socket ``fd`` until process ``supervisor`` is gone or closes its end; real GPUs unless ``simulated`` > 0."""
-    # When to end is the supervisor's word, also when a service manager signals everyone. A call that hangs does not see the
-    # socket close, so the kernel must help.
+    """Serve the socket ``fd`` until process ``supervisor`` exits or closes its end; real GPUs unless ``simulated`` > 0."""
+    # The supervisor decides when to exit, also if a service manager signals all processes. A call that hangs does not see the
+    # socket close, hence the death signal.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     processes.set_death_signal(signal.SIGKILL)
     if os.getppid() != supervisor:
         return
-    line = Line(fd)
+    server = RequestServer(fd)
     attribution = Attribution(on_host=in_host_pid_namespace())
-    line.serve(SimulatedSource(simulated) if simulated else NvmlSource(XidWatch(line.say), attribution))
+    server.serve(SimulatedSource(simulated) if simulated else NvmlSource(XidWatch(server.send), attribution))
 
 
-class Line:
-    """The supervisor's socket."""
+class RequestServer:
+    """Answers requests on the supervisor's socket."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._codec: wire.Codec[ToReader] = wire.Codec(ToReader)
         self._writing = threading.Lock()
 
-    def say(self, message: FromReader) -> None:
-        """Send it whole, from any thread. That nobody listens any more is noticed where the socket is read."""
+    def send(self, message: FromReader) -> None:
+        """Send a message, from any thread. ``serve`` detects a closed socket."""
         left = memoryview(wire.frame(self._codec.encode(message)))
         try:
             with self._writing:
@@ -68,11 +68,11 @@ class Line:
     def serve(self, source: Source) -> None:
         """Answer requests from ``source``, one after the other, until the socket closes."""
         frames = wire.FrameReader(LIMIT)
-        while data := self._heard():
+        while data := self._read():
             for payload in frames.feed(data):
-                self.say(answer(self._codec.decode(payload), source))
+                self.send(answer(self._codec.decode(payload), source))
 
-    def _heard(self) -> bytes:
+    def _read(self) -> bytes:
         try:
             return os.read(self._fd, _CHUNK)
         except ConnectionResetError:
@@ -80,7 +80,7 @@ class Line:
 
 
 def answer(request: ToReader, source: Source) -> Answer:
-    """What ``source`` says to ``request``."""
+    """Return the answer of ``source`` to ``request``."""
     if isinstance(request, List):
         return source.listing()
     at = time.monotonic()
@@ -92,5 +92,5 @@ def answer(request: ToReader, source: Source) -> Answer:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]))
-    # The driver's own clean-up at exit may hang as any other of its calls.
+    # The driver's clean-up at exit may hang like any other call.
     os._exit(0)

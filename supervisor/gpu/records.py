@@ -1,5 +1,6 @@
-"""What is known of GPUs at one moment; a field that a GPU or its driver lacks is ``None``. And what the supervisor and the reader
-process say to each other, over a stream socket framed as ``wire`` frames.
+"""Records of GPUs and their readings, and the messages between the supervisor and the reader process.
+
+A field that a GPU or its driver lacks is ``None``. Messages travel over a stream socket, framed as in ``wire``.
 
 Sizes are MiB (2**20 bytes), temperatures degrees Celsius, power watts, utilisation percent.
 """
@@ -13,14 +14,14 @@ import msgspec
 MIB = 1 << 20
 
 LIMIT = 16 << 20
-"""Most bytes of one message: thousands of processes on dozens of GPUs take a fraction of it."""
+"""Most bytes of a message: thousands of processes on dozens of GPUs take a fraction."""
 
 
 class Gpu(msgspec.Struct, frozen=True):
-    """One device that a worker can be pinned to: a whole GPU, or one MIG instance of it.
+    """A device that a worker can be pinned to: a whole GPU, or a MIG instance.
 
-    ``index`` is NVML's (PCI bus order); a MIG instance has its parent's ``index``, its own ``mig`` number, and the whole GPU's
-    UUID as ``parent``. ``pci`` is the GPU's address as Linux writes it, ``0000:65:00.0``.
+    ``index`` is NVML's (PCI bus order); a MIG instance has its GPU's ``index``, its own ``mig`` number, and its GPU's UUID as
+    ``parent``. ``pci`` is the GPU's address in Linux's form, ``0000:65:00.0``.
     """
 
     index: int
@@ -34,20 +35,20 @@ class Gpu(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """The name that slots carry: ``gpu0``, or ``gpu0m1`` for a MIG instance."""
+        """The name in slot names: ``gpu0``, or ``gpu0m1`` for a MIG instance."""
         return f"gpu{self.index}" if self.mig is None else f"gpu{self.index}m{self.mig}"
 
     @property
     def number(self) -> str:
-        """The same for a person: ``0``, or ``0 MIG 1``."""
+        """The name in messages: ``0``, or ``0 MIG 1``."""
         return f"{self.index}" if self.mig is None else f"{self.index} MIG {self.mig}"
 
 
 class GpuProcess(msgspec.Struct, frozen=True):
-    """A process that NVML lists on a GPU. ``slot`` is ours when it belongs to a worker's tree, else ``None``.
+    """A process that NVML lists on a GPU. ``slot`` is set if it belongs to a worker's tree.
 
-    ``visible``: it is seen in this PID namespace, and known to be the one that NVML means. One that is not may be anybody's, a
-    worker's too: then ``pid`` may be a number of another namespace, and name and slot are unknown.
+    ``visible``: it is in this PID namespace, and known to be the one that NVML lists. Otherwise it may be any process, also a
+    worker's: ``pid`` may be a number of another namespace, and name and slot are unknown.
     """
 
     pid: int
@@ -60,9 +61,8 @@ class GpuProcess(msgspec.Struct, frozen=True):
 class GpuSample(msgspec.Struct, frozen=True):
     """One reading of one GPU.
 
-    ``error`` is NVML's word when the GPU could not be read; ``lost`` says that it has fallen off the bus, or is of no use until
-    it is reset. ``processes`` is ``None`` when NVML cannot list them at all. Memory is ``None``, without an error, where the GPU
-    has no counter of it.
+    ``error`` is NVML's error if the GPU could not be read; ``lost``: it has fallen off the bus, or needs a reset. ``processes``
+    is ``None`` if NVML cannot list them. Memory is ``None``, without an error, if the GPU has no memory counter.
     """
 
     uuid: str
@@ -77,22 +77,22 @@ class GpuSample(msgspec.Struct, frozen=True):
 
     @property
     def counted(self) -> bool:
-        """Whether it tells how much memory is in use. A total of 0 is no reading: what shares the host's memory may show that
+        """True if it has the memory in use. A total of 0 is no reading: GPUs that share the host's memory may show that
         (nvtop#411)."""
         return self.memory_used_mib is not None and self.memory_total_mib != 0
 
 
 class WorkerRef(msgspec.Struct, frozen=True):
-    """The worker in a slot, as the source of samples knows it: its process and the UUIDs of the GPUs that it was pinned to."""
+    """The worker in a slot: its process and the UUIDs of the GPUs that it was pinned to."""
 
     pid: int
     uuids: tuple[str, ...] = ()
 
 
 class Listing(msgspec.Struct, frozen=True, tag="listing"):
-    """The GPUs of this machine. ``reason`` says in plain words why there are none, or why one is missing.
+    """The GPUs of this machine. ``reason`` is a message: why there are none, or why one is missing.
 
-    ``complete`` is false when NVML counts a GPU that it cannot describe: CUDA may then number the others differently, so workers
+    ``complete`` is false if NVML counts a GPU that it cannot describe: CUDA may then number the others differently, so workers
     must be pinned by UUID.
     """
 
@@ -102,7 +102,7 @@ class Listing(msgspec.Struct, frozen=True, tag="listing"):
 
 
 class Xid(msgspec.Struct, frozen=True, tag="xid"):
-    """The driver has reported error number ``code`` of that GPU or MIG instance, at ``at`` on ``Reading``'s clock."""
+    """The driver's error ``code`` for that GPU or MIG instance, at ``at`` on ``Reading``'s clock."""
 
     uuid: str
     code: int
@@ -110,13 +110,13 @@ class Xid(msgspec.Struct, frozen=True, tag="xid"):
 
     @property
     def by_application(self) -> bool:
-        """Whether it means the program that ran there. NVIDIA's own device plugin takes any other for the GPU's
+        """True if the program is at fault. NVIDIA's device plugin attributes all other codes to the GPU
         (k8s-device-plugin#1340)."""
         return self.code in (13, 31, 43, 45, 68, 109)
 
 
 class Unwatched(msgspec.Struct, frozen=True, tag="unwatched"):
-    """The driver does not report Xids here; ``reason`` is its word."""
+    """The driver does not report Xids here; ``reason`` is its error."""
 
     reason: str
 
@@ -124,8 +124,8 @@ class Unwatched(msgspec.Struct, frozen=True, tag="unwatched"):
 class Reading(msgspec.Struct, frozen=True, tag="reading"):
     """One sample of every GPU; the answer to request ``number``.
 
-    ``at`` is ``time.monotonic()``, one clock for all processes of a machine, just before the first GPU was read: what it shows
-    was true then or later. ``error`` is set, and ``gpus`` empty, when nothing could be read at all.
+    ``at`` is ``time.monotonic()``, one clock for all processes of a machine, just before the first GPU was read: the values are
+    from then or later. ``error`` is set, and ``gpus`` empty, if nothing could be read.
     """
 
     number: int
@@ -134,12 +134,12 @@ class Reading(msgspec.Struct, frozen=True, tag="reading"):
     error: str | None = None
 
     def of(self, uuid: str) -> GpuSample | None:
-        """The sample of that GPU."""
+        """Return the sample of that GPU, or None."""
         return next((sample for sample in self.gpus if sample.uuid == uuid), None)
 
 
 class List(msgspec.Struct, frozen=True, tag="list"):
-    """Which GPUs are there? Answered by a ``Listing``."""
+    """List the GPUs. Answered by a ``Listing``."""
 
 
 class Sample(msgspec.Struct, frozen=True, tag="sample"):
@@ -152,4 +152,4 @@ class Sample(msgspec.Struct, frozen=True, tag="sample"):
 ToReader = Union[List, Sample]
 Answer = Union[Listing, Reading]
 FromReader = Union[Answer, Xid, Unwatched]
-"""The answers, in the order of the questions; and between them, unasked, what the driver reports."""
+"""Answers in the order of the requests, and unsolicited reports of the driver between them."""

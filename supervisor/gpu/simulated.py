@@ -1,7 +1,7 @@
-"""Pretend GPUs for a machine that has none; runs in the reader process. What a worker's tree allocates is what its GPU shows.
+"""Simulated GPUs for a machine that has none; runs in the reader process.
 
-The memory in use on a pretend GPU is the anonymous memory of the processes pinned to it: a handler that allocates shows it, and
-the end of its processes frees it, so that pinning, refresh and the screen can be tried anywhere.
+The memory in use on a simulated GPU is the anonymous memory of the processes pinned to it: a handler's allocations appear, and
+the exit of its processes frees them, so that pinning, refresh and the dashboard can be tried anywhere.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MEMORY_MIB = 24576
 
 
 class _Member(msgspec.Struct, frozen=True):
-    """A process that was seen in a worker's tree."""
+    """A process of a worker's tree."""
 
     slot: str
     uuids: tuple[str, ...]
@@ -27,7 +27,7 @@ class _Member(msgspec.Struct, frozen=True):
 
 
 class SimulatedSource:
-    """``count`` pretend GPUs; ``nvml.NvmlSource`` has the same two methods, and one suite of tests holds for both."""
+    """``count`` simulated GPUs, with the methods of ``nvml.NvmlSource``; one test suite covers both."""
 
     def __init__(self, count: int) -> None:
         """Number them from 0; their UUIDs are the same in every process, so locks hold between supervisors."""
@@ -37,11 +37,11 @@ class SimulatedSource:
         self._members: dict[int, _Member] = {}
 
     def listing(self) -> Listing:
-        """All of them."""
+        """Return all of them."""
         return Listing(gpus=self._gpus)
 
     def sample(self, workers: Mapping[str, WorkerRef]) -> list[GpuSample]:
-        """The anonymous memory of each tree, divided among the GPUs that it was pinned to."""
+        """Read each tree's anonymous memory, divided among the GPUs that it was pinned to."""
         self._find_members(workers)
         processes: dict[str, list[GpuProcess]] = {gpu.uuid: [] for gpu in self._gpus}
         for pid, member in list(self._members.items()):
@@ -64,7 +64,7 @@ class SimulatedSource:
         ]
 
     def _find_members(self, workers: Mapping[str, WorkerRef]) -> None:
-        """Remember each tree's processes: one whose worker is dead holds its memory still, as it would on a real GPU."""
+        """Record each tree's processes: one whose worker is dead still holds its memory, as on a real GPU."""
         for slot, ref in workers.items():
             waiting = [ref.pid]
             while waiting:
@@ -74,5 +74,5 @@ class SimulatedSource:
 
 
 def uuid_of(index: int) -> str:
-    """The UUID of pretend GPU ``index``."""
+    """Return the UUID of simulated GPU ``index``."""
     return f"SIM-00000000-0000-0000-0000-{index:012d}"

@@ -1,6 +1,6 @@
-"""Waits for the driver's error reports (Xids), in a thread of the reader process, so that no reading waits for it.
+"""Watches the driver's error reports (Xids), in a thread of the reader process, so that readings are not blocked.
 
-NVML delivers them as events (NVML API, event handling methods). Where it does not, that is said, and readings go on without.
+NVML delivers them as events (NVML API, event handling methods). If it does not, that is reported, and readings continue.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import msgspec
 from supervisor.gpu.records import Gpu, Unwatched, Xid
 
 WAIT_MS = 1000
-"""How long one call waits; other GPUs to watch are looked for between two calls."""
+"""Milliseconds that one call waits; new requests are checked between two calls."""
 
 PAUSE_S = 5.0
-"""How long after a wait that failed, because a GPU is lost, say, the GPUs are registered anew."""
+"""Seconds until the GPUs are registered again after a failed wait, for example because a GPU is lost."""
 
 REPEAT_S = 1.0
-"""How often the same Xid of a GPU is reported: a fault may come once for each channel of a process."""
+"""Seconds in which an Xid of a GPU is reported once: a fault may produce one for each channel of a process."""
 
 _WHOLE_GPU = 0xFFFFFFFF
 
 
 class Watched(msgspec.Struct, frozen=True):
-    """A GPU or MIG instance and NVML's handle of it."""
+    """A GPU or MIG instance and its NVML handle."""
 
     gpu: Gpu
     handle: Any
 
 
-class Order(msgspec.Struct, frozen=True):
-    """What to watch, with the initialised ``pynvml`` and what its functions raise."""
+class WatchRequest(msgspec.Struct, frozen=True):
+    """The devices to watch, with the initialised ``pynvml`` and the exceptions of its functions."""
 
     nvml: Any
     failures: tuple[type[Exception], ...]
@@ -45,19 +45,19 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class XidWatch:
-    """Reports what it is told of by ``say``, from its own thread, which the first ``watch`` starts."""
+    """Reports Xids from its own thread, which the first ``watch`` starts."""
 
-    def __init__(self, say: Callable[[Union[Xid, Unwatched]], None]) -> None:
-        """Report through ``say``. ``suspects`` are the UUIDs of the GPUs that have shown a hardware Xid."""
+    def __init__(self, report: Callable[[Union[Xid, Unwatched]], None]) -> None:
+        """Call ``report`` for each Xid. ``suspects`` are the UUIDs of the GPUs with a hardware Xid."""
         self.suspects: set[str] = set()
-        self._say = say
-        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._report = report
+        self._requests: queue.SimpleQueue[WatchRequest] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._said: dict[tuple[str, int], float] = {}
+        self._reported_at: dict[tuple[str, int], float] = {}
 
-    def watch(self, order: Order) -> None:
-        """Watch these devices from now on, and no others. Returns at once."""
-        self._orders.put(order)
+    def watch(self, request: WatchRequest) -> None:
+        """Watch these devices from now on, and no others. Does not block."""
+        self._requests.put(request)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="xids", daemon=True)
             self._thread.start()
@@ -65,68 +65,68 @@ class XidWatch:
     # --- in the thread
 
     def _run(self) -> None:
-        order = self._orders.get()
+        request = self._requests.get()
         while True:
-            order = self._follow(order)
+            request = self._watch_until_next(request)
 
-    def _follow(self, order: Order) -> Order:
-        """Report events until there is another order, which is returned; or the same one, when all must be registered anew."""
-        nvml = order.nvml
+    def _watch_until_next(self, request: WatchRequest) -> WatchRequest:
+        """Report events until the next request and return it, or the same one if the devices must be registered again."""
+        nvml = request.nvml
         try:
             events = nvml.nvmlEventSetCreate()
-        except order.failures as error:
-            self._say(Unwatched(str(error)))
-            return self._orders.get()
+        except request.failures as error:
+            self._report(Unwatched(str(error)))
+            return self._requests.get()
         try:
-            devices = self._register(order, events)
-            while devices and self._orders.empty():
+            devices = self._register(request, events)
+            while devices and self._requests.empty():
                 try:
                     event = nvml.nvmlEventSetWait_v2(events, WAIT_MS)
-                except order.failures as error:
+                except request.failures as error:
                     if getattr(error, "value", None) == nvml.NVML_ERROR_TIMEOUT:
                         continue
                     with contextlib.suppress(queue.Empty):
-                        return self._orders.get(timeout=PAUSE_S)
-                    return order
+                        return self._requests.get(timeout=PAUSE_S)
+                    return request
                 if event.eventType == nvml.nvmlEventTypeXidCriticalError:
                     for gpu, instance in devices.get(_address(event.device), ()):
                         if _WHOLE_GPU in (instance, event.gpuInstanceId) or instance == event.gpuInstanceId:
-                            self._report(gpu.uuid, int(event.eventData))
-            return self._orders.get()
+                            self._report_xid(gpu.uuid, int(event.eventData))
+            return self._requests.get()
         finally:
-            with contextlib.suppress(*order.failures):
+            with contextlib.suppress(*request.failures):
                 nvml.nvmlEventSetFree(events)
 
-    def _register(self, order: Order, events: Any) -> dict[int, list[tuple[Gpu, int]]]:
-        """Have ``events`` hear of all devices; by the handle of each GPU, those of it with their MIG instance numbers."""
-        nvml = order.nvml
+    def _register(self, request: WatchRequest, events: Any) -> dict[int, list[tuple[Gpu, int]]]:
+        """Register all devices with ``events``; return them, with MIG instance numbers, by the handle address of their GPU."""
+        nvml = request.nvml
         registered: dict[int, list[tuple[Gpu, int]]] = {}
-        for device in order.devices:
+        for device in request.devices:
             try:
                 handle, instance = _whole(nvml, device)
                 if _address(handle) not in registered:
-                    # Types that the GPU does not support make the call fail, and no type at all registers nothing.
+                    # Unsupported types make the call fail, and an empty set registers nothing.
                     wanted = nvml.nvmlEventTypeXidCriticalError & nvml.nvmlDeviceGetSupportedEventTypes(handle)
                     if not wanted:
                         raise nvml.NVMLError(nvml.NVML_ERROR_NOT_SUPPORTED)
                     nvml.nvmlDeviceRegisterEvents(handle, wanted, events)
                 registered.setdefault(_address(handle), []).append((device.gpu, instance))
-            except order.failures as error:  # noqa: PERF203 - each for itself
-                self._say(Unwatched(f"GPU {device.gpu.index}: {error}"))
+            except request.failures as error:  # noqa: PERF203 - devices fail independently
+                self._report(Unwatched(f"GPU {device.gpu.index}: {error}"))
         return registered
 
-    def _report(self, uuid: str, code: int) -> None:
+    def _report_xid(self, uuid: str, code: int) -> None:
         now = time.monotonic()
-        if now - self._said.get((uuid, code), -REPEAT_S) >= REPEAT_S:
-            self._said[uuid, code] = now
+        if now - self._reported_at.get((uuid, code), -REPEAT_S) >= REPEAT_S:
+            self._reported_at[uuid, code] = now
             xid = Xid(uuid, code, now)
             if not xid.by_application:
                 self.suspects.add(uuid)
-            self._say(xid)
+            self._report(xid)
 
 
 def _whole(nvml: Any, device: Watched) -> tuple[Any, int]:
-    """The handle of the whole GPU, since events are not registered for MIG instances, and the number of the instance."""
+    """Return the whole GPU's handle, since MIG instances cannot be registered, and the instance number."""
     if device.gpu.mig is None:
         return device.handle, _WHOLE_GPU
     parent = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device.handle)

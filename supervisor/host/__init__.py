@@ -1,1 +1,1 @@
-"""Linux as the program uses it: processes, exit statuses, temporary folders, ports, limits."""
+"""Linux functions: processes, exit statuses, temporary folders, ports, limits."""

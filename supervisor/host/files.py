@@ -1,6 +1,6 @@
-"""Makes files and folders with their mode from the first moment on, and changes nothing that was there; used by every process.
+"""Creates files and folders with their mode from the start, and changes no existing ones; used by every process.
 
-What is made has the mode asked for whatever the umask says, and nothing is made behind a link that somebody has put in its place.
+The mode is independent of the umask, and links are not followed.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 
 OWNERS_FOLDER = 0o700
 OWNERS_FILE = 0o600
-"""The modes of what its owner alone may use."""
+"""The modes for access by the owner only."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def make_file(path: str | Path, mode: int = OWNERS_FILE, *, flags: int = os.O_WRONLY, dir_fd: int | None = None) -> int:
-    """Make the file ``path`` (in the folder ``dir_fd``), and open it.
+    """Create the file ``path`` (in the folder ``dir_fd``), and return its descriptor.
 
     Raises:
-        OSError: something is there already, a link too, or it cannot be made.
+        OSError: the path exists, also as a link, or cannot be created.
     """
     fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=dir_fd)
     try:
@@ -34,10 +34,10 @@ def make_file(path: str | Path, mode: int = OWNERS_FILE, *, flags: int = os.O_WR
 
 
 def make_folder(path: Path, mode: int = OWNERS_FOLDER) -> bool:
-    """Make the folder ``path``; whether it was made, and not there already (or a link, or something else).
+    """Create the folder ``path``; return False if the path exists, as a folder or anything else.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     try:
         path.mkdir(mode)
@@ -45,7 +45,7 @@ def make_folder(path: Path, mode: int = OWNERS_FOLDER) -> bool:
         return False
     fd = os.open(path, _FOLDER)
     try:
-        if os.fstat(fd).st_uid == os.geteuid():  # else somebody was quick, and it is another by now
+        if os.fstat(fd).st_uid == os.geteuid():  # else another user has replaced it meanwhile
             _set_mode(fd, mode)
     finally:
         os.close(fd)
@@ -53,10 +53,10 @@ def make_folder(path: Path, mode: int = OWNERS_FOLDER) -> bool:
 
 
 def make_folders(path: Path, mode: int = OWNERS_FOLDER) -> None:
-    """Make the folder ``path`` and those above it, as far as they are not there. Links to folders count as folders.
+    """Create the folder ``path`` and its missing parents. Links to folders count as folders.
 
     Raises:
-        OSError: it cannot be made, or something else has its name.
+        OSError: it cannot be created, or the path exists and is no folder.
     """
     for folder in reversed((path, *path.parents)):
         if not folder.is_dir() and not make_folder(folder, mode) and not folder.is_dir():
@@ -64,10 +64,10 @@ def make_folders(path: Path, mode: int = OWNERS_FOLDER) -> None:
 
 
 def open_folder(path: Path) -> int:
-    """A descriptor of the folder ``path``, which must be a folder itself, and this user's.
+    """Open the folder ``path``, which must be no link and belong to this user.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
         OSError: it is a link, another user's, or cannot be opened.
     """
     try:
@@ -87,44 +87,44 @@ def open_folder(path: Path) -> int:
 
 
 def own_folder(path: Path) -> None:
-    """See that ``path`` is a folder of this user's: made now, for its owner alone, or there already.
+    """Create the folder ``path`` for its owner only, or check that it is a folder of this user.
 
     Raises:
-        OSError: it cannot be made, or is a link, no folder or another user's.
+        OSError: it cannot be created, or is a link, no folder or another user's.
     """
     if not make_folder(path):
         os.close(open_folder(path))
 
 
 def is_ours(status: os.stat_result, folder: Path) -> bool:
-    """Whether the file that ``status`` is of, in ``folder``, is this user's.
+    """Return whether the file with ``status``, in ``folder``, belongs to this user.
 
-    On some file systems (mounted from a server, from Windows) all files have one owner, whoever makes them: there it is enough
-    to be that one's, as a file is that we make.
+    On some file systems (mounted from a server, from Windows) all files have the same owner: there any file has the owner that a
+    new one gets.
     """
     if status.st_uid == os.geteuid():
         return True
     try:
         return status.st_uid == _owner_of_new(folder)
     except OSError:
-        return False  # nor could we do anything there
+        return False  # the folder is not writable either
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there. One at which the system does not let us look (its name is too long, its folder closed) is not."""
+    """Return whether ``path`` is a file; False on errors (the name is too long, the folder not accessible)."""
     return os.path.isfile(path)  # noqa: PTH113 - a Path raises
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is there; as ``is_file``."""
+    """Return whether ``path`` is a folder; False on errors."""
     return os.path.isdir(path)  # noqa: PTH112 - as above
 
 
 def at_home(path: Path) -> Path:
-    """``path`` with what ``~`` stands for.
+    """Expand ``~`` in ``path``.
 
     Raises:
-        ValueError: the home is not known; the message is for the user.
+        ValueError: the home folder is unknown; the message is for the user.
     """
     try:
         return path.expanduser()
@@ -133,7 +133,7 @@ def at_home(path: Path) -> Path:
 
 
 def kind(status: os.stat_result) -> str:
-    """What the thing that ``status`` is of is, for a message."""
+    """Return the file type, for a message."""
     mode = status.st_mode
     if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
         return "a device"
@@ -142,11 +142,11 @@ def kind(status: os.stat_result) -> str:
 
 
 def refusal(error: OSError, known: Path | None = None) -> str:
-    """What the operating system refused, for a message that names ``known`` already: ``/srv/x: No space left on device``."""
-    words = error.strerror or str(error)
+    """Return the text of ``error``, with its path unless that is ``known``: ``/srv/x: No space left on device``."""
+    text = error.strerror or str(error)
     if not isinstance(error.filename, (str, bytes)) or os.fsdecode(error.filename) == str(known):
-        return words
-    return f"{os.fsdecode(error.filename)}: {words}"
+        return text
+    return f"{os.fsdecode(error.filename)}: {text}"
 
 
 def _set_mode(fd: int, mode: int) -> None:
@@ -155,7 +155,7 @@ def _set_mode(fd: int, mode: int) -> None:
 
 
 def _owner_of_new(folder: Path) -> int:
-    """The user to whom a file belongs that we make in ``folder``."""
+    """Return the owner of a new file in ``folder``."""
     path = folder / f".supervise-{os.urandom(16).hex()}"
     fd = make_file(path)
     try:

@@ -1,4 +1,4 @@
-"""How a process stands beside others of its machine: whom the kernel ends when memory is short, and on which cores it runs.
+"""A process's OOM priority and CPU affinity.
 
 Used in the template process and in workers, before any code of the handler.
 """
@@ -12,21 +12,21 @@ from collections.abc import Collection
 from pathlib import Path
 
 WORSE = 250
-"""What is added from the supervisor to the template, and from there to each worker: the kernel ends a worker before the template,
-and that before the supervisor, unless one of them uses a quarter of the machine's memory more than the other (proc(5))."""
+"""Added to ``oom_score_adj`` from the supervisor to the template, and from there to each worker: the kernel kills a worker before
+the template, and that before the supervisor, unless one uses a quarter of the machine's memory more than the other (proc(5))."""
 
 _WORST = 1000
 
 
 def raise_oom_score(above: int) -> None:
-    """Be ended sooner than the process ``above`` when memory runs out, and let what this one starts inherit that."""
-    with contextlib.suppress(OSError, ValueError):  # a /proc that may not be written: nothing depends on it
+    """Make the OOM killer choose this process and its children before the process ``above``."""
+    with contextlib.suppress(OSError, ValueError):  # /proc may be read-only: nothing depends on it
         score = int(Path(f"/proc/{above}/oom_score_adj").read_text())
         Path("/proc/self/oom_score_adj").write_text(str(min(score + WORSE, _WORST)))
 
 
 def pin(cpus: Collection[int]) -> None:
-    """Run on ``cpus`` alone; where the system has taken them away meanwhile, say so and run anywhere."""
+    """Pin this process to ``cpus``; if they are no longer available, write a warning and run on any."""
     try:
         os.sched_setaffinity(0, cpus)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Ends and reaps what has lost its parent: what a dead template left, and all that comes to process 1; in the supervisor.
+"""Kills and reaps orphans: the processes of a dead template, and all orphans if this is process 1; in the supervisor.
 
-For the command line's own process, which is a subreaper (``processes.set_subreaper``). In a user's program that would take over
-processes that are not ours: there ``sweep_marked`` finds them.
+For the command line's own process, which is a subreaper (``processes.set_subreaper``). In a user's program a subreaper would
+adopt processes that are not ours: there ``sweep_marked`` finds them.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Collection
 
 from supervisor.host.processes import children_of, kill, kill_with_group, processes_with
 
-_LOOK_AGAIN = 0.001
+_POLL_S = 0.001
 
-_QUIET_LOOKS = 2
+_QUIET_SCANS = 2
 _QUIET_S = 0.005
 _EXEC_S = 0.2
-"""An environment that stays empty for so long is one: a process without any, not one in the middle of an exec."""
+"""Seconds after which an empty environment is taken as such: it is not that of a process in the middle of an exec."""
 
 
 def sweep_orphans(known: Collection[int], patience: float = 1.0) -> int:
-    """End and reap every child of this process but the ``known``, until none is left or ``patience`` seconds are over.
+    """Kill and reap every child of this process except ``known``, until none is left or ``patience`` seconds are over.
 
-    Called when the template died, by a process that became a subreaper. Returns how many it reaped.
+    For a subreaper whose template died. Returns the number of reaped processes.
     """
     deadline = time.monotonic() + patience
     swept = 0
@@ -33,24 +33,24 @@ def sweep_orphans(known: Collection[int], patience: float = 1.0) -> int:
         swept += sum(_reap(pid) for pid in orphans)
         if time.monotonic() > deadline:
             break
-        time.sleep(_LOOK_AGAIN)
+        time.sleep(_POLL_S)
     return swept
 
 
 def reap_orphans(known: Collection[int]) -> None:
-    """Reap the dead children of this process that are not ``known``; leave the living alone.
+    """Reap the dead children of this process that are not ``known``; ignore the living.
 
-    For process 1 of a container, to which come the orphans of all that run there, also of those that we have not started.
+    For process 1 of a container, which becomes the parent of all its orphans, also of processes that we have not started.
     """
     for pid in orphans_of_this_process(known):
         _reap(pid)
 
 
 def sweep_marked(run_id: str, patience: float = 1.0) -> int:
-    """SIGKILL every process that was started below this run's template, until none is left or ``patience`` seconds are over.
+    """SIGKILL every descendant of this run's template, until none is left or ``patience`` seconds are over.
 
-    For a program that embeds a supervisor, whose other children are none of ours and which inherits no orphans: what a dead
-    template left is known by its environment (proc(5)). Returns how many it killed.
+    For a program that embeds a supervisor, which has other children and inherits no orphans: the descendants are found by their
+    environment (proc(5)). Returns the number of killed processes.
     """
     mark = f"SUPERVISE_RUN_ID={run_id}".encode()
     begun = time.monotonic()
@@ -64,14 +64,14 @@ def sweep_marked(run_id: str, patience: float = 1.0) -> int:
         now = time.monotonic()
         unclear = [pid for pid in marked.unclear if now - unclear_since.setdefault(pid, now) < _EXEC_S]
         quiet = 0 if found or unclear else quiet + 1
-        # One look may miss who was forked while it went on; a second that finds nobody had nobody left to fork.
-        if quiet == _QUIET_LOOKS or now - begun > patience:
+        # One scan may miss a process that was forked meanwhile; if a second finds none either, none was left to fork.
+        if quiet == _QUIET_SCANS or now - begun > patience:
             return len(killed)
-        time.sleep(_QUIET_S if quiet else _LOOK_AGAIN)
+        time.sleep(_QUIET_S if quiet else _POLL_S)
 
 
 def orphans_of_this_process(known: Collection[int]) -> list[int]:
-    """The children of this process that are not ``known``."""
+    """Return the children of this process that are not ``known``."""
     return [pid for pid in children_of(os.getpid()) if pid not in known]
 
 

@@ -1,6 +1,6 @@
-"""Who of our workers has the port that another one wanted; in the supervisor.
+"""Finds the worker that occupies a port that another one needs; in the supervisor.
 
-RunPod gives each worker a container, so a handler may listen on a fixed port there. Here the second worker finds it taken.
+RunPod gives each worker a container, so a handler may listen on a fixed port there. Here the second worker finds it in use.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _LISTEN = "0A"  # TCP_LISTEN of the kernel's tcp_states.h
 
 
 def taken(error: str, slot: str, pids: Mapping[str, int]) -> dict[str, set[int]]:
-    """Which workers have the port that the one in ``slot`` wanted and failed with ``error``: their ports by slot, those named in
-    ``error`` alone if it names any. Nobody, if it is not about a port of a sibling's.
+    """Return the ports of other workers by slot, if the worker in ``slot`` failed with ``error`` because a port is in use.
 
-    ``pids`` are the workers by slot. It reads ``/proc`` for some milliseconds, so ask once for a worker.
+    If ``error`` names ports, only those; empty if no sibling has the port. ``pids`` are the workers by slot. It reads ``/proc``
+    for some milliseconds, so call it once for each worker.
     """
     if not _IN_USE.search(error):
         return {}
@@ -36,7 +36,7 @@ def taken(error: str, slot: str, pids: Mapping[str, int]) -> dict[str, set[int]]
 
 
 def _listeners() -> dict[str, int]:
-    """The port of each listening TCP socket, by what a descriptor of it is called in ``/proc/PID/fd`` (proc(5))."""
+    """Return the port of each listening TCP socket, by the target of its links in ``/proc/PID/fd`` (proc(5))."""
     found = {}
     for file in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):  # no such protocol here
@@ -50,7 +50,7 @@ def _listeners() -> dict[str, int]:
 def _ports(pids: Collection[int], listeners: Mapping[str, int]) -> set[int]:
     found = set()
     for pid in pids:
-        with contextlib.suppress(OSError):  # it ended, or belongs to another user
+        with contextlib.suppress(OSError):  # it exited, or belongs to another user
             for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
                     found.add(listeners.get(os.readlink(descriptor), 0))  # noqa: PTH115 - a socket is no path

@@ -1,4 +1,4 @@
-"""Temporary files: this run's folder, what dead runs have left, and what ``--private-tmp`` needs; in the supervisor."""
+"""Temporary files: this run's folder, those of dead runs, and the checks of ``--private-tmp``; in the supervisor."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from supervisor.host.processes import any_started_with
 from supervisor.wire.messages import HandlerSpec
 
 HIDDEN = ("/tmp", "/var/tmp")
-"""What ``--private-tmp`` replaces (``template/mounts.py``)."""
+"""The folders that ``--private-tmp`` replaces (``template/mounts.py``)."""
 
 LEFT_AFTER_S = 60.0
-"""How old a folder must be before it can be a dead run's: a new one is locked a moment after it is made."""
+"""Minimum age in seconds of a dead run's folder: a new one is locked a moment after its creation."""
 
 _NAME = re.compile(r"supervise-([0-9a-f]{12})")
 _TRY_S = 10.0
@@ -31,10 +31,10 @@ _MOUNTS = Path(__file__).parents[1] / "template/mounts.py"
 
 
 def make_run_folder(run_id: str) -> tuple[Path, int]:
-    """This run's folder and a descriptor that locks it: while any process holds that, the run is not dead.
+    """Create this run's folder; return it and a descriptor that locks it: while any process holds that, the run is not dead.
 
     Raises:
-        UsageError: it cannot be made.
+        UsageError: it cannot be created.
     """
     try:
         parent = Path(tempfile.gettempdir())
@@ -47,11 +47,11 @@ def make_run_folder(run_id: str) -> tuple[Path, int]:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove the folders of dead runs of this user: of no process that runs, and not locked."""
+    """Remove the folders of this user's dead runs: not locked, and without a running process."""
     for path in parent.glob("supervise-*"):
         if (name := _NAME.fullmatch(path.name)) is None:
             continue
-        with contextlib.suppress(OSError):  # it is locked, or gone
+        with contextlib.suppress(OSError):  # it is locked, or was removed
             status = path.lstat()
             if status.st_uid != os.geteuid() or time.time() - status.st_mtime < LEFT_AFTER_S:
                 continue
@@ -64,10 +64,10 @@ def remove_leftovers(parent: Path) -> None:
 
 
 def check_private_tmp(spec: HandlerSpec) -> tuple[str, ...]:
-    """The folders below ``HIDDEN`` that workers must see all the same: the handler's, and those that Python imports from.
+    """Check that ``--private-tmp`` works; return the folders below ``HIDDEN`` that workers need: the handler's, and Python's.
 
     Raises:
-        UsageError: the handler lies where nothing can be kept, or the system does not allow it.
+        UsageError: the handler is directly in a hidden folder, or the system does not allow mounts.
     """
     folder = Path(spec.target).parent if spec.kind == "file" else Path.cwd()
     for place in {str(folder), os.path.realpath(folder)}:
@@ -77,9 +77,9 @@ def check_private_tmp(spec: HandlerSpec) -> tuple[str, ...]:
                 "move it to a folder of its own"
             )
     with tempfile.TemporaryDirectory(prefix="supervise-tried-") as tried:
-        words = [sys.executable, "-I", str(_MOUNTS), tried]
+        command = [sys.executable, "-I", str(_MOUNTS), tried]
         try:
-            done = subprocess.run(words, cwd="/", check=False, capture_output=True, text=True, timeout=_TRY_S)
+            done = subprocess.run(command, cwd="/", check=False, capture_output=True, text=True, timeout=_TRY_S)
         except subprocess.TimeoutExpired:
             raise UsageError(f"--private-tmp: the system did not answer within {_TRY_S:g} s") from None
     if done.returncode != 0:
@@ -96,12 +96,12 @@ def _needed(folder: Path) -> Iterator[Path]:
     package = Path(__file__).parents[1]
     yield from (folder, Path.cwd(), package.parent, package.resolve().parent)
     yield from (Path(place) for place in (sys.prefix, sys.base_prefix, sys.exec_prefix, *filter(None, sys.path)))
-    # Clients of CUDA's Multi-Process Service meet it there.
+    # The pipes of CUDA's Multi-Process Service are there.
     yield Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
 
 
 def _outermost(paths: Iterator[Path]) -> Iterator[str]:
-    """Those of ``paths``, by either name, that are folders below ``HIDDEN``, and in no other of them."""
+    """Yield the folders of ``paths``, absolute and resolved, that are below ``HIDDEN`` and not inside another one of them."""
     hidden = _hidden()
     names = {name for path in paths for name in (str(path.absolute()), os.path.realpath(path))}
     found: list[Path] = []

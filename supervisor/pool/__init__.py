@@ -1,1 +1,1 @@
-"""The supervisor's side of processes: slots and their states, pipes, the template, and whether GPU memory came back."""
+"""The supervisor's side of processes: slots and their states, pipes, the template, and the release of GPU memory."""

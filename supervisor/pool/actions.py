@@ -1,4 +1,4 @@
-"""Carries out what the slots' steps ask for: forks, messages, signals, readings of GPU memory. In the supervisor."""
+"""Performs the slots' actions: forks, messages, signals, readings of GPU memory. In the supervisor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from supervisor.wire import messages as wire
 
 
 class Actions:
-    """What is done for slots. ``by_uuid``: workers are pinned by UUID, since indices of GPUs may have shifted."""
+    """Performs actions for slots. ``by_uuid``: pin workers by UUID, because GPU indices may have shifted."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class Actions:
         memory: Memory | None,
         launch: Launch,
     ) -> None:
-        """Start workers for ``places`` by ``launch``, once ``template`` is ready; ``links`` has the ways to them."""
+        """Start workers for ``places`` by ``launch``, once ``template`` is ready; ``links`` holds the connections to them."""
         self.by_uuid = False
         self._places = places
         self._template = template
@@ -34,11 +34,11 @@ class Actions:
         self._waiting: dict[str, steps.ForkWorker] = {}
 
     def perform(self, slot: Slot, action: steps.Action, now: float) -> steps.Event | None:
-        """Do it, at ``now`` (monotonic seconds); what happens to ``slot`` by that at once, if anything."""
+        """Perform ``action`` at ``now`` (monotonic seconds); return the event that follows at once, or None."""
         name, link = slot.name, self._links.get(slot.name)
         if isinstance(action, steps.ForkWorker):
             return self._fork(slot, action)
-        if isinstance(action, steps.Release):
+        if isinstance(action, steps.WatchRelease):
             return self._release(slot, now)
         if self._waiting.pop(name, None) is not None:
             return steps.Unforked()
@@ -46,7 +46,7 @@ class Actions:
             return None
         if isinstance(action, steps.Send):
             self._links.send(link, action.message)
-        elif isinstance(action, steps.EndTree):
+        elif isinstance(action, steps.KillTree):
             self._template.send(wire.EndTree(name, link.generation))
         elif isinstance(action, steps.SendSignal):
             self._template.send(wire.Signal(name, link.generation, action.signum))
@@ -55,7 +55,7 @@ class Actions:
         return None
 
     def take_waiting(self) -> list[tuple[str, steps.ForkWorker]]:
-        """Return what waited for a template, by slot, once: there is one now."""
+        """Return the forks that waited for a template, by slot, and clear them."""
         waiting, self._waiting = self._waiting, {}
         return list(waiting.items())
 
@@ -75,7 +75,7 @@ class Actions:
         try:
             self._links.add(self._launch(slot.name, slot.generation, env))
         except OSError as error:
-            return steps.ForkFailed(ForkRefused(str(error)))
+            return steps.WorkerForkFailed(ForkRefused(str(error)))
         return None
 
     def _release(self, slot: Slot, now: float) -> steps.Event | None:

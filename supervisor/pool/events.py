@@ -1,7 +1,6 @@
-"""What the pool tells the engine: the workers' words about jobs, lost jobs, output, and what a person should know.
+"""The events that the pool reports to the engine: job messages, lost jobs, output, and notices. In the supervisor.
 
-A job may run more than once, also in the same slot: ``start`` says by which of its starts something came, by the number that
-``Pool.assign`` was given.
+A job may run more than once, also in the same slot: ``start`` is the number of the start, as passed to ``Pool.assign``.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from supervisor.wire import messages as wire
 
 
 class OfJob(msgspec.Struct, frozen=True):
-    """Something about a running job."""
+    """An event of a running job."""
 
     job: str
     start: int
@@ -24,29 +23,29 @@ class OfJob(msgspec.Struct, frozen=True):
 
 
 class JobProgressed(OfJob, frozen=True):
-    """It reported progress (JSON)."""
+    """The job reported progress (JSON)."""
 
     value: bytes
 
 
 class JobYielded(OfJob, frozen=True):
-    """It produced stream chunk ``index`` (JSON)."""
+    """The job produced stream chunk ``index`` (JSON)."""
 
     index: int
     value: bytes
 
 
 class JobEnded(OfJob, frozen=True):
-    """Its worker says that it has ended."""
+    """The worker reported that the job ended."""
 
     done: wire.Done
 
 
 class JobLost(OfJob, frozen=True):
-    """It lost its worker; ``cause`` says how, with the worker's last words.
+    """The job lost its worker; ``cause`` says how, with the worker's output tail.
 
-    ``charged``: it may be the reason, so the start counts as one of its attempts. ``machinery``: the template died, which is
-    nobody's fault that is known.
+    ``charged``: the job may be the reason, so the start counts as an attempt. ``machinery``: the template died, for a reason
+    that is not known to be the job.
     """
 
     cause: WorkerLost
@@ -55,7 +54,7 @@ class JobLost(OfJob, frozen=True):
 
 
 class Printed(msgspec.Struct, frozen=True):
-    """Lines that a worker wrote, with the job whose code printed them, or that ran alone at that time."""
+    """Lines that a worker wrote, with the job that printed them or ran alone at that time."""
 
     slot: str
     job: str | None
@@ -64,8 +63,8 @@ class Printed(msgspec.Struct, frozen=True):
 
 
 class FirstLoad(msgspec.Struct, frozen=True):
-    """How the first start of a slot ended: a worker is ready (no ``end``), or why there is none. ``failed`` is the worker's own
-    word when the handler cannot be served."""
+    """The result of a slot's first start: a worker is ready (no ``end``), or the reason why not. ``failed`` is the worker's
+    message that the handler cannot be served."""
 
     slot: str
     end: WorkerEnd | None = None
@@ -73,7 +72,7 @@ class FirstLoad(msgspec.Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether a worker is ready."""
+        """True if a worker is ready."""
         return self.end is None
 
 

@@ -1,6 +1,6 @@
-"""The seams of the pool: what the engine sees of it, and what it works with itself. In the supervisor.
+"""The interfaces of the pool, to the engine and to its own parts. In the supervisor.
 
-``Pool`` is where slots come from: this machine (``local.LocalPool``), or whatever else runs workers behind the same face.
+``Pool`` provides the slots: on this machine (``local.LocalPool``), or from any other implementation that runs workers.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from supervisor.pool import events
 from supervisor.pool.slots.free import FreeSlots
 from supervisor.pool.slots.slot import Slot
 from supervisor.pool.slots.steps import Event
-from supervisor.pool.template.process import Gone
+from supervisor.pool.template.process import TemplateExited
 from supervisor.wire import messages as wire
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a slot is: its name and number, the GPUs it occupies, and what its workers' environment says.
+    """A slot's name and number, its GPUs, and the environment of its workers.
 
-    ``env_by_uuid`` takes its place once indices may have shifted, because a GPU was lost.
+    ``env_by_uuid`` replaces ``env`` when GPU indices may have shifted because a GPU was lost.
     """
 
     name: str
@@ -35,23 +35,23 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Pool(Protocol):
-    """Slots, and the workers in them. Nothing here waits, and nothing changes but by these methods; ``collect`` says what came.
+    """Slots and their workers. No method blocks, and only these methods change the state; ``collect`` returns the events.
 
-    Slots may come and go between two turns. A name that is not in ``slots`` (any more) is passed over. ``start`` is the number of
-    a job's start, which only grows, so that nothing of an earlier one is taken for a later one's.
+    Slots may appear and disappear between two turns. A name that is not in ``slots`` is ignored. ``start`` is the number of a
+    job's start, which only grows, so that events of an earlier start are not mistaken for those of a later one.
     """
 
     @property
     def slots(self) -> Mapping[str, Slot]:
-        """All slots as they are now, by name."""
+        """The current slots, by name."""
 
     @property
     def places(self) -> Mapping[str, Place]:
-        """Where they are."""
+        """The places of the slots, by name."""
 
     @property
     def free(self) -> FreeSlots:
-        """Those that may be given jobs."""
+        """The slots with free capacity."""
 
     @property
     def samples(self) -> Mapping[str, GpuSample]:
@@ -59,103 +59,103 @@ class Pool(Protocol):
 
     @property
     def changes(self) -> int:
-        """A number that grows whenever a slot comes, goes, or changes otherwise than by its jobs."""
+        """A number that grows whenever a slot is added, removed, or changes other than by its jobs."""
 
     @property
     def parked(self) -> bool:
-        """Whether no slot has a worker any more."""
+        """True if no slot has a worker."""
 
     def start(self, now: float) -> None:
-        """Start a worker in every slot that is not to be spare; ``now`` is always in monotonic seconds."""
+        """Start a worker in every slot that is not scaled down; ``now`` is always in monotonic seconds."""
 
     def assign(self, name: str, run: wire.Run, start: int, now: float) -> None:
-        """Send a job to the worker in slot ``name``, which has room."""
+        """Send a job to the worker in slot ``name``, which has free capacity."""
 
     def cancel(self, name: str, job: str, start: int, now: float, *, out_of_time: bool = False) -> None:
-        """Stop a job if that start of it runs still: coroutines are told, anything else loses its worker, and so does one that is
-        ``out_of_time``, unless others run beside it."""
+        """Cancel a job if that start is still running: a coroutine gets ``CancelledError``; otherwise its worker is terminated,
+        also if it is ``out_of_time`` and runs alone."""
 
     def distrust(self, name: str, what: str, now: float) -> None:
-        """The worker in slot ``name`` broke the protocol, by ``what``: kill it."""
+        """Kill the worker in slot ``name``: it broke the protocol, by ``what``."""
 
     def refresh(self, name: str, now: float) -> None:
-        """Replace the worker in slot ``name``, by hand.
+        """Replace the worker in slot ``name`` (manual refresh).
 
         Raises:
-            IllegalStepError: not in its present state.
+            IllegalStepError: not possible in the current state.
         """
 
     def pause(self, name: str, now: float) -> None:
-        """Take slot ``name`` out of service by hand, after the jobs that its worker runs. Raises as ``refresh`` does."""
+        """Take slot ``name`` out of service (manual), after its running jobs. Raises as ``refresh`` does."""
 
     def resume(self, name: str, now: float) -> None:
         """Put the paused slot ``name`` back into service. Raises as ``refresh`` does."""
 
     def spare(self, name: str, cause: SpareCause, now: float) -> None:
-        """Take slot ``name``, which nobody has paused, out of service until jobs need it. Raises as ``refresh`` does."""
+        """Scale down slot ``name``, which is not paused, until jobs need it. Raises as ``refresh`` does."""
 
     def reload(self, now: float) -> None:
-        """Replace every worker that has read the handler, or is at it; try again at once where one could not."""
+        """Replace every worker that has loaded the handler or is loading it; retry failed loads at once."""
 
     def stop(self, now: float, *, at_once: bool = False, idle_only: bool = False) -> None:
-        """End the workers (``idle_only``: those without a job) and keep the slots parked."""
+        """Terminate the workers (``idle_only``: those without a job) and park their slots."""
 
     def collect(self, now: float) -> list[events.PoolEvent]:
-        """Read what is there, let time pass, and return what the engine must know."""
+        """Read pending messages, advance timers, and return the events for the engine."""
 
     def perform(self, now: float) -> list[events.PoolEvent]:
-        """Carry out what was decided, which is on disk now; returns what came of it at once."""
+        """Perform the pending actions, whose turn is committed; return the events that follow at once."""
 
     def deadline(self) -> float | None:
-        """When ``collect`` must run again at the latest."""
+        """Return the latest time at which ``collect`` must run again."""
 
     def resume_reading(self) -> None:
-        """Read what workers, template and GPUs say."""
+        """Watch the descriptors of workers, template and GPU reader."""
 
     def pause_reading(self) -> None:
-        """Leave what they say where it is."""
+        """Stop watching them; what arrives stays in their buffers."""
 
     def close(self) -> None:
-        """Let go of every worker."""
+        """Close the connections to all workers and to the template."""
 
 
 class Channel(Protocol):
-    """Messages to and from one worker: ``pipes.message_pipe.MessagePipe``, or another way to reach one. Nothing here waits."""
+    """Messages to and from one worker, such as ``pipes.message_pipe.MessagePipe``. No method blocks."""
 
     @property
     def more(self) -> bool:
-        """Whether messages have come that ``receive`` has not returned yet, or failed at."""
+        """True if messages have arrived that ``receive`` has not returned yet, or failed on."""
 
     @property
     def clogged(self) -> bool:
-        """Whether the worker does not read what it was told."""
+        """True while the worker does not read its messages."""
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can come any more."""
+        """True if nothing more can arrive."""
 
     def attach(self, readable: Callable[[], None], unclogged: Callable[[], None]) -> None:
-        """Call ``readable`` while listening whenever something can be received, ``unclogged`` when the worker reads again."""
+        """Set the callbacks: ``readable`` while reading is on and data has arrived, ``unclogged`` when the worker reads again."""
 
-    def listen(self, listening: bool) -> None:
-        """Call ``readable``, or not."""
+    def set_reading(self, reading: bool) -> None:
+        """Turn the ``readable`` callback on or off."""
 
     def receive(self, budget: int = ..., most: int = ...) -> list[wire.FromWorker]:
-        """Return what has come, about ``budget`` bytes and ``most`` messages of it.
+        """Return received messages, about ``budget`` bytes and at most ``most`` messages.
 
         Raises:
-            WireError: what came is no message of this channel; nothing more is received.
+            WireError: malformed data, or no message of this channel; nothing more is received.
         """
 
     def send(self, message: wire.ToWorker) -> None:
-        """Send ``message``, at once or as soon as the worker reads."""
+        """Send ``message`` now, or queue it until the worker reads."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the connection."""
 
 
 class Loop(Protocol):
-    """The part of an asyncio event loop that watches descriptors."""
+    """The descriptor methods of an asyncio event loop."""
 
     def add_reader(self, fd: int, callback: Callable[..., object], *args: object) -> object: ...
     def remove_reader(self, fd: int) -> bool: ...
@@ -164,7 +164,7 @@ class Loop(Protocol):
 
 
 class Template(Protocol):
-    """A template that was started, as ``pool.template.process.TemplateProcess`` describes it. Only ``wait`` waits."""
+    """A started template, documented in ``pool.template.process.TemplateProcess``. Only ``wait`` blocks."""
 
     @property
     def pid(self) -> int: ...
@@ -173,7 +173,7 @@ class Template(Protocol):
     def fileno(self) -> int: ...
     def send(self, message: wire.ToTemplate, descriptors: Sequence[int] = ()) -> None: ...
     def flush(self) -> None: ...
-    def receive(self) -> list[wire.FromTemplate | Gone]: ...
+    def receive(self) -> list[wire.FromTemplate | TemplateExited]: ...
     def resume(self) -> None: ...
     def kill(self) -> None: ...
     def wait(self, timeout: float) -> int | None: ...
@@ -181,7 +181,7 @@ class Template(Protocol):
 
 
 class Memory(Protocol):
-    """Watches the GPUs' memory, as ``pool.release.watcher.GpuMemory`` describes it."""
+    """Watches the GPUs' memory, documented in ``pool.release.watcher.GpuMemory``."""
 
     @property
     def samples(self) -> Mapping[str, GpuSample]: ...
@@ -190,16 +190,16 @@ class Memory(Protocol):
     def forked(self, slot: str, pid: int) -> None: ...
     def measure(self, place: Place, now: float) -> None: ...
     def release(self, place: Place, now: float) -> None: ...
-    def forget(self, slot: str) -> None: ...
+    def unwatch(self, slot: str) -> None: ...
     def collect(self, now: float) -> list[tuple[str, Event]]: ...
     def deadline(self) -> float: ...
 
 
 class GpuReader(Protocol):
-    """Reads GPUs, as ``gpu.client.Reader`` describes it."""
+    """Reads GPUs, documented in ``gpu.client.Reader``."""
 
     def fileno(self) -> int: ...
-    def ask(self, workers: Mapping[str, WorkerRef], now: float) -> int: ...
+    def request(self, workers: Mapping[str, WorkerRef], now: float) -> int: ...
     def receive(self, now: float) -> Sequence[ReaderEvent]: ...
     def tick(self, now: float) -> Sequence[ReaderEvent]: ...
     def deadline(self) -> float | None: ...

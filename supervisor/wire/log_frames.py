@@ -1,12 +1,12 @@
-"""How the prints of several jobs share one log pipe: frames that name their job, written by the worker, read by the supervisor.
+"""Frames that attribute output in a log pipe to jobs; written by the worker, read by the supervisor.
 
 ::
 
     NUL MARK, length of the job's id and of the text (two bytes each, big-endian), the id, the text
 
-A frame has at most ``PIPE_BUF`` bytes, and pipe(7) promises that no other writer comes in between those. ``MARK`` is random and
-in no message but ``wire.Ready``, so what a job merely repeats of its input is never taken for a frame. Everything outside of
-frames is as it was written: by C code, by children, by threads that no job is known of.
+A frame has at most ``PIPE_BUF`` bytes, which pipe(7) writes atomically. ``MARK`` is random and only in ``wire.Ready``, so a job
+that prints its input cannot forge a frame. Output outside of frames comes from C code, child processes, and threads without a
+known job.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _MARK = re.compile("[0-9a-f]{16}")
 
 
 def new_mark() -> str:
-    """A mark that nobody can guess."""
+    """Return a random mark."""
     return secrets.token_hex(8)
 
 
 def frames(mark: str, job: str, data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, int]]:
-    """``data``, written by ``job``, as frames that begin with ``mark``, each with how many bytes of ``data`` are in it."""
+    """Yield ``data``, written by ``job``, in frames that begin with ``mark``, each with its number of bytes of ``data``."""
     view = memoryview(data).cast("B")
     begin, name = _beginning(mark), job.encode()
     room = select.PIPE_BUF - len(begin) - _LENGTHS.size - len(name)
@@ -39,21 +39,21 @@ def frames(mark: str, job: str, data: bytes | bytearray | memoryview) -> Iterato
 
 
 class MarkReader:
-    """Reads frames, the supervisor's side. A pipe may be read in pieces of any size: what is not whole yet waits here."""
+    """Reads frames, on the supervisor's side. Data may come in pieces of any size: incomplete frames are kept."""
 
     def __init__(self, mark: str) -> None:
-        """Know frames by ``mark``.
+        """Read frames that begin with ``mark``.
 
         Raises:
-            WireError: that is no mark.
+            WireError: invalid mark.
         """
         if not _MARK.fullmatch(mark):
-            raise WireError(f"{mark[:32]!r} is no mark")
+            raise WireError(f"{mark[:32]!r} is not a mark")
         self._begin = _beginning(mark)
         self._held = b""
 
     def feed(self, data: bytes) -> list[tuple[str | None, bytes]]:
-        """Take what was read; return it by job, None for what is outside of frames, in the order it was written."""
+        """Add data; return the texts of complete frames with their jobs, and the text between them with None, in order."""
         data = self._held + data
         pieces: list[tuple[str | None, list[bytes]]] = []
         at = 0
@@ -77,12 +77,12 @@ class MarkReader:
         return [(job, b"".join(parts)) for job, parts in pieces]
 
     def rest(self) -> bytes:
-        """What waits for more, when there will be no more."""
+        """Return the incomplete rest at the end of the pipe."""
         rest, self._held = self._held, b""
         return rest
 
     def _unsure(self, data: bytes, at: int) -> int:
-        """From where on ``data`` may be the beginning of a frame; its length if it is not."""
+        """Return where ``data`` may end in the beginning of a frame; its length if it does not."""
         begin = data.rfind(0, max(at, len(data) - len(self._begin) + 1))
         return begin if begin >= 0 and self._begin.startswith(data[begin:]) else len(data)
 

@@ -1,17 +1,17 @@
-"""The messages between processes: one tagged union per channel and direction, and how they are framed.
+"""Messages between processes, one tagged union per channel and direction, and their framing. Used by every process.
 
 ====================== ============================================ ==============================================
 channel                carries                                      over
 ====================== ============================================ ==============================================
 supervisor → worker    ``ToWorker``: Run, Cancel, Exit              a ``multiprocessing`` pipe per worker generation
-worker → supervisor    ``FromWorker``: Ready … Done                 the same pipe, so in the order it was said
+worker → supervisor    ``FromWorker``: Ready … Done                 the same pipe, so in order
 supervisor → template  ``ToTemplate``: Fork, Signal, EndTree, …     a SEQPACKET socket pair; Fork carries 2 descriptors
 template → supervisor  ``FromTemplate``: Forked, Died, Swept, …     the same socket pair
 ====================== ============================================ ==============================================
 
-Messages are MessagePack (msgspec). A handler's values travel inside them as JSON text in ``bytes``: the supervisor never parses
-what it only carries, and never unpickles what a child made. Frames are those of ``multiprocessing.connection.Connection``: four
-bytes of length, signed, big-endian (-1, then eight bytes, for 2 GiB and more), so a worker uses the standard library's own class.
+Messages are MessagePack (msgspec). A handler's values are JSON text in ``bytes``: the supervisor passes them on without parsing,
+and never unpickles data of a child. Frames are those of ``multiprocessing.connection.Connection``: four bytes of length, signed,
+big-endian (-1, then eight bytes, for 2 GiB and more), so a worker uses the standard library's class.
 """
 
 from __future__ import annotations
@@ -25,21 +25,20 @@ from supervisor.cause import ResultFault, TooManyProcesses
 from supervisor.errors import FrameTooLargeError, WireError
 
 VERSION = 3
-"""Raised by one whenever a message changes; a template of another version is refused at its first word."""
-
+"""Incremented whenever a message changes; a template of another version is rejected at its first message."""
 
 MAX_PROGRESS = 2**20
-"""Bytes of the longest progress. It is kept in memory for each running job and shown by every screen."""
+"""Most bytes of a progress value. It is kept in memory for each running job and shown by every screen."""
 
 OVERHEAD = 2**16
-"""Bytes that a message may have around the values in it."""
+"""Most bytes of a message besides its values."""
 
 MAX_CAPACITY = 1024
-"""Most jobs that may run together in one worker, whatever its ``concurrency_modifier`` says."""
+"""Most jobs that one worker may run at once, whatever its ``concurrency_modifier`` returns."""
 
 
 class _OfWorker(msgspec.Struct, frozen=True):
-    """What is about one worker: ``slot`` and ``generation`` name it."""
+    """A message about the worker of ``slot`` and ``generation``."""
 
     slot: str
     generation: int
@@ -63,7 +62,7 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 
 class Exit(msgspec.Struct, frozen=True, tag="exit"):
-    """Leave: flush and end the process. Sent when no job runs, or when what runs does not matter any more."""
+    """Flush and exit. Sent when no job runs, or running jobs no longer matter."""
 
 
 ToWorker = Union[Run, Cancel, Exit]
@@ -75,9 +74,9 @@ ToWorker = Union[Run, Cancel, Exit]
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The handler is loaded and its fitness checks passed.
 
-    ``kind`` is ``function``, ``coroutine``, ``generator`` or ``async_generator`` (``unknown`` for a callable that only its result
-    tells). ``capacity`` jobs may run together. ``refresh_worker`` is the flag of ``config``. ``load_ms``: since the fork.
-    ``mark`` begins what a job prints where several may run together (``log_frames``), from their first print on; else empty.
+    ``kind`` is ``function``, ``coroutine``, ``generator`` or ``async_generator`` (``unknown``: known only from the result).
+    ``capacity`` jobs may run at once. ``refresh_worker`` is the flag of ``config``. ``load_ms``: since the fork. ``mark`` begins
+    the frames of jobs' output if several may run at once (``log_frames``), else empty.
     """
 
     pid: int
@@ -100,7 +99,7 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
 
 
 class Capacity(msgspec.Struct, frozen=True, tag="capacity"):
-    """``concurrency_modifier`` changed how many jobs may run together."""
+    """``concurrency_modifier`` changed the number of jobs that may run at once."""
 
     capacity: int
 
@@ -123,9 +122,9 @@ class Chunk(msgspec.Struct, frozen=True, tag="chunk"):
 class Done(msgspec.Struct, frozen=True, tag="done"):
     """A job ended in the worker: ``status`` is ``COMPLETED``, ``FAILED`` or ``CANCELLED``.
 
-    ``output`` is JSON or absent. One that failed has the handler's own ``error``, or in its place a ``cause``: its value cannot
-    be passed on. ``refresh`` is the result's (or config's) wish for a fresh worker; ``poisoned`` names a CUDA error after
-    which this process cannot be used, ``out_of_memory`` says that a GPU's memory was full.
+    ``output`` is JSON or absent. A failed job has the handler's ``error``, or a ``cause`` if its value cannot be passed on.
+    ``refresh``: the result (or config) requests a new worker; ``poisoned`` names a sticky CUDA error, ``out_of_memory``: of a
+    GPU.
     """
 
     job: str
@@ -138,8 +137,8 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     cause: ResultFault | None = None
 
 
-class Warning(msgspec.Struct, frozen=True, tag="warning"):  # noqa: A001 - the word for what it is, used as wire.Warning
-    """Something the user should know that stops nothing (an unknown key of ``config``, …). Each text is sent once."""
+class Warning(msgspec.Struct, frozen=True, tag="warning"):  # noqa: A001 - always used as wire.Warning
+    """A message for the user (an unknown key of ``config``, …). Each text is sent once."""
 
     message: str
 
@@ -151,11 +150,11 @@ FromWorker = Union[Ready, LoadFailed, Capacity, Progress, Chunk, Done, Warning]
 
 
 class HandlerSpec(msgspec.Struct, frozen=True):
-    """Which handler a worker loads.
+    """The handler that a worker loads.
 
     ``kind`` is ``file`` (run as ``python file.py`` does), ``module`` (as ``python -m``) or ``function`` (imported plainly, then
-    ``attribute`` is served). ``target`` is the absolute path or the dotted name. ``argv`` is what the handler finds behind
-    ``sys.argv[0]``.
+    ``attribute`` is served). ``target`` is the absolute path or the dotted name. ``argv`` is the handler's
+    ``sys.argv[1:]``.
     """
 
     kind: str
@@ -165,10 +164,10 @@ class HandlerSpec(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What each worker may have of the machine that it shares with others.
+    """The limits of each worker on the machine.
 
-    ``processes``: how many it and all it started may be; 0 is no limit. ``private_tmp``: a ``/tmp`` and ``/var/tmp`` of its own;
-    ``kept`` are the folders below these that it must see all the same. ``cpus``, by slot, are those it is pinned to.
+    ``processes``: most processes of its tree; 0 is no limit. ``private_tmp``: a private ``/tmp`` and ``/var/tmp``; ``kept`` are
+    the folders below these that stay visible. ``cpus``, by slot, are the cores that it is pinned to.
     """
 
     processes: int = 0
@@ -178,9 +177,9 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Setup(msgspec.Struct, frozen=True, tag="setup"):
-    """The first message: what every worker has in common. ``tmp_root`` is this run's folder for the workers' ``TMPDIR``;
-    ``preload`` names modules, or is None for those that the handler's source imports; ``preload_timeout`` is how many seconds
-    each preloaded import may take; ``max_result`` how many bytes a job's result, or one chunk, may have."""
+    """The first message: the settings of all workers. ``tmp_root`` is this run's folder for the workers' ``TMPDIR``;
+    ``preload`` names modules, or is None for those that the handler's source imports; ``preload_timeout`` is the most seconds
+    of each preloaded import; ``max_result`` the most bytes of a job's result, or of one chunk."""
 
     version: int
     run_id: str
@@ -193,7 +192,7 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
 
 
 class Fork(_OfWorker, frozen=True, tag="fork"):
-    """Fork the worker of ``generation`` for ``slot``. Descriptors sent along: the worker's pipe end, its log pipe's write end.
+    """Fork the worker of ``generation`` for ``slot``. Sent with its message pipe end and its log pipe's write end.
 
     ``env`` is set in the child before any user code; ``None`` removes a variable.
     """
@@ -208,11 +207,11 @@ class Signal(_OfWorker, frozen=True, tag="signal"):
 
 
 class EndTree(_OfWorker, frozen=True, tag="end_tree"):
-    """SIGKILL that worker and everything it started. ``Died`` and ``Swept`` follow."""
+    """SIGKILL that worker and its descendants. ``Died`` and ``Swept`` follow."""
 
 
 class Quit(msgspec.Struct, frozen=True, tag="quit"):
-    """End every worker and everything they started, then end."""
+    """Terminate all workers and their descendants, then exit."""
 
 
 ToTemplate = Union[Setup, Fork, Signal, EndTree, Quit]
@@ -222,7 +221,7 @@ ToTemplate = Union[Setup, Fork, Signal, EndTree, Quit]
 
 
 class TemplateReady(msgspec.Struct, frozen=True, tag="template_ready"):
-    """The template can fork. ``skipped`` holds (module, why) of what was asked for and not preloaded."""
+    """The template can fork. ``skipped`` holds (module, reason) of requested modules that were not preloaded."""
 
     version: int
     pid: int
@@ -238,15 +237,15 @@ class Forked(_OfWorker, frozen=True, tag="forked"):
 
 
 class ForkFailed(_OfWorker, frozen=True, tag="fork_failed"):
-    """That worker could not be forked; ``error`` is the operating system's word."""
+    """That worker could not be forked; ``error`` is the operating system's message."""
 
     error: str
 
 
 class Died(_OfWorker, frozen=True, tag="died"):
-    """That worker's process is dead and reaped. ``status`` is ``-N`` for signal N, else its exit code.
+    """That worker's process has exited and was reaped. ``status`` is ``-N`` for signal N, else its exit code.
 
-    ``cause`` is why the template itself ended it, if it did.
+    ``cause`` is why the template killed it, if it did.
     """
 
     pid: int
@@ -255,7 +254,7 @@ class Died(_OfWorker, frozen=True, tag="died"):
 
 
 class Swept(_OfWorker, frozen=True, tag="swept"):
-    """Nothing that the dead worker started is left. ``killed`` counts the processes that had to be ended."""
+    """All descendants of the dead worker have exited. ``killed`` counts those that were killed."""
 
     killed: int = 0
 
@@ -277,14 +276,14 @@ class Codec(Generic[T]):
         self.encode = msgspec.msgpack.Encoder().encode
 
     def decode(self, payload: bytes | bytearray | memoryview) -> T:
-        """The message in ``payload``.
+        """Decode the message in ``payload``.
 
         Raises:
             WireError: it is not one of this channel's messages.
         """
         try:
             return self._decoder.decode(payload)
-        # The latter two come through as they are.
+        # msgspec does not wrap the latter two.
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise WireError(f"malformed message ({len(payload)} bytes): {str(error)[:200]}") from error
 
@@ -295,26 +294,26 @@ _SHORT_LIMIT = 0x7FFFFFFF
 
 
 def frame(payload: bytes) -> bytes:
-    """``payload`` with the header that ``Connection.recv_bytes`` expects."""
+    """Return ``payload`` with the header that ``Connection.recv_bytes`` expects."""
     if len(payload) <= _SHORT_LIMIT:
         return _SHORT.pack(len(payload)) + payload
     return _SHORT.pack(-1) + _LONG.pack(len(payload)) + payload
 
 
 class FrameReader:
-    """Cuts what a non-blocking pipe delivers into payloads; a half-written frame just waits here."""
+    """Splits the data of a non-blocking pipe into payloads; an incomplete frame is kept."""
 
     def __init__(self, limit: int) -> None:
-        """Refuse payloads of more than ``limit`` bytes."""
+        """Reject payloads of more than ``limit`` bytes."""
         self._limit = limit
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take what was read; return the payloads that are whole.
+        """Add data; return the complete payloads.
 
         Raises:
             FrameTooLargeError: a header announces more than the limit.
-            WireError: a header makes no sense. After either error the stream cannot be read on.
+            WireError: a header is invalid. After either error the stream cannot be read further.
         """
         self._buffer += data
         payloads: list[bytes] = []
@@ -323,11 +322,11 @@ class FrameReader:
                 payloads.append(payload)
         except WireError:
             if not payloads:
-                raise  # else what came before it counts; it is met again
+                raise  # else earlier payloads count; the next call raises
         return payloads
 
     def _next(self) -> bytes | None:
-        """The first payload, taken out of the buffer; ``None`` while it is not whole."""
+        """Remove and return the first payload; ``None`` if it is incomplete."""
         buffer, start = self._buffer, _SHORT.size
         if len(buffer) < start:
             return None

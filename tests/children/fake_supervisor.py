@@ -17,7 +17,7 @@ from pathlib import Path
 from supervisor.host.orphans import orphans_of_this_process, sweep_orphans
 from supervisor.host.processes import set_subreaper
 from supervisor.pool.template.launch import make_pipes
-from supervisor.pool.template.process import Gone, TemplateProcess
+from supervisor.pool.template.process import TemplateExited, TemplateProcess
 from supervisor.wire import messages as wire
 
 folder = Path(__file__).resolve().parent
@@ -51,14 +51,14 @@ for number, pair in enumerate(pipes):
 while len(pids) < 6:
     reports = receive()
     pids |= {report.slot: report.pid for report in reports if isinstance(report, wire.Forked)}
-    if isinstance(reports[-1], Gone):
+    if isinstance(reports[-1], TemplateExited):
         sys.exit(f"the template is gone: {reports}")
 print(json.dumps(pids), flush=True)
 
 if sys.stdin.readline().strip() == "kill_template":
     template.kill()
     reports = []
-    while not reports or not isinstance(reports[-1], Gone):
+    while not reports or not isinstance(reports[-1], TemplateExited):
         reports += receive()
     swept = sweep_orphans(known=[bystander])
     print(

@@ -108,7 +108,7 @@ class PlayedMemory:
     def release(self, place, now):
         pass
 
-    def forget(self, slot):
+    def unwatch(self, slot):
         self.learned = []
 
     def collect(self, now):

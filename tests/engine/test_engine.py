@@ -11,7 +11,7 @@ from supervisor.errors import RequestError, StoreError
 from supervisor.host.processes import STACK_SIGNAL
 from supervisor.job import JobRequest, JobStatus
 from supervisor.pool import events
-from supervisor.pool.template.process import Gone
+from supervisor.pool.template.process import TemplateExited
 from supervisor.store.store import Store
 from supervisor.wire import messages as wire
 
@@ -195,9 +195,9 @@ def test_chunks_are_handed_out_once_and_a_failed_answer_hands_them_out_again(hou
     ("said", "words"),
     [
         ([wire.Chunk("a", 1, b"1")], "chunk 1 out of order"),
-        ([wire.Done("other", "COMPLETED", b"1")], "no end of a job that runs here"),
-        ([wire.Done("a", "IN_QUEUE", b"1")], "is no end of a job"),
-        ([wire.Ready(1, "function")], "said twice that it is ready"),
+        ([wire.Done("other", "COMPLETED", b"1")], "the job does not run in this worker"),
+        ([wire.Done("a", "IN_QUEUE", b"1")], "is not a valid end of a job"),
+        ([wire.Ready(1, "function")], "Ready was sent twice"),
     ],
 )
 def test_a_worker_that_breaks_the_protocol_hurts_its_own_job_only(make_house, said, words):
@@ -383,7 +383,7 @@ def test_a_worker_that_hangs_in_its_first_load(make_house):
 
 def test_a_template_that_never_comes_up(make_house):
     house = make_house(slots=2)
-    house.template.start = lambda: house.template.report(Gone(1))
+    house.template.start = lambda: house.template.report(TemplateExited(1))
     house.engine.start()
     for _ in range(3):
         house.settle()

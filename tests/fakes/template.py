@@ -10,7 +10,7 @@ from typing import Any
 
 from supervisor.pool.interfaces import Loop
 from supervisor.pool.template.client import TemplateClient
-from supervisor.pool.template.process import Gone
+from supervisor.pool.template.process import TemplateExited
 from supervisor.wire import messages as wire
 
 TEMPLATE_PID = 39_999
@@ -91,11 +91,11 @@ class PlayedTemplate:
         self._worker = worker
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
-        self._reports: list[wire.FromTemplate | Gone] = []
+        self._reports: list[wire.FromTemplate | TemplateExited] = []
 
     # --- what the test does with it
 
-    def report(self, message: wire.FromTemplate | Gone) -> None:
+    def report(self, message: wire.FromTemplate | TemplateExited) -> None:
         """It says that."""
         self._reports.append(message)
         self._theirs.send(b"x")
@@ -108,7 +108,7 @@ class PlayedTemplate:
         for worker in self.workers.values():
             worker.goes()
         self._reports = []  # what it said last is lost with it
-        self.report(Gone(-9))
+        self.report(TemplateExited(-9))
 
     def client(self, loop: Loop, wake: Callable[[], None]) -> TemplateClient:
         """What a pool gets: a client whose template this is, each time that it starts one."""
@@ -170,7 +170,7 @@ class PlayedTemplate:
     def flush(self) -> None:
         pass
 
-    def receive(self) -> list[wire.FromTemplate | Gone]:
+    def receive(self) -> list[wire.FromTemplate | TemplateExited]:
         if self._reports:
             self._ours.recv(65536)
         reports, self._reports = self._reports, []

@@ -45,7 +45,7 @@ class Driver:
 
     def sample(self, workers: Mapping[str, WorkerRef] | None = None) -> Reading:
         """Ask for a sample and wait for it."""
-        number = self.reader.ask(workers or {}, time.monotonic())
+        number = self.reader.request(workers or {}, time.monotonic())
         return self.answer(number)
 
     def answer(self, number: int) -> Reading:

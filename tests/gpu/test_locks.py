@@ -79,7 +79,7 @@ def test_the_lock_lasts_until_the_last_who_shares_it_is_gone(folder, me, child):
     other = child(HOLD, str(folder), "share")
     template = int(other.line())
     other.kill()
-    with pytest.raises(LockedError, match=r"what is left of supervise .*, which has ended"):
+    with pytest.raises(LockedError, match=r"processes left by supervise .*, which has exited"):
         lock_gpus([A], me, folder, wait=0.0)
     os.kill(template, signal.SIGKILL)
     _, locks = lock_gpus([A], me, folder)
@@ -91,7 +91,7 @@ def test_remains_that_stay_are_named_when_the_time_is_over(folder, me, child):
     holder.line()
     path = folder / "GPU-aa11.lock"
     path.write_text(path.read_text().replace(f'"pid":{holder.pid}', '"pid":4194304'))
-    with pytest.raises(LockedError, match=r"what is left of supervise .* \(pid 4194304\), which has ended"):
+    with pytest.raises(LockedError, match=r"processes left by supervise .* \(pid 4194304\), which has exited"):
         lock_gpus([A], me, folder, wait=0.1)
 
 
@@ -111,7 +111,7 @@ def test_foreign_content_is_no_holder(folder, me, child, content):
     other = child(HOLD, str(folder), "alone")
     other.line()
     (folder / "GPU-aa11.lock").write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(LockedError, match="does not say who it is"):
+    with pytest.raises(LockedError, match="an unknown process"):
         lock_gpus([A], me, folder, wait=0.0)
 
 

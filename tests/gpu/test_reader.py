@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from supervisor.gpu.client import Reader, ReaderGone
+from supervisor.gpu.client import Reader, ReaderFailed
 from supervisor.gpu.records import Listing, Reading, WorkerRef
 
 HOLD_A_READER = """
@@ -18,7 +18,7 @@ from supervisor.gpu.client import Reader
 reader = Reader(simulate=int(sys.argv[1]))
 reader.start(time.monotonic())
 if sys.argv[1] == "0":
-    reader.ask({}, time.monotonic())
+    reader.request({}, time.monotonic())
 else:
     reader.list_gpus(30)
 print(*reader.pids, flush=True)
@@ -33,15 +33,15 @@ def pid_of(reader: Reader) -> int:
 def test_one_request_is_under_way_and_the_newest_waits_behind_it(driver):
     it = driver(simulate=1)
     now = time.monotonic()
-    first = it.reader.ask({}, now)
-    second = it.reader.ask({}, now)
+    first = it.reader.request({}, now)
+    second = it.reader.request({}, now)
     uuid = "SIM-00000000-0000-0000-0000-000000000000"
-    assert it.reader.ask({"gpu0": WorkerRef(os.getpid(), (uuid,))}, now) == second == first + 1
+    assert it.reader.request({"gpu0": WorkerRef(os.getpid(), (uuid,))}, now) == second == first + 1
     assert it.answer(first).gpus[0].processes == ()
     waited_for = it.answer(second)
     assert [process.slot for process in waited_for.gpus[0].processes][:1] == ["gpu0"]
     assert it.reader.deadline() is None
-    assert it.reader.ask({}, now) == second + 1
+    assert it.reader.request({}, now) == second + 1
 
 
 def test_a_reading_was_true_after_it_was_asked_for(driver):
@@ -56,11 +56,11 @@ def test_a_hanging_call_costs_the_reader_and_nobody_waits(fake_nvml, driver, gon
     it.sample()
     stuck, descriptor = pid_of(it.reader), it.reader.fileno()
     fake_nvml.switch("hang")
-    it.reader.ask({}, time.monotonic())
-    assert it.next_events() == [ReaderGone("NVML did not answer within 0.2 s")]
+    it.reader.request({}, time.monotonic())
+    assert it.next_events() == [ReaderFailed("NVML did not answer within 0.2 s")]
     assert gone(stuck)
     fake_nvml.switch("hang", False)
-    number = it.reader.ask({}, time.monotonic())  # asked while no reader runs
+    number = it.reader.request({}, time.monotonic())  # asked while no reader runs
     it.reader.tick(it.reader.deadline())
     assert it.answer(number).error is None
     assert pid_of(it.reader) != stuck
@@ -71,10 +71,10 @@ def test_the_first_answer_may_take_longer_because_drivers_wake_up_slowly(fake_nv
     fake_nvml.switch("hang")
     it = driver(timeout=0.1, start_timeout=30.0)
     now = time.monotonic()
-    it.reader.ask({}, now)
+    it.reader.request({}, now)
     assert it.reader.deadline() == now + 30.0
     assert it.reader.tick(now + 1.0) == []
-    assert it.reader.tick(now + 30.0) == [ReaderGone("NVML did not answer within 30 s")]
+    assert it.reader.tick(now + 30.0) == [ReaderFailed("NVML did not answer within 30 s")]
 
 
 def test_pauses_grow_until_an_answer_comes(driver, monkeypatch):
@@ -103,7 +103,7 @@ def test_a_killed_reader_is_replaced_and_answers(driver):
     it = driver(simulate=1)
     it.sample()
     os.kill(pid_of(it.reader), signal.SIGKILL)
-    assert it.next_events() == [ReaderGone("it ended")]
+    assert it.next_events() == [ReaderFailed("it exited")]
     it.reader.tick(it.reader.deadline())
     assert it.sample().gpus
 
@@ -112,9 +112,9 @@ def test_a_reader_that_dies_over_an_unread_request_has_ended(driver):
     it = driver(simulate=1)
     it.sample()
     os.kill(pid_of(it.reader), signal.SIGSTOP)
-    it.reader.ask({}, time.monotonic())
+    it.reader.request({}, time.monotonic())
     os.kill(pid_of(it.reader), signal.SIGKILL)
-    assert it.next_events() == [ReaderGone("it ended")]
+    assert it.next_events() == [ReaderFailed("it exited")]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -44,7 +44,7 @@ class Watched:
         return xid.uuid, xid.code
 
     def sample(self) -> Reading:
-        number = self.it.reader.ask({}, time.monotonic())
+        number = self.it.reader.request({}, time.monotonic())
         while (reading := self.next(Reading)).number != number:
             pass
         return reading
@@ -83,7 +83,7 @@ def test_a_storm_of_one_xid_is_reported_once_and_hides_no_other(watched):
 
 def test_no_reading_waits_for_an_event_and_no_event_for_a_reading(watched):
     assert all(sample.error is None for sample in watched.sample().gpus)
-    number = watched.it.reader.ask({}, time.monotonic())
+    number = watched.it.reader.request({}, time.monotonic())
     watched.fake.xid(0, 48)
     assert watched.next_xid() == (watched.fake.uuid(0), 48)
     assert watched.next(Reading).number == number
@@ -91,7 +91,7 @@ def test_no_reading_waits_for_an_event_and_no_event_for_a_reading(watched):
 
 def test_an_xid_answers_no_request(watched):
     watched.fake.hang("nvmlDeviceGetMemoryInfo")
-    watched.it.reader.ask({}, time.monotonic())
+    watched.it.reader.request({}, time.monotonic())
     watched.fake.xid(0, 48)
     watched.next(Xid)
     assert watched.it.reader.deadline() is not None

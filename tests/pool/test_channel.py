@@ -29,7 +29,7 @@ class Door:
         self.told: list[wire.ToWorker] = []
         self.clogged = self.closed = self.let_go = False
         self._said: list[wire.FromWorker | WireError] = []
-        self._listening = False
+        self._reading = False
         self._readable: Callable[[], None]
         self._unclogged: Callable[[], None]
 
@@ -40,9 +40,9 @@ class Door:
     def attach(self, readable: Callable[[], None], unclogged: Callable[[], None]) -> None:
         self._readable, self._unclogged = readable, unclogged
 
-    def listen(self, listening: bool) -> None:
-        self._listening = listening
-        if listening and self._said:
+    def set_reading(self, reading: bool) -> None:
+        self._reading = reading
+        if reading and self._said:
             self._readable()
 
     def receive(self, budget: int = 0, most: int = 250) -> list[wire.FromWorker]:
@@ -62,7 +62,7 @@ class Door:
 
     def says(self, message: wire.FromWorker | WireError) -> None:
         self._said.append(message)
-        if self._listening:
+        if self._reading:
             self._readable()
 
     def reads(self, reading: bool) -> None:

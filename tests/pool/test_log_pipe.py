@@ -79,12 +79,12 @@ def test_lines_go_to_the_jobs_that_they_name(marked: Pipe) -> None:
 def test_the_end_of_a_job_finishes_only_its_own_line(marked: Pipe) -> None:
     for job in ("a", "b", None):
         marked.write(f"unfinished {job}", job)
-    assert marked.log.waits
+    assert marked.log.pending
     assert marked.ended("a", "a", "b") == [("a", ["unfinished a"])]
     marked.write("!\n", "b")
     assert marked.read("b") == [("b", ["unfinished b!"])]
     assert marked.ended("b", "b") == [(None, ["unfinished None"])]
-    assert not marked.log.waits
+    assert not marked.log.pending
 
 
 def test_a_job_that_has_ended_is_not_named(marked: Pipe) -> None:
@@ -93,7 +93,7 @@ def test_a_job_that_has_ended_is_not_named(marked: Pipe) -> None:
     assert marked.log.tail_of("b") == []
 
 
-def test_last_words_are_those_of_the_job_and_of_no_job_in_their_order(marked: Pipe) -> None:
+def test_the_output_tail_has_the_lines_of_the_job_and_of_no_job_in_order(marked: Pipe) -> None:
     for text, job in [("one\n", "a"), ("secret\n", "b"), ("Fatal Python error\n", None), ("two\n", "a"), ("thr", "a")]:
         marked.write(text, job)
     marked.log.read_rest(("a", "b"))
@@ -148,9 +148,9 @@ def test_lines_that_are_too_many_for_one_turn_are_for_the_next(pipe: Pipe) -> No
 def test_lines_that_were_held_back_are_not_lost_at_the_end_of_a_job(pipe: Pipe) -> None:
     pipe.write("\n" * (TURN_LINES + 10) + "last")
     assert pipe.read("a") == [(None, [""] * TURN_LINES)]
-    assert pipe.log.waits
+    assert pipe.log.pending
     assert pipe.ended("a", "a") == [(None, [*[""] * 10, "last"])]
-    assert not pipe.log.waits
+    assert not pipe.log.pending
 
 
 @pytest.mark.parametrize("text", ["a\r\nb\r\n", "ä\n€\n", "\ud800\n\x80\n", "\n\n", "a\0b\n", "x" * LINE_BYTES + "\n"])

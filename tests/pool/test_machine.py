@@ -22,26 +22,26 @@ LOST = c.GpusLost((c.LostGpu(0),))
 MACHINE = StateMachine(Rules(grace=5.0))
 EVENTS = {
     "start": steps.Start(),
-    "forked": steps.Forked(7),
+    "forked": steps.WorkerForked(7),
     "unforked": steps.Unforked(),
-    "fork_failed": steps.ForkFailed(c.ForkRefused("no memory")),
-    "ready": steps.Ready(1),
+    "fork_failed": steps.WorkerForkFailed(c.ForkRefused("no memory")),
+    "ready": steps.WorkerLoaded(1),
     "capacity": steps.CapacityChanged(3),
     "assign": steps.Assign("new"),
     "job_done": steps.JobDone("job"),
     "cancel": steps.CancelJob("job", gently=False),
-    "refresh": steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HAND)),
+    "refresh": steps.RefreshRequested(c.RefreshCause(c.RefreshBy.HAND)),
     "changed": steps.HandlerChanged(),
-    "pause": steps.PauseAsked(c.PausedByHand()),
-    "resume": steps.ResumeAsked(),
-    "misbehaved": steps.Misbehaved(NONSENSE),
+    "pause": steps.PauseRequested(c.PausedByHand()),
+    "resume": steps.ResumeRequested(),
+    "misbehaved": steps.ProtocolViolated(NONSENSE),
     "measured": steps.Measured(),
-    "overgrown": steps.Overgrown(900, 99.0),
-    "died": steps.Died(KILLED),
-    "swept": steps.Swept(),
+    "overgrown": steps.MemoryExceeded(900, 99.0),
+    "died": steps.WorkerExited(KILLED),
+    "swept": steps.TreeSwept(),
     "released": steps.Released(12),
     "held": steps.MemoryHeld(HELD),
-    "template_gone": steps.TemplateGone(),
+    "template_gone": steps.TemplateDied(),
     "gpu_lost": steps.GpuLost(LOST),
     "gpu_back": steps.GpuBack(),
     "remarked": steps.Remarked(notice.ProgramXid("gpu0", 0, 13)),
@@ -190,11 +190,11 @@ def test_a_refresh_goes_through_its_steps_in_order():
     after, actions = play(MACHINE, after, steps.Measured(), now=100.002)
     assert actions == [steps.Send(wire.Exit())]
     assert after.deadline == pytest.approx(100.002 + ASK_S)
-    after, actions = play(MACHINE, after, steps.Died(c.Exited(0)), steps.Swept(), now=100.01)
-    assert (after.state, actions) == (S.RELEASING, [steps.Release()])
+    after, actions = play(MACHINE, after, steps.WorkerExited(c.Exited(0)), steps.TreeSwept(), now=100.01)
+    assert (after.state, actions) == (S.RELEASING, [steps.WatchRelease()])
     after, actions = play(MACHINE, after, steps.Released(812), now=100.5)
     assert (after.state, actions) == (S.STARTING, [steps.ForkWorker(4)])
-    after, actions = play(MACHINE, after, steps.Forked(8), steps.Ready(1), now=100.51)
+    after, actions = play(MACHINE, after, steps.WorkerForked(8), steps.WorkerLoaded(1), now=100.51)
     assert after.state is S.IDLE
     assert (after.refreshes, after.restarts, after.jobs) == (1, 0, 1)
     (report,) = actions
@@ -204,7 +204,7 @@ def test_a_refresh_goes_through_its_steps_in_order():
 
 
 def test_a_worker_that_does_not_exit_is_terminated_then_killed():
-    after, actions = play(MACHINE, slot(S.IDLE), steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HAND)))
+    after, actions = play(MACHINE, slot(S.IDLE), steps.RefreshRequested(c.RefreshCause(c.RefreshBy.HAND)))
     assert actions == [steps.Send(wire.Exit())]
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S)
     assert actions == [steps.SendSignal(signal.SIGTERM)]
@@ -213,25 +213,25 @@ def test_a_worker_that_does_not_exit_is_terminated_then_killed():
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S + 5.0)
     assert actions == [steps.SendSignal(STACK_SIGNAL)]  # where it hangs
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + ASK_S + 5.0 + STACK_S)
-    assert actions == [steps.EndTree()]
+    assert actions == [steps.KillTree()]
     assert after.next is Next.REFRESH
 
 
 def test_a_worker_that_survives_sigkill_is_spoken_of_and_waited_for():
-    after, _ = play(MACHINE, slot(S.BUSY, pid=41), steps.Misbehaved(NONSENSE))
+    after, _ = play(MACHINE, slot(S.BUSY, pid=41), steps.ProtocolViolated(NONSENSE))
     after, actions = play(MACHINE, after, steps.Tick(), now=100.0 + KILL_S)
     (warning,) = actions
     assert warning == notice.WorkerStuck("gpu0", c.StuckInKernel(41, KILL_S))
     assert (after.state, after.reason, after.cause, after.deadline) == (S.ENDING, warning.obstacle, NONSENSE, None)
-    after, lost = play(MACHINE, after, steps.Died(KILLED), steps.Swept(), steps.Released(), now=500.0)
+    after, lost = play(MACHINE, after, steps.WorkerExited(KILLED), steps.TreeSwept(), steps.Released(), now=500.0)
     assert (after.state, after.reason) == (S.STARTING, NONSENSE)
-    assert lost[0] == steps.JobLost("job", NONSENSE, charged=True)
+    assert lost[0] == steps.ReportJobLost("job", NONSENSE, charged=True)
 
 
 def test_a_crash_costs_the_job_an_attempt_and_counts_as_restart():
-    after, actions = play(MACHINE, slot(S.BUSY), steps.Died(CRASHED))
-    assert actions == [steps.JobLost("job", CRASHED, charged=True)]
-    after, actions = play(MACHINE, after, steps.Swept(), steps.Released())
+    after, actions = play(MACHINE, slot(S.BUSY), steps.WorkerExited(CRASHED))
+    assert actions == [steps.ReportJobLost("job", CRASHED, charged=True)]
+    after, actions = play(MACHINE, after, steps.TreeSwept(), steps.Released())
     assert (after.state, after.restarts, after.refreshes, after.failures) == (S.STARTING, 1, 0, 0)
 
 
@@ -246,8 +246,8 @@ def test_a_cancelled_coroutine_is_told_first_and_loses_its_worker_after_the_grac
     stubborn, actions = play(MACHINE, stubborn, steps.Tick(), now=105.0 + STACK_S)
     assert actions == [steps.SendSignal(signal.SIGTERM)]
     _, actions = play(MACHINE, stubborn, steps.Tick(), now=111.0)
-    assert actions == [steps.EndTree()]  # its stacks were shown
-    gone, actions = play(MACHINE, stubborn, steps.Died(TERMINATED))
+    assert actions == [steps.KillTree()]  # its stacks were shown
+    gone, actions = play(MACHINE, stubborn, steps.WorkerExited(TERMINATED))
     assert actions == []  # the job has ended as cancelled already
     assert gone.restarts == 1
 
@@ -255,36 +255,38 @@ def test_a_cancelled_coroutine_is_told_first_and_loses_its_worker_after_the_grac
 def test_a_sibling_of_a_cancelled_job_is_not_charged():
     both = slot(S.BUSY, capacity=2, running=("job", "sibling"))
     after, _ = play(MACHINE, both, steps.CancelJob("job", gently=False))
-    _, actions = play(MACHINE, after, steps.Died(TERMINATED))
-    assert actions == [steps.JobLost("sibling", TERMINATED, charged=False)]
+    _, actions = play(MACHINE, after, steps.WorkerExited(TERMINATED))
+    assert actions == [steps.ReportJobLost("sibling", TERMINATED, charged=False)]
 
 
 def test_a_worker_that_breaks_the_protocol_is_killed_and_its_job_blamed():
-    after, actions = play(MACHINE, slot(S.BUSY), steps.Misbehaved(NONSENSE))
-    assert (actions, after.end_step) == ([steps.EndTree()], EndStep.KILL)
-    _, actions = play(MACHINE, after, steps.Died(KILLED))
-    assert actions == [steps.JobLost("job", NONSENSE, charged=True)]
+    after, actions = play(MACHINE, slot(S.BUSY), steps.ProtocolViolated(NONSENSE))
+    assert (actions, after.end_step) == ([steps.KillTree()], EndStep.KILL)
+    _, actions = play(MACHINE, after, steps.WorkerExited(KILLED))
+    assert actions == [steps.ReportJobLost("job", NONSENSE, charged=True)]
 
 
 def test_the_death_of_the_template_charges_nobody():
-    after, actions = play(MACHINE, slot(S.BUSY), steps.TemplateGone())
+    after, actions = play(MACHINE, slot(S.BUSY), steps.TemplateDied())
     lost, release = actions
-    assert (lost.charged, release) == (False, steps.Release())
+    assert (lost.charged, release) == (False, steps.WatchRelease())
     assert after.next is Next.RESTART
 
 
 def test_the_death_of_the_template_is_a_restart_whatever_became_of_the_last_worker():
-    after, _ = play(MACHINE, slot(S.BUSY), steps.Died(CRASHED), steps.Swept(), steps.Released(), steps.Ready(1))
-    after, _ = play(MACHINE, after, steps.TemplateGone())
+    after, _ = play(
+        MACHINE, slot(S.BUSY), steps.WorkerExited(CRASHED), steps.TreeSwept(), steps.Released(), steps.WorkerLoaded(1)
+    )
+    after, _ = play(MACHINE, after, steps.TemplateDied())
     assert after.restarts == 2
-    after, _ = play(MACHINE, slot(S.BUSY), steps.Died(CRASHED), steps.TemplateGone())
+    after, _ = play(MACHINE, slot(S.BUSY), steps.WorkerExited(CRASHED), steps.TemplateDied())
     assert after.restarts == 1  # it was counted
 
 
 def test_failed_starts_back_off_longer_and_longer_and_then_the_slot_is_broken():
     after = slot(S.STARTING, failures=0)
     for count, pause in enumerate((*BACKOFF_S, BROKEN_RETRY_S), start=1):
-        after, actions = play(MACHINE, after, steps.Died(EXITED), steps.Swept(), steps.Released())
+        after, actions = play(MACHINE, after, steps.WorkerExited(EXITED), steps.TreeSwept(), steps.Released())
         kind = notice.SlotBroken if count > len(BACKOFF_S) else notice.StartFailed
         assert actions[-1] == kind("gpu0", EXITED, pause)
         assert after.deadline == 100.0 + pause
@@ -297,28 +299,28 @@ def test_failed_starts_back_off_longer_and_longer_and_then_the_slot_is_broken():
 
 def test_a_worker_that_is_given_a_job_forgives_failed_starts():
     after, _ = play(MACHINE, slot(S.IDLE, failures=4), steps.Assign("job"), steps.CancelJob("job", gently=False))
-    after, actions = play(MACHINE, after, steps.Died(TERMINATED), steps.Swept(), steps.Released())
+    after, actions = play(MACHINE, after, steps.WorkerExited(TERMINATED), steps.TreeSwept(), steps.Released())
     assert (after.state, actions[-1]) == (S.STARTING, steps.ForkWorker(4))
 
 
 def test_a_worker_that_still_loads_is_replaced_by_a_refresh_at_once():
-    after, actions = play(MACHINE, slot(S.STARTING), steps.RefreshAsked(c.RefreshCause(c.RefreshBy.RELOAD)))
+    after, actions = play(MACHINE, slot(S.STARTING), steps.RefreshRequested(c.RefreshCause(c.RefreshBy.RELOAD)))
     assert (after.state, actions) == (S.ENDING, [steps.SendSignal(signal.SIGTERM)])
-    after, actions = play(MACHINE, after, steps.Died(TERMINATED), steps.Swept(), steps.Released())
+    after, actions = play(MACHINE, after, steps.WorkerExited(TERMINATED), steps.TreeSwept(), steps.Released())
     assert (after.state, after.restarts, after.failures, actions[-1]) == (S.STARTING, 0, 0, steps.ForkWorker(4))
 
 
 @pytest.mark.parametrize("moment", range(4))
 def test_a_slot_does_not_back_off_from_a_handler_that_has_changed(moment):
     """Whenever that is on the way from the death to the next start."""
-    way = [steps.Died(c.HandlerNotLoaded("a slip")), steps.Swept(), steps.Released()]
+    way = [steps.WorkerExited(c.HandlerNotLoaded("a slip")), steps.TreeSwept(), steps.Released()]
     events = [*way[:moment], steps.HandlerChanged(), *way[moment:]]
     after, actions = play(MACHINE, slot(S.STARTING, failures=4), *events)
     assert (after.state, after.failures, after.restarts, actions[-1]) == (S.STARTING, 0, 0, steps.ForkWorker(4))
 
 
 def test_a_handler_that_changes_while_its_slot_is_being_paused_is_loaded_when_it_is_resumed():
-    events = [steps.PauseAsked(c.PausedByHand()), steps.HandlerChanged(), steps.ResumeAsked()]
+    events = [steps.PauseRequested(c.PausedByHand()), steps.HandlerChanged(), steps.ResumeRequested()]
     after, actions = play(MACHINE, slot(S.BUSY), *events)
     assert (after.refresh_cause, after.room, actions) == (c.RefreshCause(c.RefreshBy.RELOAD), 0, [])
     after, actions = play(MACHINE, after, steps.JobDone("job"))
@@ -326,9 +328,9 @@ def test_a_handler_that_changes_while_its_slot_is_being_paused_is_loaded_when_it
 
 
 def test_stopped_at_once_between_the_death_and_the_sweep():
-    after, _ = play(MACHINE, slot(S.BUSY), steps.Died(CRASHED), steps.Stop(at_once=True))
+    after, _ = play(MACHINE, slot(S.BUSY), steps.WorkerExited(CRASHED), steps.Stop(at_once=True))
     assert (after.end_step, after.next) == (EndStep.DEAD, Next.PARK)
-    after, actions = play(MACHINE, after, steps.Swept(), steps.Released())
+    after, actions = play(MACHINE, after, steps.TreeSwept(), steps.Released())
     assert (after.state, actions) == (S.PARKED, [])
 
 
@@ -374,10 +376,10 @@ ABOVE = StateMachine(Rules(refresh_above=500))
 def test_what_the_worker_holds_is_read_when_its_job_has_ended_and_may_be_too_much():
     after, actions = play(ABOVE, slot(S.BUSY, has_gpu=True), steps.JobDone("job"))
     assert (after.state, actions) == (S.IDLE, [steps.Measure()])
-    before_the_end = steps.Overgrown(900, 99.9)
+    before_the_end = steps.MemoryExceeded(900, 99.9)
     after, actions = play(ABOVE, after, before_the_end, now=100.1)
     assert (after.state, actions) == (S.IDLE, [])
-    after, actions = play(ABOVE, after, steps.Overgrown(900, 100.0), now=100.1)
+    after, actions = play(ABOVE, after, steps.MemoryExceeded(900, 100.0), now=100.1)
     assert (after.state, after.refresh_cause, actions) == (
         S.ENDING,
         c.RefreshCause(c.RefreshBy.HELD_MEMORY),
@@ -388,22 +390,28 @@ def test_what_the_worker_holds_is_read_when_its_job_has_ended_and_may_be_too_muc
 
 def test_a_job_that_comes_before_the_reading_runs_and_its_end_is_read_again():
     idle, _ = play(ABOVE, slot(S.BUSY, has_gpu=True), steps.JobDone("job"))
-    busy, actions = play(ABOVE, idle, steps.Assign("next"), steps.Overgrown(900, 100.0))
+    busy, actions = play(ABOVE, idle, steps.Assign("next"), steps.MemoryExceeded(900, 100.0))
     assert (busy.state, busy.refresh_cause, actions) == (S.BUSY, None, [])
-    after, actions = play(ABOVE, busy, steps.JobDone("next"), steps.Overgrown(900, 100.5), now=101.0)
+    after, actions = play(ABOVE, busy, steps.JobDone("next"), steps.MemoryExceeded(900, 100.5), now=101.0)
     assert (after.state, actions) == (S.IDLE, [steps.Measure()])
 
 
 def test_a_worker_that_holds_too_much_without_a_job_is_said_once_and_stays():
-    ready, actions = play(ABOVE, slot(S.STARTING, has_gpu=True), steps.Ready(1))
+    ready, actions = play(ABOVE, slot(S.STARTING, has_gpu=True), steps.WorkerLoaded(1))
     assert actions == [steps.Measure()]
-    after, actions = play(ABOVE, ready, steps.Overgrown(900, 100.0), steps.Overgrown(901, 100.1))
+    after, actions = play(ABOVE, ready, steps.MemoryExceeded(900, 100.0), steps.MemoryExceeded(901, 100.1))
     assert (after.state, actions) == (S.IDLE, [notice.HoldsWithoutJob("gpu0", 900, 500)])
     # Nor is the next generation's, which the end of a job brings.
-    after, _ = play(ABOVE, after, steps.Assign("job"), steps.JobDone("job"), steps.Overgrown(900, 100.0))
+    after, _ = play(ABOVE, after, steps.Assign("job"), steps.JobDone("job"), steps.MemoryExceeded(900, 100.0))
     assert (after.state, after.cause) == (S.ENDING, c.RefreshCause(c.RefreshBy.HELD_MEMORY))
-    ended = (steps.Measured(), steps.Died(c.Exited(0)), steps.Swept(), steps.Released(900), steps.Ready(1))
-    after, actions = play(ABOVE, after, *ended, steps.Overgrown(900, 100.0))
+    ended = (
+        steps.Measured(),
+        steps.WorkerExited(c.Exited(0)),
+        steps.TreeSwept(),
+        steps.Released(900),
+        steps.WorkerLoaded(1),
+    )
+    after, actions = play(ABOVE, after, *ended, steps.MemoryExceeded(900, 100.0))
     assert (after.state, after.refreshes, after.jobs_in_worker) == (S.IDLE, 1, 0)
     assert not [action for action in actions if isinstance(action, notice.HoldsWithoutJob)]
 
@@ -427,13 +435,13 @@ def test_a_refresh_that_memory_held_up_reports_who_asked_for_it(state):
     _, actions = play(
         MACHINE,
         slot(state),
-        steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HANDLER)),
+        steps.RefreshRequested(c.RefreshCause(c.RefreshBy.HANDLER)),
         steps.Measured(),
-        steps.Died(c.Exited(0)),
-        steps.Swept(),
+        steps.WorkerExited(c.Exited(0)),
+        steps.TreeSwept(),
         steps.MemoryHeld(HELD),
         steps.Released(900),
-        steps.Ready(1),
+        steps.WorkerLoaded(1),
     )
     assert [action.cause for action in actions if isinstance(action, notice.Refreshed)] == [
         c.RefreshCause(c.RefreshBy.HANDLER)
@@ -445,15 +453,15 @@ def test_held_memory_keeps_the_slot_out_until_it_clears_or_by_hand():
     assert held.reason == HELD
     cleared, actions = play(MACHINE, held, steps.Released(900))
     assert (cleared.state, actions, cleared.refreshes, cleared.obstacle) == (S.STARTING, [steps.ForkWorker(4)], 1, None)
-    forced, _ = play(MACHINE, held, steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HAND)))
+    forced, _ = play(MACHINE, held, steps.RefreshRequested(c.RefreshCause(c.RefreshBy.HAND)))
     assert (forced.state, forced.verified) == (S.STARTING, False)
 
 
 def test_a_lost_gpu_ends_its_worker_and_comes_back():
     after, actions = play(MACHINE, slot(S.BUSY), steps.GpuLost(LOST))
-    assert (after.state, actions) == (S.ENDING, [steps.EndTree()])
-    after, actions = play(MACHINE, after, steps.Died(KILLED), steps.Swept())
-    assert actions == [steps.JobLost("job", LOST, charged=True)]
+    assert (after.state, actions) == (S.ENDING, [steps.KillTree()])
+    after, actions = play(MACHINE, after, steps.WorkerExited(KILLED), steps.TreeSwept())
+    assert actions == [steps.ReportJobLost("job", LOST, charged=True)]
     assert (after.state, after.cause, after.room) == (S.LOST, LOST, 0)
     after, actions = play(MACHINE, after, steps.GpuBack())
     assert (after.state, actions, after.restarts) == (S.STARTING, [steps.ForkWorker(4)], 1)
@@ -461,18 +469,18 @@ def test_a_lost_gpu_ends_its_worker_and_comes_back():
 
 def test_a_gpu_that_is_back_before_its_worker_is_gone():
     after, _ = play(MACHINE, slot(S.IDLE), steps.GpuLost(LOST), steps.GpuBack())
-    after, actions = play(MACHINE, after, steps.Died(KILLED), steps.Swept())
-    assert (after.state, actions) == (S.RELEASING, [steps.Release()])
+    after, actions = play(MACHINE, after, steps.WorkerExited(KILLED), steps.TreeSwept())
+    assert (after.state, actions) == (S.RELEASING, [steps.WatchRelease()])
 
 
 def test_stop_parks_the_slot():
     after, actions = play(MACHINE, slot(S.BUSY), steps.Stop())
     assert actions == [steps.SendSignal(signal.SIGTERM)]
-    after, actions = play(MACHINE, after, steps.Died(TERMINATED), steps.Swept(), steps.Released())
+    after, actions = play(MACHINE, after, steps.WorkerExited(TERMINATED), steps.TreeSwept(), steps.Released())
     assert after.state is S.PARKED
-    assert actions[0] == steps.JobLost("job", TERMINATED, charged=False)
+    assert actions[0] == steps.ReportJobLost("job", TERMINATED, charged=False)
     _, actions = play(MACHINE, slot(S.BUSY), steps.Stop(at_once=True))
-    assert actions == [steps.EndTree()]
+    assert actions == [steps.KillTree()]
 
 
 def test_room_is_what_the_capacity_leaves():

@@ -16,7 +16,7 @@ from supervisor.wire import messages as wire
 DEADLINE_S = 30
 
 
-def test_a_worker_that_dies_with_a_message_unread_is_still_heard_by_its_other_pipe() -> None:
+def test_the_log_of_a_worker_that_dies_with_a_message_unread_is_still_read() -> None:
     """uvloop gives up a descriptor that shows an error, and refuses to watch it again as if nothing had been."""
 
     async def died() -> None:
@@ -33,16 +33,16 @@ def test_a_worker_that_dies_with_a_message_unread_is_still_heard_by_its_other_pi
         theirs.send_bytes(wire.Codec(wire.FromWorker).encode(wire.Capacity(2)))
         theirs.close()
         await asyncio.wait_for(spoke.wait(), DEADLINE_S)
-        assert links.take(links.spoke) == [link]
+        assert links.drain(links.with_messages) == [link]
         assert link.channel.receive() == [wire.Capacity(2)]
-        links.heard(link)
+        links.reschedule(link)
         assert not link.channel.closed  # it was not looked for: what came is less than one read takes
         spoke.clear()
         os.close(their_log)
         await asyncio.wait_for(spoke.wait(), DEADLINE_S)
-        assert link in links.take(links.printed)
+        assert link in links.drain(links.with_output)
         link.log.read(())
-        links.heard(link)
+        links.reschedule(link)
         await asyncio.wait_for(spoke.wait(), DEADLINE_S)
         assert link.channel.receive() == []
         assert link.channel.closed

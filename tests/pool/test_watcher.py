@@ -3,7 +3,7 @@
 import pytest
 
 from supervisor.cause import GpusLost, HeldGpu, LostGpu, MemoryHolder, MemoryStaysInUse, Unknown, UnknownGpu
-from supervisor.gpu.client import ReaderGone
+from supervisor.gpu.client import ReaderFailed
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample, Listing, Reading, Unwatched, WorkerRef, Xid
 from supervisor.notice import RefreshAboveBlind, XidsUnwatched
 from supervisor.pool.interfaces import Place
@@ -26,7 +26,7 @@ class PlayedReader:
     def fileno(self):
         return 99
 
-    def ask(self, workers, now):
+    def request(self, workers, now):
         self.asked.append(dict(workers))
         return len(self.asked)
 
@@ -110,7 +110,7 @@ def test_a_worker_is_measured_by_a_reading_that_was_begun_afterwards(watched):
 def test_a_reader_that_dies_while_it_measures_delays_nothing(watched):
     watched.run_a_worker()
     watched.memory.measure(PLACE, watched.now)
-    watched.reader.said.append(ReaderGone("NVML did not answer within 5 s"))
+    watched.reader.said.append(ReaderFailed("NVML did not answer within 5 s"))
     assert watched.memory.collect(watched.now) == [("gpu0", steps.Measured())]
     assert watched.read(1000, OURS) == []  # said once
 
@@ -159,7 +159,7 @@ def test_held_memory_that_nobody_waits_for_is_forgotten(watched):
     watched.read(1000, OURS)
     watched.now += TIMEOUT
     watched.read(1000, OURS)
-    watched.memory.forget("gpu0")
+    watched.memory.unwatch("gpu0")
     assert watched.read(100) == []
 
 
@@ -170,7 +170,7 @@ def test_without_readings_the_slot_goes_on_after_the_timeout_unverified(watched,
     if answer == "errors":
         assert watched.read(0, error="driver not loaded") == []
     elif answer == "a dead reader":
-        watched.reader.said.append(ReaderGone("it ended"))
+        watched.reader.said.append(ReaderFailed("it exited"))
         assert watched.memory.collect(watched.now) == []
     died, watched.now = watched.now, watched.now + TIMEOUT - 0.001
     assert watched.memory.collect(watched.now) == []
@@ -198,7 +198,7 @@ def test_a_reader_that_did_not_measure_the_worker_makes_no_claim_about_what_was_
         watched.read(100)
         watched.memory.measure(PLACE, watched.now)
     if end != "too late":
-        watched.reader.said.append(ReaderGone("it ended"))
+        watched.reader.said.append(ReaderFailed("it exited"))
         watched.memory.collect(watched.now)
     watched.end_it()
     assert watched.read(100) == [("gpu0", steps.Released(None, verified=True))]
@@ -215,10 +215,10 @@ def test_what_the_end_of_a_worker_freed_is_what_it_held_then(watched):
 def test_a_worker_that_holds_too_much_is_said_with_every_reading():
     watched = Watched(refresh_above=500)
     watched.run_a_worker()
-    assert watched.read(1000, OURS) == [("gpu0", steps.Overgrown(900, watched.now))]
+    assert watched.read(1000, OURS) == [("gpu0", steps.MemoryExceeded(900, watched.now))]
     assert watched.read(600, GpuProcess(7, 500, "python", "gpu0")) == []  # as much as it may
     watched.memory.measure(PLACE, watched.now)
-    assert watched.read(1000, OURS) == [("gpu0", steps.Measured()), ("gpu0", steps.Overgrown(900, watched.now))]
+    assert watched.read(1000, OURS) == [("gpu0", steps.Measured()), ("gpu0", steps.MemoryExceeded(900, watched.now))]
     watched.end_it()
     assert watched.read(1000, OURS) == []
 
@@ -230,7 +230,7 @@ def test_where_processes_are_hidden_it_is_told_by_the_memory_in_use():
     watched.memory.before_fork(PLACE)
     watched.memory.forked("gpu0", 7)
     assert watched.read(600) == []
-    assert watched.read(1000) == [("gpu0", steps.Overgrown(900, watched.now))]
+    assert watched.read(1000) == [("gpu0", steps.MemoryExceeded(900, watched.now))]
 
 
 @pytest.mark.parametrize("when", ["ended since", "was ending"])
@@ -281,7 +281,7 @@ def test_that_it_cannot_be_told_is_not_said_where_workers_are_listed():
     watched = Watched(refresh_above=500)
     watched.run_a_worker()
     assert watched.read(1000, GpuProcess(1 << 22, 900, visible=False)) == []  # nobody knows whose that is
-    assert watched.read(1000, OURS) == [("gpu0", steps.Overgrown(900, watched.now))]
+    assert watched.read(1000, OURS) == [("gpu0", steps.MemoryExceeded(900, watched.now))]
 
 
 def test_where_memory_is_not_counted_the_slot_goes_on_at_once_unverified(watched):

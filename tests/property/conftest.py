@@ -161,7 +161,7 @@ class PlayedMemory:
     def release(self, place, now):
         self.releasing.add(place.name)
 
-    def forget(self, slot):
+    def unwatch(self, slot):
         self.releasing.discard(slot)
         self._learned = [learned for learned in self._learned if learned[0] != slot]
 

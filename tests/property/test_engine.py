@@ -312,7 +312,7 @@ class Life(RuleBasedStateMachine):
         elif what == "back":
             memory.learn(name, steps.GpuBack())
         elif what == "overgrown":
-            memory.learn(name, steps.Overgrown(900, self.house.loop.now))
+            memory.learn(name, steps.MemoryExceeded(900, self.house.loop.now))
         elif releasing and what == "held":
             memory.learn(name, steps.MemoryHeld(c.MemoryStaysInUse((c.HeldGpu(900),))))
         elif releasing:

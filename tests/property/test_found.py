@@ -182,13 +182,13 @@ def test_the_memory_of_a_gpu_that_is_lost_as_its_worker_dies_is_not_watched(make
 @pytest.mark.parametrize("paused_before", [False, True])
 def test_a_refresh_that_was_asked_for_is_not_forgotten_by_a_pause(paused_before):
     machine = StateMachine(Rules())
-    happened = [steps.Start(), steps.Forked(7), steps.Ready(2), steps.Assign("a"), steps.Assign("b")]
+    happened = [steps.Start(), steps.WorkerForked(7), steps.WorkerLoaded(2), steps.Assign("a"), steps.Assign("b")]
     happened += [
         steps.JobDone("a", refresh=c.RefreshCause(c.RefreshBy.CUDA_ERROR, "x")),
-        steps.PauseAsked(c.PausedByHand()),
+        steps.PauseRequested(c.PausedByHand()),
     ][:: -1 if paused_before else 1]
     slot = Slot("gpu0", 0)
-    for event in (*happened, steps.ResumeAsked()):
+    for event in (*happened, steps.ResumeRequested()):
         slot, _ = machine.step(slot, event, 1000.0)
     assert slot.room == 0
     slot, _ = machine.step(slot, steps.JobDone("b"), 1000.0)

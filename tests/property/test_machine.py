@@ -75,7 +75,7 @@ class SlotLife(RuleBasedStateMachine):
         self.worker = "asked"
         self.wants_refresh = False
 
-    def on_Release(self, _):  # noqa: N802
+    def on_WatchRelease(self, _):  # noqa: N802
         assert self.worker is None
         self.watching = self.slot.state in (S.RELEASING, S.HELD)
 
@@ -83,7 +83,7 @@ class SlotLife(RuleBasedStateMachine):
         assert self.slot.has_gpu
         self.measuring = True
 
-    def on_JobLost(self, action):  # noqa: N802
+    def on_ReportJobLost(self, action):  # noqa: N802
         self.job_ends(action.job)
 
     def on_Refreshed(self, report):  # noqa: N802
@@ -119,19 +119,19 @@ class SlotLife(RuleBasedStateMachine):
     def is_forked(self):
         self.worker = "loading"
         self.memory_free = False
-        self.step(steps.Forked(40))
+        self.step(steps.WorkerForked(40))
 
     @precondition(lambda self: self.worker == "asked")
     @rule()
     def cannot_be_forked(self):
         self.worker = None
-        self.step(steps.ForkFailed(c.ForkRefused("no memory")))
+        self.step(steps.WorkerForkFailed(c.ForkRefused("no memory")))
 
     @precondition(lambda self: self.worker == "loading")
     @rule(capacity=st.sampled_from((-1, 1, 2, 3)))
     def is_ready(self, capacity):
         self.worker = "ready"
-        self.step(steps.Ready(capacity))
+        self.step(steps.WorkerLoaded(capacity))
 
     @precondition(lambda self: self.worker == "ready")
     @rule(capacity=st.integers(-1, 3))
@@ -143,25 +143,25 @@ class SlotLife(RuleBasedStateMachine):
     def dies(self, really=True):
         if really:
             self.worker = "dead"
-            self.step(steps.Died(c.Signalled(9)))
+            self.step(steps.WorkerExited(c.Signalled(9)))
 
     @precondition(lambda self: self.worker == "dead")
     @rule()
     def is_swept(self):
         self.worker = None
-        self.step(steps.Swept())
+        self.step(steps.TreeSwept())
 
     @precondition(lambda self: self.worker in ("loading", "ready"))
     @rule(really=RARE)
     def breaks_the_protocol(self, really=True):
         if really:
-            self.step(steps.Misbehaved(c.ProtocolBroken("wrote nonsense")))
+            self.step(steps.ProtocolViolated(c.ProtocolBroken("wrote nonsense")))
 
     @rule(really=RARE)
     def the_template_dies(self, really=True):
         if really:
             self.worker = None
-            self.step(steps.TemplateGone())
+            self.step(steps.TemplateDied())
 
     # --- jobs
 
@@ -213,7 +213,7 @@ class SlotLife(RuleBasedStateMachine):
     @precondition(lambda self: self.slot.has_gpu)
     @rule(ago=st.sampled_from((0.0, 5.0)))
     def holds_too_much(self, ago):
-        self.step(steps.Overgrown(900, self.now - ago))
+        self.step(steps.MemoryExceeded(900, self.now - ago))
 
     @precondition(lambda self: self.slot.has_gpu)
     @rule(really=RARE)
@@ -233,16 +233,16 @@ class SlotLife(RuleBasedStateMachine):
     @rule(
         event=st.sampled_from(
             (
-                steps.RefreshAsked(c.RefreshCause(c.RefreshBy.HAND)),
+                steps.RefreshRequested(c.RefreshCause(c.RefreshBy.HAND)),
                 steps.HandlerChanged(),
-                steps.PauseAsked(c.PausedByHand()),
-                steps.PauseAsked(c.SpareCause(idle_s=60.0)),
-                steps.ResumeAsked(),
+                steps.PauseRequested(c.PausedByHand()),
+                steps.PauseRequested(c.SpareCause(idle_s=60.0)),
+                steps.ResumeRequested(),
             )
         )
     )
     def somebody_asks(self, event):
-        if self.slot.state is S.HELD and isinstance(event, steps.RefreshAsked):
+        if self.slot.state is S.HELD and isinstance(event, steps.RefreshRequested):
             self.memory_free = True  # overridden
         self.by_hand(event)
 
@@ -323,9 +323,9 @@ class SlotLife(RuleBasedStateMachine):
             return
         self.comes_to(*AT_REST)
         if self.slot.state is not S.PARKED:
-            self.by_hand(steps.PauseAsked(c.PausedByHand()))
+            self.by_hand(steps.PauseRequested(c.PausedByHand()))
             self.comes_to(S.PARKED)
-        assert self.by_hand(steps.ResumeAsked()) == (self.slot.state is S.STARTING)
+        assert self.by_hand(steps.ResumeRequested()) == (self.slot.state is S.STARTING)
         if self.slot.state is not S.PARKED:
             self.comes_to(S.IDLE)
             self.gets_jobs(1)

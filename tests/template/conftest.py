@@ -14,7 +14,7 @@ import pytest
 
 from supervisor.host.processes import children_of
 from supervisor.pool.template.launch import Pipes, make_pipes
-from supervisor.pool.template.process import Gone, TemplateProcess
+from supervisor.pool.template.process import TemplateExited, TemplateProcess
 from supervisor.wire import messages as wire
 
 CHILDREN = Path(__file__).resolve().parent.parent / "children"
@@ -64,7 +64,7 @@ class House:
         **environ: str,
     ) -> None:
         self.tmp_root = tmp_path / "run"
-        self.reports: list[wire.FromTemplate | Gone] = []
+        self.reports: list[wire.FromTemplate | TemplateExited] = []
         self.workers: list[Worker] = []
         self.ahead: list[int] = []
         handler = wire.HandlerSpec("file", "unused.py")
@@ -104,7 +104,9 @@ class House:
                 if isinstance(report, kind) and accept(report):
                     self.reports.remove(report)
                     return report
-            assert not any(isinstance(report, Gone) for report in self.reports), f"the template is gone: {self.reports}"
+            assert not any(isinstance(report, TemplateExited) for report in self.reports), (
+                f"the template is gone: {self.reports}"
+            )
             assert wait([self.template], max(0.0, deadline - time.monotonic())), f"no {kind.__name__}: {self.reports}"
             self.reports += self.template.receive()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.pool.template.process import Gone
+from supervisor.pool.template.process import TemplateExited
 from supervisor.wire import messages as wire
 
 NAMES = ("template", "cpu0", "cpu1", "grandchild0", "grandchild1")
@@ -101,7 +101,7 @@ def test_quit_ends_all_and_then_the_template(house, watch):
     worker = house.fork("leaves_a_grandchild")
     grandchild = watch(worker.hears()["grandchild"])
     house.template.send(wire.Quit())
-    assert house.expect(Gone) == Gone(0)
+    assert house.expect(TemplateExited) == TemplateExited(0)
     assert grandchild.ended()
     assert not house.tmp_root.exists()
 
@@ -110,12 +110,12 @@ def test_supervisor_that_breaks_the_protocol_is_as_good_as_gone(house, watch):
     worker = house.fork("leaves_a_grandchild")
     grandchild = watch(worker.hears()["grandchild"])
     house.template.send(house.setup)
-    assert house.expect(Gone) == Gone(70)
+    assert house.expect(TemplateExited) == TemplateExited(70)
     assert grandchild.ended()
 
 
 def test_other_version_is_refused(make_house, monkeypatch, capfd):
     monkeypatch.setattr(wire, "VERSION", wire.VERSION + 1)
-    with pytest.raises(AssertionError, match=r"gone: \[Gone\(status=70\)\]"):
+    with pytest.raises(AssertionError, match=r"gone: \[TemplateExited\(status=70\)\]"):
         make_house()
     assert "speaks version" in capfd.readouterr().err

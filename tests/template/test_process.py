@@ -14,7 +14,7 @@ from supervisor.cause import process_end
 from supervisor.config.settings import SECRET_VARIABLES
 from supervisor.pool.pipes.log_pipe import LOG_PIPE_BYTES
 from supervisor.pool.template.launch import make_pipes
-from supervisor.pool.template.process import Gone, TemplateProcess, without_secrets
+from supervisor.pool.template.process import TemplateExited, TemplateProcess, without_secrets
 from supervisor.protocol import wording
 from supervisor.wire import messages as wire
 
@@ -34,7 +34,7 @@ def test_requests_wait_for_a_template_that_does_not_read(house, children):
 
 def test_requests_to_a_dead_template_are_dropped(house):
     house.template.kill()
-    assert house.expect(Gone) == Gone(-signal.SIGKILL)
+    assert house.expect(TemplateExited) == TemplateExited(-signal.SIGKILL)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - how many
     worker = house.fork("reports_itself")
     house.template.send(wire.EndTree("cpu0", 1))
@@ -52,7 +52,7 @@ def test_a_template_that_cannot_be_understood_is_as_good_as_dead(tmp_path):
     setup = wire.Setup(wire.VERSION, "run-1", wire.HandlerSpec("file", "unused.py"), (), str(tmp_path))
     template = TemplateProcess(setup, program=program)
     assert wait([template], 30)
-    assert template.receive() == [Gone(-signal.SIGKILL)]
+    assert template.receive() == [TemplateExited(-signal.SIGKILL)]
     template.close()
 
 

@@ -86,7 +86,7 @@ def test_writers_in_one_pipe_do_not_tear_each_others_frames() -> None:
 
 @pytest.mark.parametrize("mark", ["", "0123", "\0" * 16, "0" * 17, "not hexadecimal!"])
 def test_only_a_mark_is_taken_for_one(mark: str) -> None:
-    with pytest.raises(WireError, match="is no mark"):
+    with pytest.raises(WireError, match="is not a mark"):
         MarkReader(mark)
 
 

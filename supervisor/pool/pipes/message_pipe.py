@@ -1,4 +1,4 @@
-"""The supervisor's end of a worker's message pipe, which never blocks the supervisor."""
+"""The supervisor's end of a worker's message pipe; never blocks. In the supervisor."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from supervisor.pool.pipes.validation import checked
 from supervisor.wire import messages as wire
 
 TURN_BYTES = 256 * 1024
-"""Most bytes taken from one pipe in one turn, so that a flood on one does not starve the others."""
+"""Most bytes read from one pipe per turn, so that a flood on one does not starve the others."""
 
 TURN_MESSAGES = 250
-"""Most messages taken from one worker in one turn: each of them costs some microseconds, a chunk twenty."""
+"""Most messages read from one worker per turn: each costs some microseconds, a chunk twenty."""
 
 READ_BYTES = 16 * 1024
-"""Bytes asked for at once: most messages are small, and a larger buffer costs page faults at each read (20 µs for 256 KiB)."""
+"""Bytes per read: most messages are small, and a larger buffer costs page faults at each read (20 µs for 256 KiB)."""
 
 CLOGGED_BYTES = 1024 * 1024
-"""A worker that leaves more of its messages unread gets no further job: they wait in the store, not here."""
+"""A worker with more unread bytes than this gets no further job: jobs wait in the store, not here."""
 
-# Shared by all pipes: it takes half a millisecond to make.
+# Shared by all pipes: creating it takes half a millisecond.
 _CODEC: wire.Codec[wire.FromWorker] = wire.Codec(wire.FromWorker)
 
 
 class MessagePipe:
-    """An ``interfaces.Channel``, which says what its methods do, to a forked worker."""
+    """A channel to a forked worker: implements ``interfaces.Channel``, which documents its methods."""
 
     def __init__(self, connection: Connection, limit: int, loop: Loop) -> None:
-        """Own ``connection``, which is non-blocking and watched by ``loop``; refuse messages of more than ``limit`` bytes."""
+        """Own ``connection``, which is non-blocking and watched by ``loop``; reject messages of more than ``limit`` bytes."""
         self.closed = False
         self._fd = connection.fileno()
         self._connection = connection
@@ -47,11 +47,11 @@ class MessagePipe:
         self._readable = readable
         self._unclogged = unclogged
 
-    def listen(self, listening: bool) -> None:
-        # First of all: uvloop gives up a descriptor that shows an error (a worker died with a message unread), and refuses to
-        # watch it again until it is removed.
+    def set_reading(self, reading: bool) -> None:
+        # uvloop stops watching a descriptor with an error (a worker died with a message unread), and does not watch it again
+        # until it is removed.
         self._loop.remove_reader(self._fd)
-        if listening and not self.closed:
+        if reading and not self.closed:
             self._loop.add_reader(self._fd, self._readable)
 
     def receive(self, budget: int = TURN_BYTES, most: int = TURN_MESSAGES) -> list[wire.FromWorker]:
@@ -64,14 +64,14 @@ class MessagePipe:
                 self._payloads.popleft()
         except WireError:
             if messages:
-                return messages  # what was said before it counts; it is met again
+                return messages  # earlier messages count; the next call raises
             self.closed = True
             self._payloads.clear()
             raise
         return messages
 
     def _read_frames(self, budget: int) -> None:
-        """Read what is there. What cannot be read on is met when all that came before it has been returned."""
+        """Read available frames. A malformed one raises only after all earlier ones have been returned."""
         size = READ_BYTES
         while budget > 0:
             data = self._read(size)
@@ -119,13 +119,13 @@ class MessagePipe:
         self._connection.close()
 
     def _read(self, size: int) -> bytes | None:
-        """What is there; ``None`` when that is nothing, empty at the end of the pipe."""
+        """Return available data; ``None`` if there is none, empty at the end of the pipe."""
         try:
             return os.read(self._fd, size)
         except BlockingIOError:
             return None
         except ConnectionResetError:
-            # The worker died with a message of ours unread: nothing of its own is lost by that.
+            # The worker died with a message of ours unread; its own messages are not lost.
             return b""
 
     def _write(self, data: bytes | bytearray) -> int:
@@ -134,5 +134,5 @@ class MessagePipe:
         except BlockingIOError:
             return 0
         except (BrokenPipeError, ConnectionResetError):
-            # The worker is dead; its death is reported by the template and decides about the job.
+            # The worker is dead; the template reports it, and its jobs are decided then.
             return len(data)

@@ -1,4 +1,4 @@
-"""The ways to all workers: who has something to say, and who does not listen. In the supervisor."""
+"""The connections to all workers, and their readiness for reading and writing. In the supervisor."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from supervisor.wire import messages as wire
 
 
 class Link:
-    """One worker generation: the ways to it, and what it has said of itself by them. ``starts`` are the numbers of the starts of
-    its jobs, until it has ended them."""
+    """The connection to one worker generation, and what the worker has reported. ``starts`` has the start number of each job that
+    has not ended."""
 
     def __init__(self, slot: str, generation: int, channel: Channel, log: LogPipe) -> None:
         """Own ``channel`` and ``log``."""
@@ -28,29 +28,29 @@ class Link:
 
 
 Launch = Callable[[str, int, Mapping[str, "str | None"]], Link]
-"""Starts the worker of a slot and generation, with some variables set in its environment before any user code (None removes one),
-and returns the way to it. Raises ``OSError`` when the system refuses. ``template.launch.fork_worker``, or another kind."""
+"""Starts the worker of a slot and generation and returns its link. The variables are set in its environment before any user code
+(None removes one). Raises ``OSError`` if the system cannot. ``template.launch.fork_worker`` is one."""
 
 
 class Links(dict[str, Link]):
-    """The link of each slot's worker, by slot; closed links are no longer polled. ``spoke`` are those with messages to take,
-    ``printed`` those with output."""
+    """The link of each slot's worker, by slot; closed links are no longer polled. ``with_messages`` and ``with_output`` are those
+    with unread messages and output."""
 
-    def __init__(self, loop: Loop, wake: Callable[[], None], reads: Callable[[str], None]) -> None:
-        """Watch by ``loop``; call ``wake`` when something can be read, and ``reads`` with a slot whose worker does not read what
-        it was told, or reads again."""
+    def __init__(self, loop: Loop, wake: Callable[[], None], clog_changed: Callable[[str], None]) -> None:
+        """Watch by ``loop``; call ``wake`` when something can be read, and ``clog_changed`` with a slot whose worker does not
+        read its messages, or reads again."""
         super().__init__()
-        self.spoke: set[Link] = set()
-        self.printed: set[Link] = set()
+        self.with_messages: set[Link] = set()
+        self.with_output: set[Link] = set()
         self._loop = loop
         self._wake = wake
-        self._reads = reads
+        self._clog_changed = clog_changed
 
     def add(self, link: Link) -> None:
-        """Watch ``link`` in the place of the slot's last one."""
+        """Watch ``link``, replacing the slot's previous one."""
         self.drop(link.slot)
         self[link.slot] = link
-        link.channel.attach(partial(self._readable, link, self.spoke), partial(self._unclogged, link.slot))
+        link.channel.attach(partial(self._readable, link, self.with_messages), partial(self._unclogged, link.slot))
         self._watch(link, True)
 
     def drop(self, slot: str) -> None:
@@ -61,47 +61,47 @@ class Links(dict[str, Link]):
             link.channel.close()
             link.log.close()
 
-    def take(self, links: set[Link]) -> list[Link]:
-        """Return those of ``spoke`` or ``printed``, once."""
+    def drain(self, links: set[Link]) -> list[Link]:
+        """Return the open ones of ``links`` (``with_messages`` or ``with_output``) and clear it."""
         taken = [link for link in links if self.get(link.slot) is link]
         links.clear()
         return taken
 
-    def heard(self, link: Link) -> None:
-        """What ``link`` had to say was taken, as much as one turn takes: the rest is for the next, if more can come at all."""
+    def reschedule(self, link: Link) -> None:
+        """Mark ``link`` as readable again if a turn's read left anything; stop watching pipes at their end."""
         if link.channel.more:
-            self._readable(link, self.spoke)
+            self._readable(link, self.with_messages)
         if link.log.more:
-            self._readable(link, self.printed)
+            self._readable(link, self.with_output)
         if link.channel.closed or link.log.at_end:
             self._watch(link, True)
 
-    def listen(self, listening: bool) -> None:
-        """Watch all links, or none."""
+    def set_reading(self, reading: bool) -> None:
+        """Watch all links, or stop watching them."""
         for link in self.values():
-            self._watch(link, listening)
+            self._watch(link, reading)
 
     def send(self, link: Link, message: wire.ToWorker) -> None:
-        """Send ``message``."""
+        """Send ``message`` to a worker."""
         link.channel.send(message)
         if link.channel.clogged:
-            self._reads(link.slot)
+            self._clog_changed(link.slot)
 
     def clogged(self, slot: str) -> bool:
-        """Tell whether the worker in ``slot`` does not read what it was told."""
+        """Return whether the worker in ``slot`` does not read its messages."""
         return slot in self and self[slot].channel.clogged
 
-    def _watch(self, link: Link, listening: bool) -> None:
-        """Watch what of ``link`` has not come to its end, or nothing."""
-        link.channel.listen(listening)
+    def _watch(self, link: Link, reading: bool) -> None:
+        """Watch the pipes of ``link`` that are not at their end, or stop watching them."""
+        link.channel.set_reading(reading)
         self._loop.remove_reader(link.log.fd)
-        if listening and not link.log.at_end:
-            self._loop.add_reader(link.log.fd, self._readable, link, self.printed)
+        if reading and not link.log.at_end:
+            self._loop.add_reader(link.log.fd, self._readable, link, self.with_output)
 
     def _readable(self, link: Link, which: set[Link]) -> None:
         which.add(link)
         self._wake()
 
     def _unclogged(self, slot: str) -> None:
-        self._reads(slot)
+        self._clog_changed(slot)
         self._wake()

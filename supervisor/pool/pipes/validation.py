@@ -1,8 +1,8 @@
-"""What a worker may say: each of its messages is looked at before the supervisor acts on it. In the supervisor.
+"""Validates worker messages: types, sizes and embedded JSON. In the supervisor.
 
-A worker runs the user's code, which may write anything into its pipe. What no worker of ours would send is a ``WireError`` that
-names the limit and costs that worker its life; texts that only people read are cut. So nothing that a child says, and no number
-in it, decides how much memory the supervisor needs, or what a client of another job can read.
+A worker runs the user's code, which may write anything into its pipe. A message that our worker code would not send is a
+``WireError`` that names the limit, and the worker is killed; texts for the user are truncated. So no message, and no number in
+it, decides how much memory the supervisor needs, or what a client of another job can read.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from supervisor.errors import WireError
 from supervisor.wire import messages as wire
 
 MAX_TEXT = 2_000
-"""Characters of a text for people: a warning, what poisoned a worker."""
+"""Characters of a text for the user: a warning, or a CUDA error."""
 
 MAX_TRACEBACK = 256 * 1024
-"""Characters of the user's own traceback, when the handler cannot be loaded."""
+"""Characters of the traceback when the handler cannot be loaded."""
 
 KINDS = ("function", "coroutine", "generator", "async_generator", "unknown")
 """The kinds of handlers."""
 
 ENDS = ("COMPLETED", "FAILED", "CANCELLED")
-"""How a worker may say that a job ended."""
+"""The final states that a worker may report."""
 
 _UTF8_PIECE = 2**20
 _JSON: msgspec.json.Decoder[msgspec.Raw] = msgspec.json.Decoder(msgspec.Raw)
 
 
 def checked(message: wire.FromWorker) -> wire.FromWorker:
-    """Return ``message``, its texts for people cut.
+    """Return ``message`` with its texts truncated.
 
     Raises:
-        WireError: it breaks the protocol.
+        WireError: the message breaks the protocol.
     """
     if isinstance(message, wire.Done):
         return _done(message)
@@ -45,9 +45,9 @@ def checked(message: wire.FromWorker) -> wire.FromWorker:
             raise WireError(f"a progress of {len(message.value)} bytes is over the limit of {wire.MAX_PROGRESS}")
         _check_json(message.value, "its progress")
     elif isinstance(message, wire.Ready) and message.kind not in KINDS:
-        raise WireError(f"{message.kind[:80]!r} is no kind of handler")
+        raise WireError(f"{message.kind[:80]!r} is not a kind of handler")
     elif isinstance(message, wire.LoadFailed):
-        # The end of a traceback says most.
+        # The end of a traceback has the most information.
         return wire.LoadFailed(message.reason[:80], cut(message.message), message.traceback[-MAX_TRACEBACK:])
     elif isinstance(message, wire.Warning):
         return wire.Warning(cut(message.message))
@@ -58,7 +58,7 @@ def _done(message: wire.Done) -> wire.Done:
     reasons = (message.error is not None) + (message.cause is not None)
     if message.status not in ENDS or reasons != (message.status == "FAILED"):
         error = ("no error", "an error", "two errors")[reasons]
-        raise WireError(f"{message.status[:80]!r} with {error} is no end of a job")
+        raise WireError(f"{message.status[:80]!r} with {error} is not a valid end of a job")
     if message.output is not None:
         _check_json(message.output, "its output")
     if message.poisoned is not None and len(message.poisoned) > MAX_TEXT:
@@ -67,17 +67,17 @@ def _done(message: wire.Done) -> wire.Done:
 
 
 def cut(text: str, length: int = MAX_TEXT) -> str:
-    """``text``, if need be only its beginning, and how much is left out."""
+    """Return ``text``, truncated to ``length`` characters with a note of how many are left out."""
     return text if len(text) <= length else f"{text[:length]}… ({len(text) - length} characters more)"
 
 
 def _check_json(value: bytes, what: str) -> None:
-    """Refuse what is not one JSON value in UTF-8: it would be passed on inside of a larger one."""
+    """Reject anything but one JSON value in UTF-8, since it is embedded in a larger one."""
     try:
         _JSON.decode(value)
         if not value.isascii():
             decode = codecs.getincrementaldecoder("utf-8")().decode
-            for at in range(0, len(value), _UTF8_PIECE):  # by pieces: the text of it would be four times as long
+            for at in range(0, len(value), _UTF8_PIECE):  # in pieces: the decoded text takes four times the memory
                 decode(value[at : at + _UTF8_PIECE])
             decode(b"", final=True)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -1,1 +1,1 @@
-"""The proof that GPU memory is free, and faults of GPUs."""
+"""Verification that GPU memory is free, and detection of lost GPUs."""

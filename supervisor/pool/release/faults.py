@@ -1,11 +1,11 @@
-"""Which slots have lost a GPU, by NVML's word or by a hardware Xid, and when it is back. Pure judgement; used by the supervisor.
+"""Decides which slots have lost a GPU, by NVML or a hardware Xid, and when it is back. Pure; used by the supervisor.
 
 After a hardware Xid a GPU is back in service
 
-- not before NVML answers for it, and says neither that it is lost nor that the driver asks for a reset or a reboot (newer drivers
-  tell: ``nvmlDeviceGpuRecoveryAction_t``);
-- when that has been so for ``BACK_S``, or twice as long each time that it shows another one soon after it was back: older drivers
-  do not tell, and a GPU that still needs its reset fails every job.
+- not before NVML can read it, and reports neither that it is lost nor that it needs a reset or a reboot (newer drivers do:
+  ``nvmlDeviceGpuRecoveryAction_t``);
+- when that has been so for ``BACK_S``, doubled each time that another Xid comes soon after it was back: older drivers do not
+  report it, and a GPU that still needs its reset fails every job.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LONGEST_BACK_S = 300.0
 
 
 class _Fault(msgspec.Struct):
-    """A GPU that has shown a hardware Xid, at ``at``; since when it answers; and when it was back in service, if it is."""
+    """A GPU with a hardware Xid at ``at``; it can be read since ``good_since`` and is back in service since ``back_at``."""
 
     at: float
     patience: float = BACK_S
@@ -33,14 +33,14 @@ class _Fault(msgspec.Struct):
     back_at: float | None = None
 
     def next(self, at: float) -> _Fault:
-        """The fault after another Xid at ``at``."""
+        """Return the fault after another Xid at ``at``."""
         if self.back_at is None:
             return _Fault(at, self.patience)
         soon = at - self.back_at < 10 * self.patience
         return _Fault(at, min(2 * self.patience, LONGEST_BACK_S) if soon else BACK_S)
 
     def seen(self, at: float, good: bool) -> bool:
-        """Whether the GPU is out of service still, by a reading begun at ``at`` that was ``good``."""
+        """Return whether the GPU is still out of service, after a reading started at ``at`` that was ``good`` or not."""
         if self.back_at is None and at >= self.at:
             if not good:
                 self.good_since = None
@@ -52,17 +52,17 @@ class _Fault(msgspec.Struct):
 
 
 class Faults:
-    """The GPUs of all slots. Tells each loss and each return once."""
+    """The state of all slots' GPUs. Reports each loss and each return once."""
 
     def __init__(self, places: Sequence[Place]) -> None:
-        """Judge for ``places``."""
+        """Watch the GPUs of ``places``."""
         self._places = places
         self._faults: dict[str, _Fault] = {}
-        self._out: dict[str, Xid | GpuSample] = {}  # what showed it, by the UUIDs of the GPUs that are lost
+        self._out: dict[str, Xid | GpuSample] = {}  # the evidence, by UUID of the lost GPU
         self._lost: set[str] = set()
 
     def xid(self, xid: Xid) -> list[tuple[str, steps.Event]]:
-        """What an Xid means for which slot."""
+        """Return the slot events of an Xid."""
         if xid.by_application:
             users = [(place.name, gpu) for place in self._places for gpu in place.gpus if gpu.uuid == xid.uuid]
             return [(name, steps.Remarked(ProgramXid(name, gpu.index, xid.code))) for name, gpu in users[:1]]
@@ -72,7 +72,7 @@ class Faults:
         return self._changes()
 
     def read(self, reading: Reading) -> list[tuple[str, steps.Event]]:
-        """What a reading changes for which slot. A GPU that cannot be read for an unknown reason stays as it is."""
+        """Return the slot events of a reading. A GPU that cannot be read for an unknown reason does not change."""
         for sample in reading.gpus:
             fault = self._faults.get(sample.uuid)
             faulty = fault is not None and fault.seen(reading.at, sample.error is None)
@@ -83,20 +83,20 @@ class Faults:
         return self._changes()
 
     def of(self, place: Place) -> list[tuple[str, steps.Event]]:
-        """What is known already of a slot in which a worker starts: a parked one was not interested."""
+        """Return the known loss of a slot that starts a worker: a parked slot ignored it."""
         return [(place.name, steps.GpuLost(self._cause(place)))] if place.name in self._lost else []
 
     def _changes(self) -> list[tuple[str, steps.Event]]:
-        told: list[tuple[str, steps.Event]] = []
+        events: list[tuple[str, steps.Event]] = []
         for place in self._places:
             out = any(gpu.uuid in self._out for gpu in place.gpus)
             if out and place.name not in self._lost:
                 self._lost.add(place.name)
-                told += self.of(place)
+                events += self.of(place)
             elif not out and place.name in self._lost:
                 self._lost.discard(place.name)
-                told.append((place.name, steps.GpuBack()))
-        return told
+                events.append((place.name, steps.GpuBack()))
+        return events
 
     def _cause(self, place: Place) -> GpusLost:
         shown = [(gpu.index, self._out[gpu.uuid]) for gpu in place.gpus if gpu.uuid in self._out]

@@ -1,13 +1,13 @@
-"""How much more of a GPU's memory is in use than belongs to others. Pure arithmetic over two samples; used by the supervisor.
+"""GPU memory in use beyond that of other processes. Pure arithmetic over two samples; used by the supervisor.
 
-What is not known is never taken for a fact, so the answer is two figures::
+::
 
     surplus = in use now - in use then - growth of all processes that are not ours
 
-That growth is known of a process that is visible, and listed with its memory. One that NVML names and that this PID namespace
-does not see may be ours as well as another's: what it has more than then is counted for us in ``most`` and for it in ``least``;
-what it has less was not ours, for it was there then. One that is listed without its memory is taken to keep what it has while it
-is listed; if it is gone, nobody knows how much went with it.
+The result is a range, because not every growth is known. It is known for a process that is visible and listed with its memory.
+A process that NVML lists and this PID namespace does not show may be ours or not: its growth counts as ours in ``most`` and as
+its own in ``least``; its shrinkage was not ours, because it existed then. A process that is listed without its memory is assumed
+to keep it while it is listed; how much it released when it exited is unknown.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ IsOurs = Callable[[GpuProcess], bool]
 
 
 class Surplus(msgspec.Struct, frozen=True):
-    """MiB, at most and at least."""
+    """The upper and the lower bound, in MiB."""
 
     most: int
     least: int
 
 
 def surplus(now: GpuSample, then: GpuSample | None, is_ours: IsOurs) -> Surplus | None:
-    """What is in use ``now`` that was not in use ``then``, or was in use by us, and is not known to be another's.
+    """Return the memory in use ``now`` that was not in use ``then``, or was ours, and is not known to be of other processes.
 
-    ``None`` where one of the samples does not tell what is in use.
+    ``None`` if one of the samples has no memory in use.
     """
     if (
         then is None
@@ -49,7 +49,7 @@ def surplus(now: GpuSample, then: GpuSample | None, is_ours: IsOurs) -> Surplus 
 
 
 def newcomers(now: GpuSample, then: GpuSample | None, is_ours: IsOurs) -> list[GpuProcess]:
-    """Processes whose growth since ``then`` may be ours: not visible, and not listed with so much memory then."""
+    """Return the processes whose growth since ``then`` may be ours: not visible, and with less memory or not listed then."""
     before = {process.pid: process.memory_mib or 0 for process in (then.processes or () if then else ())}
     return [
         process
@@ -59,7 +59,7 @@ def newcomers(now: GpuSample, then: GpuSample | None, is_ours: IsOurs) -> list[G
 
 
 def _growth(now: GpuSample, then: GpuSample, is_ours: IsOurs) -> tuple[int, int]:
-    """MiB by which others have grown, and by which processes have that may be others."""
+    """Return the growth in MiB of other processes: known, and possible besides."""
     before = {process.pid: process.memory_mib for process in then.processes or ()}
     known = perhaps = 0
     for process in now.processes or ():
@@ -75,7 +75,7 @@ def _growth(now: GpuSample, then: GpuSample, is_ours: IsOurs) -> tuple[int, int]
 
 
 def _shrinkage(now: GpuSample, then: GpuSample, is_ours: IsOurs) -> tuple[int, int]:
-    """MiB by which others have shrunk, and by which they may have besides."""
+    """Return the shrinkage in MiB of other processes: known, and possible besides."""
     after = {process.pid: process.memory_mib for process in now.processes or ()}
     listed = [process for process in then.processes or () if not is_ours(process)]
     known = perhaps = 0
@@ -90,7 +90,7 @@ def _shrinkage(now: GpuSample, then: GpuSample, is_ours: IsOurs) -> tuple[int, i
     gone = now.processes is not None and any(
         process.pid not in after for process in listed if process.memory_mib is None
     )
-    if gone:  # with all that no other had, at most
+    if gone:  # at most all that no listed process had
         perhaps += max(
             0, (then.memory_used_mib or 0) - sum(process.memory_mib or 0 for process in then.processes or ())
         )

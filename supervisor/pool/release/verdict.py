@@ -1,14 +1,15 @@
-"""Is the GPU memory of a dead worker's tree really free? Pure judgement from readings; used by the supervisor.
+"""Decides from readings whether the GPU memory of a dead worker's tree is free. Pure; used by the supervisor.
 
-What counts is the memory in use, not the list of processes: memory has been seen held for 30 s with nobody listed (sglang#31871),
-and containers hide the list. On each GPU of the slot it is compared with what was in use before the worker came, less what is
-known to be others' (``pool.surplus``).
+The criterion is the memory in use, not the list of processes: memory has been held for 30 s with no process listed
+(sglang#31871), and containers hide the list. On each GPU of the slot it is compared with the memory in use before the worker
+started, without the known growth of other processes (``release.surplus``).
 
-At most 64 MiB of surplus, and none of ours listed: the memory is free. Otherwise the time since it last fell is measured, since
-243 GB of pinned memory took 26 s to go (sglang#32829). When that is over, it is *held* if NVML has shown that the surplus is our
-worker's. It is *unverified* if NVML cannot tell: it lists no processes, or such as are not seen here, or never listed ours while
-memory grew, or does not answer. It is unverified at once where waiting would show no more: nothing counts the GPU's memory, or
-what came back may be that of another worker on the GPU, which NVML did not list, while ours is in use still.
+The memory is *free* with at most 64 MiB of surplus and no process of ours listed. Otherwise the timeout runs from the last time
+that the surplus fell: 243 GB of pinned memory took 26 s to be released (sglang#32829). After it, the memory is *held* if NVML has
+shown that the surplus is our worker's. It is *unverified* if NVML cannot show that: it lists no processes, or processes that are
+not visible here, or never listed ours while memory grew, or does not answer. It is unverified at once where waiting cannot help:
+the GPU has no memory counter, or the memory released may be that of another worker on the GPU, which NVML did not list, while
+ours is still in use.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TOLERANCE_MIB = 64
 
 
 class Verdict(enum.Enum):
-    """What is known of the memory."""
+    """The states of the memory."""
 
     WAIT = "wait"
     FREE = "free"
@@ -35,10 +36,10 @@ class Verdict(enum.Enum):
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """A verdict and what it rests on.
+    """A verdict and its evidence.
 
-    ``freed_mib`` is how much came back (``None`` where that was never seen). For HELD, ``held`` has what did not and who has it;
-    for UNVERIFIED, ``unknown`` has why that cannot be told.
+    ``freed_mib`` is the memory released (``None`` if never measured). ``held`` is the memory still in use and its holders, for
+    HELD; ``unknown`` the reasons, for UNVERIFIED.
     """
 
     verdict: Verdict
@@ -48,58 +49,58 @@ class Judgement(msgspec.Struct, frozen=True):
 
 
 class Release:
-    """Watches the GPUs of one worker generation, from before it touches them until their memory is free.
+    """Judges the GPUs of one worker generation, from before its start until their memory is free.
 
-    Make it with the newest reading from before the handler loads; give ``living`` each reading while the worker lives, with
-    ``measure`` before the one that shows what its end will free, call ``died`` when all it started is gone, then ``observe``
-    until the verdict is not WAIT, and on while it is HELD.
+    Create it with the newest reading before the handler loads. Pass each reading to ``living`` while the worker lives, after
+    ``measure`` for the one before its termination; call ``died`` when its tree has exited, then ``observe`` until the verdict is
+    not WAIT, and as long as it is HELD.
     """
 
     def __init__(
         self, slot: str, gpus: Sequence[Gpu], baseline: Reading | None, *, attributes: bool, timeout: float
     ) -> None:
-        """Watch for ``slot``; ``timeout`` in seconds is ``--release-timeout``.
+        """Judge for ``slot``; ``timeout`` is ``--release-timeout`` in seconds.
 
-        ``attributes``: NVML has listed a worker of this program with its memory before (``attributes_memory``), so a surplus that
-        appears without one is evidence too.
+        ``attributes``: NVML has listed a worker of this program with its memory before (``attributes_memory``), so a surplus
+        without a listed process is evidence too.
         """
         several = len(gpus) > 1
-        self._watches = [_Watch(gpu, slot, baseline, attributes, gpu.label if several else None) for gpu in gpus]
+        self._watches = [_GpuWatch(gpu, slot, baseline, attributes, gpu.label if several else None) for gpu in gpus]
         self._timeout = timeout
         self.died_at: float | None = None
         self.verdict = Verdict.WAIT
 
     def measure(self) -> None:
-        """A reading will be ``measured`` that shows what the worker holds now; until it comes, that is not known."""
+        """Announce a ``measured`` reading: until it comes, the worker's memory is unknown."""
         for watch in self._watches:
             watch.measured = False
 
     def living(self, reading: Reading, *, measured: bool = False) -> None:
-        """Learn from a reading while the worker lives."""
+        """Record a reading while the worker lives."""
         for watch in self._watches:
             watch.living(reading.of(watch.gpu.uuid), measured)
 
     def holds(self, reading: Reading, *, alone: bool, attributes: bool) -> int | None:
-        """MiB that the living worker's tree has in use; ``None`` where the readings do not show it.
+        """Return the MiB that the living worker's tree has in use; ``None`` if the readings do not show it.
 
-        What NVML lists of the tree counts. If it lists none of it with its memory, the tree holds none where NVML ``attributes``
-        memory; elsewhere it holds what has come since before the worker, if its slot is ``alone`` on the GPU.
+        That is what NVML lists for the tree. If it lists no memory of it: 0 where NVML ``attributes`` memory; elsewhere the
+        growth since before the worker's start, if its slot is ``alone`` on the GPU.
         """
         return _sum([watch.holds(reading.of(watch.gpu.uuid), alone, attributes) for watch in self._watches])
 
     def died(self, now: float) -> None:
-        """The worker and all it started were gone at ``now`` (monotonic)."""
+        """Record that the worker's tree had exited at ``now`` (monotonic seconds)."""
         self.died_at = now
         for watch in self._watches:
             watch.fell_at = now
 
     def neighbour_ended(self, uuids: Collection[str]) -> None:
-        """A worker that was on these GPUs before this one has ended, and NVML did not list what it held."""
+        """Record the exit of an earlier worker on these GPUs whose memory NVML did not list."""
         for watch in self._watches:
             watch.neighbour_ended = watch.neighbour_ended or watch.gpu.uuid in uuids
 
     def observe(self, reading: Reading | None, now: float) -> Judgement:
-        """Judge by a new reading, or by none when only time has passed. Readings begun before the death are ignored."""
+        """Return the judgement after a new reading, or after time only. Readings started before the exit are ignored."""
         if reading is not None and self.died_at is not None and reading.at >= self.died_at:
             for watch in self._left():
                 watch.observe(reading.of(watch.gpu.uuid), now)
@@ -112,7 +113,7 @@ class Release:
         freed = _sum([watch.freed() for watch in self._watches])
         if not left:
             return Judgement(Verdict.FREE, freed)
-        over = [watch for watch in left if watch.hopeless or now - watch.fell_at >= self._timeout]
+        over = [watch for watch in left if watch.undecidable or now - watch.fell_at >= self._timeout]
         held = [watch for watch in over if watch.is_evidence()]
         if held or (self.verdict is Verdict.HELD and any(watch.may_be_held() for watch in left)):
             return Judgement(Verdict.HELD, freed, held=tuple(watch.held() for watch in held or left))
@@ -121,45 +122,45 @@ class Release:
         return Judgement(Verdict.UNVERIFIED, freed, unknown=tuple(watch.unknown() for watch in left))
 
     def deadline(self) -> float | None:
-        """When ``observe`` gives a verdict by time alone; ``None`` when it does not."""
+        """Return when ``observe`` changes the verdict by time alone; ``None`` if it does not."""
         if self.died_at is None or self.verdict is not Verdict.WAIT:
             return None
-        return max((watch.fell_at + self._timeout for watch in self._left() if not watch.hopeless), default=None)
+        return max((watch.fell_at + self._timeout for watch in self._left() if not watch.undecidable), default=None)
 
-    def _left(self) -> list[_Watch]:
+    def _left(self) -> list[_GpuWatch]:
         return [watch for watch in self._watches if not watch.free]
 
 
 def _sum(figures: list[int | None]) -> int | None:
-    """The sum, if each of them is known."""
+    """Return the sum, or None if any figure is unknown."""
     known = [figure for figure in figures if figure is not None]
     return sum(known) if len(known) == len(figures) else None
 
 
 def attributes_memory(reading: Reading) -> bool:
-    """Whether NVML lists one of our workers with its memory: then it can, on this machine."""
+    """Return whether NVML lists a worker of ours with its memory, as it then can on this machine."""
     return any(process.slot and process.memory_mib for sample in reading.gpus for process in sample.processes or ())
 
 
-class _Watch:
-    """One GPU of the slot."""
+class _GpuWatch:
+    """The evidence about one GPU of the slot."""
 
     def __init__(self, gpu: Gpu, slot: str, baseline: Reading | None, attributes: bool, label: str | None) -> None:
         self.gpu = gpu
         self.free = False
         self.fell_at = float("inf")
         self.measured = False
-        self.uncounted = False  # NVML answers, and has never told how much memory is in use
+        self.uncounted = False  # NVML answers, but has never reported the memory in use
         self.neighbour_ended = False
-        self._hidden = False  # so little is in use that ours seems free, and may be what a neighbour gave back
+        self._hidden = False  # ours seems free, but a neighbour may have released the memory instead
         self._label = label
         self._slot = slot
         self._attributes = attributes
         self._before = baseline.of(gpu.uuid) if baseline is not None else None
         self._counted = self._before is not None and self._before.counted
-        self._strangers = {process.pid for process in (self._before.processes or () if self._before else ())}
+        self._earlier = {process.pid for process in (self._before.processes or () if self._before else ())}
         self._ours: set[int] = set()
-        self._last: GpuSample | None = None  # the newest while the worker lived, preferably one that lists it
+        self._last: GpuSample | None = None  # the newest of the living worker, preferably one that lists it
         self._last_lists_us = False
         self._now: GpuSample | None = None
         self._surplus: Surplus | None = None
@@ -167,7 +168,7 @@ class _Watch:
         self._peak: int | None = None
 
     def living(self, sample: GpuSample | None, measured: bool) -> None:
-        """Learn from a sample while the worker lives; a ``measured`` one tells more of what it holds than those before."""
+        """Record a sample while the worker lives; a ``measured`` one replaces the earlier peak."""
         if sample is None or not sample.counted:
             return
         self._counted = True
@@ -181,7 +182,7 @@ class _Watch:
         self._raise_peak(surplus(sample, self._before, self._is_ours))
 
     def holds(self, sample: GpuSample | None, alone: bool, attributes: bool) -> int | None:
-        """MiB of the living worker's tree."""
+        """Return the MiB in use by the living worker's tree, as ``Release.holds``."""
         if sample is None:
             return None
         ours = [process for process in sample.processes or () if self._is_ours(process)]
@@ -193,15 +194,15 @@ class _Watch:
         found = surplus(sample, self._before, self._is_ours)
         if found is not None and found.most <= TOLERANCE_MIB:
             return 0
-        # One that is not seen here and came with the worker counts like one that is not listed.
-        strangers = any(
-            process.memory_mib is None and process not in ours and (process.visible or process.pid in self._strangers)
+        # A process that is not visible and came after the worker counts as unlisted.
+        foreign = any(
+            process.memory_mib is None and process not in ours and (process.visible or process.pid in self._earlier)
             for process in sample.processes or ()
         )
-        return found.most if found is not None and alone and not strangers else None
+        return found.most if found is not None and alone and not foreign else None
 
     def observe(self, sample: GpuSample | None, now: float) -> None:
-        """Judge a sample after the death; one that could not be read changes nothing."""
+        """Record a sample after the exit; one that could not be read changes nothing."""
         if sample is None:
             return
         if not sample.counted:
@@ -221,17 +222,17 @@ class _Watch:
         self._hidden = seems_free and self.neighbour_ended and (then or 0) > TOLERANCE_MIB
         self.free = seems_free and not self._hidden
         if self._mark is None or found.most < self._mark - TOLERANCE_MIB:
-            # The first figure starts no new time: that runs from the death.
+            # The first figure does not restart the timeout, which runs from the exit.
             self.fell_at = self.fell_at if self._mark is None else now
             self._mark = found.most
 
     @property
-    def hopeless(self) -> bool:
-        """Whether waiting would show no more."""
+    def undecidable(self) -> bool:
+        """True if waiting cannot change the verdict."""
         return self.uncounted or self._hidden
 
     def is_evidence(self) -> bool:
-        """Whether NVML has shown that what is in use still is our worker's."""
+        """Return whether NVML has shown that the memory still in use is our worker's."""
         if self._now is None or self._surplus is None or self._now.processes is None:
             return False
         if any(process.memory_mib for process in self.still_listed()):
@@ -247,23 +248,23 @@ class _Watch:
         return self._attributes and self._surplus.least > TOLERANCE_MIB
 
     def may_be_held(self) -> bool:
-        """Whether what was shown to be our worker's may be in use still, by the newest reading."""
+        """Return whether our worker's memory may still be in use, by the newest reading."""
         if self._surplus is None or self._now is None:
             return False
         return self._now.processes is None or self._surplus.least > TOLERANCE_MIB or not self._few_listed()
 
     def still_listed(self) -> list[GpuProcess]:
-        """Processes of the worker's tree that NVML lists still."""
+        """Return the processes of the worker's tree that NVML still lists."""
         return [process for process in (self._now.processes or () if self._now else ()) if self._is_ours(process)]
 
     def freed(self) -> int | None:
-        """MiB that came back; ``None`` when it was not seen how much was in use."""
+        """Return the MiB released; ``None`` if the memory in use was never measured."""
         if self._peak is None or self._surplus is None or not (self.measured or self._peak > TOLERANCE_MIB):
             return None
         return max(0, self._peak - max(0, self._surplus.most))
 
     def held(self) -> HeldGpu:
-        """Say what is held and by whom. What may be another's does not count unless nothing else is known to be ours."""
+        """Return what is held and its holders. Memory that may not be ours counts only if no other is known to be."""
         by = tuple(MemoryHolder(process.pid, process.name) for process in self.still_listed())
         mib = None
         if self._surplus is not None:
@@ -271,7 +272,7 @@ class _Watch:
         return HeldGpu(mib, by, self._label)
 
     def unknown(self) -> UnknownGpu:
-        """Why it cannot be said whose the memory is."""
+        """Return why it is unknown whose the memory is."""
         if self.uncounted:
             return UnknownGpu(Unknown.NO_COUNTER, gpu=self._label)
         if self._now is None:
@@ -289,11 +290,11 @@ class _Watch:
     # --- inside
 
     def _is_ours(self, process: GpuProcess) -> bool:
-        """One that was there before the worker came is not, even if it is the slot's last worker, listed still."""
-        return process.pid in self._ours or (process.slot == self._slot and process.pid not in self._strangers)
+        """Return whether the worker started ``process``: not if it is older, such as the slot's last worker, still listed."""
+        return process.pid in self._ours or (process.slot == self._slot and process.pid not in self._earlier)
 
     def _few_listed(self) -> bool:
-        """Whether NVML lists next to nothing of our worker's tree."""
+        """Return whether NVML lists at most the tolerance for our worker's tree."""
         listed = [process.memory_mib for process in self.still_listed()]
         return None not in listed and sum(mib or 0 for mib in listed) <= TOLERANCE_MIB
 

@@ -1,9 +1,9 @@
-"""How a worker ends, pure steps of the slot machine: asked to exit, then SIGTERM, then SIGKILL, each with its deadline.
+"""Termination of a worker, pure steps of the slot machine: exit request, SIGTERM, SIGKILL, each with its deadline.
 
 ::
 
-    measure (what it holds on the GPU) → asked → term → kill → dead
-    stack (it is stuck: where?) ───────────────▲
+    measure (its GPU memory) → asked → term → kill → dead
+    stack (where it is stuck) ─────────▲
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from supervisor.pool.slots.slot import EndStep, Next, Slot, SlotState
 from supervisor.wire import messages as wire
 
 ASK_S = 1.0
-"""How long a worker that was asked to exit may take before SIGTERM: it only has to flush."""
+"""Seconds from the exit request to SIGTERM: the worker only has to flush."""
 
 MEASURE_S = 0.25
-"""How long the end of a worker waits for a reading of the memory it holds: NVML answers in 1 to 5 ms, on a busy machine in some
-time more, or is stuck."""
+"""Seconds that a worker's termination waits for a reading of its GPU memory: NVML answers in 1 to 5 ms, later on a busy machine,
+never if it hangs."""
 
 STACK_S = 0.1
-"""How long a worker that is stuck gets to write its stacks, before the signal that ends it."""
+"""Seconds that a stuck worker gets to write its stacks before it is terminated."""
 
 KILL_S = 10.0
-"""How long after SIGKILL a worker that is still there is spoken of: a call into a driver can hold a process in the kernel."""
+"""Seconds from SIGKILL to the notice that the worker still exists: a driver call can hold a process in the kernel."""
 
 _LATER = {
     EndStep.MEASURE: EndStep.ASKED,
@@ -44,7 +44,7 @@ Step = tuple[Slot, Sequence[steps.Action | steps.SlotNews]]
 
 
 class Ending:
-    """The steps under one ``--grace``, in seconds."""
+    """The termination steps for a ``grace`` (``--grace``) in seconds."""
 
     def __init__(self, grace: float) -> None:
         self._stages: dict[EndStep, tuple[float, steps.Action]] = {
@@ -52,11 +52,11 @@ class Ending:
             EndStep.STACK: (STACK_S, steps.SendSignal(STACK_SIGNAL)),
             EndStep.ASKED: (min(ASK_S, grace), steps.Send(wire.Exit())),
             EndStep.TERM: (grace, steps.SendSignal(signal.SIGTERM)),
-            EndStep.KILL: (KILL_S, steps.EndTree()),
+            EndStep.KILL: (KILL_S, steps.KillTree()),
         }
 
     def start(self, slot: Slot, now: float, step: EndStep, after: Next, cause: WorkerEnd | None) -> Step:
-        """Bring the worker's end to ``step``; its deadline leads to the next one."""
+        """Enter ``step`` of the worker's termination, with its deadline."""
         if step is EndStep.MEASURE and not slot.has_gpu:
             step = EndStep.ASKED
         if step is EndStep.STACK and slot.stack_shown:
@@ -76,7 +76,7 @@ class Ending:
         return slot, [action]
 
     def escalate(self, slot: Slot, now: float) -> Step:
-        """Go on to the next step: this one is done, or takes too long."""
+        """Enter the next step: this one is done or overdue."""
         if slot.end_step is EndStep.KILL:
             stuck = StuckInKernel(slot.pid, KILL_S)
             return changed(slot, deadline=None, obstacle=stuck), [WorkerStuck(slot.name, stuck)]
@@ -86,7 +86,7 @@ class Ending:
 
 
 def died(slot: Slot, end: WorkerEnd, now: float) -> Step:
-    """Count the death of the worker, by ``end`` unless it was being ended; its jobs are lost."""
+    """Record the worker's death, caused by ``end`` unless it was being terminated; its jobs are lost."""
     expected = slot.state is SlotState.ENDING
     failures, restarts = slot.failures, slot.restarts
     if slot.state is SlotState.STARTING or (slot.state is SlotState.IDLE and not slot.jobs_in_worker):
@@ -106,7 +106,7 @@ def died(slot: Slot, end: WorkerEnd, now: float) -> Step:
 
 
 def dead(slot: Slot, now: float) -> Slot:
-    """``slot`` without its worker, of which something may be left."""
+    """Return ``slot`` without its worker, whose tree may still have processes."""
     return changed(
         slot,
         state=SlotState.ENDING,
@@ -120,10 +120,10 @@ def dead(slot: Slot, now: float) -> Slot:
 
 
 def lost_jobs(slot: Slot, end: WorkerEnd, *, charged: bool) -> list[steps.Action]:
-    """The jobs that lose their worker, but for those that were told to stop; ``charged``: they may be the reason."""
-    return [steps.JobLost(job, end, charged) for job in slot.running if job not in slot.cancelling]
+    """Return the loss of each running job except those being cancelled; ``charged``: they may be the reason."""
+    return [steps.ReportJobLost(job, end, charged) for job in slot.running if job not in slot.cancelling]
 
 
 def changed(slot: Slot, **changes: object) -> Slot:
-    """``slot`` with ``changes``."""
+    """Return ``slot`` with ``changes``."""
     return msgspec.structs.replace(slot, **changes)

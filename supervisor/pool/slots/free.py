@@ -1,4 +1,4 @@
-"""The index of slots with room, so that a job costs the same however many slots there are. In the supervisor."""
+"""Index of slots with free capacity: choosing one costs the same for any number of slots. In the supervisor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from supervisor.pool.slots.slot import Slot
 
 
 class Seat(NamedTuple):
-    """A slot that runs ``load`` jobs and takes ``room`` more. Seats sort as they are given out."""
+    """A slot that runs ``load`` jobs and has capacity for ``room`` more. Seats sort in the order of assignment."""
 
     load: int
     number: int
@@ -20,7 +20,7 @@ class Seat(NamedTuple):
 
 
 class FreeSlots:
-    """The slots with room, those with the fewest jobs first, then by number. ``room`` is how many jobs they take in all."""
+    """The slots with free capacity, fewest running jobs first, then by number. ``room`` is their total free capacity."""
 
     def __init__(self) -> None:
         self.room = 0
@@ -31,7 +31,7 @@ class FreeSlots:
         return iter(self._order)
 
     def update(self, slot: Slot, room: int) -> None:
-        """Take ``slot`` into account as it is now, with ``room`` for so many more jobs."""
+        """Update the entry of ``slot``, which has capacity for ``room`` more jobs."""
         before = self._seats.get(slot.name)
         after = Seat(len(slot.running), slot.index, slot.name, room) if room else None
         if before == after:
@@ -47,18 +47,18 @@ class FreeSlots:
 
 
 class Seating:
-    """Gives the jobs of one turn their slots, the emptiest first: jobs spread over the GPUs before they share one."""
+    """Assigns the jobs of one turn to slots, least loaded first: jobs spread over the GPUs before they share one."""
 
     def __init__(self, free: FreeSlots, closed: Container[str]) -> None:
-        """Choose among ``free``, which stays as it is meanwhile, but for the slots in ``closed``, which may become more."""
+        """Choose from ``free``, which must not change meanwhile, except the slots in ``closed``, which may grow."""
         self._closed = closed
         self._untouched = iter(free)
         self._first = next(self._untouched, None)
         self._used: list[Seat] = []
-        """A heap of those that got jobs and have room for more."""
+        """A heap of the slots that were assigned jobs and have capacity for more."""
 
     def take(self) -> str | None:
-        """Choose the slot for one more job; ``None`` when no slot has room."""
+        """Return the slot for one more job; ``None`` when none has free capacity."""
         while self._used and self._used[0].name in self._closed:
             heapq.heappop(self._used)
         while self._first is not None and self._first.name in self._closed:

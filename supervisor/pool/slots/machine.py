@@ -1,13 +1,13 @@
 """The slots' state machine, pure; run by the supervisor: ``step(slot, event, now) -> (slot, actions)``.
 
-Nothing here reads a clock, a pipe or a process: the pool turns those into events and carries out the actions.
+It reads no clock, pipe or process: the pool turns those into events and performs the actions.
 
 ::
 
-    parked ──Start──▶ starting ──Ready──▶ idle ◀──JobDone── busy
-                       ▲  │                │  └──Assign─────▶ │
-                       │  └─Died───────────┼──────────────────┤ refresh, cancel, crash, GPU lost
-                       │                   ▼                  ▼
+    parked ──Start──▶ starting ──WorkerLoaded──▶ idle ◀──JobDone── busy
+                       ▲  │                       │  └──Assign─────▶ │
+                       │  └─WorkerExited──────────┼──────────────────┤ refresh, cancel, crash, GPU lost
+                       │                          ▼                  ▼
        backoff, broken ◀── releasing ◀── ending (measure → asked → term → kill → dead) ──▶ lost (comes back with its GPU)
                               └─▶ held (memory still in use; comes back when it clears)
 """
@@ -26,43 +26,43 @@ from supervisor.pool.slots.slot import EndStep, Next, Slot, SlotState
 from supervisor.wire import messages as wire
 
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Pauses after the first, second, … start in a row that failed; after the last the slot is broken."""
+"""Seconds to wait after the first, second, … consecutive failed start; after the last the slot is broken."""
 
 BROKEN_RETRY_S = 300.0
-"""A broken slot is tried again after this time: what broke it (a full disk, a missing file) may have been mended."""
+"""Seconds until a broken slot is retried: its cause (a full disk, a missing file) may have been fixed."""
 
 _ALIVE = (SlotState.STARTING, SlotState.IDLE, SlotState.BUSY)
 _WAITING = (SlotState.BACKOFF, SlotState.BROKEN, SlotState.HELD, SlotState.PARKED)
 
 
 class StateMachine:
-    """The steps under one set of rules."""
+    """The steps for one set of rules."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._ending = Ending(rules.grace)
         self._steps: dict[type[steps.Event], Callable[[Slot, Any, float], Step]] = {
             steps.Start: self._start,
-            steps.Forked: self._forked,
-            steps.ForkFailed: self._fork_failed,
+            steps.WorkerForked: self._forked,
+            steps.WorkerForkFailed: self._fork_failed,
             steps.Unforked: self._unforked,
-            steps.Ready: self._ready,
+            steps.WorkerLoaded: self._ready,
             steps.CapacityChanged: self._capacity,
             steps.Assign: self._assign,
             steps.JobDone: self._job_done,
             steps.CancelJob: self._cancel,
-            steps.RefreshAsked: self._refresh_asked,
+            steps.RefreshRequested: self._refresh_requested,
             steps.HandlerChanged: self._handler_changed,
-            steps.PauseAsked: self._pause_asked,
-            steps.ResumeAsked: self._resume_asked,
-            steps.Misbehaved: self._misbehaved,
+            steps.PauseRequested: self._pause_requested,
+            steps.ResumeRequested: self._resume_requested,
+            steps.ProtocolViolated: self._protocol_violated,
             steps.Measured: self._measured,
-            steps.Overgrown: self._overgrown,
-            steps.Died: self._died,
-            steps.Swept: self._swept,
+            steps.MemoryExceeded: self._memory_exceeded,
+            steps.WorkerExited: self._died,
+            steps.TreeSwept: self._swept,
             steps.Released: self._released,
             steps.MemoryHeld: self._held,
-            steps.TemplateGone: self._template_gone,
+            steps.TemplateDied: self._template_died,
             steps.GpuLost: self._gpu_lost,
             steps.GpuBack: self._gpu_back,
             steps.Remarked: self._remarked,
@@ -71,21 +71,21 @@ class StateMachine:
         }
 
     def step(self, slot: Slot, event: steps.Event, now: float) -> Step:
-        """The slot after ``event``, and what is to be done.
+        """Return the slot after ``event``, and the actions to perform.
 
         Raises:
             IllegalStepError: the event cannot happen in this state.
         """
         return self._steps[type(event)](slot, event, now)
 
-    # --- a worker comes -----------------------------------------------------------------------------------------------
+    # --- start --------------------------------------------------------------------------------------------------------
 
     def _start(self, slot: Slot, event: steps.Start, now: float) -> Step:
         expect(slot, event, *_WAITING)
         return self._begin(slot, now)
 
     def _begin(self, slot: Slot, now: float) -> Step:
-        """Have a fresh worker forked."""
+        """Fork a new worker."""
         slot = changed(
             slot,
             state=SlotState.STARTING,
@@ -103,10 +103,10 @@ class StateMachine:
         )
         return slot, [steps.ForkWorker(slot.generation)]
 
-    def _forked(self, slot: Slot, event: steps.Forked, now: float) -> Step:
+    def _forked(self, slot: Slot, event: steps.WorkerForked, now: float) -> Step:
         return changed(slot, pid=event.pid), []
 
-    def _fork_failed(self, slot: Slot, event: steps.ForkFailed, now: float) -> Step:
+    def _fork_failed(self, slot: Slot, event: steps.WorkerForkFailed, now: float) -> Step:
         expect(slot, event, SlotState.STARTING, SlotState.ENDING)
         if slot.state is SlotState.ENDING:
             return self._unforked(slot, steps.Unforked(), now)
@@ -115,7 +115,7 @@ class StateMachine:
 
     def _unforked(self, slot: Slot, event: steps.Unforked, now: float) -> Step:
         expect(slot, event, SlotState.ENDING)
-        return self._swept(changed(slot, end_step=EndStep.DEAD), steps.Swept(), now)
+        return self._swept(changed(slot, end_step=EndStep.DEAD), steps.TreeSwept(), now)
 
     def _back_off(self, slot: Slot, cause: WorkerEnd, now: float) -> Step:
         broken = slot.failures > len(BACKOFF_S)
@@ -124,7 +124,7 @@ class StateMachine:
         slot = changed(slot, state=state, deadline=now + pause, pid=None)
         return slot, [(SlotBroken if broken else StartFailed)(slot.name, cause, pause)]
 
-    def _ready(self, slot: Slot, event: steps.Ready, now: float) -> Step:
+    def _ready(self, slot: Slot, event: steps.WorkerLoaded, now: float) -> Step:
         if slot.state is SlotState.ENDING:
             return slot, []
         expect(slot, event, SlotState.STARTING)
@@ -133,8 +133,8 @@ class StateMachine:
             refreshed = Refreshed(
                 slot.name,
                 slot.cause,
-                end_s=slot.gone_at - slot.since,
-                release_s=slot.released_at - slot.gone_at,
+                end_s=slot.exited_at - slot.since,
+                release_s=slot.released_at - slot.exited_at,
                 start_s=now - slot.released_at,
                 freed_mib=slot.freed_mib,
                 verified=slot.verified,
@@ -153,7 +153,7 @@ class StateMachine:
         slot, actions = self._rest(slot, now)
         return slot, [*news, *actions]
 
-    # --- it serves ----------------------------------------------------------------------------------------------------
+    # --- jobs ---------------------------------------------------------------------------------------------------------
 
     def _capacity(self, slot: Slot, event: steps.CapacityChanged, now: float) -> Step:
         return changed(slot, capacity=max(1, event.capacity)), []
@@ -196,7 +196,7 @@ class StateMachine:
         return RefreshCause(RefreshBy.SOME_JOBS) if enough else None
 
     def _rest(self, slot: Slot, now: float) -> Step:
-        """Have what the worker, which is idle now, holds read, where that can be a reason to refresh it."""
+        """Measure the memory of the worker, which is idle now, if it can be a reason to refresh it."""
         actions = [steps.Measure()] if self._rules.refresh_above and slot.has_gpu else []
         return changed(slot, idle_since=now), actions
 
@@ -214,20 +214,20 @@ class StateMachine:
         step = EndStep.STACK if event.stuck else EndStep.TERM
         return self._ending.start(slot, now, step, Next.PAUSE if slot.pausing else Next.RESTART, event.cause)
 
-    def _overgrown(self, slot: Slot, event: steps.Overgrown, now: float) -> Step:
+    def _memory_exceeded(self, slot: Slot, event: steps.MemoryExceeded, now: float) -> Step:
         if slot.state is not SlotState.IDLE or event.at < slot.idle_since:
             return slot, []
         if slot.jobs_in_worker:
             return self._leave(changed(slot, refresh_cause=RefreshCause(RefreshBy.HELD_MEMORY), since=now), now)
-        # A fresh worker would hold as much, and so would the next: each may be refreshed after a job only.
+        # A new worker would hold as much: without a job in between, refreshing would never stop.
         news = [] if slot.refresh_above_warned else [HoldsWithoutJob(slot.name, event.mib, self._rules.refresh_above)]
         return changed(slot, refresh_above_warned=True), news
 
-    # --- it is to be replaced, paused or stopped ----------------------------------------------------------------------
+    # --- refresh, pause, stop -----------------------------------------------------------------------------------------
 
-    def _refresh_asked(self, slot: Slot, event: steps.RefreshAsked, now: float) -> Step:
+    def _refresh_requested(self, slot: Slot, event: steps.RefreshRequested, now: float) -> Step:
         expect(slot, event, *_ALIVE, SlotState.BACKOFF, SlotState.BROKEN, SlotState.HELD)
-        if slot.state is SlotState.STARTING:  # it loads what is out of date by now
+        if slot.state is SlotState.STARTING:  # it may be loading an outdated handler
             slot = changed(slot, refresh_cause=event.cause)
             return self._ending.start(slot, now, EndStep.TERM, Next.REFRESH, event.cause)
         if slot.state is SlotState.HELD:
@@ -240,23 +240,23 @@ class StateMachine:
         return self._leave(slot, now) if slot.state is SlotState.IDLE else (slot, [])
 
     def _leave(self, slot: Slot, now: float) -> Step:
-        """End the idle worker, for the refresh or the pause that waited for that."""
+        """Terminate the idle worker for the pending refresh or pause."""
         after = Next.PAUSE if slot.pausing else Next.REFRESH
         cause = slot.pause_cause or slot.refresh_cause
         ending, actions = self._ending.start(slot, now, EndStep.MEASURE, after, cause)
-        return changed(ending, since=slot.since), actions  # which was when it was asked for
+        return changed(ending, since=slot.since), actions  # a refresh counts from its request
 
     def _handler_changed(self, slot: Slot, event: steps.HandlerChanged, now: float) -> Step:
-        # Also one that ends: it must not back off because of a handler that may be mended.
+        # In ENDING too: the slot must not back off because of a handler that may be fixed.
         slot = changed(slot, failures=0)
         has_read = slot.state in (*_ALIVE, SlotState.BACKOFF, SlotState.BROKEN)
         return (
-            self._refresh_asked(slot, steps.RefreshAsked(RefreshCause(RefreshBy.RELOAD)), now)
+            self._refresh_requested(slot, steps.RefreshRequested(RefreshCause(RefreshBy.RELOAD)), now)
             if has_read
             else (slot, [])
         )
 
-    def _pause_asked(self, slot: Slot, event: steps.PauseAsked, now: float) -> Step:
+    def _pause_requested(self, slot: Slot, event: steps.PauseRequested, now: float) -> Step:
         if slot.pausing if event.spare else slot.state is SlotState.PARKED and not slot.spare:
             raise illegal(slot, event)
         slot = changed(slot, pause_cause=event.cause)
@@ -267,7 +267,7 @@ class StateMachine:
             return self._ending.start(slot, now, step, Next.PAUSE, event.cause)
         return slot, []
 
-    def _resume_asked(self, slot: Slot, event: steps.ResumeAsked, now: float) -> Step:
+    def _resume_requested(self, slot: Slot, event: steps.ResumeRequested, now: float) -> Step:
         if not slot.pausing:
             raise illegal(slot, event)
         slot = changed(slot, idle_slot_since=None)
@@ -285,14 +285,14 @@ class StateMachine:
         step = EndStep.KILL if event.at_once else gently
         return self._ending.start(slot, now, step, Next.PARK, EndedBecause.SUPERVISOR_STOPS)
 
-    def _misbehaved(self, slot: Slot, event: steps.Misbehaved, now: float) -> Step:
+    def _protocol_violated(self, slot: Slot, event: steps.ProtocolViolated, now: float) -> Step:
         if slot.state is SlotState.ENDING and slot.end_step >= EndStep.KILL:
             return slot, []
         expect(slot, event, *_ALIVE, SlotState.ENDING)
         slot = changed(slot, failures=slot.failures + (slot.state is SlotState.STARTING), blame=True)
         return self._ending.start(slot, now, EndStep.KILL, Next.RESTART, event.cause)
 
-    def _template_gone(self, slot: Slot, event: steps.TemplateGone, now: float) -> Step:
+    def _template_died(self, slot: Slot, event: steps.TemplateDied, now: float) -> Step:
         if slot.state not in (*_ALIVE, SlotState.ENDING):
             return slot, []
         lost = lost_jobs(slot, EndedBecause.TEMPLATE_DIED, charged=False)
@@ -304,7 +304,7 @@ class StateMachine:
             restarts=slot.restarts + (not counted),
             since=now,
         )
-        slot, actions = self._swept(slot, steps.Swept(), now)
+        slot, actions = self._swept(slot, steps.TreeSwept(), now)
         return slot, [*lost, *actions]
 
     def _gpu_lost(self, slot: Slot, event: steps.GpuLost, now: float) -> Step:
@@ -345,26 +345,26 @@ class StateMachine:
             return self._begin(slot, now)
         return changed(slot, deadline=None), []
 
-    # --- it is gone ---------------------------------------------------------------------------------------------------
+    # --- exit and release ---------------------------------------------------------------------------------------------
 
     def _measured(self, slot: Slot, event: steps.Measured, now: float) -> Step:
         waits = slot.state is SlotState.ENDING and slot.end_step is EndStep.MEASURE
         return self._ending.escalate(slot, now) if waits else (slot, [])
 
-    def _died(self, slot: Slot, event: steps.Died, now: float) -> Step:
+    def _died(self, slot: Slot, event: steps.WorkerExited, now: float) -> Step:
         expect(slot, event, *_ALIVE, SlotState.ENDING)
         return died(slot, event.end, now)
 
-    def _swept(self, slot: Slot, event: steps.Swept, now: float) -> Step:
+    def _swept(self, slot: Slot, event: steps.TreeSwept, now: float) -> Step:
         expect(slot, event, SlotState.ENDING)
         if slot.end_step is not EndStep.DEAD:
             raise illegal(slot, event)
         slot = changed(slot, deadline=None, obstacle=None)
-        if slot.next is Next.PARK:  # nobody comes after it who would need the memory
+        if slot.next is Next.PARK:  # no next worker needs the memory
             return changed(slot, state=SlotState.PARKED, cause=None), []
         if slot.next is Next.LOST:
             return changed(slot, state=SlotState.LOST), []
-        return changed(slot, state=SlotState.RELEASING, gone_at=now), [steps.Release()]
+        return changed(slot, state=SlotState.RELEASING, exited_at=now), [steps.WatchRelease()]
 
     def _released(self, slot: Slot, event: steps.Released, now: float) -> Step:
         if slot.state in (SlotState.PARKED, SlotState.LOST):

@@ -1,4 +1,4 @@
-"""The settings that a slot's steps depend on, and the refusal of a step that cannot be. Used by the supervisor."""
+"""The settings of the slot machine, and its error for an illegal step. Used by the supervisor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from supervisor.pool.slots.steps import Event
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """The settings that steps depend on, in seconds and MiB; 0 turns ``start_timeout`` and the two numbers for refreshes off."""
+    """The settings that steps depend on, in seconds and MiB; 0 disables ``start_timeout``, ``refresh_after_jobs`` and
+    ``refresh_above``."""
 
     grace: float = 5.0
     start_timeout: float = 0.0
@@ -22,12 +23,12 @@ class Rules(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, settings: Settings) -> Rules:
-        """Those of a supervisor."""
+        """Return the rules of a supervisor with ``settings``."""
         return msgspec.convert(settings, cls, from_attributes=True)
 
 
 class IllegalStepError(SuperviseError):
-    """The event cannot happen in the slot's state: a fault of this program, or of a worker that breaks the protocol."""
+    """The event cannot happen in the slot's state: a bug, or a worker that breaks the protocol."""
 
 
 def expect(slot: Slot, event: Event, *states: SlotState) -> None:
@@ -37,5 +38,5 @@ def expect(slot: Slot, event: Event, *states: SlotState) -> None:
 
 
 def illegal(slot: Slot, event: Event) -> IllegalStepError:
-    """The error that says so."""
+    """Return the error for an ``event`` that cannot happen now."""
     return IllegalStepError(f"slot {slot.name} is {slot.state.value}: {type(event).__name__} cannot happen ({event})")

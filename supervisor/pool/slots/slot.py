@@ -1,4 +1,4 @@
-"""What a slot is: its state, the worker in it, and the jobs that it runs. A record; ``machine.py`` has the steps.
+"""The record of a slot: its state, its worker and the running jobs; ``machine.py`` has the steps. In the supervisor.
 
 A slot is the place on the GPUs that one worker after another occupies. Times are seconds on the monotonic clock.
 """
@@ -13,7 +13,7 @@ from supervisor.cause import Obstacle, PauseCause, PausedByHand, RefreshCause, S
 
 
 class SlotState(str, enum.Enum):
-    """The states of a slot, as the API says them."""
+    """The states of a slot, with their names in the API."""
 
     STARTING = "starting"
     IDLE = "idle"
@@ -28,11 +28,11 @@ class SlotState(str, enum.Enum):
 
 
 OUT_OF_SERVICE = frozenset({SlotState.BROKEN, SlotState.HELD, SlotState.LOST, SlotState.PARKED})
-"""The states in which a slot has no worker, nor soon will have one by itself."""
+"""The states in which a slot has no worker and will not soon start one by itself."""
 
 
 class EndStep(enum.IntEnum):
-    """How far the end of a worker has come."""
+    """The steps of a worker's termination."""
 
     MEASURE = 0
     STACK = 1
@@ -43,7 +43,7 @@ class EndStep(enum.IntEnum):
 
 
 class Next(str, enum.Enum):
-    """What becomes of the slot once its worker is gone and the memory is free."""
+    """The reason a worker is terminated, which decides what the slot does after its memory is released."""
 
     REFRESH = "refresh"
     RESTART = "restart"
@@ -53,17 +53,17 @@ class Next(str, enum.Enum):
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """One slot at one moment. ``running`` are the ids of the jobs in the worker, ``cancelling`` those told to stop, ``kind`` says
-    what its handler is.
+    """One slot at one moment. ``running`` are the ids of its jobs, ``cancelling`` those being cancelled; ``kind`` is its
+    handler's (``wire.Ready``).
 
-    ``failures`` counts workers in a row that died before they were given a job. ``cause`` says why the worker ends, or the slot
-    has none; ``obstacle`` what keeps it from the next one; ``blame`` that a job which still runs when the worker is ended may be
-    the reason; ``stack_shown`` that its stacks were asked for. ``refresh_cause``: the worker is to be replaced once it is idle;
-    ``pause_cause``: the slot is to be out of service until it is resumed, and a refresh waits for that.
-    ``since``, ``gone_at`` and ``released_at`` are the moments of a refresh: asked for, tree gone, memory free. ``idle_since`` is
-    when the worker's last job ended, or it became ready; ``idle_slot_since`` is the same of the slot: a refresh or a restart does
-    not change it, and it is None until a worker was ready after a resume. ``refresh_above_warned``: a worker without any job was
-    said to hold too much.
+    ``failures`` counts consecutive workers that died before their first job. ``cause`` is why the worker is terminated or the
+    slot has none; ``obstacle`` is what prevents the next one; ``blame``: a job that still runs at the termination may be the
+    reason; ``stack_shown``: its stacks were requested. ``refresh_cause``: replace the worker once it is idle; ``pause_cause``:
+    keep the slot out of service until it is resumed; a refresh waits for that.
+    ``since``, ``exited_at`` and ``released_at`` are the times of a refresh: requested, tree exited, memory free. ``idle_since``
+    is when the worker's last job ended or it became ready; ``idle_slot_since`` is the same for the slot: a refresh or restart
+    does not change it, and it is None until a worker was ready after a resume. ``refresh_above_warned``: the notice that a worker
+    holds too much memory before its first job was sent.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Slot(msgspec.Struct, frozen=True):
     blame: bool = False
     stack_shown: bool = False
     since: float = 0.0
-    gone_at: float = 0.0
+    exited_at: float = 0.0
     released_at: float = 0.0
     idle_since: float = 0.0
     idle_slot_since: float | None = None
@@ -101,37 +101,37 @@ class Slot(msgspec.Struct, frozen=True):
 
     @property
     def worker_id(self) -> str:
-        """The name of the worker that is or was there last."""
+        """The id of the current or last worker."""
         return f"{self.name}-{self.generation}"
 
     @property
     def cancels_gently(self) -> bool:
-        """Whether a job can be stopped without its worker."""
+        """True if a job can be cancelled without terminating its worker."""
         return self.kind in ("coroutine", "async_generator", "unknown")
 
     @property
     def serving(self) -> bool:
-        """Whether its worker is there for jobs."""
+        """True if the worker can run jobs."""
         return self.state in (SlotState.IDLE, SlotState.BUSY)
 
     @property
     def pausing(self) -> bool:
-        """Whether the slot is to be out of service until it is resumed, or is so."""
+        """True if the slot is paused or will be, until it is resumed."""
         return self.pause_cause is not None
 
     @property
     def spare(self) -> bool:
-        """Whether it is paused by scaling, which resumes it when jobs wait."""
+        """True if the slot is scaled down: it is resumed when jobs wait."""
         return self.pause_cause is not None and not isinstance(self.pause_cause, PausedByHand)
 
     @property
     def reason(self) -> SlotReason | None:
-        """Why the slot is not in service."""
+        """The reason why the slot is out of service."""
         return self.cause if self.obstacle is None else self.obstacle
 
     @property
     def room(self) -> int:
-        """How many more jobs the worker can take now."""
+        """Free capacity: the number of jobs that the worker can start now."""
         if not self.serving or self.cancelling or self.refresh_cause is not None or self.pause_cause is not None:
             return 0
         return max(0, self.capacity - len(self.running))

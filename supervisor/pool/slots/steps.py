@@ -1,4 +1,4 @@
-"""What can happen to a slot (events) and what it then asks for (actions); the supervisor's pool speaks both languages."""
+"""The events and actions of the slot machine. Used by the supervisor's pool."""
 
 from __future__ import annotations
 
@@ -23,57 +23,57 @@ from supervisor.wire import messages as wire
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something that can happen to a slot."""
+    """An input of the slot machine."""
 
 
 class Action(msgspec.Struct, frozen=True):
-    """Something that a slot asks for."""
+    """An output of the slot machine, performed by the pool."""
 
 
 # --- events --------------------------------------------------------------------------------------------------------------
 
 
 class Start(Event, frozen=True):
-    """Begin to serve (from ``parked``), or try again now (from ``backoff``, ``broken``, ``held``)."""
+    """Start a worker (from ``parked``), or retry now (from ``backoff``, ``broken``, ``held``)."""
 
 
-class Forked(Event, frozen=True):
+class WorkerForked(Event, frozen=True):
     """The worker runs as ``pid``."""
 
     pid: int
 
 
-class ForkFailed(Event, frozen=True):
-    """The operating system refused a new process."""
+class WorkerForkFailed(Event, frozen=True):
+    """The operating system could not create the process."""
 
     cause: ForkRefused
 
 
 class Unforked(Event, frozen=True):
-    """The worker that was to end was never forked, and now is not."""
+    """The worker to terminate was never forked, and will not be."""
 
 
-class Ready(Event, frozen=True):
-    """The worker has loaded the handler, of this ``kind``, and takes ``capacity`` jobs at once."""
+class WorkerLoaded(Event, frozen=True):
+    """The worker has loaded the handler, of this ``kind``, and runs up to ``capacity`` jobs at once."""
 
     capacity: int
     kind: str = "unknown"
 
 
 class CapacityChanged(Event, frozen=True):
-    """The handler's ``concurrency_modifier`` chose another number."""
+    """The handler's ``concurrency_modifier`` returned another capacity."""
 
     capacity: int
 
 
 class Assign(Event, frozen=True):
-    """Give the worker this job."""
+    """The job was assigned to the worker."""
 
     job: str
 
 
 class JobDone(Event, frozen=True):
-    """The worker has ended this job. ``refresh`` says why it wants a fresh worker, if it does; ``out_of_memory``: of a GPU."""
+    """The job ended in the worker. ``refresh`` is why it requests a new worker, if it does; ``out_of_memory``: on a GPU."""
 
     job: str
     refresh: RefreshCause | None = None
@@ -81,8 +81,8 @@ class JobDone(Event, frozen=True):
 
 
 class CancelJob(Event, frozen=True):
-    """Stop this running job: ``gently`` by ``CancelledError`` first, or by ending the worker at once; ``stuck``: that is asked
-    to show where it is before. ``cause`` is why the worker ends, if it does."""
+    """Cancel a running job: ``gently`` by ``CancelledError`` first, otherwise by terminating the worker at once (``stuck``: after
+    it has dumped its stacks). ``cause`` is why the worker is terminated, if it is."""
 
     job: str
     gently: bool
@@ -90,61 +90,61 @@ class CancelJob(Event, frozen=True):
     cause: EndedBecause = EndedBecause.CANCELLED_JOB_RAN
 
 
-class RefreshAsked(Event, frozen=True):
-    """Replace the worker, now or after the jobs it runs."""
+class RefreshRequested(Event, frozen=True):
+    """Replace the worker, now or after its running jobs."""
 
     cause: RefreshCause
 
 
 class HandlerChanged(Event, frozen=True):
-    """What a worker has read of the handler is out of date, and why one could not load it may be."""
+    """The handler's source changed: loaded workers are outdated, and so may be the reason of a failed load."""
 
 
-class PauseAsked(Event, frozen=True):
-    """Take the slot out of service, now or after the jobs its worker runs, until it is resumed. Scaling leaves alone what a
-    person has paused."""
+class PauseRequested(Event, frozen=True):
+    """Take the slot out of service, now or after its running jobs, until it is resumed. Scaling does not change a slot that was
+    paused manually."""
 
     cause: PauseCause
 
     @property
     def spare(self) -> bool:
-        """Whether scaling asks."""
+        """True if scaling requests it."""
         return not isinstance(self.cause, PausedByHand)
 
 
-class ResumeAsked(Event, frozen=True):
+class ResumeRequested(Event, frozen=True):
     """Put a paused slot back into service."""
 
 
-class Misbehaved(Event, frozen=True):
-    """The worker broke the protocol; it is killed."""
+class ProtocolViolated(Event, frozen=True):
+    """The worker broke the protocol and must be killed."""
 
     cause: ProtocolBroken
 
 
 class Measured(Event, frozen=True):
-    """The memory that the worker holds has been read, so it may end now."""
+    """The worker's memory has been read, so it may be terminated."""
 
 
-class Overgrown(Event, frozen=True):
-    """The living worker's tree holds more GPU memory than ``--refresh-above``, by a reading begun at ``at``."""
+class MemoryExceeded(Event, frozen=True):
+    """The worker's tree holds ``mib`` of GPU memory, over ``--refresh-above``, in a reading started at ``at``."""
 
     mib: int
     at: float
 
 
-class Died(Event, frozen=True):
-    """The worker's process is dead; ``end`` is why, as far as is known outside of the slot."""
+class WorkerExited(Event, frozen=True):
+    """The worker's process has exited; ``end`` is the cause, as far as it is known outside the slot."""
 
     end: WorkerEnd
 
 
-class Swept(Event, frozen=True):
-    """Nothing that the worker started is left."""
+class TreeSwept(Event, frozen=True):
+    """No process that the worker started is left."""
 
 
 class Released(Event, frozen=True):
-    """The GPU memory is free (``verified``), or it cannot be told, nor by waiting longer: on the GPUs in ``unknown``."""
+    """The GPU memory is free (``verified``), or that cannot be determined on the GPUs in ``unknown``, even by waiting."""
 
     freed_mib: int | None = None
     verified: bool = True
@@ -152,52 +152,52 @@ class Released(Event, frozen=True):
 
 
 class MemoryHeld(Event, frozen=True):
-    """GPU memory stays in use after the tree died, on evidence."""
+    """GPU memory of the exited tree is still in use, as NVML has shown."""
 
     obstacle: MemoryStaysInUse
 
 
-class TemplateGone(Event, frozen=True):
-    """The template died, and every worker with it; what was left has been ended."""
+class TemplateDied(Event, frozen=True):
+    """The template died, and every worker with it; their processes have been swept."""
 
 
 class GpuLost(Event, frozen=True):
-    """A GPU of the slot has fallen off the bus, or is of no use until it is reset."""
+    """A GPU of the slot has fallen off the bus, or needs a reset."""
 
     cause: GpusLost
 
 
 class GpuBack(Event, frozen=True):
-    """NVML answers for all GPUs of the slot again."""
+    """NVML can read all GPUs of the slot again."""
 
 
 class Remarked(Event, frozen=True):
-    """Something about the slot's GPUs that a person should know; it changes nothing."""
+    """A notice about the slot's GPUs for the user; the slot does not change."""
 
     notice: GpuRemark
 
 
 class Stop(Event, frozen=True):
-    """End the worker and stay parked; ``at_once`` by SIGKILL."""
+    """Terminate the worker (``at_once``: by SIGKILL) and park the slot."""
 
     at_once: bool = False
 
 
 class Tick(Event, frozen=True):
-    """Time has passed; acts when the deadline is over."""
+    """Time has passed; the machine acts if the deadline is over."""
 
 
 # --- actions -------------------------------------------------------------------------------------------------------------
 
 
 class ForkWorker(Action, frozen=True):
-    """Ask the template for the worker of this generation."""
+    """Request the worker of this generation from the template."""
 
     generation: int
 
 
 class Send(Action, frozen=True):
-    """Tell the worker."""
+    """Send the worker a message."""
 
     message: Union[wire.Cancel, wire.Exit]
 
@@ -207,21 +207,21 @@ class Measure(Action, frozen=True):
 
 
 class SendSignal(Action, frozen=True):
-    """Signal the worker; by ``STACK_SIGNAL`` it writes where all its threads are."""
+    """Send the worker a signal; ``STACK_SIGNAL`` makes it write the stacks of all threads."""
 
     signum: int
 
 
-class EndTree(Action, frozen=True):
-    """SIGKILL the worker and all it started."""
+class KillTree(Action, frozen=True):
+    """SIGKILL the worker and every process that it started."""
 
 
-class Release(Action, frozen=True):
-    """Watch the GPU memory until it is free; report ``Released`` or ``MemoryHeld``."""
+class WatchRelease(Action, frozen=True):
+    """Watch the GPU memory until it is free; ``Released`` or ``MemoryHeld`` follows."""
 
 
-class JobLost(Action, frozen=True):
-    """A running job lost its worker, which ended by ``end``. ``charged``: it may be the reason, so it costs an attempt."""
+class ReportJobLost(Action, frozen=True):
+    """Report that a running job lost its worker by ``end``. ``charged``: it may be the reason, so it uses up an attempt."""
 
     job: str
     end: WorkerEnd
@@ -229,4 +229,4 @@ class JobLost(Action, frozen=True):
 
 
 SlotNews = Union[Refreshed, StartFailed, SlotBroken, WorkerStuck, HoldsWithoutJob, GpuRemark]
-"""What a step has to say to people."""
+"""The notices of a step."""

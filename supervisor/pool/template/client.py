@@ -1,4 +1,4 @@
-"""The supervisor's client of the template: starts it, and another when it has died, and has it fork, signal and end workers."""
+"""The supervisor's client of the template: starts and restarts it, and requests forks and signals."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import msgspec
 
 from supervisor.cause import TemplateEnd, TemplateNotStarted, TemplateVanished, process_end
 from supervisor.pool.interfaces import Loop, Template
-from supervisor.pool.template.process import Gone
+from supervisor.pool.template.process import TemplateExited
 from supervisor.wire import messages as wire
 
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""Pauses before the template is started again, by how often in a row it died before it could fork."""
+"""Seconds to wait before a restart, by the number of consecutive deaths before the template could fork."""
 
 TRIES = 3
-"""After so many deaths in a row nobody should wait for it any more."""
+"""Number of consecutive deaths after which a start counts as failed."""
 
 
-class Lost(msgspec.Struct, frozen=True):
-    """There is no template now; another start follows. ``end`` says how it ended; ``hopeless`` after ``TRIES`` in a row."""
+class TemplateLost(msgspec.Struct, frozen=True):
+    """The template died; another start follows. ``end`` says how; ``repeated`` after ``TRIES`` deaths in a row."""
 
     end: TemplateEnd
-    hopeless: bool
+    repeated: bool
 
 
 class TemplateClient:
-    """The present template, or the wait for the next one. ``ready`` says that it can fork."""
+    """The current template, or the wait for the next one. ``ready``: it can fork."""
 
     def __init__(
         self, launch: Callable[[], Template], sweep: Callable[[], int], loop: Loop, wake: Callable[[], None]
     ) -> None:
-        """Keep what ``launch`` starts; call ``wake`` when ``collect`` has something to read.
+        """Start templates by ``launch``; call ``wake`` when ``collect`` has something to read.
 
-        ``launch`` raises ``OSError`` when the system refuses. ``sweep`` ends what a dead template left behind, and says how many
-        processes that were.
+        ``launch`` raises ``OSError`` if the system cannot. ``sweep`` terminates the processes of a dead template and returns
+        their number.
         """
         self.ready = False
         self.sweep = sweep
@@ -49,42 +49,42 @@ class TemplateClient:
 
     @property
     def pid(self) -> int | None:
-        """The template's process id; ``None`` while there is none."""
+        """The template's process id; None while there is none."""
         return None if self._template is None else self._template.pid
 
-    # --- its life -------------------------------------------------------------------------------------------------------
+    # --- lifecycle ------------------------------------------------------------------------------------------------------
 
     def start(self, now: float) -> None:
-        """Have ``collect`` start the first one."""
+        """Schedule the first start, by ``collect``."""
         self._start_at = now
 
     def deadline(self) -> float | None:
-        """When ``collect`` must run again at the latest."""
+        """Return the latest time at which ``collect`` must run again."""
         return self._start_at
 
-    def collect(self, now: float) -> list[Union[wire.FromTemplate, Lost]]:
-        """Return what the template has reported; ``Lost`` when there is none any more."""
+    def collect(self, now: float) -> list[Union[wire.FromTemplate, TemplateLost]]:
+        """Return the template's reports; ``TemplateLost`` if it died."""
         if self._start_at is not None and now >= self._start_at:
             self._start_at = None
             try:
                 self._template = self._launch()
             except OSError as error:
                 return [self._lost(TemplateNotStarted(str(error)), now)]
-            self.listen(True)
+            self.set_reading(True)
         if self._template is None or not self._readable:
             return []
         self._readable = False
         return [self._take(report, now) for report in self._template.receive()]
 
-    def listen(self, listening: bool) -> None:
-        """Read what the template reports, or leave it where it is."""
-        if self._template is not None and listening:
+    def set_reading(self, reading: bool) -> None:
+        """Watch the template's socket, or stop watching it."""
+        if self._template is not None and reading:
             self._loop.add_reader(self._template.fileno(), self._report_waits)
         elif self._template is not None:
             self._loop.remove_reader(self._template.fileno())
 
     def close(self) -> None:
-        """Start and read nothing more."""
+        """Stop reading, and cancel a scheduled start."""
         self.ready = self._readable = False
         self._start_at = None
         if self._template is not None:
@@ -92,12 +92,12 @@ class TemplateClient:
             self._loop.remove_writer(self._template.fileno())
 
     def resume(self) -> None:
-        """Let a template that somebody has stopped (SIGSTOP) go on: what is asked of it would wait for ever."""
+        """Resume a template that was stopped by SIGSTOP: requests would wait for ever."""
         if self._template is not None:
             self._template.resume()
 
     def stop(self, timeout: float) -> None:
-        """End the template and everything below it, waiting up to ``timeout`` seconds; what is left then is swept."""
+        """Stop the template and its workers, waiting up to ``timeout`` seconds; sweep what is left."""
         if self._template is None:
             return
         self._template.send(wire.Quit())
@@ -108,28 +108,29 @@ class TemplateClient:
         self._template.close()
         self.sweep()
 
-    def _take(self, report: Union[wire.FromTemplate, Gone], now: float) -> Union[wire.FromTemplate, Lost]:
-        if isinstance(report, Gone):
+    def _take(
+        self, report: Union[wire.FromTemplate, TemplateExited], now: float
+    ) -> Union[wire.FromTemplate, TemplateLost]:
+        if isinstance(report, TemplateExited):
             return self._lost(TemplateVanished() if report.status is None else process_end(report.status), now)
         if isinstance(report, wire.TemplateReady):
             self.ready = True
             self._failures = 0
         return report
 
-    def _lost(self, end: TemplateEnd, now: float) -> Lost:
+    def _lost(self, end: TemplateEnd, now: float) -> TemplateLost:
         self.close()
         if self._template is not None:
             self._template.close()
             self._template = None
         self._start_at = now + BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
         self._failures += 1
-        return Lost(end, self._failures >= TRIES)
+        return TemplateLost(end, self._failures >= TRIES)
 
-    # --- the loop -------------------------------------------------------------------------------------------------------
+    # --- sending --------------------------------------------------------------------------------------------------------
 
     def send(self, message: wire.ToTemplate, descriptors: Sequence[int] = ()) -> None:
-        """Send ``message`` as ``TemplateProcess.send`` does. Nothing to a dead one, whose workers died with it: fork by one that
-        is ``ready``."""
+        """Send ``message`` as ``TemplateProcess.send`` does, unless the template is dead: its workers died with it."""
         if self._template is None:
             return
         self._template.resume()

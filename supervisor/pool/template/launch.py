@@ -1,4 +1,4 @@
-"""Starts a worker by a fork of the template, and gives the way to it. In the supervisor."""
+"""Starts a worker by a fork of the template, and returns the link to it. In the supervisor."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from supervisor.wire import messages as wire
 
 
 class Pipes(NamedTuple):
-    """The pipes of one worker generation: ``connection`` and ``log`` are the supervisor's and never block, ``for_worker`` are the
-    worker's ends of both."""
+    """The pipes of one worker generation: ``connection`` and ``log`` are the supervisor's non-blocking ends, ``for_worker`` the
+    worker's ends."""
 
     connection: Connection
     log: int
@@ -28,7 +28,7 @@ class Pipes(NamedTuple):
 
 
 def make_pipes() -> Pipes:
-    """Make the pipes of one worker generation.
+    """Create the pipes of one worker generation.
 
     Raises:
         OSError: no descriptors are left.
@@ -42,7 +42,7 @@ def make_pipes() -> Pipes:
         raise
     ours.setblocking(False)
     os.set_blocking(log, False)
-    with contextlib.suppress(OSError):  # over this user's share of pipe memory: the pipe is small, and works
+    with contextlib.suppress(OSError):  # over the user's limit of pipe memory: a smaller pipe works too
         fcntl.fcntl(log, fcntl.F_SETPIPE_SZ, LOG_PIPE_BYTES)
     return Pipes(Connection(ours.detach()), log, (theirs.detach(), worker_log))
 
@@ -50,9 +50,9 @@ def make_pipes() -> Pipes:
 def fork_worker(
     template: TemplateClient, loop: Loop, limit: int, slot: str, generation: int, env: Mapping[str, str | None]
 ) -> Link:
-    """Launch (``pipes.pipes.Launch``) a worker that talks by a pipe; the template reports its ``Forked`` or ``ForkFailed``.
+    """Fork a worker (a ``pipes.pipes.Launch``); the template reports ``Forked`` or ``ForkFailed``.
 
-    Messages over ``limit`` bytes are refused.
+    Messages over ``limit`` bytes are rejected.
     """
     pipes = make_pipes()
     template.send(wire.Fork(slot, generation, dict(env)), pipes.for_worker)

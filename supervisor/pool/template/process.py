@@ -1,6 +1,6 @@
-"""One template process, as the supervisor holds it: a socket to talk by, and the process to end. In the supervisor.
+"""One template process: its socket and its child process. In the supervisor.
 
-Nothing here waits for the template: what its socket does not take is kept, and ``receive`` returns what is there.
+Sending and receiving do not block: messages are queued until the socket accepts them, and ``receive`` returns what has arrived.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from supervisor.wire import messages as wire
 PROGRAM = Path(__file__).resolve().parents[2] / "template" / "main.py"
 
 SERVICE_MANAGERS = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
-"""What systemd gives to this process alone: a handler's library that speaks to it would speak for the service."""
+"""Variables that systemd sets for this process only: a handler's library that used them would report for the service."""
 
 _MESSAGE_BYTES = 256 * 1024
 _MESSAGES_A_TURN = 256
 _DEATH_PATIENCE = 1.0
 
 
-class Gone(msgspec.Struct, frozen=True):
-    """The template is dead. ``status`` is ``-N`` for signal N, else its exit code; None if it could not be learnt."""
+class TemplateExited(msgspec.Struct, frozen=True):
+    """The template exited. ``status`` is ``-N`` for signal N, else its exit code; None if unknown."""
 
     status: int | None
 
 
-Report = Union[wire.FromTemplate, Gone]
+Report = Union[wire.FromTemplate, TemplateExited]
 
 
 class TemplateProcess:
-    """A template that was started: requests go out, reports come in."""
+    """A started template: sends requests to it and receives its reports."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class TemplateProcess:
         environ: Mapping[str, str] | None = None,
         program: Path = PROGRAM,
     ) -> None:
-        """Start the process and send it ``setup``; ``TemplateReady`` or ``Gone`` follows.
+        """Start the process and send it ``setup``; ``TemplateReady`` or ``TemplateExited`` follows.
 
-        It holds the descriptors ``locks`` open until nothing that it forked is alive. ``environ`` (by default this process's own)
-        goes to it and its workers ``without_secrets``.
+        It keeps the descriptors ``locks`` open until all processes that it forked have exited. ``environ`` (by default this
+        process's own) is its environment and its workers', ``without_secrets``.
 
         Raises:
             OSError: the process cannot be started.
@@ -88,23 +88,23 @@ class TemplateProcess:
         return self._process.pid
 
     def fileno(self) -> int:
-        """The descriptor to wait on: readable when ``receive`` has something to return."""
+        """Return the descriptor that is readable when ``receive`` has something to return."""
         return self._sock.fileno()
 
     # --- messages -------------------------------------------------------------------------------------------------------
 
     def send(self, message: wire.ToTemplate, descriptors: Sequence[int] = ()) -> None:
-        """Send ``message`` with ``descriptors``, which are closed once they are sent; what the socket does not take is kept."""
+        """Send ``message`` with ``descriptors``, now or when the socket accepts it; the descriptors are closed once sent."""
         self._outbox.append((self._codec.encode(message), descriptors))
         self.flush()
 
     @property
     def wants_write(self) -> bool:
-        """Whether ``flush`` must be called when the descriptor is writable."""
+        """True if ``flush`` must be called when the descriptor is writable."""
         return bool(self._outbox)
 
     def flush(self) -> None:
-        """Send what waits, as far as the socket takes it. A dead template is noticed by ``receive``."""
+        """Send queued messages until the socket is full. ``receive`` detects a dead template."""
         while self._outbox:
             try:
                 socket.send_fds(self._sock, [self._outbox[0][0]], self._outbox[0][1])
@@ -116,13 +116,13 @@ class TemplateProcess:
             self._drop(1)
 
     def _drop(self, count: int) -> None:
-        """Let go of the first ``count`` messages in the outbox, and of the descriptors that went with them."""
+        """Remove the first ``count`` messages from the outbox, and close their descriptors."""
         for _ in range(count):
             for descriptor in self._outbox.popleft()[1]:
                 os.close(descriptor)
 
     def receive(self) -> list[Report]:
-        """All reports that have come; ``Gone`` is the last of all. Never waits, but a moment for the exit status of the dead."""
+        """Return the reports that have arrived; ``TemplateExited`` is the last. Blocks only for an exit status, at most 1 s."""
         reports: list[Report] = []
         while len(reports) < _MESSAGES_A_TURN:
             try:
@@ -132,42 +132,42 @@ class TemplateProcess:
             except ConnectionError:
                 data, flags = b"", 0
             reports.append(self._read(data, whole=not flags & socket.MSG_TRUNC))
-            if isinstance(reports[-1], Gone):
+            if isinstance(reports[-1], TemplateExited):
                 break
         return reports
 
     def _read(self, data: bytes, *, whole: bool) -> Report:
-        """What it reports. One that has closed its socket is ending, and one that cannot be understood is as good as dead."""
+        """Decode a report. A template that closed its socket or sent a malformed report is killed."""
         if data and whole:
             with contextlib.suppress(WireError):
                 return self._codec.decode(data)
         self.kill()
-        return Gone(self.wait(_DEATH_PATIENCE))
+        return TemplateExited(self.wait(_DEATH_PATIENCE))
 
     # --- the process ----------------------------------------------------------------------------------------------------
 
     def resume(self) -> None:
-        """Let it go on if somebody has stopped it (SIGSTOP)."""
+        """Resume the template if it was stopped by SIGSTOP."""
         if self._process.returncode is None:
             kill(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL the template itself. Its workers die with it; what they started is left to a sweep."""
+        """SIGKILL the template. Its workers die with it; what they started must be swept."""
         self._process.kill()
 
     def wait(self, timeout: float) -> int | None:
-        """Its exit status, or None if it lives on after ``timeout`` seconds."""
+        """Return the exit status, or None if the template is alive after ``timeout`` seconds."""
         try:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return None
 
     def close(self) -> None:
-        """Let go of the socket: a template that lives ends all that it forked, and itself."""
+        """Close the socket: a living template terminates its workers and exits."""
         self._drop(len(self._outbox))
         self._sock.close()
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` as handlers may see it. Taken out before the template is exec'ed: ``/proc/PID/environ`` keeps showing it."""
+    """Return ``environ`` as handlers may see it. Must happen before the exec: ``/proc/PID/environ`` keeps the original."""
     return {name: value for name, value in environ.items() if name not in SECRET_VARIABLES | SERVICE_MANAGERS}
