@@ -18,13 +18,13 @@ from supervisor.protocol.views import Snapshot
 _EVERY_S = 0.5
 
 
-class Said(msgspec.Struct, frozen=True):
+class CommandReply(msgspec.Struct, frozen=True):
     """How something that was asked for went, in words."""
 
     text: str
 
 
-News = Union[Snapshot, ClientError, Said]
+News = Union[Snapshot, ClientError, CommandReply]
 
 
 class Feed:
@@ -33,7 +33,7 @@ class Feed:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._news: queue.SimpleQueue[News | None] = queue.SimpleQueue()
-        self._wishes: queue.SimpleQueue[Callable[[], News] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Callable[[], News] | None] = queue.SimpleQueue()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
@@ -57,39 +57,39 @@ class Feed:
         return found
 
     def refresh(self, slot: str) -> None:
-        """Ask for a refresh of ``slot``; ``Said`` or ``ClientError`` follows."""
+        """Ask for a refresh of ``slot``; ``CommandReply`` or ``ClientError`` follows."""
 
-        def ask() -> News:
+        def send() -> News:
             try:
                 self._client.order(slot, "refresh")
             except ClientError as error:
-                return Said(f"{slot}: {error}")
-            return Said(f"refresh of {slot} asked for")
+                return CommandReply(f"{slot}: {error}")
+            return CommandReply(f"refresh of {slot} asked for")
 
-        self._wishes.put(ask)
+        self._commands.put(send)
 
     def close(self) -> None:
         """Ask no more. A question on its way is left to end by itself."""
-        self._wishes.put(None)
+        self._commands.put(None)
 
     def _run(self) -> None:
         try:
             while self._pause():
-                self._say(self._snapshot())
+                self._put(self._snapshot())
         finally:
-            self._say(None)
+            self._put(None)
 
     def _pause(self) -> bool:
         """Wait for the next question, doing what is wished meanwhile; false when there is to be none."""
         deadline = time.monotonic() + _EVERY_S
         while (left := deadline - time.monotonic()) > 0:
             try:
-                wish = self._wishes.get(timeout=left)
+                command = self._commands.get(timeout=left)
             except queue.Empty:
                 break
-            if wish is None:
+            if command is None:
                 return False
-            self._say(wish())
+            self._put(command())
             deadline = min(deadline, time.monotonic() + 0.05)  # show soon what it did
         return True
 
@@ -99,6 +99,6 @@ class Feed:
         except ClientError as error:
             return error
 
-    def _say(self, news: News | None) -> None:
+    def _put(self, news: News | None) -> None:
         self._news.put(news)
         os.eventfd_write(self._bell, 1)

@@ -103,15 +103,15 @@ def _gpu_load_bar(gpu: GpuView) -> Cell:
 def _gpu_others(gpu: GpuView) -> Cell:
     if gpu.processes is None:
         return Text("?", "dim")
-    strangers = [process for process in gpu.processes if process.slot is None]
-    if not strangers:
+    unknown = [process for process in gpu.processes if process.slot is None]
+    if not unknown:
         return Text("-", "dim")
-    known = [process.memory_mib for process in strangers if process.memory_mib is not None]
-    total = f"{mib(sum(known))}{'+' if len(known) < len(strangers) else ''}" if known else "?"
-    brief = f"{len(strangers)} · {total}"
-    first = max(strangers, key=lambda process: process.memory_mib or 0)
+    known = [process.memory_mib for process in unknown if process.memory_mib is not None]
+    total = f"{mib(sum(known))}{'+' if len(known) < len(unknown) else ''}" if known else "?"
+    brief = f"{len(unknown)} · {total}"
+    first = max(unknown, key=lambda process: process.memory_mib or 0)
     name = first.name or ("process" if first.visible else "unknown")
-    more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
     named = f"{harmless(name).rpartition('/')[2]} ({first.pid}){more} · {total}"
     return lambda width: Text(named if len(named) <= width else brief, "yellow")
 

@@ -28,27 +28,27 @@ _WORDS = ("message", "text", "stage", "status", "phase", "detail", "description"
 _IN_TEXT = re.compile(r"(?P<percent>\d{1,3}(?:\.\d+)?) ?%|(?P<done>\d{1,9}) ?(?:/|of) ?(?P<total>\d{1,9})")
 
 
-class Progress(msgspec.Struct, frozen=True):
+class JobProgress(msgspec.Struct, frozen=True):
     """How far a job is: ``share`` from 0 to 1 where that is known, and ``text`` in one harmless line, maybe empty."""
 
     share: float | None
     text: str
 
 
-def read(value: bytes | msgspec.Raw) -> Progress:
+def read(value: bytes | msgspec.Raw) -> JobProgress:
     """What the JSON text ``value`` says."""
     data = bytes(value)
     if len(data) > _LONGEST:
-        return Progress(None, harmless(data[:_LONGEST].decode("utf-8", "replace")))
+        return JobProgress(None, harmless(data[:_LONGEST].decode("utf-8", "replace")))
     try:
         found = msgspec.json.decode(data)
     except (msgspec.MsgspecError, RecursionError, ValueError):
-        return Progress(None, harmless(data.decode("utf-8", "replace")))
+        return JobProgress(None, harmless(data.decode("utf-8", "replace")))
     if isinstance(found, str):
-        return Progress(_share_of_text(found), harmless(found))
+        return JobProgress(_share_of_text(found), harmless(found))
     if isinstance(found, dict):
         return _of_object(found)
-    return Progress(None, _compact(found))
+    return JobProgress(None, _compact(found))
 
 
 def shown(value: msgspec.Raw) -> Cell:
@@ -70,14 +70,14 @@ def shown(value: msgspec.Raw) -> Cell:
     return draw
 
 
-def _of_object(found: Mapping[str, Any]) -> Progress:
+def _of_object(found: Mapping[str, Any]) -> JobProgress:
     words = next((harmless(found[key]) for key in _WORDS if isinstance(found.get(key), str)), "")
     share, counted = _share_of_object(found)
     if share is None:
         share = _share_of_text(words)
     if share is None:
-        return Progress(None, _compact(found))
-    return Progress(share, " ".join(part for part in (counted, words) if part))
+        return JobProgress(None, _compact(found))
+    return JobProgress(share, " ".join(part for part in (counted, words) if part))
 
 
 def _share_of_object(found: Mapping[str, Any]) -> tuple[float | None, str]:

@@ -1,6 +1,6 @@
 """The terminal: taken over and always given back, keys read from it, pictures painted on it; screen's process.
 
-Imports nothing but the standard library, so the supervisor may use ``usable`` and ``remember`` without loading a screen.
+Imports nothing but the standard library, so the supervisor may use ``usable`` and ``restorer`` without loading a screen.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def usable(keys: int = 0, screen: int = 1) -> bool:
         return True
 
 
-def remember(keys: int = 0, screen: int = 1) -> Callable[[], None]:
+def restorer(keys: int = 0, screen: int = 1) -> Callable[[], None]:
     """A function that puts the terminal back as it is now. For a parent: only if its screen did not end by itself."""
-    with _refusals():
+    with _as_os_error():
         attributes = termios.tcgetattr(keys) if os.isatty(keys) else None
 
-    def put_back() -> None:
+    def restore() -> None:
         with contextlib.suppress(OSError, termios.error):  # the terminal may be gone; then nothing is to be restored
             if attributes is not None:
                 termios.tcsetattr(keys, termios.TCSAFLUSH, attributes)
             _write(screen, _LEAVE)
 
-    return put_back
+    return restore
 
 
 class Terminal:
@@ -55,27 +55,27 @@ class Terminal:
         self._screen = screen
         self._keys = keys
         self._painted: list[str] = []
-        self._put_back: Callable[[], None] | None = None
+        self._restore: Callable[[], None] | None = None
 
     def __enter__(self) -> Terminal:
-        self._put_back = remember(self._keys, self._screen)
+        self._restore = restorer(self._keys, self._screen)
         try:
             if self.has_keys:
-                with _refusals():
+                with _as_os_error():
                     termios.tcsetattr(self._keys, termios.TCSAFLUSH, _bare(termios.tcgetattr(self._keys)))
             self._painted = []
             _write(self._screen, _ENTER)
         except BaseException:
-            self._put_back()
+            self._restore()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._put_back is not None:
-            self._put_back()
-            self._put_back = None
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
 
     @property
     def has_keys(self) -> bool:
@@ -130,7 +130,7 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
+def _as_os_error() -> Iterator[None]:
     """Of a terminal that is gone; ``termios`` has an error of its own for what is an OSError elsewhere."""
     try:
         yield

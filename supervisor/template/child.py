@@ -18,17 +18,17 @@ import msgspec
 from supervisor.host.limits import pin, raise_oom_score
 from supervisor.host.processes import set_death_signal, set_subreaper
 from supervisor.template import mounts
-from supervisor.template.preload.thread_pools import Pool, reseed, widen
+from supervisor.template.preload.thread_pools import ThreadPool, reseed, widen
 from supervisor.wire import messages as wire
 from supervisor.worker.main import EXIT_BROKEN, WorkerStart
 
 Entry = Callable[[], Callable[[WorkerStart], NoReturn]]
-"""Does what needs no order, and returns how the worker goes on when it has one."""
+"""Does what needs no assignment, and returns how the worker goes on when it has one."""
 
 Disposition = Union[Callable[[int, Union[FrameType, None]], Any], signal.Handlers]
 
 
-class Order(msgspec.Struct, frozen=True):
+class Assignment(msgspec.Struct, frozen=True):
     """Which worker to be. ``env`` is set before any user code; None removes a variable. ``folder`` is its ``TMPDIR``; ``since``
     when it was asked for (``time.monotonic``, seconds).
     """
@@ -40,8 +40,8 @@ class Order(msgspec.Struct, frozen=True):
     since: float
 
 
-Orders = Callable[[], tuple[Order, int, int]]
-"""Gives the order, and two descriptors: the worker's pipe, and its log's."""
+GetAssignment = Callable[[], tuple[Assignment, int, int]]
+"""Gives the assignment, and two descriptors: the worker's pipe, and its log's."""
 
 
 class Inherited(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ class Inherited(msgspec.Struct, frozen=True):
     sock: socket.socket
     descriptors: tuple[int, ...]
     dispositions: Mapping[int, Disposition]
-    pools: tuple[Pool, ...] = ()
+    pools: tuple[ThreadPool, ...] = ()
 
 
 def fork(held_back: Collection[int] = ()) -> int:
@@ -82,21 +82,21 @@ def die_with(template: int) -> None:
         os._exit(EXIT_BROKEN)
 
 
-def become_worker(entry: Entry, setup: wire.Setup, orders: Orders, inherited: Inherited) -> NoReturn:
+def become_worker(entry: Entry, setup: wire.Setup, get_assignment: GetAssignment, inherited: Inherited) -> NoReturn:
     """Cut all ties to the template, learn from ``orders`` which worker to be, and enter it, whose output goes to its log and
     whose temporary files go to its folder; ends the process, whatever happens.
     """
     try:
         _leave_template(inherited)
         enter = entry()
-        order, connection, log = orders()
+        assignment, connection, log = get_assignment()
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        set_variables({**order.env, **_take_share(order, setup.limits, inherited.template)})
+        set_variables({**assignment.env, **_take_share(assignment, setup.limits, inherited.template)})
         tempfile.tempdir = None  # it remembers the template's folder if an import asked for one
         widen(inherited.pools)
-        enter(WorkerStart(order.slot, order.generation, connection, setup, order.since))
+        enter(WorkerStart(assignment.slot, assignment.generation, connection, setup, assignment.since))
     except BaseException:  # noqa: BLE001 - nothing may return into the template's loop
         os.write(2, traceback.format_exc().encode(errors="replace"))
     finally:
@@ -117,13 +117,13 @@ def _leave_template(inherited: Inherited) -> None:
     reseed()
 
 
-def _take_share(order: Order, limits: wire.Limits, template: int) -> dict[str, str]:
+def _take_share(assignment: Assignment, limits: wire.Limits, template: int) -> dict[str, str]:
     """Take what the worker may have of the machine; returns what its environment says of that."""
-    folder = order.folder
-    if cpus := limits.cpus.get(order.slot):
+    folder = assignment.folder
+    if cpus := limits.cpus.get(assignment.slot):
         pin(cpus)
     if limits.private_tmp:
-        folder = mounts.enter(folder, limits.kept, f"{order.slot}-{order.generation}")
+        folder = mounts.enter(folder, limits.kept, f"{assignment.slot}-{assignment.generation}")
         die_with(template)  # a change of the user namespace may have taken it back
     return {"TMPDIR": folder}
 

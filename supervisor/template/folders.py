@@ -27,7 +27,7 @@ class Folders:
         self._cleaner = 0
 
     @property
-    def next_look(self) -> float | None:
+    def next_check(self) -> float | None:
         """When ``clean`` must be called (monotonic seconds); None while a cleaner runs, whose end is a reason of its own."""
         return None if self._cleaner in self._reaper.spared else self._due
 
@@ -58,7 +58,7 @@ class Folders:
 
     def clean(self) -> None:
         """Fork a cleaner if it is time and none runs."""
-        if self.next_look is None or time.monotonic() < self.next_look:
+        if self.next_check is None or time.monotonic() < self.next_check:
             return
         own_pid = os.getpid()
         try:

@@ -10,10 +10,10 @@ import signal
 import socket
 
 from supervisor.host.processes import children_of, kill_with_group, reap_any
-from supervisor.template.process_limit import end_tree
+from supervisor.template.process_limit import kill_tree
 
-_LOOK_AGAIN_MS = 5
-_STUBBORN_LOOKS = 10
+_CHECK_MS = 5
+_STUBBORN_PASSES = 10
 _STUBBORN_S = 0.5
 """What is left after some looks may be forking faster than it is killed; or the kernel cannot end it yet, and time is spent."""
 
@@ -40,7 +40,7 @@ def open_supervisor() -> int | None:
         return None
 
 
-def end_everything(wakeup: int) -> None:
+def kill_all(wakeup: int) -> None:
     """SIGKILL all that lives below this process and reap it, until nothing is left.
 
     It waits as long as that takes: a process that the kernel cannot end yet still holds its GPU, and the locks say so. Readable
@@ -49,10 +49,10 @@ def end_everything(wakeup: int) -> None:
     poll = select.poll()
     poll.register(wakeup, select.POLLIN)
     own_pid = os.getpid()
-    for look in itertools.count(1):
+    for count in itertools.count(1):
         left = children_of(own_pid)
-        if look % _STUBBORN_LOOKS == 0:
-            end_tree(left, _STUBBORN_S)
+        if count % _STUBBORN_PASSES == 0:
+            kill_tree(left, _STUBBORN_S)
         for pid in left:
             kill_with_group(pid)
         try:
@@ -60,7 +60,7 @@ def end_everything(wakeup: int) -> None:
                 pass
         except ChildProcessError:
             return
-        if poll.poll(_LOOK_AGAIN_MS):
+        if poll.poll(_CHECK_MS):
             drain(wakeup)
 
 

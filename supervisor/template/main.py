@@ -54,21 +54,23 @@ _MESSAGES_A_TURN = 16
 _AGAIN = "again="
 
 
-class Memory(msgspec.Struct, frozen=True):
+class RestartState(msgspec.Struct, frozen=True):
     """What a template that starts anew knows: the set-up, which the supervisor says once, and what must not be preloaded."""
 
     setup: wire.Setup
     preloaded: Preloaded
 
 
-class Template:
+class TemplateServer:
     """One thread, one loop: messages and deaths in, forks and reports out. Nothing in it waits but ``poll``."""
 
-    def __init__(self, sock: socket.socket, locks: Sequence[int], entry: child.Entry, memory: Memory | None) -> None:
+    def __init__(
+        self, sock: socket.socket, locks: Sequence[int], entry: child.Entry, state: RestartState | None
+    ) -> None:
         """Serve the supervisor at the other end of ``sock``; each forked child enters ``entry``."""
         sock.setblocking(False)
         self._environ, self._folder = dict(os.environ), Path.cwd()  # as they were, to start anew
-        self._memory = memory
+        self._restart_state = state
         self._sock = sock
         self._locks = locks
         self._entry = entry
@@ -86,7 +88,7 @@ class Template:
         """
         foreign = child.open_descriptors()
         set_death_signal(signal.SIGKILL)  # while it imports it cannot listen, and there are no workers yet
-        setup = self._memory.setup if self._memory is not None else self._receive_setup()
+        setup = self._restart_state.setup if self._restart_state is not None else self._receive_setup()
         if setup is None or guard.has_hung_up(self._sock):
             return
         started = time.monotonic()
@@ -102,7 +104,7 @@ class Template:
                 self._turn()
         finally:
             self._standby.close()
-            guard.end_everything(self._wakeup)
+            guard.kill_all(self._wakeup)
             for lock in self._locks:  # the next supervisor may wait for them
                 os.close(lock)
             shutil.rmtree(setup.tmp_root, ignore_errors=True)
@@ -112,19 +114,19 @@ class Template:
         set_subreaper()
         import_shared()
         try:
-            preloaded = self._memory.preloaded if self._memory is not None else preload(setup)
+            preloaded = self._restart_state.preloaded if self._restart_state is not None else preload(setup)
         except SpoiltError as error:
-            self._start_anew(Memory(setup, Preloaded((), ((setup.handler.target, str(error)),))))
+            self._restart(RestartState(setup, Preloaded((), ((setup.handler.target, str(error)),))))
         freeze()
         return preloaded
 
-    def _start_anew(self, memory: Memory) -> NoReturn:
+    def _restart(self, state: RestartState) -> NoReturn:
         """Become a fresh process of the same pid: threads, the CUDA driver's state and all modules are gone."""
         for pid in children_of(self._own_pid):
             kill_with_group(pid)
             os.waitpid(pid, 0)
         passed = os.memfd_create("template", 0)
-        os.write(passed, msgspec.msgpack.encode(memory))
+        os.write(passed, msgspec.msgpack.encode(state))
         os.lseek(passed, 0, os.SEEK_SET)
         kept = {0, 1, 2, passed, self._sock.fileno(), *self._locks}
         for descriptor in child.open_descriptors():
@@ -147,7 +149,7 @@ class Template:
 
     def _prepare(self, setup: wire.Setup, kept: set[int]) -> None:
         self._setup = setup
-        self._wakeup = self._listen_for_deaths()
+        self._wakeup = self._watch_children()
         self._reaper = Reaper()
         self._folders = Folders(setup.tmp_root, self._reaper)
         self._limiter = ProcessLimiter(setup.limits.processes, self._reaper)
@@ -160,7 +162,7 @@ class Template:
             self._own_pid, self._sock, tuple(foreign), child.signals_to_restore(), find_pools()
         )
 
-    def _listen_for_deaths(self) -> int:
+    def _watch_children(self) -> int:
         """A descriptor that gets readable at each SIGCHLD. The imports are over: nobody takes it away again."""
         guard.ignore_signals()
         set_subreaper()
@@ -186,8 +188,8 @@ class Template:
         self._standby.turn()
 
     def _patience_ms(self) -> int | None:
-        looks = (self._reaper.next_look, self._folders.next_look, self._limiter.next_look, self._standby.next_look)
-        deadlines = [at for at in looks if at is not None]
+        checks = (self._reaper.next_check, self._folders.next_check, self._limiter.next_check, self._standby.next_check)
+        deadlines = [at for at in checks if at is not None]
         return max(0, int((min(deadlines) - time.monotonic()) * 1000) + 1) if deadlines else None
 
     def _handle_socket(self) -> None:
@@ -220,10 +222,12 @@ class Template:
         try:
             if len(descriptors) != len(("connection", "log")):
                 raise OSError(errno.EBADF, f"{len(descriptors)} descriptors came along and not 2")
-            order = child.Order(slot, generation, message.env, self._folders.make(slot, generation), since)
+            assignment = child.Assignment(slot, generation, message.env, self._folders.make(slot, generation), since)
             try:
                 connection, log = descriptors
-                pid = self._standby.take(order, descriptors) or self._fork_worker(lambda: (order, connection, log))
+                pid = self._standby.take(assignment, descriptors) or self._fork_worker(
+                    lambda: (assignment, connection, log)
+                )
             except OSError:
                 self._folders.discard(slot, generation)
                 raise
@@ -235,10 +239,10 @@ class Template:
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _fork_worker(self, orders: child.Orders) -> int:
+    def _fork_worker(self, get_assignment: child.GetAssignment) -> int:
         pid = child.fork(self._inherited.dispositions)
         if pid == 0:
-            child.become_worker(self._entry, self._setup, orders, self._inherited)
+            child.become_worker(self._entry, self._setup, get_assignment, self._inherited)
         return pid
 
     def _receive(self) -> tuple[wire.ToTemplate, list[int]] | None:
@@ -296,7 +300,9 @@ def run(arguments: Sequence[str], entry: child.Entry) -> NoReturn:
     status = EXIT_BROKEN
     try:
         # By this name its socket stays open to the end: who sees it closed kills this process.
-        template = Template(socket.socket(fileno=descriptors[0]), descriptors[1:], entry, _remember(arguments))
+        template = TemplateServer(
+            socket.socket(fileno=descriptors[0]), descriptors[1:], entry, _read_restart_state(arguments)
+        )
         template.run()
         status = 0
     except SuperviseError as error:
@@ -309,11 +315,11 @@ def run(arguments: Sequence[str], entry: child.Entry) -> NoReturn:
         os._exit(status)
 
 
-def _remember(arguments: Sequence[str]) -> Memory | None:
+def _read_restart_state(arguments: Sequence[str]) -> RestartState | None:
     for argument in arguments:
         if argument.startswith(_AGAIN):
             with open(int(argument.removeprefix(_AGAIN)), "rb") as passed:
-                return msgspec.msgpack.decode(passed.read(), type=Memory)
+                return msgspec.msgpack.decode(passed.read(), type=RestartState)
     return None
 
 

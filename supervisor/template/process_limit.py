@@ -17,14 +17,14 @@ from supervisor.cause import TooManyProcesses
 from supervisor.host.processes import Kin, kill, picture, tree
 from supervisor.template.reap import Reaper
 
-LOOK_S = 0.1
+CHECK_S = 0.1
 """How often the kernel is asked how many processes were started at all: one short read."""
 
 DEAD = 16
 """How many dead processes that nobody has waited for count as one. They come to a worker from all that it started, which is no
 harm until the kernel has no numbers left: that is 32,768 on the smallest machines."""
 
-BLIND_LOOK_S = 1.0
+FALLBACK_CHECK_S = 1.0
 """How often all processes are looked at where the kernel does not say that."""
 
 FREEZE_S = 3.0
@@ -45,16 +45,16 @@ class ProcessLimiter:
         self._due = time.monotonic()
 
     @property
-    def next_look(self) -> float | None:
+    def next_check(self) -> float | None:
         """When ``turn`` must be called (monotonic seconds); None while there is nobody to watch."""
-        return self._due if self._most and (self._reaper.workers or self._reaper.next_look is not None) else None
+        return self._due if self._most and (self._reaper.workers or self._reaper.next_check is not None) else None
 
     def turn(self) -> None:
         """End the trees that are too large, if it is time to look."""
-        if self.next_look is None or time.monotonic() < self._due:
+        if self.next_check is None or time.monotonic() < self._due:
             return
         newest = _newest(self._loadavg) if self._loadavg is not None else None
-        self._due = time.monotonic() + (BLIND_LOOK_S if newest is None else LOOK_S)
+        self._due = time.monotonic() + (FALLBACK_CHECK_S if newest is None else CHECK_S)
         # Numbers are given in turn, so no tree can have grown by more than have been given since.
         if newest is not None and 0 <= newest - self._newest <= self._most - self._largest:
             return
@@ -68,16 +68,16 @@ class ProcessLimiter:
             size, dead = _size(kin, {pid})
             if size > self._most:
                 self._reaper.condemn(pid, TooManyProcesses(self._most * DEAD if dead else self._most, dead))
-                end_tree({pid})
+                kill_tree({pid})
             else:
                 largest = max(largest, size)
-        left = self._left_behind(kin)
+        left = self._leftovers(kin)
         size, _ = _size(kin, left)
         if size > self._most:
-            end_tree(left)
+            kill_tree(left)
         return max(largest, min(size, self._most))
 
-    def _left_behind(self, kin: Mapping[int, Kin]) -> set[int]:
+    def _leftovers(self, kin: Mapping[int, Kin]) -> set[int]:
         ours = {pid for pid, one in kin.items() if one.parent == self._own_pid}
         return ours - set(self._reaper.workers) - set(self._reaper.spared)
 
@@ -89,7 +89,7 @@ def _size(kin: Mapping[int, Kin], roots: Collection[int]) -> tuple[int, bool]:
     return max(len(found) - dead, dead // DEAD), dead // DEAD > len(found) - dead
 
 
-def end_tree(roots: Collection[int], patience: float = FREEZE_S) -> None:
+def kill_tree(roots: Collection[int], patience: float = FREEZE_S) -> None:
     """Stop all that descends from ``roots``, then SIGKILL it; takes ``patience`` seconds at most."""
     for pid in roots:
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -27,7 +27,7 @@ class Reaper:
     """Knows the template's children: workers, what it spares, and orphans, each with the dead workers it may come from.
 
     ``workers`` has the pids of the living ones, with slot and generation; ``spared`` those of the template's own helpers, until
-    they have ended: who forks one adds it. By ``next_look`` (monotonic seconds) ``turn`` must be called.
+    they have ended: who forks one adds it. By ``next_check`` (monotonic seconds) ``turn`` must be called.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Reaper:
         self._own_pid = os.getpid()
         self.workers: dict[int, tuple[str, int]] = {}
         self.spared = set(children_of(self._own_pid))
-        self.next_look: float | None = None
+        self.next_check: float | None = None
         self._trees: dict[int, tuple[str, int]] = {}  # what dead workers left, while it is being ended
         self._killed: Counter[int] = Counter()
         self._orphans: dict[int, frozenset[int]] = {}
@@ -58,7 +58,7 @@ class Reaper:
                 kill(pid, signum)
 
     def turn(self) -> list[Event]:
-        """Reap what ended and end the orphans; never waits. Call it after every SIGCHLD, and at ``next_look``."""
+        """Reap what ended and end the orphans; never waits. Call it after every SIGCHLD, and at ``next_check``."""
         events: list[Event] = []
         self._reap(events)
         if not self._trees:
@@ -67,11 +67,11 @@ class Reaper:
             orphans = self._find_orphans()
             # A worker that died meanwhile may have left some of these, and others that are not in the list yet.
             settled = not self._reap(events)
-            self._end(orphans)
+            self._kill(orphans)
             if settled:
-                events += self._forget_swept(orphans)
+                events += self._remove_swept(orphans)
                 break
-        self._plan_next_look(any(isinstance(event, Died) for event in events))
+        self._schedule_check(any(isinstance(event, Died) for event in events))
         return events
 
     def _reap(self, events: list[Event]) -> bool:
@@ -80,12 +80,12 @@ class Reaper:
         try:
             while (ended := reap_any()) is not None:
                 reaped = True
-                self._note_end(*ended, events)
+                self._record_exit(*ended, events)
         except ChildProcessError:
             pass  # there are no children at all: nothing more to reap
         return reaped
 
-    def _note_end(self, pid: int, status: int, events: list[Event]) -> None:
+    def _record_exit(self, pid: int, status: int, events: list[Event]) -> None:
         if (worker := self.workers.pop(pid, None)) is not None:
             self._trees[pid] = worker
             events.append(Died(*worker, pid, status, self._causes.pop(pid, None)))
@@ -101,7 +101,7 @@ class Reaper:
         children = [pid for pid in children_of(self._own_pid) if pid not in self.workers and pid not in self.spared]
         return [pid for pid in children if _session_of(pid) not in self.workers]
 
-    def _end(self, orphans: list[int]) -> None:
+    def _kill(self, orphans: list[int]) -> None:
         for pid in orphans:
             session = _session_of(pid)
             if session is None:
@@ -110,18 +110,18 @@ class Reaper:
                 self._orphans[pid] = frozenset({session} if session in self._trees else self._trees)
             kill_with_group(pid)
 
-    def _forget_swept(self, orphans: list[int]) -> list[Event]:
+    def _remove_swept(self, orphans: list[int]) -> list[Event]:
         """Take out the trees that none of ``orphans`` may come from: one that cannot die yet holds up its own slot only."""
         remaining = frozenset[int]().union(*(self._orphans.get(pid, frozenset()) for pid in orphans))
         swept = [pid for pid in self._trees if pid not in remaining]
         return [Swept(*self._trees.pop(pid), self._killed.pop(pid, 0)) for pid in swept]
 
-    def _plan_next_look(self, death: bool) -> None:
+    def _schedule_check(self, death: bool) -> None:
         if not self._trees:
-            self.next_look = None
+            self.next_check = None
             return
         self._delay = _SOONEST if death else min(self._delay * 2, _LATEST)
-        self.next_look = time.monotonic() + self._delay
+        self.next_check = time.monotonic() + self._delay
 
 
 def _session_of(pid: int) -> int | None:

@@ -14,9 +14,9 @@ _IMPORTLIB = importlib.__file__
 
 def users_traceback(error: BaseException) -> str:
     """The traceback of ``error`` and of what caused it, as Python prints it, with the user's frames only."""
-    told = traceback.TracebackException.from_exception(error)
-    _strip(told)
-    return utf8("".join(told.format()))
+    formatted = traceback.TracebackException.from_exception(error)
+    _strip(formatted)
+    return utf8("".join(formatted.format()))
 
 
 def users_stack() -> str:
@@ -43,8 +43,8 @@ def utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _strip(told: traceback.TracebackException) -> None:
-    pending, seen = [told], set()
+def _strip(formatted: traceback.TracebackException) -> None:
+    pending, seen = [formatted], set()
     while pending:
         one = pending.pop()
         if id(one) in seen:

@@ -33,7 +33,7 @@ class _Frame:
         self.job = job
 
 
-class Channel:
+class SupervisorPipe:
     """Messages from and to the supervisor. When it is gone the process ends at once: nobody waits for its work any more."""
 
     def __init__(self, fd: int) -> None:
@@ -48,7 +48,7 @@ class Channel:
         ] = {}  # by running job: progress in the queue of which nothing is written yet
         self._flushing = False
         self._warned: set[str] = set()
-        os.register_at_fork(after_in_child=self._let_go)
+        os.register_at_fork(after_in_child=self._after_fork)
 
     def fileno(self) -> int:
         """The descriptor, for the event loop."""
@@ -151,7 +151,7 @@ class Channel:
             self._queue.popleft()
         return True
 
-    def _let_go(self) -> None:
+    def _after_fork(self) -> None:
         # In a forked child: the pipe is not its own, and whether the lock was taken by a thread that it lacks is unknown.
         self._socket.close()
         self._lock = threading.Lock()

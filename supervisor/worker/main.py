@@ -21,7 +21,7 @@ import msgspec
 from supervisor import serverless
 from supervisor.wire import messages as wire
 from supervisor.worker import blame, output, runpod
-from supervisor.worker.channel import Channel
+from supervisor.worker.channel import SupervisorPipe
 from supervisor.worker.encode import encode
 from supervisor.worker.load import Config, check, load, raised
 from supervisor.worker.run import Runner
@@ -60,7 +60,7 @@ def prepare() -> Callable[[WorkerStart], NoReturn]:
     return functools.partial(_enter, streams, loop)
 
 
-def _enter(streams: output.Streams, loop: asyncio.AbstractEventLoop, start: WorkerStart) -> NoReturn:
+def _enter(streams: output.StandardStreams, loop: asyncio.AbstractEventLoop, start: WorkerStart) -> NoReturn:
     worker = Worker(start, streams, loop)
     serverless.attach(worker)
     worker.load()
@@ -69,13 +69,13 @@ def _enter(streams: output.Streams, loop: asyncio.AbstractEventLoop, start: Work
 class Worker:
     """This process, as ``serverless`` sees it."""
 
-    def __init__(self, start: WorkerStart, streams: output.Streams, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, start: WorkerStart, streams: output.StandardStreams, loop: asyncio.AbstractEventLoop) -> None:
         """Take over the pipe; ``streams`` are those of ``output.rebuild``, and lead to the log by now."""
         self.pid = os.getpid()
         self._start = start
         self._streams = streams
         self._log = output.file_behind(streams.out)
-        self._channel = Channel(start.conn_fd)
+        self._pipe = SupervisorPipe(start.conn_fd)
         self._loop = loop
         self._checks: list[Callable[[], object]] = []
         self._kept: object = None
@@ -86,7 +86,7 @@ class Worker:
         runpod.install()
         loaded = load(self._start.setup.handler)
         if isinstance(loaded, wire.LoadFailed):
-            self._refuse(loaded)
+            self._fail_load(loaded)
         kept = self._kept if isinstance(self._kept, dict) else {}
         self._serve({**kept, "handler": loaded})
 
@@ -108,9 +108,9 @@ class Worker:
         encoded = encode(value, "progress")
         if len(encoded) > wire.MAX_PROGRESS:
             what = f"a progress of {len(encoded)} bytes was not passed on: the most is {wire.MAX_PROGRESS}"
-            self._channel.warn(f"job {job['id']}: {what}")
+            self._pipe.warn(f"job {job['id']}: {what}")
             return
-        self._channel.progress(job["id"], encoded)
+        self._pipe.progress(job["id"], encoded)
 
     def current_job(self) -> str | None:
         """The job that the caller works for; see ``serverless.current_job``."""
@@ -123,23 +123,23 @@ class Worker:
     def _serve(self, given: object) -> NoReturn:
         config = check(given)
         if isinstance(config, wire.LoadFailed):
-            self._refuse(config)
+            self._fail_load(config)
         self._serving = True
         if config.unknown:
-            self._channel.warn(f"the config has keys that mean nothing here: {', '.join(config.unknown)}")
+            self._pipe.warn(f"the config has keys that mean nothing here: {', '.join(config.unknown)}")
         loop = self._current_loop()
         failed = loop.run_until_complete(self._check_fitness()) if self._checks else None
         if failed is not None:
-            self._refuse(failed)
+            self._fail_load(failed)
         self._run_loop(loop, config)
 
     def _run_loop(self, loop: asyncio.AbstractEventLoop, config: Config) -> NoReturn:
         worker_id = f"{self._start.slot}-{self._start.generation}"
-        runner = Runner(config, self._channel, worker_id, self._start.setup.max_result)
+        runner = Runner(config, self._pipe, worker_id, self._start.setup.max_result)
         took_ms = (time.monotonic() - self._start.forked_at) * 1000
         mark = output.mark_prints(self._streams, self._log) if config.concurrency_modifier is not None else ""
-        self._channel.send(wire.Ready(self.pid, runner.kind, runner.capacity, config.refresh_worker, took_ms, mark))
-        loop.add_reader(self._channel.fileno(), self._read, runner)
+        self._pipe.send(wire.Ready(self.pid, runner.kind, runner.capacity, config.refresh_worker, took_ms, mark))
+        loop.add_reader(self._pipe.fileno(), self._read, runner)
         try:
             while True:  # the handler may stop the loop, but not the worker
                 loop.run_forever()
@@ -150,7 +150,7 @@ class Worker:
 
     def _read(self, runner: Runner) -> None:
         try:
-            for message in self._channel.receive():
+            for message in self._pipe.receive():
                 if isinstance(message, wire.Run):
                     runner.run(message)
                 elif isinstance(message, wire.Cancel):
@@ -186,6 +186,6 @@ class Worker:
             return raised("fitness", f"the fitness check {name} raised: {blame.one_line(error)}", error)
         return None
 
-    def _refuse(self, why: wire.LoadFailed) -> NoReturn:
-        self._channel.send(why)
+    def _fail_load(self, why: wire.LoadFailed) -> NoReturn:
+        self._pipe.send(why)
         output.leave(EXIT_LOAD_FAILED)

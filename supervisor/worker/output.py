@@ -27,14 +27,14 @@ _C_STDOUT = ctypes.c_void_p.in_dll(_LIBC, "stdout")
 _LINE_BUFFERED = 1  # _IOLBF of glibc and musl
 
 
-class Streams(NamedTuple):
+class StandardStreams(NamedTuple):
     """What is below Python's ``stdout`` and ``stderr``."""
 
     out: io.FileIO
     err: io.FileIO
 
 
-def rebuild() -> Streams:
+def rebuild() -> StandardStreams:
     """Make Python's three streams anew.
 
     C's ``stdout`` is made to write line by line. Fatal signals leave a traceback; ``STACK_SIGNAL`` leaves one of all threads,
@@ -48,10 +48,10 @@ def rebuild() -> Streams:
     _LIBC.setvbuf(_C_STDOUT, None, _LINE_BUFFERED, ctypes.c_size_t(0))
     faulthandler.enable(2)
     faulthandler.register(STACK_SIGNAL, 2, all_threads=True, chain=False)
-    return Streams(out, err)
+    return StandardStreams(out, err)
 
 
-def mark_prints(streams: Streams, pipe: tuple[int, int]) -> str:
+def mark_prints(streams: StandardStreams, pipe: tuple[int, int]) -> str:
     """Have each write to ``streams`` that goes to ``pipe`` (``file_behind``) name its job from now on; returns the mark by which
     the supervisor knows that.
 

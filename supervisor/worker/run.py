@@ -31,7 +31,7 @@ from supervisor.errors import EncodeError
 from supervisor.job import JobStatus
 from supervisor.wire import messages as wire
 from supervisor.worker import blame, cuda, output
-from supervisor.worker.channel import Channel
+from supervisor.worker.channel import SupervisorPipe
 from supervisor.worker.encode import encode, error_text
 from supervisor.worker.load import Config
 
@@ -81,12 +81,12 @@ class _Attempt:
 class Runner:
     """Runs the jobs of one worker with one handler. Everything happens in the main thread, inside the running loop."""
 
-    def __init__(self, config: Config, channel: Channel, worker_id: str, max_result: int) -> None:
+    def __init__(self, config: Config, pipe: SupervisorPipe, worker_id: str, max_result: int) -> None:
         """Run ``config.handler`` and speak through ``channel``; ``worker_id`` is for error reports. A result or a chunk has
         ``max_result`` bytes at most."""
         self._max_result = max_result
         self._config = config
-        self._channel = channel
+        self._pipe = pipe
         self._worker_id = worker_id
         self._running: dict[str, _Attempt] = {}
         self.kind = kind_of(config.handler)
@@ -96,11 +96,11 @@ class Runner:
     def run(self, message: wire.Run) -> None:
         """Start one job. It has ended when this returns, unless its handler returned something to wait for."""
         attempt = self._running[message.job] = _Attempt(message.job)
-        self._channel.started(message.job)
+        self._pipe.started(message.job)
         # A context of its own, as a task has: what a handler sets in a context variable ends with its job.
         contextvars.copy_context().run(self._call, attempt, message)
         if attempt.task is not None:
-            self._ask_capacity()
+            self._update_capacity()
 
     def cancel(self, job: str) -> None:
         """Have ``CancelledError`` raised in the coroutine of ``job``. A job that does not run is ignored."""
@@ -130,7 +130,7 @@ class Runner:
             output.leave_as(ended)
         except BaseException as error:  # noqa: BLE001 - user code ran
             done = self._failure(attempt, error)
-        self._end(done)
+        self._finish(done)
 
     async def _follow(self, attempt: _Attempt, value: Any) -> None:
         attempt.entered = True
@@ -149,7 +149,7 @@ class Runner:
             output.leave_as(ended)
         except BaseException as error:  # noqa: BLE001 - user code ran
             done = self._failure(attempt, error)
-        self._end(done)
+        self._finish(done)
 
     def _settle(self, attempt: _Attempt, value: Any) -> wire.Done:
         return self._read(attempt, value) if isinstance(value, Generator) else self._result(attempt, value)
@@ -185,7 +185,7 @@ class Runner:
             return self._failed(attempt, NotEncodable(blame.message(failure)))
         if len(chunk) > self._max_result:
             return self._failed(attempt, TooLarge(len(chunk), self._max_result, attempt.chunks))
-        self._channel.send(wire.Chunk(attempt.id, attempt.chunks, chunk))
+        self._pipe.send(wire.Chunk(attempt.id, attempt.chunks, chunk))
         attempt.chunks += 1
         if self._config.return_aggregate_stream:
             attempt.kept.append(chunk)
@@ -208,7 +208,7 @@ class Runner:
             why = blame.message(failure)
             if error is None:
                 return self._failed(attempt, NotEncodable(why), refresh)
-            self._channel.warn(f"job {attempt.id}: the output beside its error is dropped: {why}")
+            self._pipe.warn(f"job {attempt.id}: the output beside its error is dropped: {why}")
             encoded = None
         if error is not None:
             return self._failed(attempt, error_text(error), refresh, encoded)
@@ -220,20 +220,20 @@ class Runner:
         error: str | ResultFault,
         refresh: bool = False,
         beside: bytes | None = None,
-        spoken: str | None = None,
+        cuda_text: str | None = None,
     ) -> wire.Done:
-        """A job with the handler's own ``error``, or with what is wrong with its value; ``spoken`` is the part of it that may
+        """A job with the handler's own ``error``, or with what is wrong with its value; ``cuda_text`` is the part of it that may
         speak of CUDA, if that is not all."""
         text, fault = (error, None) if isinstance(error, str) else (None, error)
-        spoken = text or _text_of(fault) if spoken is None else spoken
+        cuda_text = text or _text_of(fault) if cuda_text is None else cuda_text
         return wire.Done(
             attempt.id,
             JobStatus.FAILED.value,
             beside,
             text,
             refresh or self._config.refresh_worker,
-            cuda.poison(spoken),
-            cuda.out_of_memory(spoken),
+            cuda.poison(cuda_text),
+            cuda.out_of_memory(cuda_text),
             fault,
         )
 
@@ -250,9 +250,9 @@ class Runner:
             "supervisor_version": supervisor.__version__,
         }
         # Not the traceback: file names and source lines may speak of CUDA and mean nothing.
-        return self._failed(attempt, json.dumps(report, ensure_ascii=False), spoken=_spoken(error))
+        return self._failed(attempt, json.dumps(report, ensure_ascii=False), cuda_text=_cuda_text(error))
 
-    def _end(self, done: wire.Done) -> None:
+    def _finish(self, done: wire.Done) -> None:
         text = done.error or _text_of(done.cause)
         length = len(done.output or b"") + len(text.encode("utf-8", "surrogatepass"))
         if length > self._max_result:
@@ -260,15 +260,15 @@ class Runner:
             done = msgspec.structs.replace(done, status=JobStatus.FAILED.value, output=None, error=None, cause=fault)
         output.flush()  # all that the job printed is in the log pipe before its end is in the other
         self._running.pop(done.job, None)
-        self._channel.ended(done)
+        self._pipe.ended(done)
         output.JOB.set(None)
-        self._ask_capacity()
+        self._update_capacity()
 
-    def _ask_capacity(self) -> None:
+    def _update_capacity(self) -> None:
         wanted = self._wanted_capacity(self.capacity)
         if wanted != self.capacity:
             self.capacity = wanted
-            self._channel.send(wire.Capacity(wanted))
+            self._pipe.send(wire.Capacity(wanted))
 
     def _wanted_capacity(self, current: int) -> int:
         modifier = self._config.concurrency_modifier
@@ -277,10 +277,10 @@ class Runner:
         try:
             wanted = max(1, int(modifier(current)))
         except Exception as error:  # noqa: BLE001 - user code
-            self._channel.warn(f"concurrency_modifier raised, so {current} stays: {blame.one_line(error)}")
+            self._pipe.warn(f"concurrency_modifier raised, so {current} stays: {blame.one_line(error)}")
             return current
         if wanted > wire.MAX_CAPACITY:
-            self._channel.warn(f"concurrency_modifier asks for {wanted} jobs at once; the most is {wire.MAX_CAPACITY}")
+            self._pipe.warn(f"concurrency_modifier asks for {wanted} jobs at once; the most is {wire.MAX_CAPACITY}")
         return min(wanted, wire.MAX_CAPACITY)
 
 
@@ -289,15 +289,15 @@ def _text_of(fault: ResultFault | None) -> str:
     return fault.what if isinstance(fault, NotEncodable) else ""
 
 
-def _spoken(error: BaseException | None) -> str:
+def _cuda_text(error: BaseException | None) -> str:
     """The types and messages of ``error`` and of those that led to it."""
-    said: list[str] = []
+    parts: list[str] = []
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        said.append(f"{type(error).__module__}.{type(error).__name__}: {blame.message(error)}")
+        parts.append(f"{type(error).__module__}.{type(error).__name__}: {blame.message(error)}")
         error = error.__cause__ or error.__context__
-    return "\n".join(said)
+    return "\n".join(parts)
 
 
 def _discard(value: Any) -> None:

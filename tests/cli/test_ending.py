@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from supervisor.cli.serving.shutdown import Ending
+from supervisor.cli.serving.shutdown import Shutdown
 
 
 @pytest.mark.parametrize("turns", range(8))
@@ -14,7 +14,7 @@ def test_a_cancel_is_heeded_at_any_moment(turns: int) -> None:
     """Also while what has not ended is being cancelled itself."""
 
     async def cancel() -> None:
-        ending = Ending(asyncio.get_running_loop())
+        ending = Shutdown(asyncio.get_running_loop())
         work: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         first = asyncio.ensure_future(ending.first(work, ending.stop))
         await asyncio.sleep(0)
@@ -30,7 +30,7 @@ def test_a_cancel_is_heeded_at_any_moment(turns: int) -> None:
 
 def test_what_ends_first_counts_and_the_rest_is_cancelled() -> None:
     async def end() -> None:
-        ending = Ending(asyncio.get_running_loop())
+        ending = Shutdown(asyncio.get_running_loop())
         endless: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_soon(ending.stop.set)
         assert await ending.first(endless, ending.stop) is None

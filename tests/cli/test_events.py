@@ -41,7 +41,7 @@ def tell(lines, *happenings, and_then=None):
     async def run():
         news = EventLogger(lines)
         for happening in happenings:
-            news.tell(happening)
+            news.observe(happening)
         if and_then is not None:
             await and_then(news)
         news.close()
@@ -90,7 +90,7 @@ def test_the_count_is_said_when_its_second_is_over_though_nothing_more_happens(l
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert lines.said[-1][1] == "1 more jobs completed"
-        news.tell(job("next"))
+        news.observe(job("next"))
         assert lines.said[-1][2]["id"] == "next"  # a new second, a new allowance
 
     tell(lines, *(job(str(number)) for number in range(JOBS_PER_SECOND + 1)), and_then=second_over)
@@ -119,7 +119,7 @@ def test_while_the_dashboard_has_the_terminal_it_is_silent(lines):
     async def paused():
         news = EventLogger(lines)
         news.pause()
-        news.tell(job())
+        news.observe(job())
         news.event("note", "unheard")
         await resume(news)
 

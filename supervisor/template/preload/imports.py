@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from supervisor.template.preload.effects import Names, running
-from supervisor.template.preload.locate import Place, Places
+from supervisor.template.preload.locate import ModuleFinder, ModuleOrigin
 from supervisor.wire.messages import HandlerSpec
 
 MOST_FILES = 200
@@ -32,7 +32,7 @@ class Import(msgspec.Struct, frozen=True):
     names: tuple[str, ...] = ()
 
 
-class Reading(msgspec.Struct, frozen=True):
+class SourceImports(msgspec.Struct, frozen=True):
     """The installed modules that a handler imports, in order, and (module, why) of those that its worker must import."""
 
     imports: tuple[Import, ...] = ()
@@ -51,21 +51,21 @@ class _UnreadableError(Exception):
     """There is no source, or it is not Python."""
 
 
-def read(handler: HandlerSpec) -> Reading:
+def read(handler: HandlerSpec) -> SourceImports:
     """What of ``handler`` may be imported ahead of it. A source that cannot be read gives nothing, and the reason."""
-    reader = _Reader(Places(handler))
+    reader = _Reader(ModuleFinder(handler))
     try:
         *packages, own = reader.files_of(handler)
         stops = filter(None, map(reader.effect_of, packages))  # Python runs them first
         return reader.read(own, next((f"in a package that {stop}" for stop in stops), None))
     except (_UnreadableError, RecursionError) as error:
-        return Reading((), ((handler.target, str(error)),))
+        return SourceImports((), ((handler.target, str(error)),))
 
 
 class _Reader:
     """Reads files as Python would run them."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: ModuleFinder) -> None:
         self._places = places
         self._followed: set[Path] = set()
 
@@ -87,7 +87,7 @@ class _Reader:
             raise _UnreadableError("its source was not found")
         return [file for file in files if file is not None]
 
-    def read(self, file: _File, stop: str | None) -> Reading:
+    def read(self, file: _File, stop: str | None) -> SourceImports:
         """What ``file`` imports; what comes after a ``stop`` is left out with that reason.
 
         Raises:
@@ -98,15 +98,15 @@ class _Reader:
         for node, certain in _steps(_parse(file.path), file.runs):
             for wanted, _ in _imported(node, file.package) if certain else ():
                 kind = self._places.kind(wanted.module)
-                if kind is Place.NAMESPACE:
+                if kind is ModuleOrigin.NAMESPACE:
                     left_out.setdefault(wanted.module, "it is in a namespace package")
-                elif kind is Place.INSTALLED and stop is not None:
+                elif kind is ModuleOrigin.INSTALLED and stop is not None:
                     left_out.setdefault(wanted.module, stop)
-                elif kind in (Place.INSTALLED, Place.STANDARD) and stop is None:
+                elif kind in (ModuleOrigin.INSTALLED, ModuleOrigin.STANDARD) and stop is None:
                     imports.append(wanted)
             if stop is None and (what := self._effect(node, file, names)) is not None:
                 stop = f"imported below line {node.lineno}, which {what}"
-        return Reading(tuple(imports), tuple(left_out.items()))
+        return SourceImports(tuple(imports), tuple(left_out.items()))
 
     def effect_of(self, file: _File) -> str | None:
         """What running ``file`` may do that later imports see; None if nothing, or if it has run already."""
@@ -126,8 +126,8 @@ class _Reader:
         for wanted, bound in (found for inner in running(node) for found in _imported(inner, file.package)):
             kind = self._places.kind(wanted.module)
             for name, meaning in bound.items():
-                names.bind(name, meaning if kind is Place.STANDARD else None)
-            if kind is Place.USERS and (what := self._effect_of_import(wanted)) is not None:
+                names.bind(name, meaning if kind is ModuleOrigin.STANDARD else None)
+            if kind is ModuleOrigin.USERS and (what := self._effect_of_import(wanted)) is not None:
                 return what
         return names.effect(node)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from supervisor.wire.messages import HandlerSpec
 
 
-class Place(Enum):
+class ModuleOrigin(Enum):
     """What kind of module a name stands for."""
 
     STANDARD = "the standard library"
@@ -36,7 +36,7 @@ def shadowed(name: str, folder: Path) -> bool:
     return spec is not None and spec.origin is not None
 
 
-class Places:
+class ModuleFinder:
     """Finds modules for one handler."""
 
     def __init__(self, handler: HandlerSpec) -> None:
@@ -48,23 +48,23 @@ class Places:
         pure, platform = (sysconfig.get_path(name) for name in ("purelib", "platlib"))
         self._packages = _prefixes([pure, platform, *site.getsitepackages(), site.getusersitepackages()])
 
-    def kind(self, name: str) -> Place:
+    def kind(self, name: str) -> ModuleOrigin:
         """What the first word of the dotted ``name`` stands for."""
         top = name.partition(".")[0]
         if top in sys.builtin_module_names:
-            return Place.STANDARD
+            return ModuleOrigin.STANDARD
         if top == self._own or shadowed(top, self._folder):
-            return Place.USERS
+            return ModuleOrigin.USERS
         spec = self._find(top)
         if top == "supervisor" or spec is None:
-            return Place.OTHER
+            return ModuleOrigin.OTHER
         if spec.origin is None:
             installed = all(_is_in(self._packages, folder) for folder in spec.submodule_search_locations or ())
-            return Place.NAMESPACE if installed else Place.USERS
+            return ModuleOrigin.NAMESPACE if installed else ModuleOrigin.USERS
         if _is_in(self._packages, spec.origin):
-            return Place.INSTALLED
+            return ModuleOrigin.INSTALLED
         standard = spec.origin == "frozen" or _is_in(self._standard, spec.origin)
-        return Place.STANDARD if standard and top in sys.stdlib_module_names else Place.USERS
+        return ModuleOrigin.STANDARD if standard and top in sys.stdlib_module_names else ModuleOrigin.USERS
 
     def chain(self, name: str) -> list[ModuleSpec]:
         """What ``import name`` runs: its packages, then itself; shorter than the name where something is missing."""

@@ -88,7 +88,7 @@ def _is_here(entry: Import) -> bool:
 def _import_all(
     wanted: Sequence[Import], timeout: float, folder: Path
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    before = safety.look()
+    before = safety.snapshot()
     loaded: dict[str, None] = {}
     unsafe: dict[str, str] = {}
     waiting = deque(wanted)

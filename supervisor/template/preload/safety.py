@@ -31,7 +31,7 @@ class Before(msgspec.Struct, frozen=True):
     children: frozenset[int]
 
 
-def look() -> Before:
+def snapshot() -> Before:
     """How it is now."""
     return Before(str(Path.cwd()), tuple(sys.path), _top_level(), frozenset(children_of(os.getpid())))
 

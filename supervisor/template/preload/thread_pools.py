@@ -46,7 +46,7 @@ _MODULES = (("numexpr", _NUMEXPR), ("torch", _MKL))
 _NUMEXPR_MOST = 16
 
 
-class Pool(msgspec.Struct, frozen=True):
+class ThreadPool(msgspec.Struct, frozen=True):
     """A pool that was made with one thread: how to set its number, which variables say it, and how many there are by default."""
 
     set_threads: Callable[[int], Any]
@@ -67,7 +67,7 @@ def reseed() -> None:
             function()
 
 
-def find_pools() -> tuple[Pool, ...]:
+def find_pools() -> tuple[ThreadPool, ...]:
     """The thread pools of the libraries and modules that are loaded."""
     found = []
     cores = len(os.sched_getaffinity(0))
@@ -75,16 +75,16 @@ def find_pools() -> tuple[Pool, ...]:
         for pattern, functions, variables in _LIBRARIES:
             function = _function(path, functions) if re.match(pattern, Path(path).name) else None
             if function is not None:
-                found.append(Pool(function, variables, cores))
+                found.append(ThreadPool(function, variables, cores))
     for name, variables in _MODULES:
         setter = getattr(sys.modules.get(name), "set_num_threads", None)
         if callable(setter):
             most = _NUMEXPR_MOST if name == "numexpr" else _physical_cores()
-            found.append(Pool(setter, variables, min(cores, most)))
+            found.append(ThreadPool(setter, variables, min(cores, most)))
     return tuple(found)
 
 
-def widen(pools: Sequence[Pool]) -> None:
+def widen(pools: Sequence[ThreadPool]) -> None:
     """Give ``pools`` the number of threads that the environment says, or their default."""
     for pool in pools:
         said = next((text for name in pool.variables if (text := os.environ.get(name, "").split(",")[0]).isdigit()), "")

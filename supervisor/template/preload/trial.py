@@ -93,7 +93,7 @@ def _run(imports: Sequence[Import], handlers_folder: Path, template: int, verdic
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        before = safety.look()
+        before = safety.snapshot()
         for wanted in imports:
             verdicts.send(msgspec.json.encode(_try(wanted, before, handlers_folder)))
     finally:

@@ -65,8 +65,8 @@ _READ_AT_IMPORT: dict[str, tuple[str, ...]] = {
 
 def install() -> None:
     """Route the package, imported already or not. May be called again: in a template that preloads, then in each worker."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    if not any(isinstance(finder, _RoutingFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _RoutingFinder())
     for name in _ROUTES:
         if name in sys.modules:
             _route(sys.modules[name])
@@ -103,7 +103,7 @@ def _correct_endpoint_id() -> None:
         vars(api)["RUNPOD_ENDPOINT_ID"] = os.environ.get("RUNPOD_ENDPOINT_ID")
 
 
-class _Finder(MetaPathFinder):
+class _RoutingFinder(MetaPathFinder):
     """Finds nothing itself: of what the finders behind it find, it has the modules routed that are to be."""
 
     def find_spec(
@@ -113,7 +113,7 @@ class _Finder(MetaPathFinder):
         if fullname not in _ROUTES:
             return None
         for finder in sys.meta_path:
-            if isinstance(finder, _Finder) or not hasattr(finder, "find_spec"):
+            if isinstance(finder, _RoutingFinder) or not hasattr(finder, "find_spec"):
                 continue
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:

@@ -96,7 +96,7 @@ def clean(folder_list: Iterable[str | os.PathLike[str]] | None = None) -> None:
         if _is_the_jobs_own(path, job):
             shutil.rmtree(path, ignore_errors=True)
         else:
-            _say_once(
+            _warn_once(
                 f"rp_cleanup.clean keeps {path}, where files of other jobs may be; "
                 "it removes folders that are in TMPDIR or have the job's id in their path"
             )
@@ -119,5 +119,5 @@ def _file_name(name: str) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     sys.stderr.write(f"{message}\n")

@@ -42,7 +42,7 @@ def getter(module: str) -> Callable[[str], object]:
     return get
 
 
-class _Finder:
+class _AbsentFinder:
     """Asked last, when a module of the stand-in has no file."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: object = None) -> None:  # noqa: ARG002 - PEP 451
@@ -57,4 +57,4 @@ class _Finder:
 
 def install() -> None:
     """Put the finder last in ``sys.meta_path``."""
-    sys.meta_path.append(_Finder())
+    sys.meta_path.append(_AbsentFinder())

@@ -135,7 +135,7 @@ def _session() -> Any:
     from requests.adapters import HTTPAdapter  # noqa: PLC0415
 
     def checked(kind: Any) -> Any:
-        class Connection(kind.ConnectionCls):  # type: ignore[misc]  # of urllib3 1 or 2
+        class CheckedConnection(kind.ConnectionCls):  # type: ignore[misc]  # of urllib3 1 or 2
             def _new_conn(self) -> Any:
                 connected = super()._new_conn()
                 try:
@@ -145,9 +145,9 @@ def _session() -> Any:
                     raise
                 return connected
 
-        return type(kind.__name__, (kind,), {"ConnectionCls": Connection})
+        return type(kind.__name__, (kind,), {"ConnectionCls": CheckedConnection})
 
-    class Adapter(HTTPAdapter):
+    class CheckingAdapter(HTTPAdapter):
         def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
             super().init_poolmanager(*arguments, **options)
             kinds = self.poolmanager.pool_classes_by_scheme
@@ -155,5 +155,5 @@ def _session() -> Any:
 
     session = requests.Session()
     for scheme in ("http://", "https://"):
-        session.mount(scheme, Adapter())
+        session.mount(scheme, CheckingAdapter())
     return session
