@@ -1,7 +1,7 @@
 """The template: forks workers on demand. Runs in the template process, as ``python …/supervisor/template/main.py SOCKET LOCK…``.
 
-SOCKET is the descriptor of its end of the socket pair; each LOCK one that it holds open until nothing that it forked is alive.
-A template that its imports spoilt executes itself again, with ``again=DESCRIPTOR`` behind these: what it knew already.
+SOCKET is the descriptor of its end of the socket pair; each LOCK is held open until all forked processes have exited. A template
+that an import has made unfit for forking executes itself again, with its state in one more argument, ``again=DESCRIPTOR``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Its own folder is no place to import from. The folder of the package goes to the end: it may be a checkout, whose
-    # other folders must not hide installed modules; but first of all, so that this package is found and not supervisord.
+    # Python has put this file's folder on the path; nothing may be imported from there. The package's own folder comes first
+    # until the package is found, instead of supervisord, then last: a checkout's other folders must not hide installed modules.
     _folders = [str(folder) for folder in Path(__file__).resolve().parents[:3]]  # template, supervisor, where that lies
     sys.path[:] = [path for path in sys.path if path != _folders[0]]
     sys.path.insert(0, _folders[2])
-    import supervisor  # noqa: F401 - found once, it is found for good
+    import supervisor  # noqa: F401 - later imports find it in sys.modules
 
     del sys.path[0]
     if _folders[2] not in sys.path:
@@ -55,21 +55,21 @@ _AGAIN = "again="
 
 
 class RestartState(msgspec.Struct, frozen=True):
-    """What a template that starts anew knows: the set-up, which the supervisor says once, and what must not be preloaded."""
+    """State of a restarted template: the set-up, which the supervisor sends only once, and what must not be preloaded."""
 
     setup: wire.Setup
     preloaded: Preloaded
 
 
 class TemplateServer:
-    """One thread, one loop: messages and deaths in, forks and reports out. Nothing in it waits but ``poll``."""
+    """Handles the supervisor's messages and the deaths of children in a single thread that blocks only in ``poll``."""
 
     def __init__(
         self, sock: socket.socket, locks: Sequence[int], entry: child.Entry, state: RestartState | None
     ) -> None:
         """Serve the supervisor at the other end of ``sock``; each forked child enters ``entry``."""
         sock.setblocking(False)
-        self._environ, self._folder = dict(os.environ), Path.cwd()  # as they were, to start anew
+        self._environ, self._folder = dict(os.environ), Path.cwd()  # the original ones, for a restart
         self._restart_state = state
         self._sock = sock
         self._locks = locks
@@ -81,20 +81,22 @@ class TemplateServer:
         self._finished = False
 
     def run(self) -> None:
-        """Serve until the supervisor says so or is gone; then nothing that was forked is alive.
+        """Serve until the supervisor sends Quit or exits, then kill all that was forked.
 
         Raises:
-            WireError: the supervisor broke the protocol (after everything was ended).
+            WireError: the supervisor broke the protocol (raised after all is killed).
         """
         foreign = child.open_descriptors()
-        set_death_signal(signal.SIGKILL)  # while it imports it cannot listen, and there are no workers yet
+        set_death_signal(
+            signal.SIGKILL
+        )  # while importing it cannot poll the socket, and there are no workers to kill yet
         setup = self._restart_state.setup if self._restart_state is not None else self._receive_setup()
         if setup is None or guard.has_hung_up(self._sock):
             return
         started = time.monotonic()
         preloaded = self._import(setup)
         set_death_signal(0)
-        # What an import holds open, it holds open in every worker too.
+        # Workers keep the descriptors that imports opened.
         kept = set(child.open_descriptors()) - set(foreign)
         self._prepare(setup, kept)
         try:
@@ -105,13 +107,13 @@ class TemplateServer:
         finally:
             self._standby.close()
             guard.kill_all(self._wakeup)
-            for lock in self._locks:  # the next supervisor may wait for them
+            for lock in self._locks:  # before removing files: the next supervisor may wait for the locks
                 os.close(lock)
             shutil.rmtree(setup.tmp_root, ignore_errors=True)
 
     def _import(self, setup: wire.Setup) -> Preloaded:
-        """Import what workers share, and may share. What trials start must come to this process when they end."""
-        set_subreaper()
+        """Import what workers share; restart if that made this process unfit for forking."""
+        set_subreaper()  # so that this process inherits what trials leave running
         import_shared()
         try:
             preloaded = self._restart_state.preloaded if self._restart_state is not None else preload(setup)
@@ -121,7 +123,7 @@ class TemplateServer:
         return preloaded
 
     def _restart(self, state: RestartState) -> NoReturn:
-        """Become a fresh process of the same pid: threads, the CUDA driver's state and all modules are gone."""
+        """Execute the template again under the same pid, without threads, CUDA driver state and imported modules."""
         for pid in children_of(self._own_pid):
             kill_with_group(pid)
             os.waitpid(pid, 0)
@@ -144,7 +146,7 @@ class TemplateServer:
             return None
         message, _ = received
         if not isinstance(message, wire.Setup) or message.version != wire.VERSION:
-            raise WireError(f"the template speaks version {wire.VERSION} and was told {message!r}")
+            raise WireError(f"the template expects protocol version {wire.VERSION} and received {message!r}")
         return message
 
     def _prepare(self, setup: wire.Setup, kept: set[int]) -> None:
@@ -163,7 +165,7 @@ class TemplateServer:
         )
 
     def _watch_children(self) -> int:
-        """A descriptor that gets readable at each SIGCHLD. The imports are over: nobody takes it away again."""
+        """Return a descriptor that becomes readable at each SIGCHLD. Called after the imports, which might replace handlers."""
         guard.ignore_signals()
         set_subreaper()
         readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -221,7 +223,7 @@ class TemplateServer:
         since = time.monotonic()
         try:
             if len(descriptors) != len(("connection", "log")):
-                raise OSError(errno.EBADF, f"{len(descriptors)} descriptors came along and not 2")
+                raise OSError(errno.EBADF, f"received {len(descriptors)} descriptors, not 2")
             assignment = child.Assignment(slot, generation, message.env, self._folders.make(slot, generation), since)
             try:
                 connection, log = descriptors
@@ -246,11 +248,11 @@ class TemplateServer:
         return pid
 
     def _receive(self) -> tuple[wire.ToTemplate, list[int]] | None:
-        """The next message and its descriptors; None when the supervisor is gone.
+        """Return the next message and its descriptors; None if the supervisor has closed the socket.
 
         Raises:
-            BlockingIOError: there is none now.
-            WireError: it cannot be read.
+            BlockingIOError: no message is waiting.
+            WireError: the message is invalid.
         """
         try:
             data, descriptors, flags, _ = socket.recv_fds(self._sock, _MESSAGE_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
@@ -267,7 +269,7 @@ class TemplateServer:
         self._flush()
 
     def _flush(self) -> None:
-        """Send what the socket takes; a supervisor that does not read costs memory, not a worker's death unseen."""
+        """Send what the socket accepts and keep the rest: a supervisor that does not read costs memory, but no report is lost."""
         try:
             while self._outbox:
                 self._sock.send(self._outbox[0])
@@ -280,16 +282,16 @@ class TemplateServer:
 
 
 def flush_c_output_by_line() -> None:
-    """Let C's ``stdout`` be flushed at each line, in workers too, as on a terminal: a crash would lose what it holds back."""
+    """Make C's ``stdout`` line-buffered, in workers too, so that a crash loses no complete line."""
     if os.environ.get("PYTHONUNBUFFERED"):
-        return  # then Python has told C to hold nothing back at all
+        return  # then Python has made C's stdout unbuffered
     library = ctypes.CDLL(None)
     line_buffered = 1  # _IOLBF of <stdio.h>, the same in glibc and musl
     library.setvbuf(ctypes.c_void_p.in_dll(library, "stdout"), None, line_buffered, ctypes.c_size_t(0))
 
 
 def run(arguments: Sequence[str], entry: child.Entry) -> NoReturn:
-    """Be the template that ``arguments`` (SOCKET LOCK…) describe, whose workers begin by ``entry``; ends the process."""
+    """Run the template with ``arguments`` (SOCKET LOCK…); its workers start in ``entry``. Ends the process."""
     guard.ignore_signals()
     raise_oom_score(os.getppid())
     flush_c_output_by_line()
@@ -299,19 +301,19 @@ def run(arguments: Sequence[str], entry: child.Entry) -> NoReturn:
     sys.argv[1:] = []
     status = EXIT_BROKEN
     try:
-        # By this name its socket stays open to the end: who sees it closed kills this process.
+        # The variable keeps the socket open to the end: the supervisor kills this process when it is closed.
         template = TemplateServer(
             socket.socket(fileno=descriptors[0]), descriptors[1:], entry, _read_restart_state(arguments)
         )
         template.run()
         status = 0
     except SuperviseError as error:
-        sys.stderr.write(f"supervise: the template ended: {error}\n")
+        sys.stderr.write(f"supervise: the template stopped: {error}\n")
     except BaseException:  # noqa: BLE001 - printed here, since the process ends below
         traceback.print_exc()
     finally:
         sys.stderr.flush()
-        # The orderly end of an interpreter that has imported torch takes 300 ms.
+        # Finalising an interpreter that has imported torch takes 300 ms.
         os._exit(status)
 
 

@@ -1,4 +1,4 @@
-"""Where the modules are that a handler imports, found as its worker will and without importing any; in the template process."""
+"""Finds the modules that a handler imports, as its worker will, without importing any; in the template process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from supervisor.wire.messages import HandlerSpec
 
 
 class ModuleOrigin(Enum):
-    """What kind of module a name stands for."""
+    """Kind of module that a name refers to."""
 
     STANDARD = "the standard library"
     INSTALLED = "an installed package"
@@ -26,12 +26,12 @@ class ModuleOrigin(Enum):
 
 
 def folder_of(handler: HandlerSpec) -> Path:
-    """The folder that comes first when ``handler`` imports something."""
+    """Return the folder that comes first on ``sys.path`` when ``handler`` imports something."""
     return Path(handler.target).resolve().parent if handler.kind == "file" else Path.cwd()
 
 
 def shadowed(name: str, folder: Path) -> bool:
-    """Whether ``import name`` (one word) finds its module in ``folder``. There, a folder that is no package gives way."""
+    """Return whether ``import name`` (no dots) finds its module in ``folder``. A namespace package there does not count."""
     spec = PathFinder.find_spec(name, [str(folder)])
     return spec is not None and spec.origin is not None
 
@@ -40,7 +40,7 @@ class ModuleFinder:
     """Finds modules for one handler."""
 
     def __init__(self, handler: HandlerSpec) -> None:
-        """Look in the handler's folder first, then where this process looks."""
+        """Search the handler's folder first, then ``sys.path``."""
         self._folder = folder_of(handler)
         self._own = None if handler.kind == "file" else handler.target.partition(".")[0]
         self._path = [str(self._folder), *sys.path]
@@ -49,7 +49,7 @@ class ModuleFinder:
         self._packages = _prefixes([pure, platform, *site.getsitepackages(), site.getusersitepackages()])
 
     def kind(self, name: str) -> ModuleOrigin:
-        """What the first word of the dotted ``name`` stands for."""
+        """Return the origin of the top-level module of the dotted ``name``."""
         top = name.partition(".")[0]
         if top in sys.builtin_module_names:
             return ModuleOrigin.STANDARD
@@ -67,7 +67,7 @@ class ModuleFinder:
         return ModuleOrigin.STANDARD if standard and top in sys.stdlib_module_names else ModuleOrigin.USERS
 
     def chain(self, name: str) -> list[ModuleSpec]:
-        """What ``import name`` runs: its packages, then itself; shorter than the name where something is missing."""
+        """Return the modules that ``import name`` runs: its packages, then itself; fewer if one is missing."""
         parts = name.split(".")
         specs: list[ModuleSpec] = []
         spec = self._find(parts[0])
@@ -78,12 +78,12 @@ class ModuleFinder:
             try:
                 spec = PathFinder.find_spec(".".join(parts[: len(specs) + 1]), list(spec.submodule_search_locations))
             except KeyError:
-                break  # a namespace inside a package that is not imported
+                break  # a namespace package whose parent is not imported
         return specs
 
     def _find(self, top: str) -> ModuleSpec | None:
         try:
-            # Finders of other kinds know packages that were installed for editing.
+            # Other finders know editable installs.
             return PathFinder.find_spec(top, self._path) or importlib.util.find_spec(top)
         except (ImportError, ValueError):
             return None

@@ -1,7 +1,7 @@
-"""What workers share because the template imported it before they were forked; runs in the template process.
+"""Imports modules in the template, so that workers share them; runs in the template process.
 
 A module is imported here once a trial process has shown that workers can be forked afterwards. The trial goes ahead, module by
-module, and the template follows; the first that is not safe ends the trial, and another goes on behind it.
+module, and the template follows; the first unsafe module ends the trial, and a new one continues after that module.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from supervisor.wire import messages as wire
 from supervisor.worker.runpod import routing
 
 _SHARED = ("asyncio", "inspect", "json", "msgspec.json", "runpy", "tempfile", "traceback")
-"""What every worker needs whatever its handler is, besides what the worker's own files import."""
+"""Modules that every worker needs, besides those that the worker's own files import."""
 
 
 class Preloaded(msgspec.Struct, frozen=True):
-    """Which modules are imported, and (module, why) of those that could not be."""
+    """Modules that were imported, and (module, reason) of those that could not be."""
 
     loaded: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
 
 
 class SpoiltError(SuperviseError):
-    """An import spoilt the template itself, though it had passed its trial."""
+    """An import that had passed its trial made the template itself unfit for forking."""
 
 
 def preload(setup: wire.Setup) -> Preloaded:
-    """Import what ``setup`` asks for and is safe, with the thread pools of BLAS and OpenMP at one thread.
+    """Import the modules that ``setup`` names and that are safe, with the thread pools of BLAS and OpenMP at one thread.
 
     Raises:
-        SpoiltError: no worker may be forked from this process any more.
+        SpoiltError: workers must not be forked from this process any more.
     """
     wanted, skipped = _wanted(setup)
     if not wanted:
         return Preloaded((), skipped)
-    # The package's functions are copied from module to module while it is imported.
+    # Before the imports: runpod's modules copy each other's functions while they are imported.
     routing.install()
     with _one_thread_each():
         loaded, unsafe = _import_all(wanted, setup.preload_timeout, folder_of(setup.handler))
@@ -65,8 +65,8 @@ def import_shared() -> None:
 
 
 def freeze() -> None:
-    """Hide all that exists from the garbage collector, so that it does not write to pages shared with the workers, and make these
-    large.
+    """Exempt all objects from garbage collection, which would write to pages shared with the workers, and collapse these pages
+    into large ones.
     """
     gc.collect()
     gc.freeze()
@@ -120,8 +120,8 @@ def _import_for_good(entry: Import) -> None:
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Let native thread pools that are made meanwhile have one thread: other threads do not survive a fork. The threads that
-    workers make later do not spin, unless the user says how long they shall."""
+    """Limit native thread pools created in this block to one thread, since others do not survive a fork. Threads that workers
+    create later do not spin, unless the user has set how long."""
     before = {name: os.environ.get(name) for name in (*POOL_VARIABLES, *SPIN)}
     os.environ.update({**SPIN, **os.environ, **dict.fromkeys(POOL_VARIABLES, "1")})
     try:
