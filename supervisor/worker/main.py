@@ -1,7 +1,7 @@
-"""THE WORKER PROCESS, from the template's fork to its last word: loads the handler, serves it, and ends by ``os._exit``.
+"""The worker process, from the template's fork to its exit by ``os._exit``: loads the handler and serves it.
 
-Everything of the handler's runs in the main thread, with one event loop from before its import until the end. The loop watches
-the supervisor's pipe; a plain function is called from within it and keeps it waiting meanwhile, as RunPod's own worker does.
+The handler's code runs in the main thread, with one event loop from before its import until the end. The loop watches the
+supervisor's pipe; a plain function is called from within it and blocks it meanwhile, as in RunPod's own worker.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ EXIT_LOAD_FAILED = 71
 """Exit code after ``wire.LoadFailed``: the handler cannot be served."""
 
 EXIT_INTERRUPTED = 130
-"""Exit code after a KeyboardInterrupt outside a job, as shells have it."""
+"""Exit code after a KeyboardInterrupt outside a job, as in shells."""
 
 
 class WorkerStart(msgspec.Struct, frozen=True):
-    """What the template tells a new worker. ``conn_fd`` is its end of the pipe; ``forked_at`` a ``time.monotonic()``, seconds."""
+    """Arguments of a new worker. ``conn_fd`` is its end of the pipe; ``forked_at`` is a ``time.monotonic()``, seconds."""
 
     slot: str
     generation: int
@@ -47,15 +47,15 @@ class WorkerStart(msgspec.Struct, frozen=True):
 
 
 def prepare() -> Callable[[WorkerStart], NoReturn]:
-    """Do what every worker does, whichever it will be; returns how it goes on when that is known.
+    """Do the set-up that is the same for every worker; return the function that runs the worker once it has an assignment.
 
-    Called in the forked child, its main thread, with default signal dispositions. Then descriptors 1 and 2 and the environment
-    are set, and the worker goes on.
+    Called in the forked child's main thread, with default signal dispositions. Between the two calls the caller sets
+    descriptors 1 and 2 and the environment.
     """
     streams = output.rebuild()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    # The memory that it writes to is shared with the template until now: copying it takes longer than running.
+    # Touches the memory that it writes to, which is shared with the template: copying those pages takes longer than running.
     loop.run_until_complete(asyncio.sleep(0))
     return functools.partial(_enter, streams, loop)
 
@@ -67,10 +67,10 @@ def _enter(streams: output.StandardStreams, loop: asyncio.AbstractEventLoop, sta
 
 
 class Worker:
-    """This process, as ``serverless`` sees it."""
+    """This worker process; implements ``supervisor.serverless``."""
 
     def __init__(self, start: WorkerStart, streams: output.StandardStreams, loop: asyncio.AbstractEventLoop) -> None:
-        """Take over the pipe; ``streams`` are those of ``output.rebuild``, and lead to the log by now."""
+        """Own the pipe; ``streams`` are those of ``output.rebuild``, now redirected to the log."""
         self.pid = os.getpid()
         self._start = start
         self._streams = streams
@@ -82,7 +82,7 @@ class Worker:
         self._serving = False
 
     def load(self) -> NoReturn:
-        """Run the handler's code and serve what it gives."""
+        """Run the handler's code and serve the function that it defines."""
         runpod.install()
         loaded = load(self._start.setup.handler)
         if isinstance(loaded, wire.LoadFailed):
@@ -91,7 +91,7 @@ class Worker:
         self._serve({**kept, "handler": loaded})
 
     def start(self, config: object) -> None:
-        """Serve ``config``. Where the command line names a function it is that which is served, with the rest of ``config``."""
+        """Serve ``config``. If the command line names a function, it replaces the handler in ``config``."""
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("start() must be called in the main thread")
         if asyncio._get_running_loop() is not None:
@@ -104,16 +104,16 @@ class Worker:
             self._serve(config)
 
     def progress(self, job: Any, value: object) -> None:
-        """Say how far ``job`` is; see ``serverless.progress_update``."""
+        """Report progress of ``job``; see ``serverless.progress_update``."""
         encoded = encode(value, "progress")
         if len(encoded) > wire.MAX_PROGRESS:
-            what = f"a progress of {len(encoded)} bytes was not passed on: the most is {wire.MAX_PROGRESS}"
+            what = f"a progress value of {len(encoded)} bytes was dropped: the maximum is {wire.MAX_PROGRESS}"
             self._pipe.warn(f"job {job['id']}: {what}")
             return
         self._pipe.progress(job["id"], encoded)
 
     def current_job(self) -> str | None:
-        """The job that the caller works for; see ``serverless.current_job``."""
+        """Return the id of the caller's job; see ``serverless.current_job``."""
         return output.JOB.get()
 
     def add_fitness_check(self, check: Callable[[], object]) -> None:
@@ -126,7 +126,7 @@ class Worker:
             self._fail_load(config)
         self._serving = True
         if config.unknown:
-            self._pipe.warn(f"the config has keys that mean nothing here: {', '.join(config.unknown)}")
+            self._pipe.warn(f"unknown keys in the config are ignored: {', '.join(config.unknown)}")
         loop = self._current_loop()
         failed = loop.run_until_complete(self._check_fitness()) if self._checks else None
         if failed is not None:
@@ -143,7 +143,7 @@ class Worker:
         try:
             while True:  # the handler may stop the loop, but not the worker
                 loop.run_forever()
-        except SystemExit as ended:  # of a task that the handler started
+        except SystemExit as ended:  # raised in a task that the handler started
             output.leave_as(ended)
         except KeyboardInterrupt:
             output.leave(EXIT_INTERRUPTED)
@@ -162,9 +162,9 @@ class Worker:
             output.leave(EXIT_BROKEN)
 
     def _current_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop to serve on: the current one, because the handler's objects may be bound to it; ours if there is none.
+        """Return the loop to serve on: the current one, since the handler's objects may be bound to it, else ours.
 
-        ``asyncio.run`` while the handler loaded leaves none behind, and one that was closed is of no use.
+        The handler's code may have called ``asyncio.run``, which leaves no current loop, or closed the loop.
         """
         try:
             current = asyncio.get_event_loop()
