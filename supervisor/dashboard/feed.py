@@ -1,4 +1,4 @@
-"""Fetches snapshots on a thread, so that a supervisor that does not answer never holds up the keys; in the screen's process."""
+"""Fetches snapshots on a thread, so that keys work even if the supervisor does not respond; in the screen's process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EVERY_S = 0.5
 
 
 class CommandReply(msgspec.Struct, frozen=True):
-    """How something that was asked for went, in words."""
+    """The result of a command, for the user."""
 
     text: str
 
@@ -28,7 +28,7 @@ News = Union[Snapshot, ClientError, CommandReply]
 
 
 class Feed:
-    """What the supervisor says: a snapshot every half second, or why there is none. ``fileno`` is readable when there is news."""
+    """Polls the supervisor every half second for a snapshot. ``fileno`` is readable when there is news."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -39,11 +39,11 @@ class Feed:
         self._thread.start()
 
     def fileno(self) -> int:
-        """Readable when ``take`` has something."""
+        """Return a descriptor that is readable when ``take`` has something."""
         return self._bell
 
     def take(self) -> list[News]:
-        """What came since the last time, oldest first."""
+        """Return the news since the last call, oldest first."""
         try:
             os.eventfd_read(self._bell)
         except BlockingIOError:
@@ -52,24 +52,24 @@ class Feed:
         while not self._news.empty():
             news = self._news.get()
             if news is None:
-                raise RuntimeError("the thread that asks the supervisor has died")
+                raise RuntimeError("the thread that polls the supervisor has died")
             found.append(news)
         return found
 
     def refresh(self, slot: str) -> None:
-        """Ask for a refresh of ``slot``; ``CommandReply`` or ``ClientError`` follows."""
+        """Request a refresh of ``slot``; a ``CommandReply`` follows."""
 
         def send() -> News:
             try:
                 self._client.order(slot, "refresh")
             except ClientError as error:
                 return CommandReply(f"{slot}: {error}")
-            return CommandReply(f"refresh of {slot} asked for")
+            return CommandReply(f"refresh of {slot} requested")
 
         self._commands.put(send)
 
     def close(self) -> None:
-        """Ask no more. A question on its way is left to end by itself."""
+        """Stop polling. A request in flight is not waited for."""
         self._commands.put(None)
 
     def _run(self) -> None:
@@ -80,7 +80,7 @@ class Feed:
             self._put(None)
 
     def _pause(self) -> bool:
-        """Wait for the next question, doing what is wished meanwhile; false when there is to be none."""
+        """Wait until the next poll is due, and run commands meanwhile; return False after ``close``."""
         deadline = time.monotonic() + _EVERY_S
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -90,7 +90,7 @@ class Feed:
             if command is None:
                 return False
             self._put(command())
-            deadline = min(deadline, time.monotonic() + 0.05)  # show soon what it did
+            deadline = min(deadline, time.monotonic() + 0.05)  # show its effect soon
         return True
 
     def _snapshot(self) -> News:

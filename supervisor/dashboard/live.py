@@ -1,4 +1,4 @@
-"""Keeps the picture on the terminal: keys, signals, news from the supervisor; the main loop of the screen's process."""
+"""The main loop of the dashboard: keys, signals, snapshots, painting; in the screen's process."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from supervisor.dashboard.view import Look, picture
 from supervisor.errors import UnreachableError
 from supervisor.protocol.views import Snapshot
 
-_NOTICE_S = 4.0  # how long the answer to a key stays
-_UNREACHABLE_S = 2.0  # how long a supervisor that nobody can reach may take to come back
-_SILENT_S = 1.5  # after how long without a word the supervisor counts as not answering
+_NOTICE_S = 4.0  # how long the reply to a key stays
+_UNREACHABLE_S = 2.0  # how long a supervisor may be unreachable before the screen exits
+_SILENT_S = 1.5  # how long a supervisor may not respond before the screen says so
 _TICK_S = 0.5
 
 
 class KeyAction(enum.Enum):
-    """What a key asks for beyond another look."""
+    """Effect of a key besides a change of the view."""
 
     NOTHING = enum.auto()
     QUIT = enum.auto()
@@ -37,14 +37,14 @@ class KeyAction(enum.Enum):
 
 
 class ScreenExit(msgspec.Struct, frozen=True):
-    """How the screen ended: the process's exit ``code`` and a last word for the terminal, if any."""
+    """Result of the screen: the process's exit ``code``, and a message to print after it, if any."""
 
     code: int = 0
     message: str | None = None
 
 
 def pressed(look: Look, key: str, slots: tuple[str, ...]) -> tuple[Look, KeyAction]:
-    """The look after ``key`` and what it asks for; pure. ``slots`` are those on the screen, in order."""
+    """Return the view state after ``key``, and its action; pure. ``slots`` are those on the screen, in order."""
     change = msgspec.structs.replace
     if look.help and key != "q":
         return change(look, help=False), KeyAction.NOTHING
@@ -76,13 +76,13 @@ def _moved(selected: str | None, slots: tuple[str, ...], step: int) -> str | Non
 
 
 class Live:
-    """The screen while it runs."""
+    """The running screen."""
 
     def __init__(self, client: Client, first: Snapshot, stop: Callable[[], None] | None = None) -> None:
-        """Show ``first``, then what ``client`` hears.
+        """Show ``first``, then the snapshots that ``client`` fetches.
 
-        ``stop`` makes this the screen of `supervise HANDLER`: ``q`` calls it instead of ending the screen (it asks the supervisor
-        to drain, as Ctrl-C does), Ctrl-C is left to the supervisor, and the screen ends when nobody listens any more.
+        ``stop`` makes this the screen of `supervise HANDLER`: ``q`` calls it to drain the supervisor instead of leaving the
+        screen, Ctrl-C is left to the supervisor, and the screen exits once the supervisor is unreachable.
         """
         self._client = client
         self._stop = stop
@@ -97,7 +97,7 @@ class Live:
         self._painted: tuple[Snapshot, Look, tuple[int, int]] | None = None
 
     def run(self) -> ScreenExit:
-        """Show the screen until it ends; the terminal is given back however that is."""
+        """Show the screen until it exits; always restores the terminal."""
         with _signals(self._stop is not None) as bell, Terminal() as terminal, selectors.DefaultSelector() as ready:
             self._look = msgspec.structs.replace(self._look, keys=terminal.has_keys)
             feed = Feed(self._client)
@@ -160,7 +160,7 @@ class Live:
         elif self._snapshot.draining:
             self._exit = ScreenExit(0, f"the supervisor at {self._client.url} has ended")
         elif now - self._unreachable_since >= _UNREACHABLE_S:
-            self._exit = ScreenExit(1, f"the supervisor at {self._client.url} is gone; nobody answers there any more")
+            self._exit = ScreenExit(1, f"the supervisor at {self._client.url} is gone: it does not respond any more")
 
     def _keys(self, terminal: Terminal, feed: Feed) -> None:
         keys = terminal.keys()
@@ -201,7 +201,7 @@ class Live:
 
 @contextlib.contextmanager
 def _signals(embedded: bool) -> Iterator[int]:
-    """A descriptor that brings the numbers of the signals that come; what they did before is put back at the end."""
+    """Yield a descriptor from which the numbers of received signals are read; restore their handlers at the end."""
     readable, bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     awaited = [signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGCONT, *([] if embedded else [signal.SIGINT])]
     before = {number: signal.signal(number, lambda *_: None) for number in awaited}

@@ -1,8 +1,7 @@
-"""Reads a job's progress: a handler may report any JSON value, and the screen shows a bar where there is a share in it; pure.
+"""Interprets a job's progress: a handler may report any JSON value, and a bar is shown if it contains a share; pure.
 
-Understood: an object with ``percent``, ``progress`` or ``fraction``; an object with a count and a total (``step`` and
-``of``, ``current`` and ``total``, …); a text with ``45%`` or ``3/10`` in it, as RunPod's examples write it. Anything else
-is shown as it is.
+Recognised: an object with ``percent``, ``progress`` or ``fraction``; an object with a count and a total (``step`` and ``of``,
+``current`` and ``total``, …); a text with ``45%`` or ``3/10`` in it, as in RunPod's examples. Anything else is shown as it is.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ _IN_TEXT = re.compile(r"(?P<percent>\d{1,3}(?:\.\d+)?) ?%|(?P<done>\d{1,9}) ?(?:
 
 
 class JobProgress(msgspec.Struct, frozen=True):
-    """How far a job is: ``share`` from 0 to 1 where that is known, and ``text`` in one harmless line, maybe empty."""
+    """Progress of a job: ``share`` from 0 to 1 if known, and ``text`` as one printable line, maybe empty."""
 
     share: float | None
     text: str
 
 
 def read(value: bytes | msgspec.Raw) -> JobProgress:
-    """What the JSON text ``value`` says."""
+    """Interpret the JSON text ``value``."""
     data = bytes(value)
     if len(data) > _LONGEST:
         return JobProgress(None, harmless(data[:_LONGEST].decode("utf-8", "replace")))
@@ -52,7 +51,7 @@ def read(value: bytes | msgspec.Raw) -> JobProgress:
 
 
 def shown(value: msgspec.Raw) -> Cell:
-    """The JSON text ``value`` as a cell: a bar where it has a share, as many words as fit; empty for ``null``."""
+    """Return a cell for the JSON text ``value``: a bar if it has a share, and as much text as fits; empty for ``null``."""
     if bytes(value) == b"null":
         return Text()
     found = read(value)

@@ -224,12 +224,12 @@ def test_the_order_of_what_the_api_sends_does_not_matter(snapshot: Make) -> None
     ("look", "words"),
     [
         ({"embedded": True}, "draining … Ctrl-C again to stop at once"),
-        ({}, "draining … it takes no new jobs"),
+        ({}, "draining … no new jobs are accepted"),
         ({"paused": True}, "paused · up"),
         ({"silent_since": 1_790_000_000_000}, "not answering since"),
         ({"silent_since": 1_790_000_000_000, "trouble": "HTTP 500"}, ": HTTP 500"),
-        ({"notice": "refresh of gpu0 asked for"}, "refresh of gpu0 asked for"),
-        ({"embedded": True, "help": True}, "stop the supervisor: running jobs end first; again: at once"),
+        ({"notice": "refresh of gpu0 requested"}, "refresh of gpu0 requested"),
+        ({"embedded": True, "help": True}, "stop the supervisor after its running jobs; again: at once"),
         ({"help": True}, "quit this screen"),
     ],
 )
