@@ -40,8 +40,8 @@ EXIT_CODES = (
 
 SETTING = """\
 Each option is also a variable, such as SUPERVISE_PORT (lists with commas), and a key of the --config file. The command line \
-goes before the environment, and that before the file. Defaults stand in brackets. A TIME is in seconds unless it says ms, s, \
-m, h or d."""
+overrides the environment, which overrides the file. Defaults are in brackets. A TIME is in seconds or has a unit: ms, s, m, h \
+or d."""
 
 
 class Serve(click.Command):

@@ -17,7 +17,7 @@ from supervisor.cli import remote
 from supervisor.client.client import Client
 from supervisor.dashboard import terminal
 from supervisor.dashboard.live import Live
-from supervisor.dashboard.view import Look, picture
+from supervisor.dashboard.view import ViewState, picture
 from supervisor.errors import UnreachableError
 from supervisor.protocol.views import Snapshot
 
@@ -65,7 +65,7 @@ def _first(client: Client, patience: float) -> Snapshot:
 def _print(snapshot: Snapshot, width: int | None, height: int | None) -> None:
     console = Console(highlight=False)
     columns = width or (console.width if console.is_terminal else _PLAIN_WIDTH)
-    console.print(picture(snapshot, columns, height, Look(keys=False)), soft_wrap=True)
+    console.print(picture(snapshot, columns, height, ViewState(keys=False)), soft_wrap=True)
 
 
 def _stopper() -> Callable[[], None]:

@@ -24,16 +24,16 @@ class CommandReply(msgspec.Struct, frozen=True):
     text: str
 
 
-News = Union[Snapshot, ClientError, CommandReply]
+Update = Union[Snapshot, ClientError, CommandReply]
 
 
 class Feed:
-    """Polls the supervisor every half second for a snapshot. ``fileno`` is readable when there is news."""
+    """Polls the supervisor every half second for a snapshot. ``fileno`` is readable when there are updates."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._news: queue.SimpleQueue[News | None] = queue.SimpleQueue()
-        self._commands: queue.SimpleQueue[Callable[[], News] | None] = queue.SimpleQueue()
+        self._updates: queue.SimpleQueue[Update | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Callable[[], Update] | None] = queue.SimpleQueue()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
@@ -42,24 +42,24 @@ class Feed:
         """Return a descriptor that is readable when ``take`` has something."""
         return self._bell
 
-    def take(self) -> list[News]:
-        """Return the news since the last call, oldest first."""
+    def take(self) -> list[Update]:
+        """Return the updates since the last call, oldest first."""
         try:
             os.eventfd_read(self._bell)
         except BlockingIOError:
             return []
         found = []
-        while not self._news.empty():
-            news = self._news.get()
-            if news is None:
+        while not self._updates.empty():
+            update = self._updates.get()
+            if update is None:
                 raise RuntimeError("the thread that polls the supervisor has died")
-            found.append(news)
+            found.append(update)
         return found
 
     def refresh(self, slot: str) -> None:
         """Request a refresh of ``slot``; a ``CommandReply`` follows."""
 
-        def send() -> News:
+        def send() -> Update:
             try:
                 self._client.order(slot, "refresh")
             except ClientError as error:
@@ -93,12 +93,12 @@ class Feed:
             deadline = min(deadline, time.monotonic() + 0.05)  # show its effect soon
         return True
 
-    def _snapshot(self) -> News:
+    def _snapshot(self) -> Update:
         try:
             return self._client.snapshot()
         except ClientError as error:
             return error
 
-    def _put(self, news: News | None) -> None:
-        self._news.put(news)
+    def _put(self, update: Update | None) -> None:
+        self._updates.put(update)
         os.eventfd_write(self._bell, 1)

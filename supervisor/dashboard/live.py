@@ -15,9 +15,9 @@ import msgspec
 from rich.console import Console
 
 from supervisor.client.client import Client
-from supervisor.dashboard.feed import CommandReply, Feed, News
+from supervisor.dashboard.feed import CommandReply, Feed, Update
 from supervisor.dashboard.terminal import Terminal
-from supervisor.dashboard.view import Look, picture
+from supervisor.dashboard.view import ViewState, picture
 from supervisor.errors import UnreachableError
 from supervisor.protocol.views import Snapshot
 
@@ -43,28 +43,28 @@ class ScreenExit(msgspec.Struct, frozen=True):
     message: str | None = None
 
 
-def pressed(look: Look, key: str, slots: tuple[str, ...]) -> tuple[Look, KeyAction]:
+def pressed(state: ViewState, key: str, slots: tuple[str, ...]) -> tuple[ViewState, KeyAction]:
     """Return the view state after ``key``, and its action; pure. ``slots`` are those on the screen, in order."""
     change = msgspec.structs.replace
-    if look.help and key != "q":
-        return change(look, help=False), KeyAction.NOTHING
+    if state.help and key != "q":
+        return change(state, help=False), KeyAction.NOTHING
     if key in ("q", "Q"):
-        return look, KeyAction.QUIT
+        return state, KeyAction.QUIT
     if key in ("up", "k", "down", "j"):
-        return change(look, selected=_moved(look.selected, slots, -1 if key in ("up", "k") else 1)), KeyAction.NOTHING
+        return change(state, selected=_moved(state.selected, slots, -1 if key in ("up", "k") else 1)), KeyAction.NOTHING
     if key == "escape":
-        return change(look, selected=None), KeyAction.NOTHING
+        return change(state, selected=None), KeyAction.NOTHING
     if key == "r":
-        target = look.selected if look.selected in slots else slots[0] if len(slots) == 1 else None
+        target = state.selected if state.selected in slots else slots[0] if len(slots) == 1 else None
         if target is None:
-            return change(look, notice="select a slot with ↑ ↓, then r refreshes it"), KeyAction.NOTHING
-        return change(look, selected=target), KeyAction.REFRESH
+            return change(state, notice="select a slot with ↑ ↓, then r refreshes it"), KeyAction.NOTHING
+        return change(state, selected=target), KeyAction.REFRESH
     if key == "suspend":
-        return look, KeyAction.NOTHING if look.embedded else KeyAction.SUSPEND
+        return state, KeyAction.NOTHING if state.embedded else KeyAction.SUSPEND
     toggles = {"l": "big_log", "p": "paused", "?": "help", "h": "help"}
     if key in toggles:
-        return change(look, **{toggles[key]: not getattr(look, toggles[key])}), KeyAction.NOTHING
-    return look, KeyAction.NOTHING
+        return change(state, **{toggles[key]: not getattr(state, toggles[key])}), KeyAction.NOTHING
+    return state, KeyAction.NOTHING
 
 
 def _moved(selected: str | None, slots: tuple[str, ...], step: int) -> str | None:
@@ -87,22 +87,22 @@ class Live:
         self._client = client
         self._stop = stop
         self._snapshot = first
-        self._look = Look(embedded=stop is not None)
+        self._state = ViewState(embedded=stop is not None)
         self._console = Console(file=sys.stdout, force_terminal=True)
         self._received = time.monotonic()
         self._received_ms = int(time.time() * 1000)
         self._notice_until = 0.0
         self._unreachable_since: float | None = None
         self._exit: ScreenExit | None = None
-        self._painted: tuple[Snapshot, Look, tuple[int, int]] | None = None
+        self._painted: tuple[Snapshot, ViewState, tuple[int, int]] | None = None
 
     def run(self) -> ScreenExit:
         """Show the screen until it exits; always restores the terminal."""
         with _signals(self._stop is not None) as bell, Terminal() as terminal, selectors.DefaultSelector() as ready:
-            self._look = msgspec.structs.replace(self._look, keys=terminal.has_keys)
+            self._state = msgspec.structs.replace(self._state, keys=terminal.has_keys)
             feed = Feed(self._client)
             ready.register(bell, selectors.EVENT_READ, lambda: self._signalled(bell, terminal))
-            ready.register(feed, selectors.EVENT_READ, lambda: self._news(feed.take()))
+            ready.register(feed, selectors.EVENT_READ, lambda: self._updated(feed.take()))
             if terminal.has_keys:
                 ready.register(terminal, selectors.EVENT_READ, lambda: self._keys(terminal, feed))
             try:
@@ -117,12 +117,12 @@ class Live:
 
     def _paint(self, terminal: Terminal) -> None:
         width, height = terminal.size()
-        wanted = self._snapshot, self._look, (width, height)
+        wanted = self._snapshot, self._state, (width, height)
         if wanted == self._painted:
             return
         self._painted = wanted
         with self._console.capture() as text:
-            self._console.print(picture(self._snapshot, width, height, self._look), soft_wrap=True, end="")
+            self._console.print(picture(self._snapshot, width, height, self._state), soft_wrap=True, end="")
         terminal.paint(text.get().split("\n"))
 
     def _signalled(self, bell: int, terminal: Terminal) -> None:
@@ -133,22 +133,22 @@ class Live:
             else:
                 self._exit = ScreenExit()
 
-    def _news(self, news: list[News]) -> None:
-        for item in news:
+    def _updated(self, updates: list[Update]) -> None:
+        for item in updates:
             if isinstance(item, Snapshot):
                 self._received, self._received_ms, self._unreachable_since = (
                     time.monotonic(),
                     int(time.time() * 1000),
                     None,
                 )
-                if not self._look.paused:
+                if not self._state.paused:
                     self._snapshot = item
-                if self._look.silent_since is not None:
-                    self._look = msgspec.structs.replace(self._look, silent_since=None, trouble=None)
+                if self._state.silent_since is not None:
+                    self._state = msgspec.structs.replace(self._state, silent_since=None, trouble=None)
             elif isinstance(item, CommandReply):
                 self._notice(item.text)
             else:
-                self._look = msgspec.structs.replace(self._look, silent_since=self._received_ms, trouble=str(item))
+                self._state = msgspec.structs.replace(self._state, silent_since=self._received_ms, trouble=str(item))
                 if isinstance(item, UnreachableError):
                     self._unreachable()
 
@@ -169,14 +169,14 @@ class Live:
             return
         for key in keys:
             slots = tuple(worker.slot for worker in self._snapshot.workers)
-            before = self._look.notice
-            self._look, action = pressed(self._look, key, slots)
-            if self._look.notice != before:
+            before = self._state.notice
+            self._state, action = pressed(self._state, key, slots)
+            if self._state.notice != before:
                 self._notice_until = time.monotonic() + _NOTICE_S
             if action is KeyAction.QUIT:
                 self._quit()
-            elif action is KeyAction.REFRESH and self._look.selected is not None:
-                feed.refresh(self._look.selected)
+            elif action is KeyAction.REFRESH and self._state.selected is not None:
+                feed.refresh(self._state.selected)
             elif action is KeyAction.SUSPEND:
                 terminal.suspend()
                 self._painted = None
@@ -188,15 +188,15 @@ class Live:
             self._stop()
 
     def _notice(self, text: str) -> None:
-        self._look = msgspec.structs.replace(self._look, notice=text)
+        self._state = msgspec.structs.replace(self._state, notice=text)
         self._notice_until = time.monotonic() + _NOTICE_S
 
     def _age(self) -> None:
         now = time.monotonic()
-        if self._look.notice is not None and now >= self._notice_until:
-            self._look = msgspec.structs.replace(self._look, notice=None)
-        if self._look.silent_since is None and now - self._received >= _SILENT_S:
-            self._look = msgspec.structs.replace(self._look, silent_since=self._received_ms)
+        if self._state.notice is not None and now >= self._notice_until:
+            self._state = msgspec.structs.replace(self._state, notice=None)
+        if self._state.silent_since is None and now - self._received >= _SILENT_S:
+            self._state = msgspec.structs.replace(self._state, silent_since=self._received_ms)
 
 
 @contextlib.contextmanager

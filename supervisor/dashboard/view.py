@@ -23,7 +23,7 @@ _WIDE = 150  # minimum cells to show running and ended jobs side by side
 _SMALLEST = (24, 5)  # below this size, a few words without a frame
 
 
-class Look(msgspec.Struct, frozen=True):
+class ViewState(msgspec.Struct, frozen=True):
     """The user's choices and the screen's own state.
 
     ``embedded``: this screen belongs to `supervise HANDLER`. ``silent_since``: time of the last response in ms since 1970, if the
@@ -41,31 +41,31 @@ class Look(msgspec.Struct, frozen=True):
     notice: str | None = None
 
 
-def picture(snapshot: Snapshot, width: int, height: int | None, look: Look) -> Text:
+def picture(snapshot: Snapshot, width: int, height: int | None, state: ViewState) -> Text:
     """Render the picture, ``width`` cells wide and ``height`` rows high; without ``height`` as high as it usually needs."""
     if width < _SMALLEST[0] or (height is not None and height < _SMALLEST[1]):
         return _tiny(snapshot, width, height or 1)
     inner = width - 4
     top = [_status(snapshot, inner)] if height is None or height >= 12 else []
-    top += [Text(crop(text, inner), style) for text, style in _notices(snapshot, look)]
-    parts = [] if look.help else _parts(snapshot, width, look)
+    top += [Text(crop(text, inner), style) for text, style in _notices(snapshot, state)]
+    parts = [] if state.help else _parts(snapshot, width, state)
     if height is None:
         height = 2 + len(top) + sum(max(section.usual for section in part) for part in parts)
     room = height - 2 - len(top)
-    lines = [_top_edge(snapshot, width, look), *(_inside(line, width) for line in top)]
-    lines += _help(width, room, look) if look.help else _body(parts, width, room)
+    lines = [_top_edge(snapshot, width, state), *(_inside(line, width) for line in top)]
+    lines += _help(width, room, state) if state.help else _body(parts, width, room)
     lines = lines[: height - 1]
     lines += [_inside(Text(), width)] * (height - 1 - len(lines))
-    lines.append(_bottom_edge(width, look))
+    lines.append(_bottom_edge(width, state))
     return Text("\n", no_wrap=True, end="").join(lines)
 
 
-def _parts(snapshot: Snapshot, width: int, look: Look) -> list[tuple[Section, ...]]:
+def _parts(snapshot: Snapshot, width: int, state: ViewState) -> list[tuple[Section, ...]]:
     """Return the sections from top to bottom; two in one tuple lie side by side."""
-    slots = machine.slots(snapshot, look.selected)
-    if look.big_log:
+    slots = machine.slots(snapshot, state.selected)
+    if state.big_log:
         return [(slots,), (work.log(snapshot),)]
-    gpus = machine.gpus(snapshot, look.selected)
+    gpus = machine.gpus(snapshot, state.selected)
     lists = (work.running(snapshot), work.ended(snapshot))
     middle = [lists] if width >= _WIDE else [(section,) for section in lists]
     return [*([(gpus,)] if gpus else []), (slots,), (work.jobs(snapshot, width - 4),), *middle, (work.log(snapshot),)]
@@ -143,18 +143,18 @@ def _divider(part: Sequence[Section], drawn: Sequence[Drawn], width: int, seam: 
     return line
 
 
-def _top_edge(snapshot: Snapshot, width: int, look: Look) -> Text:
+def _top_edge(snapshot: Snapshot, width: int, state: ViewState) -> Text:
     name = Text.assemble(("supervise", "bold cyan"), f" {snapshot.version} ", ("·", EDGE), " ")
     name.append(harmless(snapshot.endpoint_id), "bold")
-    state = Text()
-    if look.silent_since is not None:
-        state = Text("not answering", "bold red")
-    elif look.paused:
-        state = Text("paused", "bold yellow")
+    badge = Text()
+    if state.silent_since is not None:
+        badge = Text("not answering", "bold red")
+    elif state.paused:
+        badge = Text("paused", "bold yellow")
     elif snapshot.draining:
-        state = Text("draining", "bold yellow")
+        badge = Text("draining", "bold yellow")
     up = Text(f"up {span(snapshot.stats.uptime_s)}", "dim")
-    return _edge(width, "╭╮", name, Text.assemble(state, " · ", up) if state else up)
+    return _edge(width, "╭╮", name, Text.assemble(badge, " · ", up) if badge else up)
 
 
 def _status(snapshot: Snapshot, width: int) -> Text:
@@ -164,12 +164,12 @@ def _status(snapshot: Snapshot, width: int) -> Text:
     return Text.assemble(handler, "   ", (where, "cyan"), "   ", (pid, "dim"))
 
 
-def _notices(snapshot: Snapshot, look: Look) -> list[tuple[str, str]]:
+def _notices(snapshot: Snapshot, state: ViewState) -> list[tuple[str, str]]:
     lines = []
-    if look.silent_since is not None:
-        more = harmless(look.trouble) if look.trouble else "showing the last known state"
-        lines.append((f"not answering since {clock(look.silent_since)}: {more}", "bold red"))
-    if snapshot.draining and look.embedded:
+    if state.silent_since is not None:
+        more = harmless(state.trouble) if state.trouble else "showing the last known state"
+        lines.append((f"not answering since {clock(state.silent_since)}: {more}", "bold red"))
+    if snapshot.draining and state.embedded:
         lines.append(("draining … Ctrl-C again to stop at once", "bold yellow"))
     elif snapshot.draining:
         lines.append(("draining … no new jobs are accepted; it stops when the running ones have ended", "bold yellow"))
@@ -178,17 +178,17 @@ def _notices(snapshot: Snapshot, look: Look) -> list[tuple[str, str]]:
     return lines
 
 
-def _bottom_edge(width: int, look: Look) -> Text:
-    if look.notice:
-        return _edge(width, "╰╯", Text(crop(harmless(look.notice), width - 6), "bold cyan"), Text())
-    if not look.keys:
+def _bottom_edge(width: int, state: ViewState) -> Text:
+    if state.notice:
+        return _edge(width, "╰╯", Text(crop(harmless(state.notice), width - 6), "bold cyan"), Text())
+    if not state.keys:
         return Text(f"╰{'─' * (width - 2)}╯", EDGE)
     keys = [
-        ("q", "stop" if look.embedded else "quit"),
+        ("q", "stop" if state.embedded else "quit"),
         ("↑↓", "select"),
         ("r", "refresh"),
-        ("l", "less log" if look.big_log else "log"),
-        ("p", "resume" if look.paused else "pause"),
+        ("l", "less log" if state.big_log else "log"),
+        ("p", "resume" if state.paused else "pause"),
         ("?", "help"),
     ]
     hints = Text()
@@ -199,8 +199,8 @@ def _bottom_edge(width: int, look: Look) -> Text:
     return _edge(width, "╰╯", hints, Text())
 
 
-def _help(width: int, room: int, look: Look) -> list[Text]:
-    stop = "stop the supervisor after its running jobs; again: at once" if look.embedded else "quit this screen"
+def _help(width: int, room: int, state: ViewState) -> list[Text]:
+    stop = "stop the supervisor after its running jobs; again: at once" if state.embedded else "quit this screen"
     keys = [
         ("q", stop),
         ("↑ ↓", "select a slot (k and j as well); Esc selects none"),

@@ -16,7 +16,7 @@ from supervisor.dashboard import progress
 from supervisor.dashboard.live import KeyAction, pressed
 from supervisor.dashboard.table import GAP, Column, Span, table, widths
 from supervisor.dashboard.text import bar, clock, crop, duration, fit, harmless, mib
-from supervisor.dashboard.view import Look
+from supervisor.dashboard.view import ViewState
 
 # --- words and numbers
 
@@ -236,18 +236,18 @@ SLOTS = ("gpu0", "gpu1", "gpu2")
     ],
 )
 def test_keys(before: dict[str, Any], key: str, after: dict[str, Any], action: KeyAction) -> None:
-    look, wished = pressed(Look(**before), key, SLOTS)
+    state, wished = pressed(ViewState(**before), key, SLOTS)
     notice = after.pop("notice", None)
-    assert (look.notice or "").startswith(notice or "")
-    assert (look.notice is None) == (notice is None)
-    assert msgspec.structs.replace(look, notice=None) == Look(**after)
+    assert (state.notice or "").startswith(notice or "")
+    assert (state.notice is None) == (notice is None)
+    assert msgspec.structs.replace(state, notice=None) == ViewState(**after)
     assert wished is action
 
 
 def test_r_needs_no_selection_where_there_is_one_slot() -> None:
-    look, wished = pressed(Look(), "r", ("cpu0",))
-    assert (look.selected, wished) == ("cpu0", KeyAction.REFRESH)
+    state, wished = pressed(ViewState(), "r", ("cpu0",))
+    assert (state.selected, wished) == ("cpu0", KeyAction.REFRESH)
 
 
 def test_arrows_without_slots() -> None:
-    assert pressed(Look(), "down", ()) == (Look(), KeyAction.NOTHING)
+    assert pressed(ViewState(), "down", ()) == (ViewState(), KeyAction.NOTHING)
