@@ -41,7 +41,7 @@ from supervisor.host.limits import raise_oom_score
 from supervisor.host.processes import children_of, kill_with_group, set_death_signal, set_subreaper
 from supervisor.template import child, guard
 from supervisor.template.folders import Folders
-from supervisor.template.preload.preload import Preloaded, SpoiltError, freeze, import_shared, preload
+from supervisor.template.preload.preload import Preloaded, UnforkableError, freeze, import_shared, preload
 from supervisor.template.preload.thread_pools import find_pools
 from supervisor.template.process_limit import ProcessLimiter
 from supervisor.template.reap import Reaper
@@ -117,7 +117,7 @@ class TemplateServer:
         import_shared()
         try:
             preloaded = self._restart_state.preloaded if self._restart_state is not None else preload(setup)
-        except SpoiltError as error:
+        except UnforkableError as error:
             self._restart(RestartState(setup, Preloaded((), ((setup.handler.target, str(error)),))))
         freeze()
         return preloaded

@@ -35,7 +35,7 @@ class StandardStreams(NamedTuple):
 
 
 def rebuild() -> StandardStreams:
-    """Recreate Python's three standard streams; return the raw files of two.
+    """Recreate Python's three standard streams; return the raw files of stdout and stderr.
 
     Makes C's ``stdout`` line-buffered. Fatal signals print a traceback; ``STACK_SIGNAL`` prints one of all threads, even if
     native code holds the interpreter, and interrupted system calls are restarted (``faulthandler.register``).

@@ -38,7 +38,7 @@ class Preloaded(msgspec.Struct, frozen=True):
     skipped: tuple[tuple[str, str], ...] = ()
 
 
-class SpoiltError(SuperviseError):
+class UnforkableError(SuperviseError):
     """An import that had passed its trial made the template itself unfit for forking."""
 
 
@@ -46,7 +46,7 @@ def preload(setup: wire.Setup) -> Preloaded:
     """Import the modules that ``setup`` names and that are safe, with the thread pools of BLAS and OpenMP at one thread.
 
     Raises:
-        SpoiltError: workers must not be forked from this process any more.
+        UnforkableError: workers must not be forked from this process any more.
     """
     wanted, skipped = _wanted(setup)
     if not wanted:
@@ -99,22 +99,22 @@ def _import_all(
                 entry = waiting.popleft()
                 reason = trial.verdict(timeout)
                 if reason is None:
-                    _import_for_good(entry)
+                    _import_here(entry)
                     loaded[entry.module] = None
                 else:
                     unsafe.setdefault(entry.module, reason)
     fault = safety.fault(before, folder)
     if fault is not None:
-        raise SpoiltError(f"{', '.join(loaded)} passed a trial and then, imported for good, {fault}")
+        raise UnforkableError(f"{', '.join(loaded)} passed a trial, but in the template {fault}")
     return tuple(loaded), tuple(unsafe.items())
 
 
-def _import_for_good(entry: Import) -> None:
+def _import_here(entry: Import) -> None:
     try:
         perform(entry)
     except BaseException as error:  # any code runs here
-        raise SpoiltError(
-            f"{entry.module} passed a trial and then, imported for good, raised {reason_of(error)}"
+        raise UnforkableError(
+            f"{entry.module} passed a trial but raised in the template: {reason_of(error)}"
         ) from error
 
 

@@ -22,7 +22,7 @@ _ENDING_S = 0.1
 """Seconds that the kernel may still list a joined thread."""
 
 
-class Before(msgspec.Struct, frozen=True):
+class ProcessState(msgspec.Struct, frozen=True):
     """State that an import must not change."""
 
     folder: str
@@ -31,12 +31,12 @@ class Before(msgspec.Struct, frozen=True):
     children: frozenset[int]
 
 
-def snapshot() -> Before:
+def snapshot() -> ProcessState:
     """Return the current state."""
-    return Before(str(Path.cwd()), tuple(sys.path), _top_level(), frozenset(children_of(os.getpid())))
+    return ProcessState(str(Path.cwd()), tuple(sys.path), _top_level(), frozenset(children_of(os.getpid())))
 
 
-def fault(before: Before, handlers_folder: Path) -> str | None:
+def fault(before: ProcessState, handlers_folder: Path) -> str | None:
     """Return why workers must not be forked from this process, worded to follow a module's name; None if they may.
 
     May fork a child and wait for it.
@@ -51,13 +51,13 @@ def fault(before: Before, handlers_folder: Path) -> str | None:
     )
 
 
-def _changed(before: Before) -> str | None:
+def _changed(before: ProcessState) -> str | None:
     if str(Path.cwd()) != before.folder:
         return "it changes the current folder"
     return "it changes sys.path" if tuple(sys.path) != before.path else None
 
 
-def _hidden(before: Before, folder: Path) -> str | None:
+def _hidden(before: ProcessState, folder: Path) -> str | None:
     """Find a module imported along the way that has the name of the handler's own: the handler would get the wrong one."""
     for name in sorted(_top_level() - before.modules):
         if shadowed(name, folder):
@@ -107,7 +107,7 @@ def _native_threads() -> str | None:
     return None
 
 
-def _processes(before: Before) -> str | None:
+def _processes(before: ProcessState) -> str | None:
     started = [pid for pid in children_of(os.getpid()) if pid not in before.children]
     return "it leaves a process running" if started else None
 

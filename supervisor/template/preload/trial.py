@@ -100,7 +100,7 @@ def _run(imports: Sequence[Import], handlers_folder: Path, template: int, verdic
         os._exit(0)
 
 
-def _try(wanted: Import, before: safety.Before, handlers_folder: Path) -> str | None:
+def _try(wanted: Import, before: safety.ProcessState, handlers_folder: Path) -> str | None:
     try:
         perform(wanted)
     except BaseException as error:  # noqa: BLE001 - any code runs here, and some modules call sys.exit
