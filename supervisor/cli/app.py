@@ -111,7 +111,7 @@ class ErrorReporter:
             else:
                 click.echo(f"supervise: {message}", err=True)
         except OSError:
-            _abandon(2)  # nowhere else to report it; the exit code still gets through
+            _redirect_to_null(2)  # nowhere else to report it; the exit code still gets through
         return code
 
 
@@ -167,7 +167,7 @@ def _report_os_error(error: OSError, reporter: ErrorReporter) -> int:
     try:
         sys.stdout.flush()
     except OSError as refused:
-        _abandon(1)
+        _redirect_to_null(1)
         if isinstance(refused, BrokenPipeError):
             return 1  # the reader closed the pipe, as `head` does
         return reporter.report(f"standard output cannot be written: {files.refusal(refused)}", 2)
@@ -178,7 +178,7 @@ def _report_os_error(error: OSError, reporter: ErrorReporter) -> int:
     return reporter.report(f"the system refused: {files.refusal(error)}", 2)
 
 
-def _abandon(fd: int) -> None:
+def _redirect_to_null(fd: int) -> None:
     """Redirect ``fd`` to /dev/null: flushing the stream's buffer at interpreter exit must not fail again."""
     nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(nothing, fd)

@@ -110,7 +110,7 @@ class Live:
                     self._paint(terminal)
                     for key, _ in ready.select(_TICK_S):
                         key.data()
-                    self._age()
+                    self._check_times()
             finally:
                 feed.close()
         return self._exit
@@ -191,7 +191,7 @@ class Live:
         self._state = msgspec.structs.replace(self._state, notice=text)
         self._notice_until = time.monotonic() + _NOTICE_S
 
-    def _age(self) -> None:
+    def _check_times(self) -> None:
         now = time.monotonic()
         if self._state.notice is not None and now >= self._notice_until:
             self._state = msgspec.structs.replace(self._state, notice=None)

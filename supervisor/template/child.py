@@ -93,7 +93,7 @@ def become_worker(entry: Entry, setup: wire.Setup, get_assignment: GetAssignment
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        set_variables({**assignment.env, **_take_share(assignment, setup.limits, inherited.template)})
+        set_variables({**assignment.env, **_apply_limits(assignment, setup.limits, inherited.template)})
         tempfile.tempdir = None  # an import may have cached the template's folder
         widen(inherited.pools)
         enter(WorkerStart(assignment.slot, assignment.generation, connection, setup, assignment.since))
@@ -117,7 +117,7 @@ def _leave_template(inherited: Inherited) -> None:
     reseed()
 
 
-def _take_share(assignment: Assignment, limits: wire.Limits, template: int) -> dict[str, str]:
+def _apply_limits(assignment: Assignment, limits: wire.Limits, template: int) -> dict[str, str]:
     """Apply the worker's CPU affinity and private ``/tmp``; return the environment variables for them."""
     folder = assignment.folder
     if cpus := limits.cpus.get(assignment.slot):

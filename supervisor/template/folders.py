@@ -67,7 +67,7 @@ class Folders:
             self._due = time.monotonic() + 1  # too many processes: try again later
             return
         if pid == 0:
-            _be_cleaner(self._discarded, own_pid)
+            _run_cleaner(self._discarded, own_pid)
         self._reaper.spared.add(pid)
         self._cleaner, self._due = pid, None
         self._discarded.clear()
@@ -76,7 +76,7 @@ class Folders:
         return self._root / f"{slot}-{generation}"
 
 
-def _be_cleaner(paths: list[Path], template: int) -> None:
+def _run_cleaner(paths: list[Path], template: int) -> None:
     try:
         child.die_with(template)
         for path in paths:

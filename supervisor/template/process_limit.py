@@ -67,7 +67,7 @@ class ProcessLimiter:
         for pid in list(self._reaper.workers):
             size, dead = _size(kin, {pid})
             if size > self._most:
-                self._reaper.condemn(pid, TooManyProcesses(self._most * DEAD if dead else self._most, dead))
+                self._reaper.set_cause(pid, TooManyProcesses(self._most * DEAD if dead else self._most, dead))
                 kill_tree({pid})
             else:
                 largest = max(largest, size)

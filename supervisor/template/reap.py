@@ -47,7 +47,7 @@ class Reaper:
         self.spared.discard(pid)
         self.workers[pid] = (slot, generation)
 
-    def condemn(self, pid: int, cause: TooManyProcesses) -> None:
+    def set_cause(self, pid: int, cause: TooManyProcesses) -> None:
         """Record why the worker ``pid`` is about to be killed; ``cause`` goes into its ``Died``."""
         self._causes.setdefault(pid, cause)
 

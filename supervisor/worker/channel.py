@@ -65,7 +65,7 @@ class SupervisorPipe:
             except OSError:
                 data = b""
             if not data:
-                output.leave(0)
+                output.exit_process(0)
             messages += map(self._decode, self._reader.feed(data))
             if len(data) < _READ_BYTES:
                 return messages
@@ -142,7 +142,7 @@ class SupervisorPipe:
                 except BlockingIOError:
                     return False
                 except OSError:
-                    output.leave(0)
+                    output.exit_process(0)
                 if frame.job in self._newest:
                     self._newest[frame.job] = None  # partly written: it cannot be replaced any more
                 frame.left = memoryview(frame.left)[count:]

@@ -85,7 +85,7 @@ def _run_file(path: Path, argv: tuple[str, ...]) -> Callable[..., Any] | wire.Lo
         return wire.LoadFailed("not_found", blame.utf8(f"cannot read the handler {path}: {error.strerror}"))
     sys.path.insert(0, str(path.resolve().parent))  # as Python does, links resolved
     sys.argv = [str(path), *argv]
-    main = _become_main()
+    main = _replace_main()
     main.__file__ = str(path)
     main.__loader__ = SourceFileLoader("__main__", str(path))
     return _execute(compile(source, str(path), "exec", dont_inherit=True), main)
@@ -103,7 +103,7 @@ def _run_module(name: str, argv: tuple[str, ...]) -> Callable[..., Any] | wire.L
     code = get_code(name) if get_code is not None else None
     if spec is None or code is None:
         return wire.LoadFailed("not_found", blame.utf8(f"there is no Python module {name}"))
-    main = _become_main()
+    main = _replace_main()
     main.__spec__, main.__loader__, main.__package__ = spec, spec.loader, spec.parent
     if spec.origin is not None:
         main.__file__ = sys.argv[0] = spec.origin
@@ -113,7 +113,7 @@ def _run_module(name: str, argv: tuple[str, ...]) -> Callable[..., Any] | wire.L
 def _import_function(name: str, attribute: str, argv: tuple[str, ...]) -> Callable[..., Any] | wire.LoadFailed:
     sys.path.insert(0, str(Path.cwd()))
     sys.argv = [name, *argv]
-    _become_main()  # an empty one, so that multiprocessing's children import nothing again
+    _replace_main()  # an empty one, so that multiprocessing's children import nothing again
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -154,7 +154,7 @@ def _is_about(error: ModuleNotFoundError, name: str) -> bool:
     return error.name is not None and f"{name}.".startswith(f"{error.name}.")
 
 
-def _become_main() -> types.ModuleType:
+def _replace_main() -> types.ModuleType:
     """Replace the template's ``__main__`` by a fresh module, and return that."""
     main = types.ModuleType("__main__")
     vars(main).update(__builtins__=builtins, __cached__=None)

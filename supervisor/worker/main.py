@@ -144,9 +144,9 @@ class Worker:
             while True:  # the handler may stop the loop, but not the worker
                 loop.run_forever()
         except SystemExit as ended:  # raised in a task that the handler started
-            output.leave_as(ended)
+            output.exit_as(ended)
         except KeyboardInterrupt:
-            output.leave(EXIT_INTERRUPTED)
+            output.exit_process(EXIT_INTERRUPTED)
 
     def _read(self, runner: Runner) -> None:
         try:
@@ -156,10 +156,10 @@ class Worker:
                 elif isinstance(message, wire.Cancel):
                     runner.cancel(message.job)
                 else:
-                    output.leave(0)
+                    output.exit_process(0)
         except Exception:  # noqa: BLE001 - asyncio would print it and go on, with a job that never ends
             traceback.print_exc()
-            output.leave(EXIT_BROKEN)
+            output.exit_process(EXIT_BROKEN)
 
     def _current_loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop to serve on: the current one, since the handler's objects may be bound to it, else ours.
@@ -188,4 +188,4 @@ class Worker:
 
     def _fail_load(self, why: wire.LoadFailed) -> NoReturn:
         self._pipe.send(why)
-        output.leave(EXIT_LOAD_FAILED)
+        output.exit_process(EXIT_LOAD_FAILED)

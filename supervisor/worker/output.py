@@ -83,7 +83,7 @@ def file_behind(raw: io.FileIO) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Exit this process, from any thread. Every voluntary exit of a worker comes through here.
 
     Skips ``atexit`` functions, including those of ``multiprocessing`` and ``threading``: they are the template's or would wait
@@ -93,7 +93,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def leave_as(ended: SystemExit) -> NoReturn:
+def exit_as(ended: SystemExit) -> NoReturn:
     """Exit this process as Python does after ``sys.exit``."""
     code = ended.code
     if code is not None and not isinstance(code, int):
@@ -101,7 +101,7 @@ def leave_as(ended: SystemExit) -> NoReturn:
         with contextlib.suppress(Exception):
             print(code, file=sys.stderr)  # noqa: T201 - what Python does
         code = 1
-    leave((code or 0) & 0xFF)
+    exit_process((code or 0) & 0xFF)
 
 
 def _unbuffered(raw: io.FileIO) -> io.TextIOWrapper:

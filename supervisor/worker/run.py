@@ -127,7 +127,7 @@ class Runner:
             else:
                 done = self._settle(attempt, value)
         except SystemExit as ended:
-            output.leave_as(ended)
+            output.exit_as(ended)
         except BaseException as error:  # noqa: BLE001 - user code ran
             done = self._failure(attempt, error)
         self._finish(done)
@@ -146,7 +146,7 @@ class Runner:
                 else self._settle(attempt, value)
             )
         except SystemExit as ended:
-            output.leave_as(ended)
+            output.exit_as(ended)
         except BaseException as error:  # noqa: BLE001 - user code ran
             done = self._failure(attempt, error)
         self._finish(done)

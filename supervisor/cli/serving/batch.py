@@ -248,10 +248,10 @@ class BatchRun(ProgramRun):
     def _conclude(self) -> int:
         batch, reading = self._batch, self._gauge.read()
         self.shutdown.check()
-        here, seconds = self._gauge.here()
+        lines, seconds = self._gauge.this_run()
         text = f"{batch.done:,} lines done, {batch.failed:,} failed"
-        if here:
-            text += f"; {here:,} in {seconds:,.1f} s ({here / max(seconds, 0.001):,.1f}/s)"
+        if lines:
+            text += f"; {lines:,} in {seconds:,.1f} s ({lines / max(seconds, 0.001):,.1f}/s)"
         if not batch.finished and self._files.path is not None:
             text += "; the same command does the rest"
         self.events.event("batch", text, **_fields(reading), finished=batch.finished)

@@ -51,7 +51,7 @@ class Gauge:
             self._samples.clear()
             self._samples.append((self._began, self._work.done, self._work.bytes_done))
 
-    def here(self) -> tuple[int, float]:
+    def this_run(self) -> tuple[int, float]:
         """Return the number of lines that this run has finished, and the seconds it took."""
         return self._work.done - self._at_first, time.monotonic() - self._began
 

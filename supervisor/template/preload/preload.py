@@ -77,10 +77,10 @@ def _wanted(setup: wire.Setup) -> tuple[list[Import], tuple[tuple[str, str], ...
     if setup.preload is not None:
         return [Import(name) for name in setup.preload], ()
     reading = imports.read(setup.handler)
-    return [entry for entry in dict.fromkeys(reading.imports) if not _is_here(entry)], reading.left_out
+    return [entry for entry in dict.fromkeys(reading.imports) if not _is_imported(entry)], reading.left_out
 
 
-def _is_here(entry: Import) -> bool:
+def _is_imported(entry: Import) -> bool:
     module = sys.modules.get(entry.module)
     return module is not None and all(name in vars(module) for name in entry.names)
 
@@ -99,7 +99,7 @@ def _import_all(
                 entry = waiting.popleft()
                 reason = trial.verdict(timeout)
                 if reason is None:
-                    _import_here(entry)
+                    _import_in_template(entry)
                     loaded[entry.module] = None
                 else:
                     unsafe.setdefault(entry.module, reason)
@@ -109,7 +109,7 @@ def _import_all(
     return tuple(loaded), tuple(unsafe.items())
 
 
-def _import_here(entry: Import) -> None:
+def _import_in_template(entry: Import) -> None:
     try:
         perform(entry)
     except BaseException as error:  # any code runs here

@@ -93,7 +93,7 @@ def clean(folder_list: Iterable[str | os.PathLike[str]] | None = None) -> None:
         path = path.parent.resolve() / path.name
         if not path.is_dir():
             continue
-        if _is_the_jobs_own(path, job):
+        if _belongs_to_job(path, job):
             shutil.rmtree(path, ignore_errors=True)
         else:
             _warn_once(
@@ -102,7 +102,7 @@ def clean(folder_list: Iterable[str | os.PathLike[str]] | None = None) -> None:
             )
 
 
-def _is_the_jobs_own(path: Path, job: str | None) -> bool:
+def _belongs_to_job(path: Path, job: str | None) -> bool:
     own = own_folder()
     if OWN_FOLDER in os.environ and own in path.parents:
         jobs = own / "jobs"  # where each job has its part

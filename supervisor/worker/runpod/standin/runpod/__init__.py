@@ -16,7 +16,7 @@ _HERE = Path(__file__).resolve()
 _FOLDER = _HERE.parent.parent
 
 
-def _give_way() -> bool:
+def _load_real_package() -> bool:
     """Replace this module by the real package, routed in a worker's multiprocessing child; return False if there is none."""
     this = sys.modules.pop(__name__)
     ours = [(index, entry) for index, entry in enumerate(sys.path) if Path(entry).resolve() == _FOLDER]
@@ -45,7 +45,7 @@ def _is_multiprocessing_child() -> bool:
     return child and "SUPERVISE_WORKER_ID" in os.environ
 
 
-if not _give_way():
+if not _load_real_package():
     from runpod import _absent
 
     _absent.install()
