@@ -1,1 +1,1 @@
-"""The command line; runs in the process that a person or a service manager starts."""
+"""The command line; runs in the process that a user or a service manager starts."""

@@ -1,6 +1,6 @@
-"""The program ``supervise``: its commands, its exit codes, and how errors are said; runs in the process that a person starts.
+"""The program ``supervise``: its commands, exit codes and error messages; runs in the process that the user starts.
 
-A command's module is imported when the command is used: who serves a handler does not wait for the dashboard's imports.
+A command's module is imported when the command is used: serving a handler does not wait for the dashboard's imports.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from supervisor.host import files
 
 HERE = {
     "serve": "Serve HANDLER, also when it has the name of a command.",
-    "gpus": "Show what NVML sees, and which supervisor holds it.",
+    "gpus": "Show the GPUs that NVML lists, and which supervisor holds each.",
 }
 REMOTE = {
-    "top": "Watch it.",
-    "submit": "Submit a job, and if wanted wait for it.",
-    "status": "Show how a job is, and its output.",
-    "stream": "Print the chunks of a job as they come.",
-    "logs": "Print what a job printed.",
+    "top": "Live dashboard.",
+    "submit": "Submit a job; optionally wait for it.",
+    "status": "Show a job's status and output.",
+    "stream": "Print a job's chunks as they arrive.",
+    "logs": "Print a job's log.",
     "cancel": "Cancel jobs.",
-    "retry": "Queue jobs once more that failed.",
-    "jobs": "List the jobs.",
-    "workers": "List the slots; refresh, pause or resume them.",
+    "retry": "Retry failed jobs.",
+    "jobs": "List jobs.",
+    "workers": "List slots; refresh, pause or resume them.",
 }
-"""To a running supervisor."""
+"""Commands to a running supervisor."""
 
 COMMANDS = {**HERE, **REMOTE}
-"""The commands and their line in ``--help``. Each is ``NAME`` in ``supervisor/cli/NAME.py``, those about jobs in ``jobs.py``."""
+"""Commands and their lines in ``--help``. Each is ``NAME`` in ``supervisor/cli/NAME.py``, those about jobs in ``jobs.py``."""
 
 _IN_JOBS = ("status", "stream", "logs", "cancel", "retry")
 
 _NO_THREAD = "can't start new thread"
-"""What Python's ``threading`` says (a RuntimeError) where the system has no room for one more."""
+"""Text of the RuntimeError that Python's ``threading`` raises at the limit of threads."""
 
 
 class Program(click.Group):
-    """Takes a first word that is no command as the HANDLER of ``serve``."""
+    """Command group that treats a first word that is no command as the HANDLER of ``serve``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """The names of the commands."""
+        """Return the names of the commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
-        """The command ``cmd_name``, imported now."""
+        """Import and return the command ``cmd_name``; None if there is no such command."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"supervisor.cli.{'jobs' if cmd_name in _IN_JOBS else cmd_name}")
@@ -64,10 +64,10 @@ class Program(click.Group):
         return command if isinstance(command, click.Command) else None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Find out which command is meant.
+        """Determine the command.
 
         Raises:
-            UsageError: the first word is nearly a command and cannot be a handler.
+            UsageError: the first word is a misspelt command and cannot be a handler.
         """
         if not args:
             click.echo(ctx.get_help(), err=True)
@@ -79,8 +79,8 @@ class Program(click.Group):
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the help of ``serve``, which is the program's, with the commands in it."""
-        from supervisor.cli import serve  # noqa: PLC0415 - see the top
+        """Write the help of ``serve``, which is the program's, and the list of commands."""
+        from supervisor.cli import serve  # noqa: PLC0415 - see the module docstring
 
         commands = {"Commands": HERE, "Commands to a running supervisor": REMOTE}
         serve.write_page(ctx, formatter, [serve.make_command(), self], commands)
@@ -95,14 +95,14 @@ def _may_be_handler(word: str) -> bool:
     )
 
 
-class Speech:
-    """How the program says its last words on stderr: as the event lines are written, once that is known."""
+class ErrorReporter:
+    """Writes the program's error messages to stderr, in the format of the event lines once that is known."""
 
     def __init__(self) -> None:
         self.log_format: object = "text"
 
-    def say(self, message: str, code: int) -> int:
-        """Say ``message`` and give ``code``."""
+    def report(self, message: str, code: int) -> int:
+        """Write ``message`` and return ``code``."""
         try:
             if self.log_format == "json":
                 click.echo(
@@ -111,75 +111,75 @@ class Speech:
             else:
                 click.echo(f"supervise: {message}", err=True)
         except OSError:
-            _abandon(2)  # there is no other place to say it, and the exit code is still heard
+            _redirect_to_null(2)  # nowhere else to report it; the exit code still gets through
         return code
 
 
 def make_program() -> click.Group:
-    """The whole command line."""
+    """Build the whole command line."""
     program = Program("supervise", context_settings={"help_option_names": ["-h", "--help"]})
     return click.version_option(__version__, prog_name="supervise", message="%(prog)s %(version)s")(program)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line ``arguments`` (those of the process unless given) and give the exit code, errors said on stderr."""
-    speech = Speech()
+    """Run the command line ``arguments`` (default: the process's), report errors on stderr and return the exit code."""
+    reporter = ErrorReporter()
     try:
-        code = _run(arguments, speech)
+        code = _run(arguments, reporter)
         sys.stdout.flush()
     except OSError as error:
-        return _refused(error, speech)
+        return _report_os_error(error, reporter)
     return code
 
 
-def _run(arguments: Sequence[str] | None, speech: Speech) -> int:
+def _run(arguments: Sequence[str] | None, reporter: ErrorReporter) -> int:
     try:
-        code = make_program().main(arguments, prog_name="supervise", standalone_mode=False, obj=speech)
+        code = make_program().main(arguments, prog_name="supervise", standalone_mode=False, obj=reporter)
     except click.Abort:
         return 130
     except click.NoSuchOption as error:
         names = error.ctx.command.get_params(error.ctx) if error.ctx else []
         near = nearest(error.option_name, itertools.chain.from_iterable(parameter.opts for parameter in names))
-        return speech.say(f"{error.option_name}: no such option{near}", error.exit_code)
+        return reporter.report(f"{error.option_name}: no such option{near}", error.exit_code)
     except click.ClickException as error:
         message = error.format_message()
-        return speech.say(message[:1].lower() + message[1:], error.exit_code)
+        return reporter.report(message[:1].lower() + message[1:], error.exit_code)
     except SuperviseError as error:
-        return speech.say(str(error), exit_code(error))
+        return reporter.report(str(error), exit_code(error))
     except RuntimeError as error:
         if _NO_THREAD not in str(error):
             raise
-        return speech.say(
+        return reporter.report(
             "the system refused: no thread can be started; raise the limit of processes (`ulimit -u`, pids.max)", 2
         )
     return code if isinstance(code, int) else 0
 
 
 def exit_code(error: SuperviseError) -> int:
-    """The exit code for ``error``."""
+    """Return the exit code for ``error``."""
     if isinstance(error, StartError):
         return 3
     return 2 if isinstance(error, (UsageError, StoreError)) else 1
 
 
-def _refused(error: OSError, speech: Speech) -> int:
-    """Say what the operating system refused: before anything was served, or to who asks a supervisor something."""
+def _report_os_error(error: OSError, reporter: ErrorReporter) -> int:
+    """Report what the operating system refused, before serving or in a client command; return the exit code."""
     try:
         sys.stdout.flush()
     except OSError as refused:
-        _abandon(1)
+        _redirect_to_null(1)
         if isinstance(refused, BrokenPipeError):
-            return 1  # who reads it has seen enough
-        return speech.say(f"standard output cannot be written: {files.refusal(refused)}", 2)
+            return 1  # the reader closed the pipe, as `head` does
+        return reporter.report(f"standard output cannot be written: {files.refusal(refused)}", 2)
     try:
         Path.cwd()
     except OSError as gone:
-        return speech.say(f"the current folder cannot be used, change to another: {files.refusal(gone)}", 2)
-    return speech.say(f"the system refused: {files.refusal(error)}", 2)
+        return reporter.report(f"the current folder cannot be used, change to another: {files.refusal(gone)}", 2)
+    return reporter.report(f"the system refused: {files.refusal(error)}", 2)
 
 
-def _abandon(fd: int) -> None:
-    """Point ``fd`` at nothing: what is left in a stream's buffer must not fail once more as the interpreter ends."""
+def _redirect_to_null(fd: int) -> None:
+    """Redirect ``fd`` to /dev/null: flushing the stream's buffer at interpreter exit must not fail again."""
     nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(nothing, fd)
     os.close(nothing)

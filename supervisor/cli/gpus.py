@@ -1,4 +1,4 @@
-"""`supervise gpus`: what NVML shows of this machine, and which supervisor holds it; a process of its own."""
+"""`supervise gpus`: the GPUs that NVML shows, and which supervisor holds each; a process of its own."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from supervisor.gpu.records import Gpu, GpuSample, Listing, Reading, WorkerRef
 from supervisor.protocol import views
 
 LIST_S = 30.0
-"""How long the list may take: without a persistence daemon the driver needs seconds for each GPU to wake up."""
+"""Time-out for listing GPUs: without a persistence daemon the driver needs seconds to initialise each one."""
 
 READ_S = 10.0
-"""How long reading them may take."""
+"""Time-out for reading their state."""
 
 
 class ListedProcess(views.GpuProcess, frozen=True, rename="camel"):
-    """A process on a GPU; ``supervisor`` is the pid of the supervisor below which it runs, if that is known."""
+    """A process on a GPU; ``supervisor`` is the pid of the supervisor that it descends from, if known."""
 
     supervisor: int | None = None
 
 
 class ListedGpu(views.Gpu, frozen=True, rename="camel"):
-    """A GPU or MIG instance (``mig``: its number, ``parent``: its GPU's UUID), and the supervisor whose lock is on it."""
+    """A GPU or MIG instance (``mig``: its number, ``parent``: its GPU's UUID), and the supervisor that holds its lock."""
 
     mig: int | None = None
     parent: str | None = None
@@ -44,7 +44,7 @@ class ListedGpu(views.Gpu, frozen=True, rename="camel"):
     type=click.Path(path_type=Path),
     default=locks.DEFAULT_DIR,
     show_default=True,
-    help="Where supervisors lock GPUs.",
+    help="Folder of the GPU locks.",
 )
 @click.option(
     "--simulate-gpus",
@@ -52,24 +52,24 @@ class ListedGpu(views.Gpu, frozen=True, rename="camel"):
     type=click.IntRange(0),
     default=0,
     metavar="N",
-    help="Show N pretend GPUs in place of real ones.",
+    help="Show N simulated GPUs instead of real ones.",
 )
 @remote.as_json
 def gpus(lock_dir: Path, simulate_gpus: int, as_json: bool) -> int:
-    """Show this machine's GPUs, what runs on them, and which supervisor holds each. No supervisor is asked.
+    """Show this machine's GPUs, the processes on them, and which supervisor holds each. No supervisor is contacted.
 
-    Where NVML lists no memory or processes of a GPU (in containers often), they are not shown.
+    Memory and processes are left out where NVML does not list them, often in containers.
 
-    Exit codes: 0, or 1 when there is no GPU or it cannot be read.
+    Exit codes: 0, or 1 if there is no GPU or it cannot be read.
     """
-    listing, holders, reading = look(lock_dir, simulate_gpus)
+    listing, holders, reading = read_gpus(lock_dir, simulate_gpus)
     trouble = listing.reason or reading.error or ("" if listing.gpus else "NVML shows no GPU")
     if trouble:
-        remote.complain(trouble)
+        remote.print_error(trouble)
     listed = [_view(gpu, reading.of(gpu.uuid), holders.get(gpu.uuid)) for gpu in listing.gpus]
     if not listed:
         return 1
-    if remote.for_people(as_json):
+    if remote.for_terminal(as_json):
         show_table(listed)
     else:
         for view in listed:
@@ -77,9 +77,9 @@ def gpus(lock_dir: Path, simulate_gpus: int, as_json: bool) -> int:
     return 1 if reading.error else 0
 
 
-def look(folder: Path, simulate: int) -> tuple[Listing, dict[str, locks.Holder], Reading]:
-    """The GPUs, who holds which by the locks in ``folder``, and a reading in which processes below a holder have its pid as
-    their ``slot``."""
+def read_gpus(folder: Path, simulate: int) -> tuple[Listing, dict[str, locks.Holder], Reading]:
+    """Return the GPUs, the holders of the locks in ``folder`` by UUID, and a reading in which a holder's descendants have its
+    pid as their ``slot``."""
     reader = Reader(simulate, READ_S)
     try:
         listing = reader.list_gpus(LIST_S)
@@ -115,7 +115,7 @@ def _view(gpu: Gpu, sample: GpuSample | None, holder: locks.Holder | None) -> Li
         mig=gpu.mig,
         parent=gpu.parent,
         simulated=gpu.simulated,
-        # A pretend GPU's memory is that of the workers on it, which only their supervisor knows.
+        # A simulated GPU's memory is that of its workers, which only their supervisor knows.
         memory_used_mib=None if gpu.simulated else sample.memory_used_mib,
         memory_total_mib=sample.memory_total_mib or gpu.memory_total_mib,
         utilization=sample.utilization,
@@ -134,8 +134,8 @@ def _view(gpu: Gpu, sample: GpuSample | None, holder: locks.Holder | None) -> Li
 
 
 def show_table(gpus: Sequence[ListedGpu]) -> None:
-    """Print a line for each GPU, and below them one for each process."""
-    from supervisor.cli.tables import column, known, show  # noqa: PLC0415 - rich, which only people wait for
+    """Print a table of the GPUs, then one of their processes."""
+    from supervisor.cli.tables import column, known, show  # noqa: PLC0415 - imports rich, which JSON output does not need
     from supervisor.dashboard.text import mib  # noqa: PLC0415 - as above
 
     def memory(gpu: ListedGpu) -> str | None:

@@ -1,4 +1,4 @@
-"""The verbs about jobs that are in a supervisor already: status, stream, logs, cancel, retry and jobs; a client's process."""
+"""Commands about submitted jobs: status, stream, logs, cancel, retry and jobs; a client's process."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from supervisor.protocol.answers import Accepted
 if TYPE_CHECKING:
     from rich.text import Text
 
-LOOK_S = 1.0
-"""How often a person sees progress."""
+POLL_S = 1.0
+"""Seconds between updates of the progress row."""
 
 _BAR_CELLS = 24
 _PART = 1000
@@ -33,13 +33,13 @@ _PART = 1000
 
 @click.command(context_settings=remote.HELP)
 @click.argument("job", metavar="ID")
-@click.option("--wait", is_flag=True, help="Wait until it has ended.")
+@click.option("--wait", is_flag=True, help="Wait until the job has ended.")
 @remote.as_json
-@remote.asks
+@remote.with_client
 def status(client: Client, job: str, wait: bool, as_json: bool) -> int:
-    """Show how a job is: its state, times, output (its newest progress while it runs) and error.
+    """Show a job's status, times, output (the latest progress while it runs) and error.
 
-    Exit codes: 0 when that is known; with --wait 1 when the job did not complete.
+    Exit codes: 0; with --wait 1 if the job did not complete.
     """
     if wait:
         return show_end(client, job, as_json)
@@ -48,15 +48,15 @@ def status(client: Client, job: str, wait: bool, as_json: bool) -> int:
 
 
 def show_end(client: Client, job: str, as_json: bool) -> int:
-    """Wait for the end of ``job``, print it as people or programs want it, and give the exit code."""
+    """Wait for the end of ``job``, print it as a table or JSON, and return the exit code."""
     view = _until_ended(client, job)
     _show(view, as_json)
     return _exit_code(view)
 
 
 def _show(view: JobView, as_json: bool) -> None:
-    if remote.for_people(as_json):
-        from supervisor.cli import tables  # noqa: PLC0415 - rich, which only people wait for
+    if remote.for_terminal(as_json):
+        from supervisor.cli import tables  # noqa: PLC0415 - imports rich, which JSON output does not need
 
         tables.job(view)
     else:
@@ -68,16 +68,16 @@ def _exit_code(view: JobView) -> int:
 
 
 def _until_ended(client: Client, job: str) -> JobView:
-    """The job as it ended. If standard error is a terminal, one row of it, gone in the end, shows the job meanwhile."""
+    """Return the ended job. Meanwhile a row on standard error shows its progress, if that is a terminal."""
     if not sys.stderr.isatty():
         *_, last = client.watch(job)
         return last
-    from rich.console import Console  # noqa: PLC0415 - only people wait for it
+    from rich.console import Console  # noqa: PLC0415 - not needed without a terminal
 
     console = Console(stderr=True, highlight=False)
     began = time.monotonic()
     try:
-        for view in client.watch(job, LOOK_S):
+        for view in client.watch(job, POLL_S):
             _clear_row()
             if view.status.terminal:
                 break
@@ -118,21 +118,21 @@ class _Chunk(msgspec.Struct):
 
 @click.command(context_settings=remote.HELP)
 @click.argument("job", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print each chunk as the API's JSON, one a line.")
-@remote.asks
+@click.option("--json", "as_json", is_flag=True, help="Print each chunk as the API's JSON, one per line.")
+@remote.with_client
 def stream(client: Client, job: str, as_json: bool) -> int:
-    """Print what a job yields, from its first chunk on, until it has ended.
+    """Print a job's chunks, from the first one on, until it has ended.
 
-    A chunk that is text is printed as it is, without a line end; any other as JSON on a line of its own. Nothing is used up:
-    others can read the same chunks. A supervisor that is started anew meanwhile is waited for.
+    Text chunks are printed as they are, without a newline; others as JSON, one per line. Chunks are not consumed: other clients
+    can read them too. If the supervisor restarts, the command reconnects.
 
-    Exit codes: 0 when the job completed, 1 when it did not.
+    Exit codes: 0 if the job completed, else 1.
     """
     return follow(client, job, as_json)
 
 
 def follow(client: Client, job: str, as_json: bool) -> int:
-    """Print the chunks of ``job`` and give the exit code; why it did not complete is said on standard error."""
+    """Print the chunks of ``job`` and return the exit code; if it did not complete, report why on standard error."""
     at_terminal = sys.stdout.isatty()
     used = inside_line = False
     try:
@@ -155,25 +155,25 @@ def follow(client: Client, job: str, as_json: bool) -> int:
     view = client.job(job)
     code = _exit_code(view)
     if code:
-        remote.complain(f"job {view.id} {view.status.value}: {remote.explain(view.error or 'it has no error')[0]}")
+        remote.print_error(f"job {view.id} {view.status.value}: {remote.explain(view.error or 'it has no error')[0]}")
     elif sys.stderr.isatty() and not used and not as_json:
-        remote.complain(f"job {view.id} yielded nothing; its output: supervise status {view.id}")
+        remote.print_error(f"job {view.id} yielded nothing; its output: supervise status {view.id}")
     return code
 
 
 @click.command(context_settings=remote.HELP)
 @click.argument("job", metavar="ID")
-@click.option("-f", "--follow", "goes_on", is_flag=True, help="Go on as it prints, until it has ended.")
-@remote.asks
-def logs(client: Client, job: str, goes_on: bool) -> int:
-    """Print what a job has printed.
+@click.option("-f", "--follow", "follows", is_flag=True, help="Follow the log until the job has ended.")
+@remote.with_client
+def logs(client: Client, job: str, follows: bool) -> int:
+    """Print a job's log.
 
-    With --follow, a supervisor that is started anew meanwhile is waited for.
+    With --follow, the command reconnects if the supervisor restarts.
     """
     at_terminal = sys.stdout.isatty()
-    for lines in client.follow_log(job) if goes_on else client.log(job):
+    for lines in client.follow_log(job) if follows else client.log(job):
         shown = _shown(lines.decode("utf-8", "replace")).encode(sys.stdout.encoding, "backslashreplace")
-        remote.put(shown if at_terminal else lines, now=goes_on)
+        remote.put(shown if at_terminal else lines, now=follows)
     return 0
 
 
@@ -187,48 +187,48 @@ def _shown(text: str) -> str:
 @click.command(context_settings=remote.HELP)
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @remote.as_json
-@remote.asks
+@remote.with_client
 def cancel(client: Client, ids: tuple[str, ...], as_json: bool) -> int:
     """Cancel jobs, queued or running.
 
-    A queued job never starts; a running one is stopped, if need be with its worker. One that has ended keeps its state.
+    A queued job never starts; a running one is stopped, if necessary with its worker. An ended job keeps its state.
 
-    Exit codes: 0 when all of them are cancelled now, else 1.
+    Exit codes: 0 if all of them are cancelled, else 1.
     """
-    return _order_each(ids, client.cancel, JobStatus.CANCELLED, as_json)
+    return _command_each(ids, client.cancel, JobStatus.CANCELLED, as_json)
 
 
 @click.command(context_settings=remote.HELP)
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @remote.as_json
-@remote.asks
+@remote.with_client
 def retry(client: Client, ids: tuple[str, ...], as_json: bool) -> int:
-    """Queue jobs once more that failed or timed out, under their ids; their old output is gone.
+    """Retry jobs that failed or timed out, under their ids; their old output is deleted.
 
     \b
-    All that failed:
+    All failed jobs:
       supervise jobs --all --status FAILED | jq -r .id | xargs supervise retry
 
-    Exit codes: 0 when all of them are queued, else 1.
+    Exit codes: 0 if all of them are queued, else 1.
     """
-    return _order_each(ids, client.retry, JobStatus.IN_QUEUE, as_json)
+    return _command_each(ids, client.retry, JobStatus.IN_QUEUE, as_json)
 
 
-def _order_each(ids: Iterable[str], order: Callable[[str], Accepted], wanted: JobStatus, as_json: bool) -> int:
-    """Give ``order`` for each of ``ids`` and say the state of each; 1 if one is unknown, refused or not as ``wanted`` then."""
+def _command_each(ids: Iterable[str], command: Callable[[str], Accepted], wanted: JobStatus, as_json: bool) -> int:
+    """Run ``command`` for each of ``ids`` and print the states; return 1 if one is unknown, rejected or not ``wanted``."""
     code = 0
     for job in ids:
         try:
-            state = order(job)
+            state = command(job)
         except RefusedError as error:
-            if error.status not in (404, 409):  # nor would the others be taken
+            if error.status not in (404, 409):  # it concerns all jobs, such as a wrong key
                 raise
-            remote.complain(str(error))
+            remote.print_error(str(error))
             code = 1
             continue
         if state.status is not wanted:
             code = 1
-        if remote.for_people(as_json):
+        if remote.for_terminal(as_json):
             click.echo(f"{visible(state.id)}  {state.status.value}")
         else:
             remote.put_json(state)
@@ -237,23 +237,23 @@ def _order_each(ids: Iterable[str], order: Callable[[str], Accepted], wanted: Jo
 
 @click.command(context_settings=remote.HELP)
 @click.option("--status", metavar="STATUS", help=f"Only jobs in this state: {', '.join(JobStatus.__members__)}.")
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at most.")
-@click.option("--all", "without_limit", is_flag=True, help="All of them.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Maximum number of jobs.")
+@click.option("--all", "without_limit", is_flag=True, help="List all jobs.")
 @remote.as_json
-@remote.asks
+@remote.with_client
 def jobs(client: Client, status: str | None, limit: int, without_limit: bool, as_json: bool) -> int:
-    """List the jobs, the newest first, without input and output."""
+    """List jobs, newest first, without input and output."""
     found = client.jobs(_state(status) if status else None, None if without_limit else limit)
-    people, shown = remote.for_people(as_json), False
+    as_table, shown = remote.for_terminal(as_json), False
     while part := list(itertools.islice(found, _PART)):
-        if people:
-            from supervisor.cli import tables  # noqa: PLC0415 - rich, which only people wait for
+        if as_table:
+            from supervisor.cli import tables  # noqa: PLC0415 - imports rich, which JSON output does not need
 
             tables.jobs(part, titles=not shown)
         else:
             remote.put(b"".join(b"%b\n" % job.text for job in part), now=True)
         shown = True
-    if people and not shown:
+    if as_table and not shown:
         click.echo("no jobs", err=True)
     return 0
 

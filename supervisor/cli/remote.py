@@ -1,4 +1,4 @@
-"""What the client commands share: whom they ask, and how they answer; a client's process."""
+"""Options, client and output that the client commands share; a client's process."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ as_json = click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="Print the API's JSON, one object a line; so does an output that is no terminal.",
+    help="Print the API's JSON, one object per line; the default if the output is not a terminal.",
 )
 
 
-def asks(command: Callable[..., int]) -> Callable[..., int]:
-    """Give ``command`` the options that name a supervisor, and a ``Client`` of it as its first argument."""
+def with_client(command: Callable[..., int]) -> Callable[..., int]:
+    """Add ``--url`` and ``--api-key`` to ``command``, and pass it a ``Client`` as its first argument."""
 
     @click.option(
         "--url",
@@ -33,9 +33,11 @@ def asks(command: Callable[..., int]) -> Callable[..., int]:
         envvar="SUPERVISE_URL",
         default=DEFAULT_URL,
         show_default=True,
-        help="Where the supervisor is.",
+        help="The supervisor's URL.",
     )
-    @click.option("--api-key", metavar="KEY", envvar="SUPERVISE_API_KEY", help="Its key, if it wants one.")
+    @click.option(
+        "--api-key", metavar="KEY", envvar="SUPERVISE_API_KEY", help="The supervisor's API key, if it has one."
+    )
     @functools.wraps(command)
     def run(*args: Any, url: str, api_key: str | None, **options: Any) -> int:
         return command(Client(url, api_key), *args, **options)
@@ -43,30 +45,30 @@ def asks(command: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
-def for_people(as_json: bool) -> bool:
-    """Whether somebody looks at the output who did not ask for JSON."""
+def for_terminal(as_json: bool) -> bool:
+    """Return whether to print tables: the output is a terminal, and JSON was not requested."""
     return not as_json and sys.stdout.isatty()
 
 
 def put(data: bytes, *, now: bool = False) -> None:
-    """Write ``data`` to standard output; ``now``: at once."""
+    """Write ``data`` to standard output; ``now`` flushes it."""
     sys.stdout.buffer.write(data)
     if now:
         sys.stdout.buffer.flush()
 
 
 def put_json(value: Any) -> None:
-    """Write a line of JSON: ``value``, or the text that a supervisor wrote."""
+    """Write ``value`` as a line of JSON."""
     put(msgspec.json.encode(value) + b"\n", now=True)
 
 
-def complain(text: str) -> None:
-    """Say on standard error what went wrong, of several things."""
+def print_error(text: str) -> None:
+    """Print an error on standard error; the command goes on."""
     click.echo(f"supervise: {visible(text)}", err=True)
 
 
 def explain(error: str) -> tuple[str, str]:
-    """A job's error as one line to read, and what else there is of it."""
+    """Split a job's error into one readable line and the rest."""
     raised = raised_in(error)
     if raised is None:
         head, _, rest = error.strip().partition("\n")

@@ -1,4 +1,4 @@
-"""``supervise HANDLER``: the table of options as a command line, and its help; runs in the supervisor's process."""
+"""``supervise HANDLER``: its options as a command line, and its help; runs in the supervisor's process."""
 
 from __future__ import annotations
 
@@ -40,32 +40,32 @@ EXIT_CODES = (
 
 SETTING = """\
 Each option is also a variable, such as SUPERVISE_PORT (lists with commas), and a key of the --config file. The command line \
-goes before the environment, and that before the file. Defaults stand in brackets. A TIME is in seconds unless it says ms, s, \
-m, h or d."""
+overrides the environment, which overrides the file. Defaults are in brackets. A TIME is in seconds or has a unit: ms, s, m, h \
+or d."""
 
 
 class Serve(click.Command):
-    """Leaves what follows ``--`` to the handler, and shows the help by groups."""
+    """Command that leaves what follows ``--`` to the handler, and groups its options in the help."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Set aside what follows ``--`` and parse the rest."""
+        """Set aside the handler's arguments, which follow ``--``, and parse the rest."""
         if "--" in args:
             split = args.index("--")
             args, ctx.meta["handler_args"] = args[:split], tuple(args[split + 1 :])
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the whole page."""
+        """Write the help page."""
         write_page(ctx, formatter, [self])
 
 
 class Entry(click.Option):
-    """One row of the table, as an option. Its text is not looked at here: settings do that for every source alike."""
+    """One option of the settings. Its value is not parsed here: the settings do that for every source alike."""
 
     def __init__(self, entry: Option) -> None:
         self.group = entry.group
         name, dashed = entry.name, entry.dashed
-        # Every flag has its opposite, so that the command line can overrule a file that sets it; few need to see it.
+        # Every flag has its opposite, so that the command line can override a config file; the help leaves most of them out.
         opposite = dashed.replace("--no-", "--", 1) if dashed.startswith("--no-") else dashed.replace("--", "--no-", 1)
         self.left_column = f"{dashed} {entry.kind.metavar}".rstrip()
         if name == "dashboard":
@@ -83,7 +83,7 @@ class Entry(click.Option):
         )
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:  # noqa: ARG002 - click's signature
-        """The two columns of ``--help``."""
+        """Return the two columns of ``--help``."""
         return self.left_column, self.right_column
 
 
@@ -93,8 +93,8 @@ def write_page(
     commands: Sequence[click.Command],
     lists: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """Write what the program is, the options of ``commands``, each group under its heading and those of two commands once, then
-    ``lists`` by their headings, and what holds for all options."""
+    """Write the help page: introduction, the options of ``commands`` by group (shared ones once), ``lists`` under their
+    headings, then sources of settings, examples and exit codes."""
     formatter.write_usage("supervise", USAGE)
     for paragraph in INTRODUCTION.split("\n\n"):
         formatter.write_paragraph()
@@ -121,7 +121,7 @@ def _serve(words: tuple[str, ...], **options: Any) -> int:
     handler, *rest = words or (None,)
     if rest:
         raise UsageError(
-            f"unexpected argument {rest[0]!r}; what the handler is to find in sys.argv goes behind --: "
+            f"unexpected argument {rest[0]!r}; put the handler's arguments after --: "
             f"supervise {handler} -- {' '.join(rest)}"
         )
     context = click.get_current_context()
@@ -131,7 +131,7 @@ def _serve(words: tuple[str, ...], **options: Any) -> int:
         terminal=terminal.usable() and sys.stderr.isatty(),
     )
     context.obj.log_format = settings.log_format
-    # A wrong option is answered before the engine is imported.
+    # Wrong options are reported before the engine is imported.
     from supervisor.cli.serving.run import run_to_end  # noqa: PLC0415 - see above
 
     if settings.input is not None:
@@ -144,11 +144,7 @@ def _serve(words: tuple[str, ...], **options: Any) -> int:
 
 
 def make_command() -> click.Command:
-    """The command ``serve``. Its callback gives the exit code.
-
-    Raises:
-        UsageError, StartError and other errors of this program, from that callback.
-    """
+    """Build the command ``serve``. Its callback returns the exit code, and raises this program's errors."""
     entries = [Entry(entry) for entry in OPTIONS.values() if not entry.positional]
     return Serve(
         "serve",

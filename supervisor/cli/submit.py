@@ -1,4 +1,4 @@
-"""`supervise submit`: a job from the command line, and if wanted its end or its chunks; a client's process."""
+"""`supervise submit`: submits a job and optionally waits for it; a client's process."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _Object = dict[str, msgspec.Raw]
 
 @click.command(context_settings=remote.HELP)
 @click.argument("words", metavar="[INPUT]", nargs=-1)
-@click.option("--input-file", metavar="FILE", help="Read INPUT from there; - is standard input.")
-@click.option("--wait", is_flag=True, help="Wait for its end and print its status.")
-@click.option("--stream", "chunks", is_flag=True, help="Print its chunks as they come.")
-@click.option("--id", "job_id", metavar="ID", help="Its id; the same one twice means the same job.")
+@click.option("--input-file", metavar="FILE", help="Read INPUT from FILE; - is standard input.")
+@click.option("--wait", is_flag=True, help="Wait until the job has ended and print its status.")
+@click.option("--stream", "chunks", is_flag=True, help="Print the job's chunks as they arrive.")
+@click.option("--id", "job_id", metavar="ID", help="The job's id; the same id twice means the same job.")
 @click.option("--idempotency-key", metavar="KEY", help="The same key twice means the same job.")
-@click.option("--webhook", metavar="URL", help="Where to POST its status when it has ended.")
-@click.option("--low-priority", is_flag=True, help="Let it wait until no other job does.")
-@click.option("--execution-timeout", metavar="TIME", help="How long one start of it may last: seconds, or 90s, 5m, 1h.")
-@click.option("--ttl", metavar="TIME", help="How long from now on it may be queued or run.")
-@click.option("--json", "as_json", is_flag=True, help="Print the API's JSON, in place of the id and on a terminal too.")
-@remote.asks
+@click.option("--webhook", metavar="URL", help="POST the job's status to URL when it has ended.")
+@click.option("--low-priority", is_flag=True, help="Run the job only when no other job waits.")
+@click.option("--execution-timeout", metavar="TIME", help="Time limit of each attempt: seconds, or 90s, 5m, 1h.")
+@click.option("--ttl", metavar="TIME", help="Time to live, from now on, queued and running.")
+@click.option("--json", "as_json", is_flag=True, help="Print the API's JSON instead of the id, on a terminal too.")
+@remote.with_client
 def submit(
     client: Client,
     words: tuple[str, ...],
@@ -47,7 +47,7 @@ def submit(
     """Submit a job and print its id.
 
     INPUT is JSON: a request body if it is an object with `input`, else the input itself. Or it is pairs: name=text, and
-    name:=JSON for what is no text.
+    name:=JSON for other types.
 
     \b
     supervise submit '{"prompt": "a cat"}'
@@ -55,10 +55,10 @@ def submit(
     supervise submit --input-file request.json --stream
     supervise logs -f "$(supervise submit prompt="a cat")"
 
-    Exit codes: 0; with --wait or --stream 1 when the job did not complete. Ctrl-C leaves the job to itself.
+    Exit codes: 0; with --wait or --stream 1 if the job did not complete. Ctrl-C does not cancel the job.
     """
     if wait and chunks:
-        raise UsageError("--wait, --stream: choose one of them")
+        raise UsageError("--wait and --stream are mutually exclusive")
     given = _given(words, input_file)
     state = client.submit(_body(given, **options), idempotency_key)
     if chunks:
@@ -73,10 +73,10 @@ def submit(
 
 
 def _given(words: tuple[str, ...], input_file: str | None) -> bytes:
-    """The text of INPUT, wherever it stands."""
+    """Return the text of INPUT, from the arguments or the file."""
     if input_file is not None:
         if words:
-            raise UsageError(f"--input-file: INPUT is given as well ({words[0]!r}); leave one out")
+            raise UsageError(f"--input-file and INPUT ({words[0]!r}) are mutually exclusive")
         return _read(input_file)
     if not words:
         raise UsageError("no INPUT: give JSON, pairs such as prompt=hello, or --input-file")
@@ -85,7 +85,7 @@ def _given(words: tuple[str, ...], input_file: str | None) -> bytes:
         return msgspec.json.encode({pair["name"]: _value(pair) for pair in pairs if pair is not None})
     if len(words) > 1:
         odd = next(word for word, pair in zip(words, pairs, strict=True) if pair is None)
-        raise UsageError(f"INPUT: {odd!r} is no pair; write name=text or name:=JSON, or one JSON text in quotes")
+        raise UsageError(f"INPUT: {odd!r} is not a pair; write name=text or name:=JSON, or one JSON text in quotes")
     return words[0].encode("utf-8", "surrogateescape")
 
 
@@ -110,7 +110,7 @@ def _body(
     execution_timeout: str | None,
     ttl: str | None,
 ) -> bytes:
-    """The request body: that in ``given``, or one with ``given`` as its input; options go before what stands there."""
+    """Build the request body: ``given`` itself, or one with ``given`` as its input. Options override its fields."""
     text = _checked(given, "INPUT")
     body = msgspec.json.decode(text, type=_Object) if text.startswith(b"{") else {}
     if "input" not in body:
@@ -124,20 +124,20 @@ def _body(
     body |= {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in wanted.items() if value is not None}
     if any(value is not None for value in policy.values()):
         before = msgspec.json.decode(body.get("policy", b"{}"), type=Any)
-        said = {name: value for name, value in policy.items() if value is not None}
-        # What is no object is for the supervisor to refuse.
-        body["policy"] = msgspec.Raw(msgspec.json.encode({**before, **said} if isinstance(before, dict) else before))
+        changes = {name: value for name, value in policy.items() if value is not None}
+        # The supervisor rejects a policy that is no object.
+        body["policy"] = msgspec.Raw(msgspec.json.encode({**before, **changes} if isinstance(before, dict) else before))
     return msgspec.json.encode(body)
 
 
 def _checked(text: bytes, where: str) -> bytes:
-    """``text`` without blanks around it, if it is JSON."""
+    """Return ``text``, stripped. Raises UsageError if it is not JSON."""
     text = text.strip()
     try:
         text.decode()
         msgspec.json.decode(text, type=msgspec.Raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{where}: no JSON ({error}); text without quotes is written as name=text") from None
+        raise UsageError(f"{where}: invalid JSON ({error}); write plain text as name=text") from None
     return text
 
 

@@ -1,4 +1,4 @@
-"""What the client commands show to people: tables as wide as the terminal, and a job in full; a client's process."""
+"""Tables for the client commands' output on a terminal, and a job's details; a client's process."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _LABEL = 10
 def column(
     title: str,
     views: Sequence[View],
-    say: Callable[[View], object],
+    text_of: Callable[[View], object],
     rank: int = 0,
     *,
     right: bool = False,
     shrinks: bool = False,
     style: Callable[[View], str] | None = None,
 ) -> Column[View]:
-    """What ``say`` tells of each of ``views``, ``None`` as a dash; as wide as the longest, or less if it ``shrinks``."""
+    """Make a column of ``text_of`` each of ``views``, None as a dash; as wide as the longest, or less if it ``shrinks``."""
 
     def cell(view: View) -> Text:
-        value = say(view)
+        value = text_of(view)
         return Text(_NONE if value is None else harmless(str(value)), style(view) if style else "")
 
     most = max([len(title), *(cell(view).cell_len for view in views)])
@@ -44,7 +44,7 @@ def column(
 
 
 def show(columns: Sequence[Column[View]], views: Sequence[View], *, titles: bool = True) -> None:
-    """Print a table in the width of the terminal."""
+    """Print a table that fits the terminal's width."""
     console = Console(highlight=False)
     head, lines = table(columns, views, console.width)
     for line in [head, *lines] if titles else lines:
@@ -53,7 +53,7 @@ def show(columns: Sequence[Column[View]], views: Sequence[View], *, titles: bool
 
 
 def jobs(views: Sequence[JobView], *, titles: bool = True) -> None:
-    """A line for each job."""
+    """Print a line for each job."""
     columns = [
         column("id", views, lambda job: job.id),
         column("status", views, lambda job: job.status.value, style=_status_style),
@@ -68,7 +68,7 @@ def jobs(views: Sequence[JobView], *, titles: bool = True) -> None:
 
 
 def workers(views: Sequence[WorkerView]) -> None:
-    """A line for each slot."""
+    """Print a line for each slot."""
     columns = [
         column("slot", views, lambda view: view.slot),
         column("state", views, lambda view: view.state, style=lambda view: MARKS.get(view.state, ("", ""))[1]),
@@ -93,29 +93,29 @@ def workers(views: Sequence[WorkerView]) -> None:
 
 
 def job(view: JobView) -> None:
-    """All that is known of one job, each on lines of its own."""
+    """Print a job's details, one per line."""
     console = Console(highlight=False)
 
-    def say(name: str, text: str, style: str = "") -> None:
+    def line(name: str, text: str, style: str = "") -> None:
         console.print(Text.assemble((f"{name:<{_LABEL}}", "dim"), (text, style)), soft_wrap=True)
 
-    say("id", harmless(view.id))
-    say("status", view.status.value, _status_style(view))
-    say("waited", duration(view.delay_time))
+    line("id", harmless(view.id))
+    line("status", view.status.value, _status_style(view))
+    line("waited", duration(view.delay_time))
     if view.execution_time is not None:
-        say("ran", duration(view.execution_time))
+        line("ran", duration(view.execution_time))
     if view.worker_id:
-        say("worker", harmless(view.worker_id))
+        line("worker", harmless(view.worker_id))
     if view.retries:
-        say("retries", str(view.retries))
+        line("retries", str(view.retries))
     if view.error is not None:
         head, rest = explain(view.error)
-        say("error", visible(head), "red")
+        line("error", visible(head), "red")
         if rest.strip():
             console.print(Text(_indented(rest)), soft_wrap=True)
     if view.output:
         text = msgspec.json.format(bytes(view.output), indent=2).decode("utf-8", "replace")
-        say("output" if view.status.terminal else "progress", _indented(text).lstrip())
+        line("output" if view.status.terminal else "progress", _indented(text).lstrip())
 
 
 def _indented(text: str) -> str:
@@ -126,6 +126,6 @@ def _status_style(view: JobView) -> str:
     return _STYLES.get(view.status.value, "")
 
 
-def known(value: View | None, say: Callable[[View], str]) -> str | None:
-    """What ``say`` tells of ``value``, if there is one."""
-    return None if value is None else say(value)
+def known(value: View | None, text_of: Callable[[View], str]) -> str | None:
+    """Return ``text_of(value)``, or None if there is no value."""
+    return None if value is None else text_of(value)

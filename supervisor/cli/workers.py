@@ -1,4 +1,4 @@
-"""`supervise workers`: the slots and the workers in them, and orders to them; a client's process."""
+"""`supervise workers`: lists the slots and their workers, and sends commands to slots; a client's process."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from supervisor.cli import remote
 from supervisor.cli.serving.event_log import visible
 from supervisor.client.client import Client
 
-_ORDERS = {
-    "refresh": "Refresh the worker of this slot, after the jobs that it runs.",
-    "pause": "Take this slot out of service, after the jobs that its worker runs.",
-    "resume": "Put this slot, which was paused, back into service.",
+_COMMANDS = {
+    "refresh": "Refresh the slot's worker after its running jobs.",
+    "pause": "Take the slot out of service after its running jobs.",
+    "resume": "Put the paused slot back into service.",
 }
 
 
-def _order(name: str) -> click.Option:
-    return click.Option([f"--{name}"], metavar="SLOT", multiple=True, help=f"{_ORDERS[name]} May be repeated.")
+def _option(name: str) -> click.Option:
+    return click.Option([f"--{name}"], metavar="SLOT", multiple=True, help=f"{_COMMANDS[name]} May be repeated.")
 
 
 @click.command(context_settings=remote.HELP)
 @remote.as_json
-@remote.asks
-def workers(client: Client, as_json: bool, **orders: tuple[str, ...]) -> int:
-    """List the slots and the workers in them, or give an order to some.
+@remote.with_client
+def workers(client: Client, as_json: bool, **commands: tuple[str, ...]) -> int:
+    """List the slots and their workers, or send commands to slots.
 
-    An order is answered when it was begun; it is done when the slot's state says so.
+    A command returns once it is accepted; watch the slot's state for completion.
     """
-    given = [(slot, what) for what, slots in orders.items() for slot in slots]
+    given = [(slot, what) for what, slots in commands.items() for slot in slots]
     if given:
         for slot, what in given:
             answer = client.order(slot, what)
-            if remote.for_people(as_json):
+            if remote.for_terminal(as_json):
                 click.echo(f"{visible(answer.slot)}: {visible(answer.status)}")
             else:
                 remote.put_json(answer)
         return 0
     views = client.workers()
-    if remote.for_people(as_json):
-        from supervisor.cli import tables  # noqa: PLC0415 - rich, which only people wait for
+    if remote.for_terminal(as_json):
+        from supervisor.cli import tables  # noqa: PLC0415 - imports rich, which JSON output does not need
 
         tables.workers(views)
     else:
@@ -47,4 +47,4 @@ def workers(client: Client, as_json: bool, **orders: tuple[str, ...]) -> int:
     return 0
 
 
-workers.params[:0] = map(_order, _ORDERS)
+workers.params[:0] = map(_option, _COMMANDS)

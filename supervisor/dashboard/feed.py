@@ -1,4 +1,4 @@
-"""Fetches snapshots on a thread, so that a supervisor that does not answer never holds up the keys; in the screen's process."""
+"""Fetches snapshots on a thread, so that keys work even if the supervisor does not respond; in the screen's process."""
 
 from __future__ import annotations
 
@@ -18,87 +18,87 @@ from supervisor.protocol.views import Snapshot
 _EVERY_S = 0.5
 
 
-class Said(msgspec.Struct, frozen=True):
-    """How something that was asked for went, in words."""
+class CommandReply(msgspec.Struct, frozen=True):
+    """The result of a command, for the user."""
 
     text: str
 
 
-News = Union[Snapshot, ClientError, Said]
+Update = Union[Snapshot, ClientError, CommandReply]
 
 
 class Feed:
-    """What the supervisor says: a snapshot every half second, or why there is none. ``fileno`` is readable when there is news."""
+    """Polls the supervisor every half second for a snapshot. ``fileno`` is readable when there are updates."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._news: queue.SimpleQueue[News | None] = queue.SimpleQueue()
-        self._wishes: queue.SimpleQueue[Callable[[], News] | None] = queue.SimpleQueue()
+        self._updates: queue.SimpleQueue[Update | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Callable[[], Update] | None] = queue.SimpleQueue()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
 
     def fileno(self) -> int:
-        """Readable when ``take`` has something."""
+        """Return a descriptor that is readable when ``take`` has something."""
         return self._bell
 
-    def take(self) -> list[News]:
-        """What came since the last time, oldest first."""
+    def take(self) -> list[Update]:
+        """Return the updates since the last call, oldest first."""
         try:
             os.eventfd_read(self._bell)
         except BlockingIOError:
             return []
         found = []
-        while not self._news.empty():
-            news = self._news.get()
-            if news is None:
-                raise RuntimeError("the thread that asks the supervisor has died")
-            found.append(news)
+        while not self._updates.empty():
+            update = self._updates.get()
+            if update is None:
+                raise RuntimeError("the thread that polls the supervisor has died")
+            found.append(update)
         return found
 
     def refresh(self, slot: str) -> None:
-        """Ask for a refresh of ``slot``; ``Said`` or ``ClientError`` follows."""
+        """Request a refresh of ``slot``; a ``CommandReply`` follows."""
 
-        def ask() -> News:
+        def send() -> Update:
             try:
                 self._client.order(slot, "refresh")
             except ClientError as error:
-                return Said(f"{slot}: {error}")
-            return Said(f"refresh of {slot} asked for")
+                return CommandReply(f"{slot}: {error}")
+            return CommandReply(f"refresh of {slot} requested")
 
-        self._wishes.put(ask)
+        self._commands.put(send)
 
     def close(self) -> None:
-        """Ask no more. A question on its way is left to end by itself."""
-        self._wishes.put(None)
+        """Stop polling. A request in flight is not waited for."""
+        self._commands.put(None)
 
     def _run(self) -> None:
         try:
             while self._pause():
-                self._say(self._snapshot())
+                self._put(self._snapshot())
         finally:
-            self._say(None)
+            self._put(None)
 
     def _pause(self) -> bool:
-        """Wait for the next question, doing what is wished meanwhile; false when there is to be none."""
+        """Wait until the next poll is due, and run commands meanwhile; return False after ``close``."""
         deadline = time.monotonic() + _EVERY_S
         while (left := deadline - time.monotonic()) > 0:
             try:
-                wish = self._wishes.get(timeout=left)
+                command = self._commands.get(timeout=left)
             except queue.Empty:
                 break
-            if wish is None:
+            if command is None:
                 return False
-            self._say(wish())
-            deadline = min(deadline, time.monotonic() + 0.05)  # show soon what it did
+            self._put(command())
+            deadline = min(deadline, time.monotonic() + 0.05)  # show its effect soon
         return True
 
-    def _snapshot(self) -> News:
+    def _snapshot(self) -> Update:
         try:
             return self._client.snapshot()
         except ClientError as error:
             return error
 
-    def _say(self, news: News | None) -> None:
-        self._news.put(news)
+    def _put(self, update: Update | None) -> None:
+        self._updates.put(update)
         os.eventfd_write(self._bell, 1)

@@ -1,4 +1,4 @@
-"""Keeps the picture on the terminal: keys, signals, news from the supervisor; the main loop of the screen's process."""
+"""The main loop of the dashboard: keys, signals, snapshots, painting; in the screen's process."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import msgspec
 from rich.console import Console
 
 from supervisor.client.client import Client
-from supervisor.dashboard.feed import Feed, News, Said
+from supervisor.dashboard.feed import CommandReply, Feed, Update
 from supervisor.dashboard.terminal import Terminal
-from supervisor.dashboard.view import Look, picture
+from supervisor.dashboard.view import ViewState, picture
 from supervisor.errors import UnreachableError
 from supervisor.protocol.views import Snapshot
 
-_NOTICE_S = 4.0  # how long the answer to a key stays
-_GONE_S = 2.0  # how long a supervisor that nobody can reach may take to come back
-_SILENT_S = 1.5  # after how long without a word the supervisor counts as not answering
+_NOTICE_S = 4.0  # how long the reply to a key stays
+_UNREACHABLE_S = 2.0  # how long a supervisor may be unreachable before the screen exits
+_SILENT_S = 1.5  # how long a supervisor may not respond before the screen says so
 _TICK_S = 0.5
 
 
-class Wish(enum.Enum):
-    """What a key asks for beyond another look."""
+class KeyAction(enum.Enum):
+    """Effect of a key besides a change of the view."""
 
     NOTHING = enum.auto()
     QUIT = enum.auto()
@@ -36,35 +36,35 @@ class Wish(enum.Enum):
     SUSPEND = enum.auto()
 
 
-class Ending(msgspec.Struct, frozen=True):
-    """How the screen ended: the process's exit ``code`` and a last word for the terminal, if any."""
+class ScreenExit(msgspec.Struct, frozen=True):
+    """Result of the screen: the process's exit ``code``, and a message to print after it, if any."""
 
     code: int = 0
     message: str | None = None
 
 
-def pressed(look: Look, key: str, slots: tuple[str, ...]) -> tuple[Look, Wish]:
-    """The look after ``key`` and what it asks for; pure. ``slots`` are those on the screen, in order."""
+def pressed(state: ViewState, key: str, slots: tuple[str, ...]) -> tuple[ViewState, KeyAction]:
+    """Return the view state after ``key``, and its action; pure. ``slots`` are those on the screen, in order."""
     change = msgspec.structs.replace
-    if look.help and key != "q":
-        return change(look, help=False), Wish.NOTHING
+    if state.help and key != "q":
+        return change(state, help=False), KeyAction.NOTHING
     if key in ("q", "Q"):
-        return look, Wish.QUIT
+        return state, KeyAction.QUIT
     if key in ("up", "k", "down", "j"):
-        return change(look, selected=_moved(look.selected, slots, -1 if key in ("up", "k") else 1)), Wish.NOTHING
+        return change(state, selected=_moved(state.selected, slots, -1 if key in ("up", "k") else 1)), KeyAction.NOTHING
     if key == "escape":
-        return change(look, selected=None), Wish.NOTHING
+        return change(state, selected=None), KeyAction.NOTHING
     if key == "r":
-        target = look.selected if look.selected in slots else slots[0] if len(slots) == 1 else None
+        target = state.selected if state.selected in slots else slots[0] if len(slots) == 1 else None
         if target is None:
-            return change(look, notice="select a slot with ↑ ↓, then r refreshes it"), Wish.NOTHING
-        return change(look, selected=target), Wish.REFRESH
+            return change(state, notice="select a slot with ↑ ↓, then r refreshes it"), KeyAction.NOTHING
+        return change(state, selected=target), KeyAction.REFRESH
     if key == "suspend":
-        return look, Wish.NOTHING if look.embedded else Wish.SUSPEND
+        return state, KeyAction.NOTHING if state.embedded else KeyAction.SUSPEND
     toggles = {"l": "big_log", "p": "paused", "?": "help", "h": "help"}
     if key in toggles:
-        return change(look, **{toggles[key]: not getattr(look, toggles[key])}), Wish.NOTHING
-    return look, Wish.NOTHING
+        return change(state, **{toggles[key]: not getattr(state, toggles[key])}), KeyAction.NOTHING
+    return state, KeyAction.NOTHING
 
 
 def _moved(selected: str | None, slots: tuple[str, ...], step: int) -> str | None:
@@ -76,53 +76,53 @@ def _moved(selected: str | None, slots: tuple[str, ...], step: int) -> str | Non
 
 
 class Live:
-    """The screen while it runs."""
+    """The running screen."""
 
     def __init__(self, client: Client, first: Snapshot, stop: Callable[[], None] | None = None) -> None:
-        """Show ``first``, then what ``client`` hears.
+        """Show ``first``, then the snapshots that ``client`` fetches.
 
-        ``stop`` makes this the screen of `supervise HANDLER`: ``q`` calls it instead of ending the screen (it asks the supervisor
-        to drain, as Ctrl-C does), Ctrl-C is left to the supervisor, and the screen ends when nobody listens any more.
+        ``stop`` makes this the screen of `supervise HANDLER`: ``q`` calls it to drain the supervisor instead of leaving the
+        screen, Ctrl-C is left to the supervisor, and the screen exits once the supervisor is unreachable.
         """
         self._client = client
         self._stop = stop
         self._snapshot = first
-        self._look = Look(embedded=stop is not None)
+        self._state = ViewState(embedded=stop is not None)
         self._console = Console(file=sys.stdout, force_terminal=True)
-        self._heard = time.monotonic()
-        self._heard_ms = int(time.time() * 1000)
+        self._received = time.monotonic()
+        self._received_ms = int(time.time() * 1000)
         self._notice_until = 0.0
-        self._gone_since: float | None = None
-        self._ending: Ending | None = None
-        self._painted: tuple[Snapshot, Look, tuple[int, int]] | None = None
+        self._unreachable_since: float | None = None
+        self._exit: ScreenExit | None = None
+        self._painted: tuple[Snapshot, ViewState, tuple[int, int]] | None = None
 
-    def run(self) -> Ending:
-        """Show the screen until it ends; the terminal is given back however that is."""
+    def run(self) -> ScreenExit:
+        """Show the screen until it exits; always restores the terminal."""
         with _signals(self._stop is not None) as bell, Terminal() as terminal, selectors.DefaultSelector() as ready:
-            self._look = msgspec.structs.replace(self._look, keys=terminal.has_keys)
+            self._state = msgspec.structs.replace(self._state, keys=terminal.has_keys)
             feed = Feed(self._client)
             ready.register(bell, selectors.EVENT_READ, lambda: self._signalled(bell, terminal))
-            ready.register(feed, selectors.EVENT_READ, lambda: self._news(feed.take()))
+            ready.register(feed, selectors.EVENT_READ, lambda: self._updated(feed.take()))
             if terminal.has_keys:
                 ready.register(terminal, selectors.EVENT_READ, lambda: self._keys(terminal, feed))
             try:
-                while self._ending is None:
+                while self._exit is None:
                     self._paint(terminal)
                     for key, _ in ready.select(_TICK_S):
                         key.data()
-                    self._age()
+                    self._check_times()
             finally:
                 feed.close()
-        return self._ending
+        return self._exit
 
     def _paint(self, terminal: Terminal) -> None:
         width, height = terminal.size()
-        wanted = self._snapshot, self._look, (width, height)
+        wanted = self._snapshot, self._state, (width, height)
         if wanted == self._painted:
             return
         self._painted = wanted
         with self._console.capture() as text:
-            self._console.print(picture(self._snapshot, width, height, self._look), soft_wrap=True, end="")
+            self._console.print(picture(self._snapshot, width, height, self._state), soft_wrap=True, end="")
         terminal.paint(text.get().split("\n"))
 
     def _signalled(self, bell: int, terminal: Terminal) -> None:
@@ -131,84 +131,88 @@ class Live:
                 terminal.clear()
                 self._painted = None
             else:
-                self._ending = Ending()
+                self._exit = ScreenExit()
 
-    def _news(self, news: list[News]) -> None:
-        for item in news:
+    def _updated(self, updates: list[Update]) -> None:
+        for item in updates:
             if isinstance(item, Snapshot):
-                self._heard, self._heard_ms, self._gone_since = time.monotonic(), int(time.time() * 1000), None
-                if not self._look.paused:
+                self._received, self._received_ms, self._unreachable_since = (
+                    time.monotonic(),
+                    int(time.time() * 1000),
+                    None,
+                )
+                if not self._state.paused:
                     self._snapshot = item
-                if self._look.silent_since is not None:
-                    self._look = msgspec.structs.replace(self._look, silent_since=None, trouble=None)
-            elif isinstance(item, Said):
+                if self._state.silent_since is not None:
+                    self._state = msgspec.structs.replace(self._state, silent_since=None, trouble=None)
+            elif isinstance(item, CommandReply):
                 self._notice(item.text)
             else:
-                self._look = msgspec.structs.replace(self._look, silent_since=self._heard_ms, trouble=str(item))
+                self._state = msgspec.structs.replace(self._state, silent_since=self._received_ms, trouble=str(item))
                 if isinstance(item, UnreachableError):
-                    self._gone()
+                    self._unreachable()
 
-    def _gone(self) -> None:
+    def _unreachable(self) -> None:
         now = time.monotonic()
-        self._gone_since = self._gone_since or now
+        self._unreachable_since = self._unreachable_since or now
         if self._stop is not None:
-            self._ending = Ending()
+            self._exit = ScreenExit()
         elif self._snapshot.draining:
-            self._ending = Ending(0, f"the supervisor at {self._client.url} has ended")
-        elif now - self._gone_since >= _GONE_S:
-            self._ending = Ending(1, f"the supervisor at {self._client.url} is gone; nobody answers there any more")
+            self._exit = ScreenExit(0, f"the supervisor at {self._client.url} has ended")
+        elif now - self._unreachable_since >= _UNREACHABLE_S:
+            self._exit = ScreenExit(1, f"the supervisor at {self._client.url} is gone: it does not respond any more")
 
     def _keys(self, terminal: Terminal, feed: Feed) -> None:
         keys = terminal.keys()
         if keys is None:
-            self._ending = Ending()
+            self._exit = ScreenExit()
             return
         for key in keys:
             slots = tuple(worker.slot for worker in self._snapshot.workers)
-            before = self._look.notice
-            self._look, wish = pressed(self._look, key, slots)
-            if self._look.notice != before:
+            before = self._state.notice
+            self._state, action = pressed(self._state, key, slots)
+            if self._state.notice != before:
                 self._notice_until = time.monotonic() + _NOTICE_S
-            if wish is Wish.QUIT:
+            if action is KeyAction.QUIT:
                 self._quit()
-            elif wish is Wish.REFRESH and self._look.selected is not None:
-                feed.refresh(self._look.selected)
-            elif wish is Wish.SUSPEND:
+            elif action is KeyAction.REFRESH and self._state.selected is not None:
+                feed.refresh(self._state.selected)
+            elif action is KeyAction.SUSPEND:
                 terminal.suspend()
                 self._painted = None
 
     def _quit(self) -> None:
         if self._stop is None:
-            self._ending = Ending()
+            self._exit = ScreenExit()
         else:
             self._stop()
 
     def _notice(self, text: str) -> None:
-        self._look = msgspec.structs.replace(self._look, notice=text)
+        self._state = msgspec.structs.replace(self._state, notice=text)
         self._notice_until = time.monotonic() + _NOTICE_S
 
-    def _age(self) -> None:
+    def _check_times(self) -> None:
         now = time.monotonic()
-        if self._look.notice is not None and now >= self._notice_until:
-            self._look = msgspec.structs.replace(self._look, notice=None)
-        if self._look.silent_since is None and now - self._heard >= _SILENT_S:
-            self._look = msgspec.structs.replace(self._look, silent_since=self._heard_ms)
+        if self._state.notice is not None and now >= self._notice_until:
+            self._state = msgspec.structs.replace(self._state, notice=None)
+        if self._state.silent_since is None and now - self._received >= _SILENT_S:
+            self._state = msgspec.structs.replace(self._state, silent_since=self._received_ms)
 
 
 @contextlib.contextmanager
 def _signals(embedded: bool) -> Iterator[int]:
-    """A descriptor that brings the numbers of the signals that come; what they did before is put back at the end."""
-    heard, bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    """Yield a descriptor from which the numbers of received signals are read; restore their handlers at the end."""
+    readable, bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     awaited = [signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGCONT, *([] if embedded else [signal.SIGINT])]
     before = {number: signal.signal(number, lambda *_: None) for number in awaited}
     if embedded:
         before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
     bell_before = signal.set_wakeup_fd(bell, warn_on_full_buffer=False)
     try:
-        yield heard
+        yield readable
     finally:
         signal.set_wakeup_fd(bell_before)
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(heard)
+        os.close(readable)
         os.close(bell)

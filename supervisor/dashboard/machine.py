@@ -1,4 +1,4 @@
-"""The upper half of the picture: the GPUs and the slots on them; pure."""
+"""The upper half of the screen: the GPUs and their slots; pure, in the screen's process."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MARKS = {
     "lost": ("✖", "bold red"),
     "parked": ("·", "dim"),
 }
-"""Sign and colour of each slot state."""
+"""Symbol and style of each slot state."""
 
 
 def gpus(snapshot: Snapshot, selected: str | None) -> Section | None:
-    """The GPUs, or ``None`` on a machine without."""
+    """Build the section of the GPUs; None on a machine without."""
     views = snapshot.gpus
     if not views:
         return None
@@ -56,7 +56,7 @@ def _gpu_columns(views: Sequence[GpuView]) -> list[Column[GpuView]]:
         Column("memory", _gpu_memory_bar, 8, 48, 3),
         Column("", lambda gpu: Text(_gpu_memory(gpu)), 14, 14, align="right"),
     ]
-    if any(gpu.utilization is not None for gpu in views):  # and so on: simulated and some real GPUs do not know
+    if any(gpu.utilization is not None for gpu in views):  # simulated and some real GPUs do not report it
         columns.append(Column("load", _gpu_load_bar, 6, 32, 5))
         columns.append(Column("", lambda gpu: _figure(gpu.utilization, "%"), 4, 4, 1, "right"))
     if any(gpu.temperature_c is not None for gpu in views):
@@ -97,21 +97,21 @@ def _gpu_memory(gpu: GpuView) -> str:
 
 def _gpu_load_bar(gpu: GpuView) -> Cell:
     share = None if gpu.utilization is None else gpu.utilization / 100
-    return lambda width: bar(share, width, "green")  # unlike memory that runs full, a GPU that works is no warning
+    return lambda width: bar(share, width, "green")  # unlike full memory, a busy GPU is no warning
 
 
 def _gpu_others(gpu: GpuView) -> Cell:
     if gpu.processes is None:
         return Text("?", "dim")
-    strangers = [process for process in gpu.processes if process.slot is None]
-    if not strangers:
+    unknown = [process for process in gpu.processes if process.slot is None]
+    if not unknown:
         return Text("-", "dim")
-    known = [process.memory_mib for process in strangers if process.memory_mib is not None]
-    total = f"{mib(sum(known))}{'+' if len(known) < len(strangers) else ''}" if known else "?"
-    brief = f"{len(strangers)} · {total}"
-    first = max(strangers, key=lambda process: process.memory_mib or 0)
+    known = [process.memory_mib for process in unknown if process.memory_mib is not None]
+    total = f"{mib(sum(known))}{'+' if len(known) < len(unknown) else ''}" if known else "?"
+    brief = f"{len(unknown)} · {total}"
+    first = max(unknown, key=lambda process: process.memory_mib or 0)
     name = first.name or ("process" if first.visible else "unknown")
-    more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+    more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
     named = f"{harmless(name).rpartition('/')[2]} ({first.pid}){more} · {total}"
     return lambda width: Text(named if len(named) <= width else brief, "yellow")
 
@@ -121,7 +121,7 @@ def _figure(value: float | None, unit: str) -> Text:
 
 
 def slots(snapshot: Snapshot, selected: str | None) -> Section:
-    """The slots, and what is to be said of the selected one (else of the newest refresh)."""
+    """Build the section of the slots, with details of the selected one, else of the latest refresh."""
     views = snapshot.workers
     focus = next((n for n, view in enumerate(views) if view.slot == selected), 0)
     details = _details(snapshot, selected)
@@ -203,7 +203,7 @@ def _slot_memory(view: WorkerView) -> Cell:
 
 
 def _slot_refreshes(views: Sequence[WorkerView]) -> Callable[[WorkerView], Cell]:
-    """The newest refresh of a slot: those of ``views`` all in the longest form that fits them all."""
+    """Return a cell function for the latest refresh: all ``views`` use the longest form that fits for each of them."""
     forms = [_refresh_forms(view.last_refresh) for view in views if view.last_refresh is not None]
 
     def cell(view: WorkerView) -> Cell:
@@ -222,7 +222,7 @@ def _slot_refreshes(views: Sequence[WorkerView]) -> Callable[[WorkerView], Cell]
 
 
 def _refresh_forms(done: RefreshView) -> list[str]:
-    """A refresh in words, from the longest form to the shortest."""
+    """Return the texts for a refresh, from longest to shortest."""
     freed = "unverified" if not done.verified else "" if done.freed_mib is None else f"freed {mib(done.freed_mib)}"
     total, tail = duration(done.total_ms), f" · {freed}" if freed else ""
     steps = f"{total} = {_steps(done, named=False)}{tail}"

@@ -1,8 +1,7 @@
-"""Reads a job's progress: a handler may report any JSON value, and the screen shows a bar where there is a share in it; pure.
+"""Interprets a job's progress: a handler may report any JSON value, and a bar is shown if it contains a share; pure.
 
-Understood: an object with ``percent``, ``progress`` or ``fraction``; an object with a count and a total (``step`` and
-``of``, ``current`` and ``total``, …); a text with ``45%`` or ``3/10`` in it, as RunPod's examples write it. Anything else
-is shown as it is.
+Recognised: an object with ``percent``, ``progress`` or ``fraction``; an object with a count and a total (``step`` and ``of``,
+``current`` and ``total``, …); a text with ``45%`` or ``3/10`` in it, as in RunPod's examples. Anything else is shown as it is.
 """
 
 from __future__ import annotations
@@ -28,31 +27,31 @@ _WORDS = ("message", "text", "stage", "status", "phase", "detail", "description"
 _IN_TEXT = re.compile(r"(?P<percent>\d{1,3}(?:\.\d+)?) ?%|(?P<done>\d{1,9}) ?(?:/|of) ?(?P<total>\d{1,9})")
 
 
-class Progress(msgspec.Struct, frozen=True):
-    """How far a job is: ``share`` from 0 to 1 where that is known, and ``text`` in one harmless line, maybe empty."""
+class JobProgress(msgspec.Struct, frozen=True):
+    """Progress of a job: ``share`` from 0 to 1 if known, and ``text`` as one printable line, maybe empty."""
 
     share: float | None
     text: str
 
 
-def read(value: bytes | msgspec.Raw) -> Progress:
-    """What the JSON text ``value`` says."""
+def read(value: bytes | msgspec.Raw) -> JobProgress:
+    """Interpret the JSON text ``value``."""
     data = bytes(value)
     if len(data) > _LONGEST:
-        return Progress(None, harmless(data[:_LONGEST].decode("utf-8", "replace")))
+        return JobProgress(None, harmless(data[:_LONGEST].decode("utf-8", "replace")))
     try:
         found = msgspec.json.decode(data)
     except (msgspec.MsgspecError, RecursionError, ValueError):
-        return Progress(None, harmless(data.decode("utf-8", "replace")))
+        return JobProgress(None, harmless(data.decode("utf-8", "replace")))
     if isinstance(found, str):
-        return Progress(_share_of_text(found), harmless(found))
+        return JobProgress(_share_of_text(found), harmless(found))
     if isinstance(found, dict):
         return _of_object(found)
-    return Progress(None, _compact(found))
+    return JobProgress(None, _compact(found))
 
 
 def shown(value: msgspec.Raw) -> Cell:
-    """The JSON text ``value`` as a cell: a bar where it has a share, as many words as fit; empty for ``null``."""
+    """Return a cell for the JSON text ``value``: a bar if it has a share, and as much text as fits; empty for ``null``."""
     if bytes(value) == b"null":
         return Text()
     found = read(value)
@@ -70,14 +69,14 @@ def shown(value: msgspec.Raw) -> Cell:
     return draw
 
 
-def _of_object(found: Mapping[str, Any]) -> Progress:
+def _of_object(found: Mapping[str, Any]) -> JobProgress:
     words = next((harmless(found[key]) for key in _WORDS if isinstance(found.get(key), str)), "")
     share, counted = _share_of_object(found)
     if share is None:
         share = _share_of_text(words)
     if share is None:
-        return Progress(None, _compact(found))
-    return Progress(share, " ".join(part for part in (counted, words) if part))
+        return JobProgress(None, _compact(found))
+    return JobProgress(share, " ".join(part for part in (counted, words) if part))
 
 
 def _share_of_object(found: Mapping[str, Any]) -> tuple[float | None, str]:

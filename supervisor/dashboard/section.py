@@ -1,4 +1,4 @@
-"""What a part of the picture is: how many rows it needs, and how it is drawn; pure."""
+"""A section of the screen: the rows that it needs, and how it is drawn; pure, in the screen's process."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.text import Text
 
 
 class Drawn(msgspec.Struct, frozen=True):
-    """A section's rows, and a remark for its divider."""
+    """A section's rows, and a note for its divider."""
 
     rows: list[Text]
     note: str = ""
 
 
 class Rank(enum.IntEnum):
-    """The parts in the order in which they get room."""
+    """Sections by priority for rows."""
 
     SLOTS = 0
     JOBS = 1
@@ -28,7 +28,7 @@ class Rank(enum.IntEnum):
 
 
 class Section(msgspec.Struct, frozen=True):
-    """One part of the picture. ``draw`` takes the rows (divider not counted) and the width it has."""
+    """One section of the screen. ``draw`` is called with its rows (without the divider) and its width."""
 
     rank: Rank
     title: str
@@ -39,7 +39,7 @@ class Section(msgspec.Struct, frozen=True):
 
 
 def window(total: int, room: int, focus: int = 0) -> tuple[slice, str]:
-    """Which ``room`` of ``total`` rows are shown so that ``focus`` is among them, and that in words if these are not all."""
+    """Choose ``room`` of ``total`` rows, including ``focus``; return them, and a text for the divider if not all are shown."""
     room = max(room, 0)
     if total <= room:
         return slice(total), ""

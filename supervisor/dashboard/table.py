@@ -1,4 +1,4 @@
-"""Columns that fit: chosen by rank, cut with an ellipsis, never wider than they may be; pure."""
+"""Tables that fit a width: columns are dropped by rank and truncated with an ellipsis; pure, used by screen and commands."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ View = TypeVar("View")
 
 
 class Span(msgspec.Struct, frozen=True):
-    """A text that takes the rest of its row."""
+    """A text that fills the rest of its row."""
 
     text: Text
 
 
 Cell = Union[Text, Span, Callable[[int], Text]]
-"""A text, one for the rest of the row, or a function that draws one for a width in cells."""
+"""A text, one that fills the rest of the row, or a function that draws one for a width in cells."""
 
 
 class Column(msgspec.Struct, Generic[View], frozen=True):
-    """One column, and what it shows of a view: it takes ``least`` to ``most`` cells, or vanishes; those of the highest ``rank``
-    vanish first, 0 never."""
+    """One column. It is ``least`` to ``most`` cells wide, or dropped: the highest ``rank`` first, 0 never. ``cell`` renders a
+    view."""
 
     title: str
     cell: Callable[[View], Cell]
@@ -38,7 +38,7 @@ class Column(msgspec.Struct, Generic[View], frozen=True):
 
 
 def widths(columns: Sequence[Column[View]], width: int) -> list[int]:
-    """How many cells each column gets of ``width``; 0 for those that vanish. What is left over is shared evenly."""
+    """Return the width of each column in cells; 0 for those that are dropped. Spare cells are shared evenly."""
     shown = list(range(len(columns)))
 
     def spare() -> int:
@@ -60,7 +60,7 @@ def widths(columns: Sequence[Column[View]], width: int) -> list[int]:
 
 
 def table(columns: Sequence[Column[View]], views: Sequence[View], width: int) -> tuple[Text, list[Text]]:
-    """The line of titles and a row for each of ``views``, each ``width`` cells wide."""
+    """Return the line of titles and a row for each of ``views``, each ``width`` cells wide."""
     chosen = [(column, size) for column, size in zip(columns, widths(columns, width), strict=True) if size]
     titles = [fit(Text(column.title, "dim"), size, column.align) for column, size in chosen]
     lines = []

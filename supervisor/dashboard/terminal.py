@@ -1,6 +1,6 @@
-"""The terminal: taken over and always given back, keys read from it, pictures painted on it; screen's process.
+"""The terminal: raw mode and alternate screen, always restored; keys and painting; in the screen's process.
 
-Imports nothing but the standard library, so the supervisor may use ``usable`` and ``remember`` without loading a screen.
+Imports only the standard library, so that the supervisor can use ``usable`` and ``restorer`` without loading the screen.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-_ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"  # a screen of its own, no cursor, no wrapping at the edge
+_ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"  # alternate screen, no cursor, no wrapping
 _LEAVE = "\x1b[?7h\x1b[?25h\x1b[0m\x1b[?1049l"
-_TOGETHER = ("\x1b[?2026h", "\x1b[?2026l")  # terminals that know it show what is between in one go
+_TOGETHER = ("\x1b[?2026h", "\x1b[?2026l")  # synchronised output, where the terminal supports it
 
 _KEY = re.compile(rb"\x1b[\[O][0-9;]*[A-Za-z~]|[\x00-\x7f]|[^\x00-\x7f]+")
 _NAMES = {b"\x1b[A": "up", b"\x1bOA": "up", b"\x1b[B": "down", b"\x1bOB": "down", b"\x1b": "escape", b"\x1a": "suspend"}
 
 
 def usable(keys: int = 0, screen: int = 1) -> bool:
-    """Whether a live screen can be shown: ``screen`` is a terminal that can move its cursor, and we are in its foreground."""
+    """Return whether a live screen can be shown: ``screen`` is a terminal that can move its cursor, and we are in its
+    foreground."""
     if not os.isatty(screen) or os.environ.get("TERM", "dumb") in ("", "dumb"):
         return False
     try:
@@ -33,61 +34,61 @@ def usable(keys: int = 0, screen: int = 1) -> bool:
         return True
 
 
-def remember(keys: int = 0, screen: int = 1) -> Callable[[], None]:
-    """A function that puts the terminal back as it is now. For a parent: only if its screen did not end by itself."""
-    with _refusals():
+def restorer(keys: int = 0, screen: int = 1) -> Callable[[], None]:
+    """Return a function that restores the terminal to its current state. A parent needs it only if its screen was killed."""
+    with _as_os_error():
         attributes = termios.tcgetattr(keys) if os.isatty(keys) else None
 
-    def put_back() -> None:
-        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone; then nothing is to be restored
+    def restore() -> None:
+        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone; then there is nothing to restore
             if attributes is not None:
                 termios.tcsetattr(keys, termios.TCSAFLUSH, attributes)
             _write(screen, _LEAVE)
 
-    return put_back
+    return restore
 
 
 class Terminal:
-    """The terminal while the screen has it. A context manager: however the block ends, the terminal is as it was before."""
+    """The terminal while the screen owns it. A context manager that restores the terminal however the block ends."""
 
     def __init__(self, keys: int = 0, screen: int = 1) -> None:
         """Read ``keys`` and paint on ``screen``: descriptors, standard input and output by default."""
         self._screen = screen
         self._keys = keys
         self._painted: list[str] = []
-        self._put_back: Callable[[], None] | None = None
+        self._restore: Callable[[], None] | None = None
 
     def __enter__(self) -> Terminal:
-        self._put_back = remember(self._keys, self._screen)
+        self._restore = restorer(self._keys, self._screen)
         try:
             if self.has_keys:
-                with _refusals():
+                with _as_os_error():
                     termios.tcsetattr(self._keys, termios.TCSAFLUSH, _bare(termios.tcgetattr(self._keys)))
             self._painted = []
             _write(self._screen, _ENTER)
         except BaseException:
-            self._put_back()
+            self._restore()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._put_back is not None:
-            self._put_back()
-            self._put_back = None
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
 
     @property
     def has_keys(self) -> bool:
-        """Whether there is a keyboard."""
+        """True if there is a keyboard."""
         return os.isatty(self._keys)
 
     def fileno(self) -> int:
-        """Readable when ``keys`` has some."""
+        """Return the descriptor that is readable when ``keys`` has some."""
         return self._keys
 
     def size(self) -> tuple[int, int]:
-        """Width and height in cells; 80 by 24 where the terminal does not know."""
+        """Return width and height in cells; 80 by 24 if the terminal does not know."""
         try:
             size = os.get_terminal_size(self._screen)
         except OSError:
@@ -95,7 +96,7 @@ class Terminal:
         return size.columns or 80, size.lines or 24
 
     def keys(self) -> list[str] | None:
-        """The keys pressed: a character each, ``up``, ``down``, ``escape`` or ``suspend``; ``None``: the terminal is gone."""
+        """Read the pressed keys: a character each, ``up``, ``down``, ``escape`` or ``suspend``; None if the terminal is gone."""
         try:
             data = os.read(self._keys, 1024)
         except OSError:
@@ -105,7 +106,7 @@ class Terminal:
         return [_NAMES.get(key) or key.decode("utf-8", "replace") for key in _KEY.findall(data)]
 
     def paint(self, lines: Sequence[str]) -> None:
-        """Show ``lines``; those that are as they were are not written again."""
+        """Show ``lines``; write only those that changed."""
         if len(lines) != len(self._painted):
             self._painted = [""] * len(lines)
         changed = [
@@ -118,20 +119,20 @@ class Terminal:
         self._painted = list(lines)
 
     def clear(self) -> None:
-        """Forget what is shown: the size changed."""
+        """Clear the screen, so that the next ``paint`` writes all lines, as after a change of size."""
         self._painted = []
         _write(self._screen, "\x1b[2J")
 
     def suspend(self) -> None:
-        """Give the terminal back and stop, as Ctrl-Z does; returns when the shell continues us."""
+        """Restore the terminal and stop, as Ctrl-Z does; return when the shell continues this process."""
         self.__exit__(None, None, None)
         os.kill(os.getpid(), signal.SIGSTOP)
         self.__enter__()
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """Of a terminal that is gone; ``termios`` has an error of its own for what is an OSError elsewhere."""
+def _as_os_error() -> Iterator[None]:
+    """Turn ``termios.error``, as for a terminal that is gone, into an OSError."""
     try:
         yield
     except termios.error as error:
@@ -139,19 +140,22 @@ def _refusals() -> Iterator[None]:
 
 
 def _bare(attributes: list[Any]) -> list[Any]:
-    """Terminal attributes with keys read one by one, unseen. Ctrl-C stays a signal; Ctrl-Z, Ctrl-\\ and Ctrl-S become keys."""
+    """Return ``attributes`` for reading keys one by one without echo. Ctrl-C stays a signal; Ctrl-Z, Ctrl-\\ and Ctrl-S become
+    keys."""
     bare = list(attributes)
     bare[0] &= ~(termios.IXON | termios.ICRNL)
     bare[3] &= ~(termios.ECHO | termios.ICANON)
     bare[6] = list(attributes[6])
     bare[6][termios.VMIN], bare[6][termios.VTIME] = 1, 0
-    bare[6][termios.VSUSP] = bare[6][termios.VQUIT] = b"\x00"  # _POSIX_VDISABLE: they would leave the terminal as it is
+    bare[6][termios.VSUSP] = bare[6][termios.VQUIT] = (
+        b"\x00"  # _POSIX_VDISABLE: they would stop the screen without restoring the terminal
+    )
     return bare
 
 
 def _write(descriptor: int, text: str) -> None:
     data = text.encode("utf-8", "replace")
     while data:
-        with contextlib.suppress(BlockingIOError):  # somebody who shares the terminal may have made it non-blocking
+        with contextlib.suppress(BlockingIOError):  # a program that shares the terminal may have made it non-blocking
             select.select([], [descriptor], [])
             data = data[os.write(descriptor, data) :]

@@ -1,6 +1,6 @@
-"""Words, numbers and bars as the screen writes them, and users' text made harmless; used by the screen's process.
+"""Formats numbers, times and bars for the screen, and makes users' text safe to print; pure, in the screen's process.
 
-Everything here is pure. Widths are terminal cells.
+Widths are terminal cells.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from rich.cells import cell_len
 from rich.text import Text
 
 LONGEST = 2000
-"""Characters of a user's text that are looked at; no screen is wider."""
+"""Maximum characters of a user's text; no screen is wider."""
 
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~]?)")
 _CONTROL = "·"
 
 
 def harmless(text: str) -> str:
-    """One line of ``text`` that moves no cursor, changes no colour and hides nothing.
+    """Return ``text`` as one line that moves no cursor, changes no colour and hides nothing.
 
-    Terminal sequences are dropped; of a line that overwrites itself (``\\r``, as progress bars do) the newest part stays; tabs
-    and line ends become spaces, invisible and direction-changing characters vanish, other control characters become ``·``.
+    Drops escape sequences; keeps the newest part of a line that overwrites itself (``\\r``, as progress bars do); turns tabs and
+    line ends into spaces, and other control characters into ``·``; drops invisible and direction-changing characters.
     """
     if text.isprintable() and "\ufe0f" not in text:
         return text[:LONGEST]
@@ -41,7 +41,7 @@ def _visible(char: str) -> str:
 
 
 def crop(text: str, width: int) -> str:
-    """``text`` in ``width`` cells at most, with an ellipsis where it was cut."""
+    """Truncate ``text`` to at most ``width`` cells, with an ellipsis."""
     if cell_len(text) <= width:
         return text
     line = Text(text)
@@ -50,7 +50,7 @@ def crop(text: str, width: int) -> str:
 
 
 def fit(text: Text, width: int, align: str = "left") -> Text:
-    """A copy of ``text`` that takes exactly ``width`` cells: cut with an ellipsis or padded."""
+    """Return a copy of ``text`` of exactly ``width`` cells: truncated with an ellipsis, or padded."""
     line = text.copy()
     width = max(width, 0)
     if line.cell_len > width:
@@ -64,7 +64,7 @@ def fit(text: Text, width: int, align: str = "left") -> Text:
 
 
 def bar(fraction: float | None, width: int, style: str = "cyan") -> Text:
-    """A bar of ``width`` cells, ``fraction`` (0 to 1) of it filled; ``None`` is an empty one."""
+    """Draw a bar of ``width`` cells, ``fraction`` (0 to 1) of it filled; None: empty."""
     if width <= 0:
         return Text()
     halves = round(2 * width * min(max(fraction or 0.0, 0.0), 1.0))
@@ -74,12 +74,12 @@ def bar(fraction: float | None, width: int, style: str = "cyan") -> Text:
 
 
 def level(percent: float) -> str:
-    """The colour of a bar of memory that is full to ``percent``."""
+    """Return the colour of a memory bar at ``percent``."""
     return "red" if percent >= 95 else "yellow" if percent >= 85 else "cyan"
 
 
 def duration(milliseconds: float) -> str:
-    """``4.1 ms``, ``3 ms``, ``812 ms``, ``1.2 s``, ``48 s``, ``3m 12s``, ``2h 05m``, ``3d 04h``."""
+    """Format a short time: ``4.1 ms``, ``3 ms``, ``812 ms``, ``1.2 s``, ``48 s``, ``3m 12s``, ``2h 05m``, ``3d 04h``."""
     if milliseconds < 9.95:
         return f"{milliseconds:.{0 if isinstance(milliseconds, int) else 1}f} ms"
     if milliseconds < 999.5:
@@ -88,7 +88,7 @@ def duration(milliseconds: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """``7 s``, ``3m 12s``, ``2h 05m``, ``3d 04h``: for what lasts."""
+    """Format a long time: ``7 s``, ``3m 12s``, ``2h 05m``, ``3d 04h``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -100,13 +100,13 @@ def span(seconds: float) -> str:
 
 
 def mib(size: float) -> str:
-    """``812 MiB`` or ``12.3 GiB``."""
+    """Format a size in MiB: ``812 MiB`` or ``12.3 GiB``."""
     return f"{size:.0f} MiB" if size < 10_000 else f"{size / 1024:.1f} GiB"
 
 
 def clock(milliseconds: int) -> str:
-    """The local time of day, ``12:31:02``, of a moment in milliseconds since 1970."""
+    """Format a time in milliseconds since 1970 as local time of day, ``12:31:02``."""
     try:
         return time.strftime("%H:%M:%S", time.localtime(milliseconds / 1000))
-    except (OverflowError, ValueError, OSError):  # a moment that no calendar has
+    except (OverflowError, ValueError, OSError):  # out of the calendar's range
         return "--:--:--"

@@ -1,8 +1,7 @@
-"""One picture of a supervisor: a snapshot, a size and what the person at the keys chose become lines of text; pure.
+"""Renders a snapshot, for a size and the user's choices, as lines of text; pure, in the screen's process.
 
-Rows are shared out in three rounds: every section gets the least it can live with, in order of importance, as long as there
-is room; then what it usually needs; then what it could use. Widths are cut by ``table``. No line is wider, and no picture
-higher, than the size asked for.
+Rows are allocated in three rounds: each section gets its minimum, by rank, as long as there is room; then its usual number; then
+its maximum. ``table`` handles widths. No line is wider, and no picture higher, than requested.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from supervisor.protocol.views import Snapshot
 EDGE = "bright_black"
 """The colour of the frame: grey on dark and on light."""
 
-_WIDE = 150  # cells from which what runs and what ended lie side by side
-_SMALLEST = (24, 5)  # below this there is no frame, only a few words
+_WIDE = 150  # minimum cells to show running and ended jobs side by side
+_SMALLEST = (24, 5)  # below this size, a few words without a frame
 
 
-class Look(msgspec.Struct, frozen=True):
-    """What the person chose and what the screen itself knows.
+class ViewState(msgspec.Struct, frozen=True):
+    """The user's choices and the screen's own state.
 
-    ``embedded``: this screen belongs to `supervise HANDLER`. ``silent_since``: ms since 1970, when the supervisor was last heard,
-    if it does not answer now; ``trouble`` says more. ``notice``: what a key just did.
+    ``embedded``: this screen belongs to `supervise HANDLER`. ``silent_since``: time of the last response in ms since 1970, if the
+    supervisor does not respond; ``trouble`` is the error. ``notice``: the effect of the last key.
     """
 
     selected: str | None = None
@@ -42,38 +41,38 @@ class Look(msgspec.Struct, frozen=True):
     notice: str | None = None
 
 
-def picture(snapshot: Snapshot, width: int, height: int | None, look: Look) -> Text:
-    """The picture, ``width`` cells wide and ``height`` rows high; without ``height`` as high as it usually needs."""
+def picture(snapshot: Snapshot, width: int, height: int | None, state: ViewState) -> Text:
+    """Render the picture, ``width`` cells wide and ``height`` rows high; without ``height`` as high as it usually needs."""
     if width < _SMALLEST[0] or (height is not None and height < _SMALLEST[1]):
         return _tiny(snapshot, width, height or 1)
     inner = width - 4
     top = [_status(snapshot, inner)] if height is None or height >= 12 else []
-    top += [Text(crop(text, inner), style) for text, style in _notices(snapshot, look)]
-    parts = [] if look.help else _parts(snapshot, width, look)
+    top += [Text(crop(text, inner), style) for text, style in _notices(snapshot, state)]
+    parts = [] if state.help else _parts(snapshot, width, state)
     if height is None:
         height = 2 + len(top) + sum(max(section.usual for section in part) for part in parts)
     room = height - 2 - len(top)
-    lines = [_top_edge(snapshot, width, look), *(_inside(line, width) for line in top)]
-    lines += _help(width, room, look) if look.help else _body(parts, width, room)
+    lines = [_top_edge(snapshot, width, state), *(_inside(line, width) for line in top)]
+    lines += _help(width, room, state) if state.help else _body(parts, width, room)
     lines = lines[: height - 1]
     lines += [_inside(Text(), width)] * (height - 1 - len(lines))
-    lines.append(_bottom_edge(width, look))
+    lines.append(_bottom_edge(width, state))
     return Text("\n", no_wrap=True, end="").join(lines)
 
 
-def _parts(snapshot: Snapshot, width: int, look: Look) -> list[tuple[Section, ...]]:
-    """The sections from top to bottom; two in one tuple lie side by side."""
-    slots = machine.slots(snapshot, look.selected)
-    if look.big_log:
+def _parts(snapshot: Snapshot, width: int, state: ViewState) -> list[tuple[Section, ...]]:
+    """Return the sections from top to bottom; two in one tuple lie side by side."""
+    slots = machine.slots(snapshot, state.selected)
+    if state.big_log:
         return [(slots,), (work.log(snapshot),)]
-    gpus = machine.gpus(snapshot, look.selected)
+    gpus = machine.gpus(snapshot, state.selected)
     lists = (work.running(snapshot), work.ended(snapshot))
     middle = [lists] if width >= _WIDE else [(section,) for section in lists]
     return [*([(gpus,)] if gpus else []), (slots,), (work.jobs(snapshot, width - 4),), *middle, (work.log(snapshot),)]
 
 
 def _share(parts: Sequence[tuple[Section, ...]], room: int) -> list[int]:
-    """How many of ``room`` rows each part gets, its divider included; 0 for those that are not shown."""
+    """Allocate ``room`` rows to the parts, dividers included; 0 for those that are not shown."""
     order = sorted(range(len(parts)), key=lambda n: min(section.rank for section in parts[n]))
     got = [0] * len(parts)
     for n in order:
@@ -118,7 +117,7 @@ def _inside(line: Text, width: int) -> Text:
 
 
 def _edge(width: int, ends: str, left: Text, right: Text) -> Text:
-    """A horizontal line with words in it; the right ones give way first."""
+    """Draw a horizontal line with two texts; the right one is dropped if there is no room."""
     room = width - 6
     if left.cell_len + right.cell_len + 3 > room:
         right = Text()
@@ -144,18 +143,18 @@ def _divider(part: Sequence[Section], drawn: Sequence[Drawn], width: int, seam: 
     return line
 
 
-def _top_edge(snapshot: Snapshot, width: int, look: Look) -> Text:
+def _top_edge(snapshot: Snapshot, width: int, state: ViewState) -> Text:
     name = Text.assemble(("supervise", "bold cyan"), f" {snapshot.version} ", ("·", EDGE), " ")
     name.append(harmless(snapshot.endpoint_id), "bold")
-    state = Text()
-    if look.silent_since is not None:
-        state = Text("not answering", "bold red")
-    elif look.paused:
-        state = Text("paused", "bold yellow")
+    badge = Text()
+    if state.silent_since is not None:
+        badge = Text("not answering", "bold red")
+    elif state.paused:
+        badge = Text("paused", "bold yellow")
     elif snapshot.draining:
-        state = Text("draining", "bold yellow")
+        badge = Text("draining", "bold yellow")
     up = Text(f"up {span(snapshot.stats.uptime_s)}", "dim")
-    return _edge(width, "╭╮", name, Text.assemble(state, " · ", up) if state else up)
+    return _edge(width, "╭╮", name, Text.assemble(badge, " · ", up) if badge else up)
 
 
 def _status(snapshot: Snapshot, width: int) -> Text:
@@ -165,31 +164,31 @@ def _status(snapshot: Snapshot, width: int) -> Text:
     return Text.assemble(handler, "   ", (where, "cyan"), "   ", (pid, "dim"))
 
 
-def _notices(snapshot: Snapshot, look: Look) -> list[tuple[str, str]]:
+def _notices(snapshot: Snapshot, state: ViewState) -> list[tuple[str, str]]:
     lines = []
-    if look.silent_since is not None:
-        more = harmless(look.trouble) if look.trouble else "this is how it was then"
-        lines.append((f"not answering since {clock(look.silent_since)}: {more}", "bold red"))
-    if snapshot.draining and look.embedded:
+    if state.silent_since is not None:
+        more = harmless(state.trouble) if state.trouble else "showing the last known state"
+        lines.append((f"not answering since {clock(state.silent_since)}: {more}", "bold red"))
+    if snapshot.draining and state.embedded:
         lines.append(("draining … Ctrl-C again to stop at once", "bold yellow"))
     elif snapshot.draining:
-        lines.append(("draining … it takes no new jobs and ends when the running ones have", "bold yellow"))
+        lines.append(("draining … no new jobs are accepted; it stops when the running ones have ended", "bold yellow"))
     if snapshot.notice:
         lines.append((harmless(snapshot.notice), "yellow"))
     return lines
 
 
-def _bottom_edge(width: int, look: Look) -> Text:
-    if look.notice:
-        return _edge(width, "╰╯", Text(crop(harmless(look.notice), width - 6), "bold cyan"), Text())
-    if not look.keys:
+def _bottom_edge(width: int, state: ViewState) -> Text:
+    if state.notice:
+        return _edge(width, "╰╯", Text(crop(harmless(state.notice), width - 6), "bold cyan"), Text())
+    if not state.keys:
         return Text(f"╰{'─' * (width - 2)}╯", EDGE)
     keys = [
-        ("q", "stop" if look.embedded else "quit"),
+        ("q", "stop" if state.embedded else "quit"),
         ("↑↓", "select"),
         ("r", "refresh"),
-        ("l", "less log" if look.big_log else "log"),
-        ("p", "go on" if look.paused else "pause"),
+        ("l", "less log" if state.big_log else "log"),
+        ("p", "resume" if state.paused else "pause"),
         ("?", "help"),
     ]
     hints = Text()
@@ -200,14 +199,14 @@ def _bottom_edge(width: int, look: Look) -> Text:
     return _edge(width, "╰╯", hints, Text())
 
 
-def _help(width: int, room: int, look: Look) -> list[Text]:
-    stop = "stop the supervisor: running jobs end first; again: at once" if look.embedded else "quit this screen"
+def _help(width: int, room: int, state: ViewState) -> list[Text]:
+    stop = "stop the supervisor after its running jobs; again: at once" if state.embedded else "quit this screen"
     keys = [
         ("q", stop),
         ("↑ ↓", "select a slot (k and j as well); Esc selects none"),
-        ("r", "refresh the selected slot: a fresh worker, its GPU memory seen free"),
-        ("l", "a larger log"),
-        ("p", "hold the picture still; the supervisor goes on"),
+        ("r", "refresh the selected slot: a fresh worker, GPU memory verified free"),
+        ("l", "show more log"),
+        ("p", "pause the screen, not the supervisor"),
         ("?", "this help; any key leaves it"),
     ]
     lines = [Text("keys", "bold"), *(Text.assemble((f"  {key:<5}", "bold cyan"), what) for key, what in keys)]
@@ -217,14 +216,14 @@ def _help(width: int, room: int, look: Look) -> list[Text]:
     lines += [
         Text(),
         Text("refresh", "bold"),
-        Text("  end      result in hand → the worker and all it started are gone"),
+        Text("  end      result received → the worker and its child processes have exited"),
     ]
-    lines += [Text("  release  → its GPU memory is seen free"), Text("  start    → a fresh worker is ready")]
+    lines += [Text("  release  → its GPU memory is verified free"), Text("  start    → a fresh worker is ready")]
     return [_inside(line, width) for line in lines[:room]]
 
 
 def _flow(words: Sequence[Text], width: int) -> list[Text]:
-    """``words`` in lines of at most ``width`` cells."""
+    """Wrap ``words`` into lines of at most ``width`` cells."""
     lines = [Text(" ")]
     for word in words:
         if lines[-1].cell_len + word.cell_len + 3 > width:

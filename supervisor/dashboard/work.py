@@ -1,4 +1,4 @@
-"""The lower half of the picture: how many jobs there are, what runs, what ended, and the log; pure."""
+"""The lower half of the screen: job counts, running and ended jobs, and the log; pure, in the screen's process."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ ENDINGS = {
     "CANCELLED": ("-", "yellow"),
     "TIMED_OUT": ("◷", "yellow"),
 }
-"""Sign and colour of each way a job ends."""
+"""Symbol and style of each final state."""
 
 LEVELS = {Level.INFO: "bold", Level.WARNING: "bold yellow", Level.ERROR: "bold red"}
-"""Colour of a line that the program itself wrote."""
+"""Style of the program's own log lines."""
 
 _SLOT_COLOURS = ("cyan", "green", "magenta", "blue", "yellow")
-_WITH_TITLES = 4  # rows from which a list of jobs can spare one for its titles
+_WITH_TITLES = 4  # minimum rows for a list of jobs to show its titles
 
 
 def jobs(snapshot: Snapshot, width: int) -> Section:
-    """How many jobs wait, run and have ended, and how fast."""
+    """Build the section of job counts, rates and times."""
     counts, stats = snapshot.jobs, snapshot.stats
     counted = _facts(
         ("in queue", f"{counts.in_queue:,}", "yellow" if counts.in_queue else "dim"),
@@ -57,7 +57,7 @@ def _facts(*facts: tuple[str, str, str]) -> Text:
 
 
 def running(snapshot: Snapshot) -> Section:
-    """The jobs that run now, oldest first."""
+    """Build the section of running jobs, oldest first."""
     views = sorted(snapshot.running, key=lambda job: job.started_at)
 
     slot = max((len(job.slot) for job in views), default=4)
@@ -78,7 +78,7 @@ def _attempt(job: RunningJobView) -> Text:
 
 
 def ended(snapshot: Snapshot) -> Section:
-    """The jobs that ended, newest first."""
+    """Build the section of ended jobs, newest first."""
     views = sorted(snapshot.ended, key=lambda job: job.ended_at, reverse=True)
 
     def status(job: EndedJobView) -> Cell:
@@ -125,7 +125,7 @@ def _listing(
 
 
 def log(snapshot: Snapshot) -> Section:
-    """The newest lines that workers and the program wrote, oldest of them first."""
+    """Build the section of the latest log lines of workers and the program, oldest first."""
     order = {view.slot: n for n, view in enumerate(snapshot.workers)}
     name = min(max((len(slot) for slot in order), default=4), 10)
 

@@ -1,1 +1,1 @@
-"""The template process: forks workers on demand, reaps them and all they started, and guards against the supervisor's death."""
+"""The template process: forks workers on demand, reaps them and their descendants, and terminates all if the supervisor dies."""

@@ -1,4 +1,4 @@
-"""From the fork to the worker's first line: runs in the forked child, which is the template's copy and must stop being one."""
+"""Turns a forked copy of the template into a worker; runs in the forked child."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ import msgspec
 from supervisor.host.limits import pin, raise_oom_score
 from supervisor.host.processes import set_death_signal, set_subreaper
 from supervisor.template import mounts
-from supervisor.template.preload.thread_pools import Pool, reseed, widen
+from supervisor.template.preload.thread_pools import ThreadPool, reseed, widen
 from supervisor.wire import messages as wire
 from supervisor.worker.main import EXIT_BROKEN, WorkerStart
 
 Entry = Callable[[], Callable[[WorkerStart], NoReturn]]
-"""Does what needs no order, and returns how the worker goes on when it has one."""
+"""Does the set-up that needs no assignment, and returns the function that runs the worker."""
 
 Disposition = Union[Callable[[int, Union[FrameType, None]], Any], signal.Handlers]
 
 
-class Order(msgspec.Struct, frozen=True):
-    """Which worker to be. ``env`` is set before any user code; None removes a variable. ``folder`` is its ``TMPDIR``; ``since``
-    when it was asked for (``time.monotonic``, seconds).
+class Assignment(msgspec.Struct, frozen=True):
+    """The identity and environment of one worker. ``env`` is set before any user code; None removes a variable. ``folder`` is its
+    ``TMPDIR``; ``since`` is when it was requested (``time.monotonic``, seconds).
     """
 
     slot: str
@@ -40,33 +40,33 @@ class Order(msgspec.Struct, frozen=True):
     since: float
 
 
-Orders = Callable[[], tuple[Order, int, int]]
-"""Gives the order, and two descriptors: the worker's pipe, and its log's."""
+GetAssignment = Callable[[], tuple[Assignment, int, int]]
+"""Returns the assignment and the descriptors of the worker's pipe and log."""
 
 
 class Inherited(msgspec.Struct, frozen=True):
-    """What a child has of the template that a worker must not have. Found out once: doing it in each child costs page faults.
+    """State inherited from the template that a worker must not keep. Collected once: in each child it would cost page faults.
 
-    ``descriptors`` are those to close, ``dispositions`` those to set; ``sock`` is the object on one of the descriptors. ``pools``
-    have one thread.
+    ``descriptors`` are to be closed, ``dispositions`` to be set; ``sock`` is the object that owns one of the descriptors.
+    ``pools`` have one thread.
     """
 
     template: int
     sock: socket.socket
     descriptors: tuple[int, ...]
     dispositions: Mapping[int, Disposition]
-    pools: tuple[Pool, ...] = ()
+    pools: tuple[ThreadPool, ...] = ()
 
 
 def fork(held_back: Collection[int] = ()) -> int:
-    """``os.fork``, with the signals ``held_back`` in the child: one that is sent at once waits until ``become_worker`` has let go
-    of the template's ways, and is not lost.
+    """Fork, with the signals ``held_back`` blocked in the child: one that arrives before ``become_worker`` has restored the
+    dispositions stays pending and is not lost.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, held_back)
     pid = -1
     try:
         with warnings.catch_warnings():
-            # Python warns when a preloaded library has a native thread; that it is harmless was judged before.
+            # Python warns if a preloaded library has a native thread; its trial has shown that it is harmless.
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
     finally:
@@ -76,39 +76,39 @@ def fork(held_back: Collection[int] = ()) -> int:
 
 
 def die_with(template: int) -> None:
-    """Let the template's end be this process's end from here on: the kernel promises it."""
+    """Have the kernel kill this process when the template dies; exit now if it has died already."""
     set_death_signal(signal.SIGKILL)
     if os.getppid() != template:
         os._exit(EXIT_BROKEN)
 
 
-def become_worker(entry: Entry, setup: wire.Setup, orders: Orders, inherited: Inherited) -> NoReturn:
-    """Cut all ties to the template, learn from ``orders`` which worker to be, and enter it, whose output goes to its log and
-    whose temporary files go to its folder; ends the process, whatever happens.
+def become_worker(entry: Entry, setup: wire.Setup, get_assignment: GetAssignment, inherited: Inherited) -> NoReturn:
+    """Drop what the template left, wait for the assignment, redirect output to the worker's log and temporary files to its
+    folder, and run the worker. Ends the process in every case.
     """
     try:
         _leave_template(inherited)
         enter = entry()
-        order, connection, log = orders()
+        assignment, connection, log = get_assignment()
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        set_variables({**order.env, **_take_share(order, setup.limits, inherited.template)})
-        tempfile.tempdir = None  # it remembers the template's folder if an import asked for one
+        set_variables({**assignment.env, **_apply_limits(assignment, setup.limits, inherited.template)})
+        tempfile.tempdir = None  # an import may have cached the template's folder
         widen(inherited.pools)
-        enter(WorkerStart(order.slot, order.generation, connection, setup, order.since))
-    except BaseException:  # noqa: BLE001 - nothing may return into the template's loop
+        enter(WorkerStart(assignment.slot, assignment.generation, connection, setup, assignment.since))
+    except BaseException:  # noqa: BLE001 - the child must not return into the template's loop
         os.write(2, traceback.format_exc().encode(errors="replace"))
     finally:
         os._exit(EXIT_BROKEN)
 
 
 def _leave_template(inherited: Inherited) -> None:
-    """What is the same for every worker."""
+    """Do what is the same for every worker."""
     die_with(inherited.template)
     os.setsid()
     set_subreaper()
-    # The object must not close its number later: by then that may be a file of the handler.
+    # The object must not close its descriptor later: by then a file of the handler may have that number.
     inherited.sock.detach()
     for descriptor in inherited.descriptors:
         os.close(descriptor)
@@ -117,22 +117,22 @@ def _leave_template(inherited: Inherited) -> None:
     reseed()
 
 
-def _take_share(order: Order, limits: wire.Limits, template: int) -> dict[str, str]:
-    """Take what the worker may have of the machine; returns what its environment says of that."""
-    folder = order.folder
-    if cpus := limits.cpus.get(order.slot):
+def _apply_limits(assignment: Assignment, limits: wire.Limits, template: int) -> dict[str, str]:
+    """Apply the worker's CPU affinity and private ``/tmp``; return the environment variables for them."""
+    folder = assignment.folder
+    if cpus := limits.cpus.get(assignment.slot):
         pin(cpus)
     if limits.private_tmp:
-        folder = mounts.enter(folder, limits.kept, f"{order.slot}-{order.generation}")
-        die_with(template)  # a change of the user namespace may have taken it back
+        folder = mounts.enter(folder, limits.kept, f"{assignment.slot}-{assignment.generation}")
+        die_with(template)  # entering a user namespace may have cleared the death signal
     return {"TMPDIR": folder}
 
 
 def signals_to_restore() -> dict[int, Disposition]:
-    """What this process changed of the dispositions of a Python process that was just started, and what they were.
+    """Return the signals whose dispositions differ from those of a freshly started Python process, with the original ones.
 
-    ``SIGPIPE`` and ``SIGXFSZ`` are ignored, and ``SIGINT`` raises: so it is for ``python handler.py``. A handler that Python did
-    not set (None), such as that of PYTHONFAULTHANDLER, is there for a reason.
+    As for ``python handler.py``, ``SIGPIPE`` and ``SIGXFSZ`` are ignored and ``SIGINT`` raises. A handler that Python did not
+    set (None), such as that of PYTHONFAULTHANDLER, is left alone.
     """
     python: dict[int, Disposition] = {
         signal.SIGPIPE: signal.SIG_IGN,
@@ -155,12 +155,12 @@ def _restore_signals(dispositions: Mapping[int, Disposition]) -> None:
 
 
 def open_descriptors() -> list[int]:
-    """The descriptors of this process; not that of the listing, which is closed by now."""
+    """Return the open descriptors of this process, without that of the listing, which is closed by now."""
     return [int(link.name) for link in list(Path("/proc/self/fd").iterdir()) if link.exists()]
 
 
 def set_variables(env: Mapping[str, str | None]) -> None:
-    """Set what ``env`` has in this process's environment; None removes a variable."""
+    """Update this process's environment from ``env``; None removes a variable."""
     for name, value in env.items():
         if value is None:
             os.environ.pop(name, None)

@@ -1,4 +1,4 @@
-"""A ``TMPDIR`` for each worker generation, removed when all that could write to it is gone; runs in the template process."""
+"""A ``TMPDIR`` for each worker generation, removed when all its processes have exited; runs in the template process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from supervisor.template import child
 from supervisor.template.reap import Reaper
 
 _AFTER = 0.05
-"""Seconds that removing waits: a refresh asks for a fork at once, and should not stand behind the fork of a cleaner."""
+"""Seconds before a cleaner is forked: the fork that a refresh requests right away comes first."""
 
 
 class Folders:
-    """Makes and removes ``{root}/{slot}-{generation}``; a full one is left to a forked cleaner, so no worker's fork waits."""
+    """Creates and removes ``{root}/{slot}-{generation}``. A forked cleaner empties folders, so that no worker's fork waits."""
 
     def __init__(self, root: str, reaper: Reaper) -> None:
-        """Keep folders under ``root``, which is made when it is missing; ``reaper`` is told of cleaners."""
+        """Keep folders under ``root``, which is created if missing; ``reaper`` is to spare the cleaners."""
         self._root = Path(root)
         self._reaper = reaper
         self._discarded: list[Path] = []
@@ -27,26 +27,26 @@ class Folders:
         self._cleaner = 0
 
     @property
-    def next_look(self) -> float | None:
-        """When ``clean`` must be called (monotonic seconds); None while a cleaner runs, whose end is a reason of its own."""
+    def next_check(self) -> float | None:
+        """Time by which ``clean`` must be called (monotonic seconds); None while a cleaner runs, whose exit wakes the loop."""
         return None if self._cleaner in self._reaper.spared else self._due
 
     def make(self, slot: str, generation: int) -> str:
-        """The path of a new folder that its owner alone may enter.
+        """Create a folder that only its owner may enter, and return its path.
 
         Raises:
-            OSError: it cannot be made, or exists; or the root is a link or another user's.
+            OSError: it cannot be created, or exists; or the root is a link or another user's.
         """
         path = self._path(slot, generation)
         try:
-            files.own_folder(self._root)  # who cleans up /tmp may have made room there for a folder of another user
+            files.own_folder(self._root)  # after a clean-up of /tmp, another user may have taken the name
         except FileNotFoundError:
             files.make_folders(self._root)
         path.mkdir(0o700)
         return str(path)
 
     def discard(self, slot: str, generation: int) -> None:
-        """Remove that folder: at once when it is empty, else soon."""
+        """Remove that folder: at once if it is empty, else by a cleaner."""
         path = self._path(slot, generation)
         try:
             path.rmdir()
@@ -57,17 +57,17 @@ class Folders:
             self._due = self._due or time.monotonic() + _AFTER
 
     def clean(self) -> None:
-        """Fork a cleaner if it is time and none runs."""
-        if self.next_look is None or time.monotonic() < self.next_look:
+        """Fork a cleaner if one is due and none runs."""
+        if self.next_check is None or time.monotonic() < self.next_check:
             return
         own_pid = os.getpid()
         try:
             pid = child.fork()
         except OSError:
-            self._due = time.monotonic() + 1  # no room for another process: the folders can wait
+            self._due = time.monotonic() + 1  # too many processes: try again later
             return
         if pid == 0:
-            _be_cleaner(self._discarded, own_pid)
+            _run_cleaner(self._discarded, own_pid)
         self._reaper.spared.add(pid)
         self._cleaner, self._due = pid, None
         self._discarded.clear()
@@ -76,7 +76,7 @@ class Folders:
         return self._root / f"{slot}-{generation}"
 
 
-def _be_cleaner(paths: list[Path], template: int) -> None:
+def _run_cleaner(paths: list[Path], template: int) -> None:
     try:
         child.die_with(template)
         for path in paths:

@@ -1,4 +1,4 @@
-"""The end of everything: notices that the supervisor is gone and leaves nothing alive; runs in the template process."""
+"""Shutdown when the supervisor dies: detects it and kills all descendants; runs in the template process."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ import signal
 import socket
 
 from supervisor.host.processes import children_of, kill_with_group, reap_any
-from supervisor.template.process_limit import end_tree
+from supervisor.template.process_limit import kill_tree
 
-_LOOK_AGAIN_MS = 5
-_STUBBORN_LOOKS = 10
+_CHECK_MS = 5
+_STUBBORN_PASSES = 10
 _STUBBORN_S = 0.5
-"""What is left after some looks may be forking faster than it is killed; or the kernel cannot end it yet, and time is spent."""
+"""Seconds to freeze and kill what survives several passes: it may fork faster than it is killed. (Or the kernel cannot end it
+yet.)"""
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP)
-"""Signals a terminal or a person may send: only the supervisor's word or its end ends the template."""
+"""Signals that a terminal or a user may send: only the supervisor's message or death stops the template."""
 
 
 def ignore_signals() -> None:
-    """Let nothing but SIGKILL stop this process. Said again after imports, which may set handlers of their own."""
+    """Ignore the signals that would stop this process. Called again after imports, which may set handlers of their own."""
     for signum in IGNORED:
         signal.signal(signum, signal.SIG_IGN)
-    # Python's own: a write to a closed socket is an error, not the end.
+    # Python's default: a write to a closed socket raises.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
 def open_supervisor() -> int | None:
-    """A descriptor that gets readable when the supervisor ends; None where the kernel has none.
+    """Return a descriptor that becomes readable when the supervisor exits; None if the kernel has no pidfds.
 
-    The socket alone does not tell if a process that the supervisor's program forked holds a copy of its end.
+    The socket alone does not show it while a process forked by the supervisor holds a copy of its end.
     """
     try:
         return os.pidfd_open(os.getppid())
@@ -40,19 +41,19 @@ def open_supervisor() -> int | None:
         return None
 
 
-def end_everything(wakeup: int) -> None:
-    """SIGKILL all that lives below this process and reap it, until nothing is left.
+def kill_all(wakeup: int) -> None:
+    """SIGKILL and reap all descendants of this process until none is left.
 
-    It waits as long as that takes: a process that the kernel cannot end yet still holds its GPU, and the locks say so. Readable
-    ``wakeup`` (set by SIGCHLD) is when it looks again.
+    Waits as long as that takes: a process that the kernel cannot end yet still holds its GPU, so the locks must stay held.
+    ``wakeup`` becomes readable at SIGCHLD.
     """
     poll = select.poll()
     poll.register(wakeup, select.POLLIN)
     own_pid = os.getpid()
-    for look in itertools.count(1):
+    for count in itertools.count(1):
         left = children_of(own_pid)
-        if look % _STUBBORN_LOOKS == 0:
-            end_tree(left, _STUBBORN_S)
+        if count % _STUBBORN_PASSES == 0:
+            kill_tree(left, _STUBBORN_S)
         for pid in left:
             kill_with_group(pid)
         try:
@@ -60,7 +61,7 @@ def end_everything(wakeup: int) -> None:
                 pass
         except ChildProcessError:
             return
-        if poll.poll(_LOOK_AGAIN_MS):
+        if poll.poll(_CHECK_MS):
             drain(wakeup)
 
 
@@ -72,7 +73,7 @@ def drain(wakeup: int) -> None:
 
 
 def has_hung_up(sock: socket.socket) -> bool:
-    """Whether the other end of ``sock`` is closed, also if messages wait to be read."""
+    """Return whether the other end of ``sock`` is closed, even if messages are still to be read."""
     poll = select.poll()
     poll.register(sock, 0)
     return bool(poll.poll(0))

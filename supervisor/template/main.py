@@ -1,7 +1,7 @@
 """The template: forks workers on demand. Runs in the template process, as ``python …/supervisor/template/main.py SOCKET LOCK…``.
 
-SOCKET is the descriptor of its end of the socket pair; each LOCK one that it holds open until nothing that it forked is alive.
-A template that its imports spoilt executes itself again, with ``again=DESCRIPTOR`` behind these: what it knew already.
+SOCKET is the descriptor of its end of the socket pair; each LOCK is held open until all forked processes have exited. A template
+that an import has made unfit for forking executes itself again, with its state in one more argument, ``again=DESCRIPTOR``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Its own folder is no place to import from. The folder of the package goes to the end: it may be a checkout, whose
-    # other folders must not hide installed modules; but first of all, so that this package is found and not supervisord.
+    # Python has put this file's folder on the path; nothing may be imported from there. The package's own folder comes first
+    # until the package is found, instead of supervisord, then last: a checkout's other folders must not hide installed modules.
     _folders = [str(folder) for folder in Path(__file__).resolve().parents[:3]]  # template, supervisor, where that lies
     sys.path[:] = [path for path in sys.path if path != _folders[0]]
     sys.path.insert(0, _folders[2])
-    import supervisor  # noqa: F401 - found once, it is found for good
+    import supervisor  # noqa: F401 - later imports find it in sys.modules
 
     del sys.path[0]
     if _folders[2] not in sys.path:
@@ -41,7 +41,7 @@ from supervisor.host.limits import raise_oom_score
 from supervisor.host.processes import children_of, kill_with_group, set_death_signal, set_subreaper
 from supervisor.template import child, guard
 from supervisor.template.folders import Folders
-from supervisor.template.preload.preload import Preloaded, SpoiltError, freeze, import_shared, preload
+from supervisor.template.preload.preload import Preloaded, UnforkableError, freeze, import_shared, preload
 from supervisor.template.preload.thread_pools import find_pools
 from supervisor.template.process_limit import ProcessLimiter
 from supervisor.template.reap import Reaper
@@ -54,21 +54,23 @@ _MESSAGES_A_TURN = 16
 _AGAIN = "again="
 
 
-class Memory(msgspec.Struct, frozen=True):
-    """What a template that starts anew knows: the set-up, which the supervisor says once, and what must not be preloaded."""
+class RestartState(msgspec.Struct, frozen=True):
+    """State of a restarted template: the set-up, which the supervisor sends only once, and what must not be preloaded."""
 
     setup: wire.Setup
     preloaded: Preloaded
 
 
-class Template:
-    """One thread, one loop: messages and deaths in, forks and reports out. Nothing in it waits but ``poll``."""
+class TemplateServer:
+    """Handles the supervisor's messages and the deaths of children in a single thread that blocks only in ``poll``."""
 
-    def __init__(self, sock: socket.socket, locks: Sequence[int], entry: child.Entry, memory: Memory | None) -> None:
+    def __init__(
+        self, sock: socket.socket, locks: Sequence[int], entry: child.Entry, state: RestartState | None
+    ) -> None:
         """Serve the supervisor at the other end of ``sock``; each forked child enters ``entry``."""
         sock.setblocking(False)
-        self._environ, self._folder = dict(os.environ), Path.cwd()  # as they were, to start anew
-        self._memory = memory
+        self._environ, self._folder = dict(os.environ), Path.cwd()  # the original ones, for a restart
+        self._restart_state = state
         self._sock = sock
         self._locks = locks
         self._entry = entry
@@ -79,20 +81,22 @@ class Template:
         self._finished = False
 
     def run(self) -> None:
-        """Serve until the supervisor says so or is gone; then nothing that was forked is alive.
+        """Serve until the supervisor sends Quit or exits, then kill all that was forked.
 
         Raises:
-            WireError: the supervisor broke the protocol (after everything was ended).
+            WireError: the supervisor broke the protocol (raised after all is killed).
         """
         foreign = child.open_descriptors()
-        set_death_signal(signal.SIGKILL)  # while it imports it cannot listen, and there are no workers yet
-        setup = self._memory.setup if self._memory is not None else self._receive_setup()
+        set_death_signal(
+            signal.SIGKILL
+        )  # while importing it cannot poll the socket, and there are no workers to kill yet
+        setup = self._restart_state.setup if self._restart_state is not None else self._receive_setup()
         if setup is None or guard.has_hung_up(self._sock):
             return
         started = time.monotonic()
         preloaded = self._import(setup)
         set_death_signal(0)
-        # What an import holds open, it holds open in every worker too.
+        # Workers keep the descriptors that imports opened.
         kept = set(child.open_descriptors()) - set(foreign)
         self._prepare(setup, kept)
         try:
@@ -102,29 +106,29 @@ class Template:
                 self._turn()
         finally:
             self._standby.close()
-            guard.end_everything(self._wakeup)
-            for lock in self._locks:  # the next supervisor may wait for them
+            guard.kill_all(self._wakeup)
+            for lock in self._locks:  # before removing files: the next supervisor may wait for the locks
                 os.close(lock)
             shutil.rmtree(setup.tmp_root, ignore_errors=True)
 
     def _import(self, setup: wire.Setup) -> Preloaded:
-        """Import what workers share, and may share. What trials start must come to this process when they end."""
-        set_subreaper()
+        """Import what workers share; restart if that made this process unfit for forking."""
+        set_subreaper()  # so that this process inherits what trials leave running
         import_shared()
         try:
-            preloaded = self._memory.preloaded if self._memory is not None else preload(setup)
-        except SpoiltError as error:
-            self._start_anew(Memory(setup, Preloaded((), ((setup.handler.target, str(error)),))))
+            preloaded = self._restart_state.preloaded if self._restart_state is not None else preload(setup)
+        except UnforkableError as error:
+            self._restart(RestartState(setup, Preloaded((), ((setup.handler.target, str(error)),))))
         freeze()
         return preloaded
 
-    def _start_anew(self, memory: Memory) -> NoReturn:
-        """Become a fresh process of the same pid: threads, the CUDA driver's state and all modules are gone."""
+    def _restart(self, state: RestartState) -> NoReturn:
+        """Execute the template again under the same pid, without threads, CUDA driver state and imported modules."""
         for pid in children_of(self._own_pid):
             kill_with_group(pid)
             os.waitpid(pid, 0)
         passed = os.memfd_create("template", 0)
-        os.write(passed, msgspec.msgpack.encode(memory))
+        os.write(passed, msgspec.msgpack.encode(state))
         os.lseek(passed, 0, os.SEEK_SET)
         kept = {0, 1, 2, passed, self._sock.fileno(), *self._locks}
         for descriptor in child.open_descriptors():
@@ -142,12 +146,12 @@ class Template:
             return None
         message, _ = received
         if not isinstance(message, wire.Setup) or message.version != wire.VERSION:
-            raise WireError(f"the template speaks version {wire.VERSION} and was told {message!r}")
+            raise WireError(f"the template expects protocol version {wire.VERSION} and received {message!r}")
         return message
 
     def _prepare(self, setup: wire.Setup, kept: set[int]) -> None:
         self._setup = setup
-        self._wakeup = self._listen_for_deaths()
+        self._wakeup = self._watch_children()
         self._reaper = Reaper()
         self._folders = Folders(setup.tmp_root, self._reaper)
         self._limiter = ProcessLimiter(setup.limits.processes, self._reaper)
@@ -160,8 +164,8 @@ class Template:
             self._own_pid, self._sock, tuple(foreign), child.signals_to_restore(), find_pools()
         )
 
-    def _listen_for_deaths(self) -> int:
-        """A descriptor that gets readable at each SIGCHLD. The imports are over: nobody takes it away again."""
+    def _watch_children(self) -> int:
+        """Return a descriptor that becomes readable at each SIGCHLD. Called after the imports, which might replace handlers."""
         guard.ignore_signals()
         set_subreaper()
         readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -186,8 +190,8 @@ class Template:
         self._standby.turn()
 
     def _patience_ms(self) -> int | None:
-        looks = (self._reaper.next_look, self._folders.next_look, self._limiter.next_look, self._standby.next_look)
-        deadlines = [at for at in looks if at is not None]
+        checks = (self._reaper.next_check, self._folders.next_check, self._limiter.next_check, self._standby.next_check)
+        deadlines = [at for at in checks if at is not None]
         return max(0, int((min(deadlines) - time.monotonic()) * 1000) + 1) if deadlines else None
 
     def _handle_socket(self) -> None:
@@ -219,11 +223,13 @@ class Template:
         since = time.monotonic()
         try:
             if len(descriptors) != len(("connection", "log")):
-                raise OSError(errno.EBADF, f"{len(descriptors)} descriptors came along and not 2")
-            order = child.Order(slot, generation, message.env, self._folders.make(slot, generation), since)
+                raise OSError(errno.EBADF, f"received {len(descriptors)} descriptors, not 2")
+            assignment = child.Assignment(slot, generation, message.env, self._folders.make(slot, generation), since)
             try:
                 connection, log = descriptors
-                pid = self._standby.take(order, descriptors) or self._fork_worker(lambda: (order, connection, log))
+                pid = self._standby.take(assignment, descriptors) or self._fork_worker(
+                    lambda: (assignment, connection, log)
+                )
             except OSError:
                 self._folders.discard(slot, generation)
                 raise
@@ -235,18 +241,18 @@ class Template:
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _fork_worker(self, orders: child.Orders) -> int:
+    def _fork_worker(self, get_assignment: child.GetAssignment) -> int:
         pid = child.fork(self._inherited.dispositions)
         if pid == 0:
-            child.become_worker(self._entry, self._setup, orders, self._inherited)
+            child.become_worker(self._entry, self._setup, get_assignment, self._inherited)
         return pid
 
     def _receive(self) -> tuple[wire.ToTemplate, list[int]] | None:
-        """The next message and its descriptors; None when the supervisor is gone.
+        """Return the next message and its descriptors; None if the supervisor has closed the socket.
 
         Raises:
-            BlockingIOError: there is none now.
-            WireError: it cannot be read.
+            BlockingIOError: no message is waiting.
+            WireError: the message is invalid.
         """
         try:
             data, descriptors, flags, _ = socket.recv_fds(self._sock, _MESSAGE_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
@@ -263,7 +269,7 @@ class Template:
         self._flush()
 
     def _flush(self) -> None:
-        """Send what the socket takes; a supervisor that does not read costs memory, not a worker's death unseen."""
+        """Send what the socket accepts and keep the rest: a supervisor that does not read costs memory, but no report is lost."""
         try:
             while self._outbox:
                 self._sock.send(self._outbox[0])
@@ -276,16 +282,16 @@ class Template:
 
 
 def flush_c_output_by_line() -> None:
-    """Let C's ``stdout`` be flushed at each line, in workers too, as on a terminal: a crash would lose what it holds back."""
+    """Make C's ``stdout`` line-buffered, in workers too, so that a crash loses no complete line."""
     if os.environ.get("PYTHONUNBUFFERED"):
-        return  # then Python has told C to hold nothing back at all
+        return  # then Python has made C's stdout unbuffered
     library = ctypes.CDLL(None)
     line_buffered = 1  # _IOLBF of <stdio.h>, the same in glibc and musl
     library.setvbuf(ctypes.c_void_p.in_dll(library, "stdout"), None, line_buffered, ctypes.c_size_t(0))
 
 
 def run(arguments: Sequence[str], entry: child.Entry) -> NoReturn:
-    """Be the template that ``arguments`` (SOCKET LOCK…) describe, whose workers begin by ``entry``; ends the process."""
+    """Run the template with ``arguments`` (SOCKET LOCK…); its workers start in ``entry``. Ends the process."""
     guard.ignore_signals()
     raise_oom_score(os.getppid())
     flush_c_output_by_line()
@@ -295,25 +301,27 @@ def run(arguments: Sequence[str], entry: child.Entry) -> NoReturn:
     sys.argv[1:] = []
     status = EXIT_BROKEN
     try:
-        # By this name its socket stays open to the end: who sees it closed kills this process.
-        template = Template(socket.socket(fileno=descriptors[0]), descriptors[1:], entry, _remember(arguments))
+        # The variable keeps the socket open to the end: the supervisor kills this process when it is closed.
+        template = TemplateServer(
+            socket.socket(fileno=descriptors[0]), descriptors[1:], entry, _read_restart_state(arguments)
+        )
         template.run()
         status = 0
     except SuperviseError as error:
-        sys.stderr.write(f"supervise: the template ended: {error}\n")
+        sys.stderr.write(f"supervise: the template stopped: {error}\n")
     except BaseException:  # noqa: BLE001 - printed here, since the process ends below
         traceback.print_exc()
     finally:
         sys.stderr.flush()
-        # The orderly end of an interpreter that has imported torch takes 300 ms.
+        # Finalising an interpreter that has imported torch takes 300 ms.
         os._exit(status)
 
 
-def _remember(arguments: Sequence[str]) -> Memory | None:
+def _read_restart_state(arguments: Sequence[str]) -> RestartState | None:
     for argument in arguments:
         if argument.startswith(_AGAIN):
             with open(int(argument.removeprefix(_AGAIN)), "rb") as passed:
-                return msgspec.msgpack.decode(passed.read(), type=Memory)
+                return msgspec.msgpack.decode(passed.read(), type=RestartState)
     return None
 
 

@@ -1,7 +1,7 @@
-"""A ``/tmp`` of its own for a worker (``--private-tmp``), by a mount namespace (mount_namespaces(7)).
+"""A private ``/tmp`` for a worker (``--private-tmp``), by a mount namespace (mount_namespaces(7)).
 
-``enter`` runs in the forked child, before any code of the handler. As a program of its own, started by the supervisor, this file
-finds out whether the system allows it: so it imports nothing but the standard library.
+``enter`` runs in the forked child, before any code of the handler. The supervisor also runs this file as a program, to find out
+whether the system allows it; so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 HIDDEN = ("/tmp", "/var/tmp")
-"""What is replaced. ``/dev/shm`` stays shared: its names are random, and processes of a worker's own find each other there."""
+"""Folders that are replaced. ``/dev/shm`` stays shared: its names are random, and a worker's processes share memory there."""
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000
@@ -24,15 +24,15 @@ _MS_PRIVATE = 1 << 18
 
 
 def enter(folder: str, kept: Sequence[str], name: str) -> str:
-    """Put folders below ``folder`` in the place of ``HIDDEN``, for this process and what it starts; not those in ``kept``.
+    """Mount folders below ``folder`` over ``HIDDEN``, for this process and its children; folders in ``kept`` stay visible.
 
-    Returns the path of a folder ``name``, made in the new ``/tmp``. This process has one thread.
+    Returns the path of a folder ``name``, created in the new ``/tmp``. This process must have a single thread.
 
     Raises:
-        OSError: the system refuses; its text says which step.
+        OSError: the system refuses; its text names the step.
     """
     _unshare()
-    _mount("none", "/", _MS_REC | _MS_PRIVATE)  # nothing that is mounted here may show outside
+    _mount("none", "/", _MS_REC | _MS_PRIVATE)  # keep the mounts below from propagating outside
     places = [Path(folder, place.strip("/").replace("/", "-")) for place in HIDDEN]
     for place in places:
         place.mkdir()
@@ -45,7 +45,7 @@ def enter(folder: str, kept: Sequence[str], name: str) -> str:
             if at not in HIDDEN or Path(at).is_dir():
                 Path(at).mkdir(parents=True, exist_ok=True)
                 _mount(f"/proc/self/fd/{source}", at, _MS_BIND | _MS_REC)
-    os.chdir(Path.cwd())  # by its name: it may be another folder now
+    os.chdir(Path.cwd())  # the path may lead to another folder now
     own = Path(HIDDEN[0], name)
     own.mkdir(0o700)
     return str(own)
@@ -58,7 +58,7 @@ def _open(path: str | Path, stack: contextlib.ExitStack) -> int:
 
 
 def _unshare() -> None:
-    """Get a mount namespace: as root at once, else in a user namespace (user_namespaces(7)) in which users are who they are."""
+    """Enter a new mount namespace: directly as root, else in a user namespace (user_namespaces(7)) that keeps uid and gid."""
     user, group = os.geteuid(), os.getegid()
     unshare = _library().unshare
     if user == 0 and unshare(_CLONE_NEWNS) == 0:

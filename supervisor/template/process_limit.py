@@ -1,8 +1,8 @@
-"""The limit on how many processes a worker and all it started may be (``--max-processes``); runs in the template process.
+"""Limits the number of processes of a worker and its descendants (``--max-processes``); runs in the template process.
 
-A fork bomb cannot be outrun by killing: whoever lists its processes sees those of a moment ago. So all are stopped first, look by
-look, until a look finds none that runs on; only then are they killed. The kernel's own limits do not serve: ``RLIMIT_NPROC``
-counts all processes of a user, and a control group for each worker is there for those only to whom the system has handed one.
+A fork bomb cannot be outrun by killing: a list of its processes is already out of date. So all are stopped first, pass by pass,
+until a pass finds none running; only then are they killed. The kernel's own limits do not serve: ``RLIMIT_NPROC`` counts all
+processes of a user, and a control group per worker needs one delegated by the system.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from supervisor.cause import TooManyProcesses
 from supervisor.host.processes import Kin, kill, picture, tree
 from supervisor.template.reap import Reaper
 
-LOOK_S = 0.1
-"""How often the kernel is asked how many processes were started at all: one short read."""
+CHECK_S = 0.1
+"""Seconds between reads of the newest pid, which are cheap."""
 
 DEAD = 16
-"""How many dead processes that nobody has waited for count as one. They come to a worker from all that it started, which is no
-harm until the kernel has no numbers left: that is 32,768 on the smallest machines."""
+"""Number of zombies that count as one process. A worker inherits them from its descendants, which is harmless until the kernel
+runs out of pids: 32,768 on the smallest machines."""
 
-BLIND_LOOK_S = 1.0
-"""How often all processes are looked at where the kernel does not say that."""
+FALLBACK_CHECK_S = 1.0
+"""Seconds between counts where the newest pid cannot be read."""
 
 FREEZE_S = 3.0
-"""How long the template may be busy with stopping one tree. What then still runs is killed like any other, one by one."""
+"""Maximum seconds that the template spends on stopping one tree. What still runs then is killed anyway, one by one."""
 
 
 class ProcessLimiter:
-    """Watches the trees of the workers, and what dead ones left, which counts as one more."""
+    """Kills process trees that are too large: each worker's, and the orphans of dead workers, which count as one tree."""
 
     def __init__(self, most: int, reaper: Reaper) -> None:
-        """Let none be more than ``most`` processes; 0 is no limit."""
+        """Allow ``most`` processes per tree; 0: no limit."""
         self._most = most
         self._reaper = reaper
         self._own_pid = os.getpid()
         self._loadavg = _open_loadavg() if most else None
         self._newest = 0
-        self._largest = most  # so the first look counts
+        self._largest = most  # so that the first check counts
         self._due = time.monotonic()
 
     @property
-    def next_look(self) -> float | None:
-        """When ``turn`` must be called (monotonic seconds); None while there is nobody to watch."""
-        return self._due if self._most and (self._reaper.workers or self._reaper.next_look is not None) else None
+    def next_check(self) -> float | None:
+        """Time by which ``turn`` must be called (monotonic seconds); None while there is nothing to watch."""
+        return self._due if self._most and (self._reaper.workers or self._reaper.next_check is not None) else None
 
     def turn(self) -> None:
-        """End the trees that are too large, if it is time to look."""
-        if self.next_look is None or time.monotonic() < self._due:
+        """Kill the trees that are too large, if a check is due."""
+        if self.next_check is None or time.monotonic() < self._due:
             return
         newest = _newest(self._loadavg) if self._loadavg is not None else None
-        self._due = time.monotonic() + (BLIND_LOOK_S if newest is None else LOOK_S)
-        # Numbers are given in turn, so no tree can have grown by more than have been given since.
+        self._due = time.monotonic() + (FALLBACK_CHECK_S if newest is None else CHECK_S)
+        # Pids are assigned in order, so no tree can have grown by more than were assigned since.
         if newest is not None and 0 <= newest - self._newest <= self._most - self._largest:
             return
         self._newest = newest or 0
@@ -67,34 +67,34 @@ class ProcessLimiter:
         for pid in list(self._reaper.workers):
             size, dead = _size(kin, {pid})
             if size > self._most:
-                self._reaper.condemn(pid, TooManyProcesses(self._most * DEAD if dead else self._most, dead))
-                end_tree({pid})
+                self._reaper.set_cause(pid, TooManyProcesses(self._most * DEAD if dead else self._most, dead))
+                kill_tree({pid})
             else:
                 largest = max(largest, size)
-        left = self._left_behind(kin)
+        left = self._leftovers(kin)
         size, _ = _size(kin, left)
         if size > self._most:
-            end_tree(left)
+            kill_tree(left)
         return max(largest, min(size, self._most))
 
-    def _left_behind(self, kin: Mapping[int, Kin]) -> set[int]:
+    def _leftovers(self, kin: Mapping[int, Kin]) -> set[int]:
         ours = {pid for pid, one in kin.items() if one.parent == self._own_pid}
         return ours - set(self._reaper.workers) - set(self._reaper.spared)
 
 
 def _size(kin: Mapping[int, Kin], roots: Collection[int]) -> tuple[int, bool]:
-    """What counts against the limit, and whether the dead are what counts."""
+    """Return the number that counts against the limit, and whether it comes from the dead."""
     found = tree(kin, roots)
     dead = sum(kin[pid].dead for pid in found)
     return max(len(found) - dead, dead // DEAD), dead // DEAD > len(found) - dead
 
 
-def end_tree(roots: Collection[int], patience: float = FREEZE_S) -> None:
-    """Stop all that descends from ``roots``, then SIGKILL it; takes ``patience`` seconds at most."""
+def kill_tree(roots: Collection[int], patience: float = FREEZE_S) -> None:
+    """Stop ``roots`` and their descendants, then SIGKILL them; takes at most ``patience`` seconds."""
     for pid in roots:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getpgid(pid) == pid:
-                os.killpg(pid, signal.SIGSTOP)  # most bombs are one group, and a group stops at once
+                os.killpg(pid, signal.SIGSTOP)  # most fork bombs are one process group, which stops at once
     deadline = time.monotonic() + patience
     stopped: set[int] = set()
     while True:
@@ -107,12 +107,12 @@ def end_tree(roots: Collection[int], patience: float = FREEZE_S) -> None:
         stopped |= running
     for pid in found:
         kill(pid)
-    for pid in stopped - found:  # one ended, and its number may be another's by now
+    for pid in stopped - found:  # exited; its pid may have been reused
         kill(pid, signal.SIGCONT)
 
 
 def _open_loadavg() -> int | None:
-    """A descriptor of ``/proc/loadavg``; None where that says nothing or is not the kernel's own, as in some containers."""
+    """Open ``/proc/loadavg``; return None if it is unusable or not the kernel's own, as in some containers."""
     try:
         descriptor = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -125,7 +125,7 @@ def _open_loadavg() -> int | None:
 
 
 def _newest(loadavg: int) -> int | None:
-    """The number that the kernel gave to the newest process or thread, its last field (proc(5)); None if it cannot be read."""
+    """Read the pid of the newest process or thread, the last field of loadavg (proc(5)); None if it cannot be read."""
     try:
         return int(os.pread(loadavg, 256, 0).split()[-1])
     except (OSError, ValueError, IndexError):

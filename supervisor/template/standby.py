@@ -1,7 +1,7 @@
-"""One worker forked ahead, which waits for its order: after large imports a fork takes milliseconds; in the template process.
+"""One worker forked ahead, which waits for its assignment: after large imports a fork takes milliseconds; template process.
 
-It has run none of the handler's code, and belongs to no slot: the first that asks for a worker gets it, and then the next one is
-forked. Who asks while there is none gets a fork of its own.
+It has run none of the handler's code and belongs to no slot: the next request for a worker gets it, and another is forked. A
+request while none is ready gets a fork of its own.
 """
 
 from __future__ import annotations
@@ -14,80 +14,80 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from supervisor.host.processes import kill
-from supervisor.template.child import Order, Orders
+from supervisor.template.child import Assignment, GetAssignment
 from supervisor.template.reap import Reaper
 
 _AFTER = 0.002
-"""Seconds from a worker's start to the fork of the next: they should not take each other's time."""
+"""Seconds from a worker's start to the fork of the next one, so that they do not slow each other down."""
 
 _AGAIN = 1.0
-"""Seconds after which a fork that the system refused is tried again."""
+"""Seconds until a failed fork is retried."""
 
-_ORDER_BYTES = 256 * 1024
+_ASSIGNMENT_BYTES = 256 * 1024
 
-_DECODER = msgspec.msgpack.Decoder(Order)  # made in the template: it takes long
+_DECODER = msgspec.msgpack.Decoder(Assignment)  # made in the template: it takes long
 
 
 class Standby:
-    """Has one waiting, if it can. ``turn`` must be called at ``next_look`` (monotonic seconds): None while one waits, or until a
-    worker was asked for."""
+    """Keeps one worker waiting. ``turn`` must be called by ``next_check`` (monotonic seconds): None while one waits, or until
+    the first worker is requested."""
 
-    def __init__(self, fork: Callable[[Orders], int], reaper: Reaper) -> None:
-        """``fork`` forks a worker that gets its order so and returns its pid; ``reaper`` is told what is no orphan."""
+    def __init__(self, fork: Callable[[GetAssignment], int], reaper: Reaper) -> None:
+        """Use ``fork`` to fork a worker that calls its argument for an assignment; ``reaper`` is to spare the waiting one."""
         self._fork = fork
         self._reaper = reaper
         self._pid = 0
         self._sock: socket.socket | None = None
-        self.next_look: float | None = None
+        self.next_check: float | None = None
 
     def turn(self) -> None:
-        """Fork one if it is time."""
-        if self.next_look is None or time.monotonic() < self.next_look:
+        """Fork a worker if one is due."""
+        if self.next_check is None or time.monotonic() < self.next_check:
             return
-        self.next_look = None
+        self.next_check = None
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError:
-            self.next_look = time.monotonic() + _AGAIN
+            self.next_check = time.monotonic() + _AGAIN
             return
         with theirs:
             try:
-                self._pid = self._fork(lambda: _wait_for_order(theirs, ours))
+                self._pid = self._fork(lambda: _wait_for_assignment(theirs, ours))
             except OSError:
                 ours.close()
-                self.next_look = time.monotonic() + _AGAIN
+                self.next_check = time.monotonic() + _AGAIN
                 return
         self._reaper.spared.add(self._pid)
         ours.setblocking(False)
         self._sock = ours
 
-    def take(self, order: Order, descriptors: Sequence[int]) -> int | None:
-        """Give ``order``, with copies of the ``descriptors``, to the one that waits; its pid, or None if there is none."""
-        self.next_look = time.monotonic() + _AFTER
+    def take(self, assignment: Assignment, descriptors: Sequence[int]) -> int | None:
+        """Send ``assignment`` and copies of ``descriptors`` to the waiting worker; return its pid, or None if there is none."""
+        self.next_check = time.monotonic() + _AFTER
         sock, self._sock = self._sock, None
         if sock is None:
             return None
         with sock:
             try:
-                socket.send_fds(sock, [msgspec.msgpack.encode(order)], descriptors)
-            except OSError:  # it is dead, or the order too long for the socket
+                socket.send_fds(sock, [msgspec.msgpack.encode(assignment)], descriptors)
+            except OSError:  # the worker is dead, or the assignment too long for the socket
                 if self._pid in self._reaper.spared:
                     kill(self._pid)
                 return None
         return self._pid
 
     def close(self) -> None:
-        """Let the one that waits end."""
-        self.next_look = None
+        """Let the waiting worker exit."""
+        self.next_check = None
         if self._sock is not None:
             self._sock.close()
 
 
-def _wait_for_order(sock: socket.socket, other: socket.socket) -> tuple[Order, int, int]:
+def _wait_for_assignment(sock: socket.socket, other: socket.socket) -> tuple[Assignment, int, int]:
     other.close()
     with sock:
-        data, descriptors, _, _ = socket.recv_fds(sock, _ORDER_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+        data, descriptors, _, _ = socket.recv_fds(sock, _ASSIGNMENT_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
     if not data:
-        os._exit(0)  # there will be none
+        os._exit(0)  # closed: the template shuts down
     connection, log = descriptors
     return _DECODER.decode(data), connection, log

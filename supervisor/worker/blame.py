@@ -1,4 +1,4 @@
-"""Tells the user which of their lines raised: tracebacks without this program's frames; used in the worker process."""
+"""Tracebacks that show only the user's frames, without this program's; used in the worker process."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _IMPORTLIB = importlib.__file__
 
 
 def users_traceback(error: BaseException) -> str:
-    """The traceback of ``error`` and of what caused it, as Python prints it, with the user's frames only."""
-    told = traceback.TracebackException.from_exception(error)
-    _strip(told)
-    return utf8("".join(told.format()))
+    """Format the traceback of ``error`` and of its causes as Python does, with the user's frames only."""
+    formatted = traceback.TracebackException.from_exception(error)
+    _strip(formatted)
+    return utf8("".join(formatted.format()))
 
 
 def users_stack() -> str:
-    """Where the user's code is right now, as in a traceback; empty if none of it is on the stack."""
+    """Format the user's frames on the current stack, as in a traceback; empty if there are none."""
     stack = traceback.StackSummary.from_list([frame for frame in traceback.extract_stack() if _is_users(frame)])
     return utf8("".join(stack.format()))
 
 
 def one_line(error: BaseException) -> str:
-    """``error`` as the last line of a traceback: ``ValueError: no such model``."""
+    """Format ``error`` as the last line of a traceback: ``ValueError: no such model``."""
     return utf8("".join(traceback.format_exception_only(type(error), error)).rstrip().rpartition("\n")[2])
 
 
 def message(error: BaseException) -> str:
-    """``str(error)``; user code, so it may itself raise."""
+    """Return ``str(error)``, or a substitute if that raises: it is user code."""
     try:
         return utf8(str(error))
     except Exception as failure:  # noqa: BLE001 - __str__ of a user's exception is user code
@@ -39,12 +39,12 @@ def message(error: BaseException) -> str:
 
 
 def utf8(text: str) -> str:
-    """``text`` as a plain ``str`` with lone surrogates escaped, so that it can go into a message."""
+    """Return ``text`` as a plain ``str`` with lone surrogates escaped, fit for a message."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _strip(told: traceback.TracebackException) -> None:
-    pending, seen = [told], set()
+def _strip(formatted: traceback.TracebackException) -> None:
+    pending, seen = [formatted], set()
     while pending:
         one = pending.pop()
         if id(one) in seen:

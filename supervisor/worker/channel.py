@@ -1,9 +1,9 @@
-"""The worker's end of the pipe to the supervisor: what is said leaves in order, and progress never waits; worker process.
+"""The worker's end of the pipe to the supervisor: messages leave in order, and progress never blocks; worker process.
 
-All frames go through one queue and are written without blocking, by whichever thread comes. Who must be heard (``send``) waits
-until its frame has left, but without the lock. Progress that the pipe does not take is kept, only the newest of each job, for a
-thread that lives until the queue is empty. The descriptor stays in blocking mode, because that mode is shared with whoever
-inherits it: every call says ``MSG_DONTWAIT`` instead.
+All frames go through one queue and are written without blocking, by any thread. ``send`` waits until its frame is written, but
+without the lock. While the pipe is full, only the newest progress of each job is kept, for a thread that runs until the queue is
+empty. The descriptor stays in blocking mode, because processes that inherit it share that mode: every call passes
+``MSG_DONTWAIT`` instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CODEC: wire.Codec[wire.ToWorker] = wire.Codec(wire.ToWorker)  # made in the tem
 
 
 class _Frame:
-    """What of one frame is not yet written; ``job`` if it is progress, which something newer may replace."""
+    """The unwritten part of a frame; ``job`` if it is progress, which a newer value may replace."""
 
     __slots__ = ("job", "left")
 
@@ -33,11 +33,11 @@ class _Frame:
         self.job = job
 
 
-class Channel:
-    """Messages from and to the supervisor. When it is gone the process ends at once: nobody waits for its work any more."""
+class SupervisorPipe:
+    """Messages from and to the supervisor. When the supervisor has exited, so does this process, at once."""
 
     def __init__(self, fd: int) -> None:
-        """Own ``fd``, one end of a ``multiprocessing.Pipe(duplex=True)``. Processes forked from this one lose it again."""
+        """Own ``fd``, one end of a ``multiprocessing.Pipe(duplex=True)``. Processes forked from this one close it."""
         self._socket = socket.socket(fileno=fd)
         self._encode, self._decode = _CODEC.encode, _CODEC.decode
         self._reader = wire.FrameReader(sys.maxsize)  # the supervisor is trusted
@@ -48,14 +48,14 @@ class Channel:
         ] = {}  # by running job: progress in the queue of which nothing is written yet
         self._flushing = False
         self._warned: set[str] = set()
-        os.register_at_fork(after_in_child=self._let_go)
+        os.register_at_fork(after_in_child=self._after_fork)
 
     def fileno(self) -> int:
-        """The descriptor, for the event loop."""
+        """Return the descriptor, for the event loop."""
         return self._socket.fileno()
 
     def receive(self) -> list[wire.ToWorker]:
-        """What has arrived, without waiting."""
+        """Return the messages that have arrived, without waiting."""
         messages: list[wire.ToWorker] = []
         while True:
             try:
@@ -65,28 +65,28 @@ class Channel:
             except OSError:
                 data = b""
             if not data:
-                output.leave(0)
+                output.exit_process(0)
             messages += map(self._decode, self._reader.feed(data))
             if len(data) < _READ_BYTES:
                 return messages
 
     def send(self, message: wire.FromWorker) -> None:
-        """Say ``message``; returns once it is in the pipe. Called in the main thread."""
+        """Send ``message``; return once it is in the pipe. Called in the main thread."""
         self._send(_Frame(wire.frame(self._encode(message))))
 
     def warn(self, text: str) -> None:
-        """Tell the user ``text``, once."""
+        """Send a warning for the user's log; the same ``text`` only once."""
         if text not in self._warned:
             self._warned.add(text)
             self.send(wire.Warning(text))
 
     def started(self, job: str) -> None:
-        """Let the progress of ``job`` through from now on."""
+        """Accept progress of ``job`` from now on."""
         with self._lock:
             self._newest[job] = None
 
     def ended(self, done: wire.Done) -> None:
-        """Say how a job ended. Progress of it that has not left is dropped, and none is accepted any more."""
+        """Report the end of a job. Its unsent progress is dropped, and no more is accepted."""
         frame = _Frame(wire.frame(self._encode(done)))
         with self._lock:
             outdated = self._newest.pop(done.job, None)
@@ -95,7 +95,7 @@ class Channel:
         self._send(frame)
 
     def progress(self, job: str, value: bytes) -> None:
-        """Say how far ``job`` is (JSON), from any thread, at once. Nothing is said of a job that does not run."""
+        """Report the progress of ``job`` (JSON) without blocking, from any thread. Ignored if the job does not run."""
         frame = wire.frame(self._encode(wire.Progress(job, value)))
         with self._lock:
             if job not in self._newest:
@@ -133,7 +133,7 @@ class Channel:
         poll.poll()
 
     def _write(self) -> bool:
-        """Write what the pipe takes, with the lock held; whether nothing is left."""
+        """Write what the pipe accepts; return whether the queue is empty. The caller holds the lock."""
         while self._queue:
             frame = self._queue[0]
             if frame.left:
@@ -142,17 +142,17 @@ class Channel:
                 except BlockingIOError:
                     return False
                 except OSError:
-                    output.leave(0)
+                    output.exit_process(0)
                 if frame.job in self._newest:
-                    self._newest[frame.job] = None  # begun: it cannot be replaced any more
+                    self._newest[frame.job] = None  # partly written: it cannot be replaced any more
                 frame.left = memoryview(frame.left)[count:]
                 if frame.left:
                     continue
             self._queue.popleft()
         return True
 
-    def _let_go(self) -> None:
-        # In a forked child: the pipe is not its own, and whether the lock was taken by a thread that it lacks is unknown.
+    def _after_fork(self) -> None:
+        # In a forked child: the pipe belongs to the worker, and the lock may be held by a thread that the child lacks.
         self._socket.close()
         self._lock = threading.Lock()
         self._queue.clear()

@@ -1,4 +1,4 @@
-"""What a job's error says about CUDA: is the context poisoned, is the GPU's memory full? Used in the worker process."""
+"""Recognises sticky CUDA errors and full GPU memory in a job's error text; used in the worker process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STICKY_ERRORS = {
     "uncorrectable ECC error": ("uncorrectable ECC error", "ERROR_ECC_UNCORRECTABLE", "ErrorECCUncorrectable"),
 }
 """CUDA errors that "leave the process in an inconsistent state" (CUDA Runtime API, error codes): each later call fails too,
-until it ends. By name, with the words that the driver, the runtime, torch, cupy and jax use. Out of memory is not among them."""
+until the process exits. By name, with the wording of the driver, the runtime, torch, cupy and jax. Out of memory is not one."""
 
 OUT_OF_MEMORY = (
     r"CUDA out of memory|CUDA error: out of memory|torch\.(cuda\.)?OutOfMemoryError",  # torch
@@ -39,19 +39,19 @@ OUT_OF_MEMORY = (
     r"(allocate|allocating) CUDA\d+ buffer",  # llama.cpp
     r"No available memory for the cache blocks",  # vLLM
 )
-"""How a full GPU is worded, as read in the libraries' issue trackers. A full host (Python's and numpy's ``MemoryError``, torch's
-``DefaultCPUAllocator``) is worded otherwise."""
+"""Wordings for a full GPU, collected from the libraries' issue trackers. Those for a full host (Python's and numpy's
+``MemoryError``, torch's ``DefaultCPUAllocator``) differ."""
 
 _out_of_memory = re.compile("|".join(f"(?:{words})" for words in OUT_OF_MEMORY))
 
 
 def poison(error: str) -> str | None:
-    """Which sticky CUDA error is in ``error``, if any. It has to speak of CUDA: others use some of the words too."""
+    """Return the sticky CUDA error named in ``error``, or None. The text must mention CUDA: others use some of the words too."""
     if "cuda" not in error.lower():
         return None
     return next((name for name, words in STICKY_ERRORS.items() if any(word in error for word in words)), None)
 
 
 def out_of_memory(error: str) -> bool:
-    """Whether ``error`` says that a GPU's memory is full."""
+    """Return whether ``error`` says that a GPU's memory is full."""
     return _out_of_memory.search(error) is not None

@@ -1,10 +1,10 @@
-"""A handler's value → JSON bytes, or the path of what cannot be written; used in the worker process.
+"""Encodes a handler's value as JSON bytes, or reports the path of what cannot be encoded; used in the worker process.
 
-Plain values take msgspec's way in C. Whatever fails there is walked once more in Python, which either finds a way or says where
-in the value the trouble is. numpy, torch and pydantic are never imported: a value of theirs is there only if the handler did so.
+msgspec encodes plain values in C. Whatever fails there is walked once more in Python, which converts it or reports where in the
+value the problem is. numpy, torch and pydantic are never imported: their values exist only if the handler imported them.
 
-What becomes of what JSON has no word for: NaN and the infinities are ``null`` (arrays of them too), bytes base64 text, a Decimal
-text, dates and times ISO 8601, an Enum its value, a set a list, and keys that are no text what ``json.dumps`` makes of them.
+Values that JSON lacks: NaN and the infinities become ``null`` (in arrays too), bytes base64 text, a Decimal text, dates and
+times ISO 8601, an Enum its value, a set a list, and keys that are not text what ``json.dumps`` makes of them.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from supervisor.errors import EncodeError
 from supervisor.worker import blame
 
 MAX_DEPTH = 300
-"""Levels of nesting that the walk in Python follows. msgspec alone goes as deep as the interpreter's recursion limit."""
+"""Maximum nesting for the walk in Python. msgspec alone goes as deep as the interpreter's recursion limit."""
 
 _SAFE_RECURSION_LIMIT = 10_000
-"""msgspec recurses in C up to ``sys.getrecursionlimit()``; with 80,000 a cycle overflowed a stack of 8 MiB (CPython 3.11)."""
+"""msgspec recurses in C up to ``sys.getrecursionlimit()``; at 80,000 a cycle overflowed a stack of 8 MiB (CPython 3.11)."""
 
 _SHOWN_PATH = 200
-"""Characters of a path in a message; the middle of a longer one is left out."""
+"""Maximum characters of a path in a message; the middle of a longer one is left out."""
 
 
-class _Unknown(Exception):  # noqa: N818 - an answer of _convert, no error that a caller sees
+class _Unknown(Exception):  # noqa: N818 - a result of _convert, never seen by callers of this module
     """No conversion is known."""
 
 
 def encode(value: Any, path: str = "output") -> bytes:
-    """``value`` as JSON in UTF-8; it is never changed. ``path`` is what the error calls it.
+    """Encode ``value`` as JSON in UTF-8, without changing it. ``path`` is its name in errors.
 
     Raises:
-        EncodeError: it cannot be JSON: the message names the path inside it and the type. ``__cause__`` is the exception of the
-            value's own code (a CUDA error, a broken property), if that was why.
+        EncodeError: it cannot be encoded: the message names the path inside it and the type. ``__cause__`` is the exception of
+            the value's own code (a CUDA error, a broken property), if that was the reason.
     """
     if sys.getrecursionlimit() <= _SAFE_RECURSION_LIMIT:
         try:
             return _encode(value)
-        except Exception:  # noqa: BLE001, S110 - conversions run the value's own code; the walk below meets it again and tells
+        except Exception:  # noqa: BLE001, S110 - conversions run the value's own code; the walk below reports the error
             pass
     try:
         return _encode(_plain(value, path, {}))
@@ -58,7 +58,7 @@ def encode(value: Any, path: str = "output") -> bytes:
 
 
 def error_text(value: Any) -> str:
-    """A job's ``error`` as text: a string as it is, anything else as JSON, and ``str()`` of what cannot be JSON. Never raises."""
+    """Return a job's ``error`` as text: a string as it is, anything else as JSON, else its ``str()``. Never raises."""
     if isinstance(value, str):
         text = str.__str__(value)
     else:
@@ -77,7 +77,7 @@ def _str(value: Any) -> str:
 
 
 def _convert(value: Any) -> Any:
-    """One step towards what msgspec can write. It asks here for values that it does not know, and for keys too."""
+    """Convert one step towards what msgspec can encode, which calls this for unknown values and keys."""
     for kind, exactly in _SUBCLASSES:
         if isinstance(value, kind):
             return exactly(value)
@@ -97,7 +97,7 @@ def _convert(value: Any) -> Any:
     raise _Unknown
 
 
-#: Subclasses that msgspec leaves to us, and the only values of their own kind: bool and None come here as keys alone.
+#: Types whose subclasses msgspec passes to ``_convert``. bool and None cannot be subclassed, and come here as keys only.
 _SUBCLASSES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (str, str.__str__),
     (bool, lambda value: "true" if value else "false"),
@@ -106,7 +106,7 @@ _SUBCLASSES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (type(None), lambda _: "null"),
     (bytes, memoryview),
     (bytearray, memoryview),
-    (memoryview, memoryview.tobytes),  # one with steps; the others msgspec writes
+    (memoryview, memoryview.tobytes),  # non-contiguous; msgspec encodes the others
     (datetime.date, lambda value: value.isoformat()),
     (datetime.time, lambda value: value.isoformat()),
     (datetime.timedelta, lambda value: datetime.timedelta(value.days, value.seconds, value.microseconds)),
@@ -114,7 +114,7 @@ _SUBCLASSES: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (uuid.UUID, str),
 )
 
-#: What msgspec writes by itself and has nothing inside.
+#: Types that msgspec encodes by itself and that contain no other values.
 _LEAVES = frozenset(
     {type(None), bool, float, bytes, bytearray, msgspec.Raw, decimal.Decimal, uuid.UUID}
     | {datetime.datetime, datetime.date, datetime.time, datetime.timedelta}
@@ -128,7 +128,9 @@ def _from_numpy(value: Any) -> Any:
     if kind in "mM":
         return value.astype(str).tolist()  # tolist() makes plain integers of nanoseconds
     plain = (value.astype(float) if kind == "f" and value.dtype.itemsize > 8 else value).tolist()
-    return float(plain) if type(plain) is type(value) else plain  # a scalar of an extension type: itself again
+    return (
+        float(plain) if type(plain) is type(value) else plain
+    )  # tolist() returns a scalar of an extension type unchanged
 
 
 def _from_torch(value: Any) -> Any:
@@ -139,12 +141,12 @@ def _from_torch(value: Any) -> Any:
 
 
 def _plain(value: Any, path: str, inside: dict[int, str]) -> Any:
-    """``value`` made of what msgspec can write; goes through it as msgspec does, knowing where it is.
+    """Convert ``value`` to what msgspec can encode, in the order in which msgspec visits it, keeping track of the path.
 
-    ``inside`` are the containers that it is inside of, by id, and their paths.
+    ``inside`` maps the ids of the enclosing containers to their paths.
 
     Raises:
-        EncodeError: something inside it cannot be JSON.
+        EncodeError: something inside it cannot be encoded.
     """
     kind = type(value)
     if kind in _LEAVES:
@@ -186,7 +188,7 @@ def _opened(value: Any, path: str, inside: dict[int, str]) -> Any:
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]] | None:
-    """The fields of a dataclass, attrs or msgspec instance, as msgspec writes them."""
+    """Return the fields of a dataclass, attrs or msgspec instance as msgspec encodes them; None for other values."""
     kind = type(value)
     if hasattr(kind, "__dataclass_fields__"):
         names = tuple(field.name for field in sys.modules["dataclasses"].fields(kind))

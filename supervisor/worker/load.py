@@ -1,7 +1,7 @@
-"""Turns the handler's name into what is served: runs the file as Python would; in the worker process, before its first job.
+"""Loads the handler: runs the file or module as Python would; in the worker process, before its first job.
 
-The handler's code may never come back from here: ``serverless.start`` serves from within. What does come back is then looked
-through for a function to serve.
+The handler's code may never return: ``serverless.start`` serves from within. If it does return, the module is searched for a
+function to serve.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KNOWN_KEYS = ("handler", "refresh_worker", "return_aggregate_stream", "concurren
 
 
 class Config(msgspec.Struct, frozen=True):
-    """What ``start`` was given, checked. ``unknown`` are keys that mean nothing here."""
+    """Checked argument of ``start``. ``unknown`` are its unsupported keys."""
 
     handler: Callable[..., Any]
     refresh_worker: bool = False
@@ -36,7 +36,7 @@ class Config(msgspec.Struct, frozen=True):
 
 
 def check(given: object) -> Config | wire.LoadFailed:
-    """The config in ``given``, or why it is none."""
+    """Check the argument of ``start``; return the config, or why it is invalid."""
     if not isinstance(given, dict):
         return _bad_config(f"start() takes a dict, not {type(given).__name__}")
     if "handler" not in given:
@@ -55,7 +55,7 @@ def check(given: object) -> Config | wire.LoadFailed:
 
 
 def load(spec: wire.HandlerSpec) -> Callable[..., Any] | wire.LoadFailed:
-    """Run the code that ``spec`` names; the function to serve if that code did not call ``start``, or why there is none."""
+    """Run the code that ``spec`` names. If it does not call ``start``, return the function to serve, or why there is none."""
     try:
         if spec.kind == "file":
             return _run_file(Path(spec.target), spec.argv)
@@ -69,7 +69,7 @@ def load(spec: wire.HandlerSpec) -> Callable[..., Any] | wire.LoadFailed:
 
 
 def raised(reason: str, message: str, error: BaseException) -> wire.LoadFailed:
-    """That the user's code raised ``error``."""
+    """Report that the user's code raised ``error``."""
     return wire.LoadFailed(reason, blame.utf8(message), blame.users_traceback(error))
 
 
@@ -78,23 +78,23 @@ def _bad_config(message: str) -> wire.LoadFailed:
 
 
 def _run_file(path: Path, argv: tuple[str, ...]) -> Callable[..., Any] | wire.LoadFailed:
-    """As ``python path argv``."""
+    """Run the file as ``python path argv`` does."""
     try:
         source = path.read_bytes()
     except OSError as error:
         return wire.LoadFailed("not_found", blame.utf8(f"cannot read the handler {path}: {error.strerror}"))
-    sys.path.insert(0, str(path.resolve().parent))  # Python, too, looks where a link points
+    sys.path.insert(0, str(path.resolve().parent))  # as Python does, links resolved
     sys.argv = [str(path), *argv]
-    main = _become_main()
+    main = _replace_main()
     main.__file__ = str(path)
     main.__loader__ = SourceFileLoader("__main__", str(path))
     return _execute(compile(source, str(path), "exec", dont_inherit=True), main)
 
 
 def _run_module(name: str, argv: tuple[str, ...]) -> Callable[..., Any] | wire.LoadFailed:
-    """As ``python -m name argv``. With a real ``__spec__``, multiprocessing's children import ``__main__`` by its name."""
+    """Run the module as ``python -m name argv`` does. Its ``__spec__`` lets multiprocessing's children import ``__main__``."""
     sys.path.insert(0, str(Path.cwd()))
-    sys.argv = ["-m", *argv]  # what a package finds there while it is imported
+    sys.argv = ["-m", *argv]  # as Python sets it while a package is imported
     spec = _find(name)
     if spec is not None and spec.submodule_search_locations is not None:
         name += ".__main__"
@@ -103,7 +103,7 @@ def _run_module(name: str, argv: tuple[str, ...]) -> Callable[..., Any] | wire.L
     code = get_code(name) if get_code is not None else None
     if spec is None or code is None:
         return wire.LoadFailed("not_found", blame.utf8(f"there is no Python module {name}"))
-    main = _become_main()
+    main = _replace_main()
     main.__spec__, main.__loader__, main.__package__ = spec, spec.loader, spec.parent
     if spec.origin is not None:
         main.__file__ = sys.argv[0] = spec.origin
@@ -113,7 +113,7 @@ def _run_module(name: str, argv: tuple[str, ...]) -> Callable[..., Any] | wire.L
 def _import_function(name: str, attribute: str, argv: tuple[str, ...]) -> Callable[..., Any] | wire.LoadFailed:
     sys.path.insert(0, str(Path.cwd()))
     sys.argv = [name, *argv]
-    _become_main()  # an empty one: multiprocessing's children have nothing to import again
+    _replace_main()  # an empty one, so that multiprocessing's children import nothing again
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -146,7 +146,7 @@ def _find(name: str) -> ModuleSpec | None:
         return importlib.util.find_spec(name)
     except ModuleNotFoundError as error:
         if not _is_about(error, name):
-            raise  # a package on the way to it imports something that is missing
+            raise  # one of its packages imports a missing module
         return None
 
 
@@ -154,8 +154,8 @@ def _is_about(error: ModuleNotFoundError, name: str) -> bool:
     return error.name is not None and f"{name}.".startswith(f"{error.name}.")
 
 
-def _become_main() -> types.ModuleType:
-    """A fresh ``__main__`` in the place of the template's."""
+def _replace_main() -> types.ModuleType:
+    """Replace the template's ``__main__`` by a fresh module, and return that."""
     main = types.ModuleType("__main__")
     vars(main).update(__builtins__=builtins, __cached__=None)
     sys.modules["__main__"] = main

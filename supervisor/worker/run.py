@@ -1,11 +1,11 @@
-"""Runs jobs: calls the handler, follows what it returns by its kind, and says what became of it; in the worker's main thread.
+"""Runs jobs: calls the handler, processes what it returns by its type, and reports the result; in the worker's main thread.
 
-The result decides how it is followed, not the handler's signature: a plain function may return a coroutine or a generator.
+The returned value decides, not the handler's signature: a plain function may return a coroutine or a generator.
 
 ====================== ==========================================================================================
-the handler returned   which is
+the handler returned   it is
 ====================== ==========================================================================================
-an awaitable           awaited in a task of its own, so other jobs may run beside it; what it gives is followed in turn
+an awaitable           awaited in a task of its own, so that other jobs can run concurrently; its result is processed in turn
 an async iterator      read in a task of its own, each value a chunk
 a generator            read at once, each value a chunk
 anything else          the result
@@ -31,31 +31,31 @@ from supervisor.errors import EncodeError
 from supervisor.job import JobStatus
 from supervisor.wire import messages as wire
 from supervisor.worker import blame, cuda, output
-from supervisor.worker.channel import Channel
+from supervisor.worker.channel import SupervisorPipe
 from supervisor.worker.encode import encode, error_text
 from supervisor.worker.load import Config
 
-_PLAIN = frozenset({dict, list, tuple, str, int, float, bool, type(None)})  # seen at once to be a result
+_PLAIN = frozenset({dict, list, tuple, str, int, float, bool, type(None)})  # a result without further checks
 _KINDS: tuple[tuple[str, Callable[[object], bool]], ...] = (
     ("coroutine", inspect.iscoroutinefunction),
     ("async_generator", inspect.isasyncgenfunction),
     ("generator", inspect.isgeneratorfunction),
     ("function", inspect.isroutine),
 )
-_NOTHING = object()  # what is left of {}: no output
+_NOTHING = object()  # no output: the handler returned an object with nothing but error or refresh_worker
 _decode_fast: Callable[[bytes], Any] = msgspec.json.Decoder().decode
 
 
 def _decode(text: bytes) -> Any:
-    """The value of ``text``, which is JSON."""
+    """Decode the JSON ``text``."""
     try:
         return _decode_fast(text)
     except msgspec.DecodeError:
-        return json.loads(text)  # takes numbers of any length, and 1e400 as infinity, as RunPod's worker does
+        return json.loads(text)  # accepts numbers of any length, and 1e400 as infinity, as RunPod's worker does
 
 
 def kind_of(handler: Callable[..., Any]) -> str:
-    """The kind of ``handler`` in the words of ``wire.Ready``, as far as it can be told without calling it."""
+    """Return the kind of ``handler``, as in ``wire.Ready``, as far as it is known without calling it."""
     while isinstance(handler, functools.partial):
         handler = handler.func
     if inspect.isclass(handler) or inspect.isbuiltin(handler):
@@ -65,7 +65,7 @@ def kind_of(handler: Callable[..., Any]) -> str:
 
 
 class _Attempt:
-    """One job while it runs. ``chunks`` counts what it yielded; ``kept`` are those values, where the output is made of them."""
+    """One running job. ``chunks`` counts what it yielded; ``kept`` holds those values if they are to form the output."""
 
     __slots__ = ("cancelled", "chunks", "entered", "id", "kept", "task")
 
@@ -79,14 +79,14 @@ class _Attempt:
 
 
 class Runner:
-    """Runs the jobs of one worker with one handler. Everything happens in the main thread, inside the running loop."""
+    """Runs the jobs of one worker. Everything happens in the main thread, inside the running loop."""
 
-    def __init__(self, config: Config, channel: Channel, worker_id: str, max_result: int) -> None:
-        """Run ``config.handler`` and speak through ``channel``; ``worker_id`` is for error reports. A result or a chunk has
-        ``max_result`` bytes at most."""
+    def __init__(self, config: Config, pipe: SupervisorPipe, worker_id: str, max_result: int) -> None:
+        """Run ``config.handler`` and report through ``pipe``; ``worker_id`` is for error reports. ``max_result`` is the limit for
+        a result or a chunk, bytes."""
         self._max_result = max_result
         self._config = config
-        self._channel = channel
+        self._pipe = pipe
         self._worker_id = worker_id
         self._running: dict[str, _Attempt] = {}
         self.kind = kind_of(config.handler)
@@ -94,20 +94,20 @@ class Runner:
         self.capacity = self._wanted_capacity(1)
 
     def run(self, message: wire.Run) -> None:
-        """Start one job. It has ended when this returns, unless its handler returned something to wait for."""
+        """Start one job. It has ended on return, unless its handler returned an awaitable or an async iterator."""
         attempt = self._running[message.job] = _Attempt(message.job)
-        self._channel.started(message.job)
-        # A context of its own, as a task has: what a handler sets in a context variable ends with its job.
+        self._pipe.started(message.job)
+        # In a context of its own, like a task, so that context variables that a handler sets do not outlive its job.
         contextvars.copy_context().run(self._call, attempt, message)
         if attempt.task is not None:
-            self._ask_capacity()
+            self._update_capacity()
 
     def cancel(self, job: str) -> None:
-        """Have ``CancelledError`` raised in the coroutine of ``job``. A job that does not run is ignored."""
+        """Raise ``CancelledError`` in the coroutine of ``job``. Ignored if the job does not run."""
         attempt = self._running.get(job)
         if attempt is not None:
             attempt.cancelled = True
-            # A task that is cancelled before its first step never takes it, and could not say that it ended.
+            # A task that is cancelled before its first step never runs, and could not report its end.
             if attempt.task is not None and attempt.entered:
                 attempt.task.cancel()
 
@@ -127,10 +127,10 @@ class Runner:
             else:
                 done = self._settle(attempt, value)
         except SystemExit as ended:
-            output.leave_as(ended)
+            output.exit_as(ended)
         except BaseException as error:  # noqa: BLE001 - user code ran
             done = self._failure(attempt, error)
-        self._end(done)
+        self._finish(done)
 
     async def _follow(self, attempt: _Attempt, value: Any) -> None:
         attempt.entered = True
@@ -146,10 +146,10 @@ class Runner:
                 else self._settle(attempt, value)
             )
         except SystemExit as ended:
-            output.leave_as(ended)
+            output.exit_as(ended)
         except BaseException as error:  # noqa: BLE001 - user code ran
             done = self._failure(attempt, error)
-        self._end(done)
+        self._finish(done)
 
     def _settle(self, attempt: _Attempt, value: Any) -> wire.Done:
         return self._read(attempt, value) if isinstance(value, Generator) else self._result(attempt, value)
@@ -176,7 +176,7 @@ class Runner:
         return self._streamed(attempt)
 
     def _chunk(self, attempt: _Attempt, value: Any) -> wire.Done | None:
-        """Send what was yielded. If that is an error or cannot be sent, the job has ended."""
+        """Send a yielded value. If it is an error or cannot be sent, return the job's end."""
         if isinstance(value, dict) and value.get("error"):
             return self._result(attempt, value)
         try:
@@ -185,7 +185,7 @@ class Runner:
             return self._failed(attempt, NotEncodable(blame.message(failure)))
         if len(chunk) > self._max_result:
             return self._failed(attempt, TooLarge(len(chunk), self._max_result, attempt.chunks))
-        self._channel.send(wire.Chunk(attempt.id, attempt.chunks, chunk))
+        self._pipe.send(wire.Chunk(attempt.id, attempt.chunks, chunk))
         attempt.chunks += 1
         if self._config.return_aggregate_stream:
             attempt.kept.append(chunk)
@@ -208,7 +208,7 @@ class Runner:
             why = blame.message(failure)
             if error is None:
                 return self._failed(attempt, NotEncodable(why), refresh)
-            self._channel.warn(f"job {attempt.id}: the output beside its error is dropped: {why}")
+            self._pipe.warn(f"job {attempt.id}: the output beside its error is dropped: {why}")
             encoded = None
         if error is not None:
             return self._failed(attempt, error_text(error), refresh, encoded)
@@ -220,25 +220,25 @@ class Runner:
         error: str | ResultFault,
         refresh: bool = False,
         beside: bytes | None = None,
-        spoken: str | None = None,
+        cuda_text: str | None = None,
     ) -> wire.Done:
-        """A job with the handler's own ``error``, or with what is wrong with its value; ``spoken`` is the part of it that may
-        speak of CUDA, if that is not all."""
+        """Fail a job with the handler's own ``error``, or with the fault of its value. ``cuda_text``, if not all of it, is the
+        part to search for CUDA errors."""
         text, fault = (error, None) if isinstance(error, str) else (None, error)
-        spoken = text or _text_of(fault) if spoken is None else spoken
+        cuda_text = text or _text_of(fault) if cuda_text is None else cuda_text
         return wire.Done(
             attempt.id,
             JobStatus.FAILED.value,
             beside,
             text,
             refresh or self._config.refresh_worker,
-            cuda.poison(spoken),
-            cuda.out_of_memory(spoken),
+            cuda.poison(cuda_text),
+            cuda.out_of_memory(cuda_text),
             fault,
         )
 
     def _failure(self, attempt: _Attempt, error: BaseException) -> wire.Done:
-        """What becomes of a job in which ``error`` was raised."""
+        """Return the end of a job in which ``error`` was raised."""
         if isinstance(error, asyncio.CancelledError) and attempt.cancelled:
             return wire.Done(attempt.id, JobStatus.CANCELLED.value, refresh=self._config.refresh_worker)
         report = {
@@ -249,26 +249,26 @@ class Runner:
             "worker_id": self._worker_id,
             "supervisor_version": supervisor.__version__,
         }
-        # Not the traceback: file names and source lines may speak of CUDA and mean nothing.
-        return self._failed(attempt, json.dumps(report, ensure_ascii=False), spoken=_spoken(error))
+        # Without the traceback: its file names and source lines may mention CUDA for other reasons.
+        return self._failed(attempt, json.dumps(report, ensure_ascii=False), cuda_text=_cuda_text(error))
 
-    def _end(self, done: wire.Done) -> None:
+    def _finish(self, done: wire.Done) -> None:
         text = done.error or _text_of(done.cause)
         length = len(done.output or b"") + len(text.encode("utf-8", "surrogatepass"))
         if length > self._max_result:
             fault = TooLarge(length, self._max_result)
             done = msgspec.structs.replace(done, status=JobStatus.FAILED.value, output=None, error=None, cause=fault)
-        output.flush()  # all that the job printed is in the log pipe before its end is in the other
+        output.flush()  # the job's output must be in the log pipe before its end is in the other pipe
         self._running.pop(done.job, None)
-        self._channel.ended(done)
+        self._pipe.ended(done)
         output.JOB.set(None)
-        self._ask_capacity()
+        self._update_capacity()
 
-    def _ask_capacity(self) -> None:
+    def _update_capacity(self) -> None:
         wanted = self._wanted_capacity(self.capacity)
         if wanted != self.capacity:
             self.capacity = wanted
-            self._channel.send(wire.Capacity(wanted))
+            self._pipe.send(wire.Capacity(wanted))
 
     def _wanted_capacity(self, current: int) -> int:
         modifier = self._config.concurrency_modifier
@@ -277,31 +277,31 @@ class Runner:
         try:
             wanted = max(1, int(modifier(current)))
         except Exception as error:  # noqa: BLE001 - user code
-            self._channel.warn(f"concurrency_modifier raised, so {current} stays: {blame.one_line(error)}")
+            self._pipe.warn(f"concurrency_modifier raised, so the capacity stays {current}: {blame.one_line(error)}")
             return current
         if wanted > wire.MAX_CAPACITY:
-            self._channel.warn(f"concurrency_modifier asks for {wanted} jobs at once; the most is {wire.MAX_CAPACITY}")
+            self._pipe.warn(f"concurrency_modifier requests {wanted} jobs at once; the maximum is {wire.MAX_CAPACITY}")
         return min(wanted, wire.MAX_CAPACITY)
 
 
 def _text_of(fault: ResultFault | None) -> str:
-    """What of ``fault`` is the value's own text: it may be long, or speak of CUDA."""
+    """Return the part of ``fault`` that is the value's own text: it may be long, or mention CUDA."""
     return fault.what if isinstance(fault, NotEncodable) else ""
 
 
-def _spoken(error: BaseException | None) -> str:
-    """The types and messages of ``error`` and of those that led to it."""
-    said: list[str] = []
+def _cuda_text(error: BaseException | None) -> str:
+    """Return the types and messages of ``error`` and of its causes."""
+    parts: list[str] = []
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        said.append(f"{type(error).__module__}.{type(error).__name__}: {blame.message(error)}")
+        parts.append(f"{type(error).__module__}.{type(error).__name__}: {blame.message(error)}")
         error = error.__cause__ or error.__context__
-    return "\n".join(said)
+    return "\n".join(parts)
 
 
 def _discard(value: Any) -> None:
-    """Drop an awaitable that nobody will await, without Python's complaint about that."""
+    """Discard an awaitable without Python's warning that it was never awaited."""
     end = getattr(value, "close", None) or getattr(value, "cancel", None)
     if end is not None:
         end()

@@ -14,7 +14,7 @@ from supervisor.batch import source as source_module
 from supervisor.batch.request import id_of, output_line, read_request, refused
 from supervisor.batch.results import Done, FileSink, read_output
 from supervisor.batch.source import Line, Source
-from supervisor.cli.serving.progress_bar import Reading, draw, say
+from supervisor.cli.serving.progress_bar import BatchProgress, draw, progress_line
 from supervisor.errors import RequestError, UsageError
 from supervisor.job import Job, JobRequest, JobStatus, Outcome
 from supervisor.store.opening import MEMORY
@@ -258,19 +258,19 @@ def test_a_job_is_forgotten_once_it_has_ended() -> None:
     ("reading", "told", "row"),
     [
         (
-            Reading(1234, 0, 2, 0.25, 410.0, 9.0),
+            BatchProgress(1234, 0, 2, 0.25, 410.0, 9.0),
             "1,234 lines done (25%), 0 failed, 2 running, 410/s, 9 s left",
             "━━━━━━━━┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄ 25% 1,234 done 0 failed 2 running 410/s 9 s left",
         ),
         (
-            Reading(3, 1, 1, None, 0.5, None),
+            BatchProgress(3, 1, 1, None, 0.5, None),
             "3 lines done, 1 failed, 1 running, 0.5/s",
             "3 done 1 failed 1 running 0.5/s",
         ),
     ],
 )
-def test_how_far_it_is(reading: Reading, told: str, row: str) -> None:
-    assert say(reading) == told
+def test_how_far_it_is(reading: BatchProgress, told: str, row: str) -> None:
+    assert progress_line(reading) == told
     assert draw(reading, 100).plain == row
     for width in range(1, 100):
         assert draw(reading, width).cell_len <= width

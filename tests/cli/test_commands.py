@@ -102,7 +102,7 @@ def say(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]
 @pytest.fixture
 def person(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody looks at the output."""
-    monkeypatch.setattr(remote, "for_people", lambda as_json: not as_json)
+    monkeypatch.setattr(remote, "for_terminal", lambda as_json: not as_json)
 
 
 Say = Callable[..., tuple[int, str, str]]
@@ -163,14 +163,14 @@ def test_input_from_elsewhere(api: Api, say: Say, folder: Path, monkeypatch: pyt
     ("arguments", "words"),
     [
         (["submit"], "no INPUT: give JSON, pairs such as prompt=hello, or --input-file"),
-        (["submit", "hello"], "INPUT: no JSON ("),
-        (["submit", "a=1", "hello"], "'hello' is no pair"),
-        (["submit", "a:=hello"], "a: no JSON ("),
-        (["submit", '"\\ud800"'], "INPUT: no JSON ("),
-        (["submit", "1", "--input-file", "x"], "leave one out"),
+        (["submit", "hello"], "INPUT: invalid JSON ("),
+        (["submit", "a=1", "hello"], "'hello' is not a pair"),
+        (["submit", "a:=hello"], "a: invalid JSON ("),
+        (["submit", '"\\ud800"'], "INPUT: invalid JSON ("),
+        (["submit", "1", "--input-file", "x"], "--input-file and INPUT ('1') are mutually exclusive"),
         (["submit", "--input-file", "none"], "--input-file: cannot read none: No such file"),
         (["submit", "1", "--ttl", "soon"], "--ttl: 'soon' is not a time"),
-        (["submit", "1", "--wait", "--stream"], "choose one of them"),
+        (["submit", "1", "--wait", "--stream"], "--wait and --stream are mutually exclusive"),
         (["submit", "1", "--wiat"], "--wiat: no such option; did you mean --wait?"),
         (["stauts", "a"], "did you mean status?"),
         (["status"], "missing argument 'ID'"),

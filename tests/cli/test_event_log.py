@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from supervisor.cli.serving import event_log
-from supervisor.cli.serving.event_log import LIMIT, PAUSE, Lines
+from supervisor.cli.serving.event_log import LIMIT, PAUSE, EventLog
 
 AT = 1_700_000_000_123
 DEADLINE_S = 20.0
@@ -70,7 +70,7 @@ def terminal() -> Iterator[End]:
 
 def written(end: End, log_format: str, *said: tuple[object, ...]) -> str:
     """What is read when each of ``said`` is an event (3 parts) or a log line (4 parts)."""
-    lines = Lines(end, log_format)
+    lines = EventLog(end, log_format)
     for parts in said:
         if len(parts) == 3:
             lines.event(*parts)  # type: ignore[arg-type]  # the table below has them in order
@@ -122,7 +122,7 @@ def test_a_terminal_is_not_driven_by_what_handlers_print(pipe: End, terminal: En
 
 
 def test_json(pipe: End) -> None:
-    lines = Lines(pipe, "json")
+    lines = EventLog(pipe, "json")
     lines.event(AT, "refreshed", "gpu0 refreshed", slot="gpu0", freed_mib=512)
     lines.log(AT, "gpu0", None, "tab\t newline\n\x1b[31m half\ud800")
     assert lines.close(DEADLINE_S)
@@ -149,7 +149,7 @@ def test_order_is_kept(pipe: End) -> None:
 
 
 def test_flush_waits_for_what_was_said(pipe: End) -> None:
-    lines = Lines(pipe, "text")
+    lines = EventLog(pipe, "text")
     lines.event(*LISTENING)
     assert lines.flush(DEADLINE_S)
     assert select.select([pipe.reading], [], [], 0)[0]
@@ -158,7 +158,7 @@ def test_flush_waits_for_what_was_said(pipe: End) -> None:
 
 
 def test_a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed(pipe: End) -> None:
-    lines = Lines(pipe, "text")
+    lines = EventLog(pipe, "text")
     line = "x" * 1000
     started = time.monotonic()
     count = 3 * LIMIT // len(line)
@@ -188,7 +188,7 @@ def test_a_reader_that_does_not_read_holds_nobody_up_and_is_told_what_it_missed(
 
 
 def test_close_has_a_deadline(pipe: End) -> None:
-    lines = Lines(pipe, "text")
+    lines = EventLog(pipe, "text")
     for _ in range(200):
         lines.log(AT, "gpu0", None, "x" * 1000)
     started = time.monotonic()
@@ -221,7 +221,7 @@ def test_the_last_words_wait_for_a_slow_machine_and_not_for_ever(
     monkeypatch.setattr(event_log, "_write", late)
     monkeypatch.setattr(event_log, "_is_full", look)
     monkeypatch.setattr(event_log, "PATIENCE", patience)
-    lines = Lines(pipe, "text")
+    lines = EventLog(pipe, "text")
     lines.event(*LISTENING)
     assert lines.close(5 * PAUSE) is (patience > 50 * PAUSE)
     go_on.set()
@@ -232,7 +232,7 @@ def test_the_last_words_wait_for_a_slow_machine_and_not_for_ever(
 def test_a_terminal_that_is_held_is_not_waited_for(terminal: End) -> None:
     """As by Ctrl-S."""
     termios.tcflow(terminal.writing, termios.TCOOFF)
-    lines = Lines(terminal, "text")
+    lines = EventLog(terminal, "text")
     lines.event(*LISTENING)
     assert not lines.close(0.05)
     termios.tcflow(terminal.writing, termios.TCOON)
@@ -243,7 +243,7 @@ def test_a_terminal_that_is_held_is_not_waited_for(terminal: End) -> None:
 def test_a_reader_that_left_hurts_nobody(pipe: End) -> None:
     os.close(pipe.reading)
     pipe.reading = -1
-    lines = Lines(pipe, "text")
+    lines = EventLog(pipe, "text")
     lines.event(*LISTENING)
     assert not lines.flush(5)
     for _ in range(10):
@@ -253,7 +253,7 @@ def test_a_reader_that_left_hurts_nobody(pipe: End) -> None:
 
 def test_a_terminal_that_another_program_made_non_blocking(pipe: End) -> None:
     os.set_blocking(pipe.writing, False)
-    lines = Lines(pipe, "text")
+    lines = EventLog(pipe, "text")
     sent = [f"{number:0999}" for number in range(500)]
     for text in sent:
         lines.log(AT, "gpu0", None, text)

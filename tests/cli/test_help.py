@@ -47,7 +47,7 @@ def test_every_option_is_there_once(page: str, name: str) -> None:
         "--pin-by index|uuid",
         "-h, --help",
         "--version",
-        "  gpus   Show what NVML sees",
+        "  gpus   Show the GPUs that NVML lists",
         "  submit   Submit a job",
         "supervise handlers/my_handler.py",
         "  2    wrong usage, handler, GPU or port, or refused by the system",

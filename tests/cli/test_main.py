@@ -128,7 +128,7 @@ def test_ctrl_c_before_it_serves(folder: Path) -> None:
         ),
         (["handler.py", "--xyzzy"], "--xyzzy: no such option\n"),
         (["handler.py", "--port"], "option '--port' requires an argument"),
-        (["handler.py", "a", "b"], "unexpected argument 'a'; what the handler is to find in sys.argv goes behind --: "),
+        (["handler.py", "a", "b"], "unexpected argument 'a'; put the handler's arguments after --: "),
         (["handler.py", "--gpus", "atuo"], "did you mean auto?"),
         (["handler.py", "--log-format", "jsn"], "did you mean json?"),
         (["handler.py", "--config", "none.toml"], "--config: cannot read"),

@@ -34,7 +34,7 @@ def test_life_of_a_service(manager):
     before = time.monotonic_ns() // 1000
     service.reloading()
     after = time.monotonic_ns() // 1000
-    service.tell("READY=1")
+    service.notify("READY=1")
     service.stopping("draining")
     heard = [sock.recv(4096).decode().split("\n") for _ in range(4)]
     reloading, at = heard.pop(1)
@@ -74,5 +74,5 @@ def test_watchdog_of_another_process_is_not_ours(manager):
 
 @pytest.mark.parametrize("name", ["", "/nowhere/notify", "@nobody-listens-here", "vsock:2:1234"])
 def test_nobody_listens(name):
-    Service({"NOTIFY_SOCKET": name}).tell("READY=1")
-    Service({}).tell("READY=1")
+    Service({"NOTIFY_SOCKET": name}).notify("READY=1")
+    Service({}).notify("READY=1")

@@ -13,10 +13,10 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from supervisor.dashboard import progress
-from supervisor.dashboard.live import Wish, pressed
+from supervisor.dashboard.live import KeyAction, pressed
 from supervisor.dashboard.table import GAP, Column, Span, table, widths
 from supervisor.dashboard.text import bar, clock, crop, duration, fit, harmless, mib
-from supervisor.dashboard.view import Look
+from supervisor.dashboard.view import ViewState
 
 # --- words and numbers
 
@@ -210,44 +210,44 @@ SLOTS = ("gpu0", "gpu1", "gpu2")
 
 
 @pytest.mark.parametrize(
-    ("before", "key", "after", "wish"),
+    ("before", "key", "after", "action"),
     [
-        ({}, "q", {}, Wish.QUIT),
-        ({}, "down", {"selected": "gpu0"}, Wish.NOTHING),
-        ({}, "up", {"selected": "gpu2"}, Wish.NOTHING),
-        ({"selected": "gpu1"}, "j", {"selected": "gpu2"}, Wish.NOTHING),
-        ({"selected": "gpu1"}, "k", {"selected": "gpu0"}, Wish.NOTHING),
-        ({"selected": "gpu2"}, "down", {"selected": "gpu2"}, Wish.NOTHING),
-        ({"selected": "gone"}, "down", {"selected": "gpu0"}, Wish.NOTHING),
-        ({"selected": "gpu1"}, "escape", {"selected": None}, Wish.NOTHING),
-        ({"selected": "gpu1"}, "r", {"selected": "gpu1"}, Wish.REFRESH),
-        ({"selected": "gone"}, "r", {"selected": "gone", "notice": "select a slot"}, Wish.NOTHING),
-        ({}, "r", {"notice": "select a slot"}, Wish.NOTHING),
-        ({}, "l", {"big_log": True}, Wish.NOTHING),
-        ({"big_log": True}, "l", {"big_log": False}, Wish.NOTHING),
-        ({}, "p", {"paused": True}, Wish.NOTHING),
-        ({"paused": True}, "p", {"paused": False}, Wish.NOTHING),
-        ({}, "?", {"help": True}, Wish.NOTHING),
-        ({"help": True}, "r", {"help": False}, Wish.NOTHING),
-        ({"help": True}, "q", {"help": True}, Wish.QUIT),
-        ({}, "suspend", {}, Wish.SUSPEND),
-        ({"embedded": True}, "suspend", {"embedded": True}, Wish.NOTHING),
-        ({}, "x", {}, Wish.NOTHING),
+        ({}, "q", {}, KeyAction.QUIT),
+        ({}, "down", {"selected": "gpu0"}, KeyAction.NOTHING),
+        ({}, "up", {"selected": "gpu2"}, KeyAction.NOTHING),
+        ({"selected": "gpu1"}, "j", {"selected": "gpu2"}, KeyAction.NOTHING),
+        ({"selected": "gpu1"}, "k", {"selected": "gpu0"}, KeyAction.NOTHING),
+        ({"selected": "gpu2"}, "down", {"selected": "gpu2"}, KeyAction.NOTHING),
+        ({"selected": "gone"}, "down", {"selected": "gpu0"}, KeyAction.NOTHING),
+        ({"selected": "gpu1"}, "escape", {"selected": None}, KeyAction.NOTHING),
+        ({"selected": "gpu1"}, "r", {"selected": "gpu1"}, KeyAction.REFRESH),
+        ({"selected": "gone"}, "r", {"selected": "gone", "notice": "select a slot"}, KeyAction.NOTHING),
+        ({}, "r", {"notice": "select a slot"}, KeyAction.NOTHING),
+        ({}, "l", {"big_log": True}, KeyAction.NOTHING),
+        ({"big_log": True}, "l", {"big_log": False}, KeyAction.NOTHING),
+        ({}, "p", {"paused": True}, KeyAction.NOTHING),
+        ({"paused": True}, "p", {"paused": False}, KeyAction.NOTHING),
+        ({}, "?", {"help": True}, KeyAction.NOTHING),
+        ({"help": True}, "r", {"help": False}, KeyAction.NOTHING),
+        ({"help": True}, "q", {"help": True}, KeyAction.QUIT),
+        ({}, "suspend", {}, KeyAction.SUSPEND),
+        ({"embedded": True}, "suspend", {"embedded": True}, KeyAction.NOTHING),
+        ({}, "x", {}, KeyAction.NOTHING),
     ],
 )
-def test_keys(before: dict[str, Any], key: str, after: dict[str, Any], wish: Wish) -> None:
-    look, wished = pressed(Look(**before), key, SLOTS)
+def test_keys(before: dict[str, Any], key: str, after: dict[str, Any], action: KeyAction) -> None:
+    state, wished = pressed(ViewState(**before), key, SLOTS)
     notice = after.pop("notice", None)
-    assert (look.notice or "").startswith(notice or "")
-    assert (look.notice is None) == (notice is None)
-    assert msgspec.structs.replace(look, notice=None) == Look(**after)
-    assert wished is wish
+    assert (state.notice or "").startswith(notice or "")
+    assert (state.notice is None) == (notice is None)
+    assert msgspec.structs.replace(state, notice=None) == ViewState(**after)
+    assert wished is action
 
 
 def test_r_needs_no_selection_where_there_is_one_slot() -> None:
-    look, wished = pressed(Look(), "r", ("cpu0",))
-    assert (look.selected, wished) == ("cpu0", Wish.REFRESH)
+    state, wished = pressed(ViewState(), "r", ("cpu0",))
+    assert (state.selected, wished) == ("cpu0", KeyAction.REFRESH)
 
 
 def test_arrows_without_slots() -> None:
-    assert pressed(Look(), "down", ()) == (Look(), Wish.NOTHING)
+    assert pressed(ViewState(), "down", ()) == (ViewState(), KeyAction.NOTHING)

@@ -73,7 +73,7 @@ def test_arrows_select_and_r_refreshes(top: Top, supervisor: Any) -> None:
     terminal.until_shows("▸ gpu0")
     terminal.press("r")
     assert supervisor.refreshed.get(timeout=30) == "/workers/gpu0/refresh"
-    terminal.until_shows("refresh of gpu0 asked for")
+    terminal.until_shows("refresh of gpu0 requested")
 
 
 def test_log_help_and_pause(top: Top, supervisor: Any) -> None:

@@ -16,7 +16,7 @@ from rich.style import Style
 from rich.text import Text
 
 from supervisor.dashboard import machine, work
-from supervisor.dashboard.view import Look, picture
+from supervisor.dashboard.view import ViewState, picture
 from supervisor.notice import Level
 from supervisor.protocol import views as s
 
@@ -24,23 +24,23 @@ Make = Callable[..., s.Snapshot]
 change = msgspec.structs.replace
 
 
-def frame(view: s.Snapshot, width: int = 80, height: int | None = 24, **look: Any) -> list[str]:
+def frame(view: s.Snapshot, width: int = 80, height: int | None = 24, **state: Any) -> list[str]:
     """The lines of the picture as a terminal of that size would get them."""
     console = Console(file=io.StringIO(), record=True, width=width, height=height or 25, color_system=None)
-    console.print(picture(view, width, height, Look(**look)), soft_wrap=True, end="")
+    console.print(picture(view, width, height, ViewState(**state)), soft_wrap=True, end="")
     return console.export_text(styles=False).split("\n")
 
 
-def text(view: s.Snapshot, width: int = 80, height: int | None = 24, **look: Any) -> str:
-    return "\n".join(frame(view, width, height, **look))
+def text(view: s.Snapshot, width: int = 80, height: int | None = 24, **state: Any) -> str:
+    return "\n".join(frame(view, width, height, **state))
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 2, 16])
-@pytest.mark.parametrize("look", [{}, {"selected": "gpu0"}, {"big_log": True}, {"help": True}, {"embedded": True}])
-def test_no_line_is_too_wide_and_no_picture_too_high(snapshot: Make, gpus: int, look: dict[str, Any]) -> None:
+@pytest.mark.parametrize("state", [{}, {"selected": "gpu0"}, {"big_log": True}, {"help": True}, {"embedded": True}])
+def test_no_line_is_too_wide_and_no_picture_too_high(snapshot: Make, gpus: int, state: dict[str, Any]) -> None:
     view = snapshot(gpus, notice="a notice", draining=True)
     for width, height in [(80, 24), (120, 40), (200, 50), (40, 10), (149, 33), (151, 33), (60, 14), (24, 5), (25, 100)]:
-        lines = frame(view, width, height, **look)
+        lines = frame(view, width, height, **state)
         assert len(lines) == height
         assert {cell_len(line) for line in lines} == {width}, (width, height)
 
@@ -221,20 +221,20 @@ def test_the_order_of_what_the_api_sends_does_not_matter(snapshot: Make) -> None
 
 
 @pytest.mark.parametrize(
-    ("look", "words"),
+    ("state", "words"),
     [
         ({"embedded": True}, "draining … Ctrl-C again to stop at once"),
-        ({}, "draining … it takes no new jobs"),
+        ({}, "draining … no new jobs are accepted"),
         ({"paused": True}, "paused · up"),
         ({"silent_since": 1_790_000_000_000}, "not answering since"),
         ({"silent_since": 1_790_000_000_000, "trouble": "HTTP 500"}, ": HTTP 500"),
-        ({"notice": "refresh of gpu0 asked for"}, "refresh of gpu0 asked for"),
-        ({"embedded": True, "help": True}, "stop the supervisor: running jobs end first; again: at once"),
+        ({"notice": "refresh of gpu0 requested"}, "refresh of gpu0 requested"),
+        ({"embedded": True, "help": True}, "stop the supervisor after its running jobs; again: at once"),
         ({"help": True}, "quit this screen"),
     ],
 )
-def test_what_the_screen_itself_has_to_say(snapshot: Make, look: dict[str, Any], words: str) -> None:
-    assert words in text(snapshot(2, draining=True), **look)
+def test_what_the_screen_itself_has_to_say(snapshot: Make, state: dict[str, Any], words: str) -> None:
+    assert words in text(snapshot(2, draining=True), **state)
 
 
 HOSTILE = {
@@ -289,7 +289,7 @@ def test_markup_is_text(snapshot: Make) -> None:
 def test_colours_are_those_of_the_terminals_own_palette(snapshot: Make) -> None:
     """So that they are readable on dark and on light: no fixed white, black or RGB."""
     console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=120)
-    console.print(picture(snapshot(4, draining=True), 120, 40, Look(selected="gpu1")), soft_wrap=True)
+    console.print(picture(snapshot(4, draining=True), 120, 40, ViewState(selected="gpu1")), soft_wrap=True)
     written = console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO above
     assert "\x1b[36m" in written
     assert "38;" not in written
@@ -301,7 +301,7 @@ def test_colours_are_those_of_the_terminals_own_palette(snapshot: Make) -> None:
 def test_colour_stays_where_it_belongs(snapshot: Make) -> None:
     """What has no colour of its own has that of the terminal, not the frame's or its neighbour's."""
     console = Console(force_terminal=True, color_system="standard", width=80)
-    lines = console.render_lines(picture(snapshot(2), 80, 24, Look()), pad=False)
+    lines = console.render_lines(picture(snapshot(2), 80, 24, ViewState()), pad=False)
     styles = {part.text.strip(): part.style for line in lines for part in line if part.text.strip()}
     for words in ("saved /tmp/out.png (2.1 MiB)", "handlers/my_handler.py", "00a77e10-1c2d-4e…", "1.8 s"):
         style = next((style for text, style in styles.items() if text.startswith(words)), "not found")

@@ -170,7 +170,7 @@ serverless.start({"handler": handler, "concurrency_modifier": lambda current: 3,
 
 def test_coroutines_together_and_cancelled(supervise: Runs) -> None:
     run = supervise(supervise.write("together.py", ASYNC), "--gpus", "none").ready()
-    run.wait_for_line("cpu0: .*keys that mean nothing here: surplus")
+    run.wait_for_line("cpu0: .*unknown keys in the config are ignored: surplus")
     jobs = [run.run("wait") for _ in range(4)]
     run.until(lambda: [run.status(job).get("output") for job in jobs[:3]] == [{"running": True}] * 3)
     assert run.status(jobs[3])["status"] == "IN_QUEUE"

@@ -118,4 +118,4 @@ def test_other_version_is_refused(make_house, monkeypatch, capfd):
     monkeypatch.setattr(wire, "VERSION", wire.VERSION + 1)
     with pytest.raises(AssertionError, match=r"gone: \[TemplateExited\(status=70\)\]"):
         make_house()
-    assert "speaks version" in capfd.readouterr().err
+    assert "expects protocol version" in capfd.readouterr().err

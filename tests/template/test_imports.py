@@ -33,7 +33,7 @@ def read(tmp_path: Path, monkeypatch):
     (tmp_path / "folder" / "inside.py").write_text("import os\nos.environ.pop('A', None)\n")
     monkeypatch.syspath_prepend(str(tmp_path / "nowhere"))
 
-    def read(text: str) -> imports.Reading:
+    def read(text: str) -> imports.SourceImports:
         path = tmp_path / "handler.py"
         path.write_text(textwrap.dedent(text))
         return imports.read(HandlerSpec("file", str(path)))

@@ -198,11 +198,11 @@ def test_what_a_trial_finds_unsafe_is_left_to_the_worker(program: Program) -> No
     assert {name: answer.why_not(name) for name in names} == {**unsafe, **dict.fromkeys(safe)}
 
 
-def test_a_template_that_an_import_spoilt_starts_anew_without(program: Program) -> None:
+def test_a_template_that_an_import_made_unforkable_restarts_without_it(program: Program) -> None:
     answer = program.run(imports("passes_only_once"))
     assert answer.output == [True, None]
     why = answer.why_not(str(program.folder / "handler.py"))
-    assert why == "passes_only_once passed a trial and then, imported for good, raised OSError: once is enough"
+    assert why == "passes_only_once passed a trial but raised in the template: OSError: once is enough"
 
 
 def test_seeds_of_an_import_are_fresh_in_each_worker(make_house: Callable[..., Any], program: Program) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.template.child import Order, Orders
+from supervisor.template.child import Assignment, GetAssignment
 from supervisor.template.reap import Reaper
 from supervisor.template.standby import Standby
 
-ORDER = Order("gpu0", 4, {"CUDA_VISIBLE_DEVICES": "0", "GONE": None}, "/tmp/run/gpu0-4", 12.5)
+ORDER = Assignment("gpu0", 4, {"CUDA_VISIBLE_DEVICES": "0", "GONE": None}, "/tmp/run/gpu0-4", 12.5)
 
 
 class Nursery:
@@ -31,7 +31,7 @@ class Nursery:
         self.ours, self.theirs = socket.socketpair()
         self.log, self.worker_log = os.pipe()
 
-    def fork(self, orders: Orders) -> int:
+    def fork(self, orders: GetAssignment) -> int:
         if self.refuse:
             self.refuse -= 1
             raise OSError(errno.EAGAIN, "no more processes")
@@ -48,12 +48,12 @@ class Nursery:
 
     def turn(self) -> None:
         """The next thing that the template would do for it."""
-        assert self.standby.next_look is not None
-        while time.monotonic() < self.standby.next_look:
+        assert self.standby.next_check is not None
+        while time.monotonic() < self.standby.next_check:
             pass
         self.standby.turn()
 
-    def take(self, order: Order = ORDER) -> int | None:
+    def take(self, order: Assignment = ORDER) -> int | None:
         return self.standby.take(order, (self.theirs.fileno(), self.worker_log))
 
     def hears(self) -> Any:
@@ -84,12 +84,12 @@ def waiting(nursery: Nursery) -> Nursery:
     """One in which a worker waits."""
     assert nursery.take() is None
     nursery.turn()
-    assert nursery.standby.next_look is None
+    assert nursery.standby.next_check is None
     return nursery
 
 
 def test_nobody_is_forked_before_the_first_worker(nursery: Nursery) -> None:
-    assert nursery.standby.next_look is None
+    assert nursery.standby.next_check is None
     nursery.standby.turn()
     assert not nursery.forked
 

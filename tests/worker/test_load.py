@@ -240,7 +240,7 @@ def test_unknown_keys_of_the_config_warn_once(launch, write):
         "file", write("served.py", START + "serverless.start({'handler': print, 'one': 1, 2: 2, 'refresh_worker': 1})")
     )
     warning = child.receive()
-    assert warning == wire.Warning("the config has keys that mean nothing here: one, 2")
+    assert warning == wire.Warning("unknown keys in the config are ignored: one, 2")
     assert child.ready().refresh_worker
 
 

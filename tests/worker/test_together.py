@@ -120,7 +120,7 @@ def test_a_capacity_is_at_least_one_and_is_said_only_when_it_changes(launch, wri
 def test_a_capacity_has_a_limit(launch, write, value):
     modifier = MODIFIER.format(modifier=f"return {value}", kind="async def", body="return 1")
     child = launch("file", write("h.py", modifier))
-    warning = f"concurrency_modifier asks for {value} jobs at once; the most is {wire.MAX_CAPACITY}"
+    warning = f"concurrency_modifier requests {value} jobs at once; the maximum is {wire.MAX_CAPACITY}"
     assert child.receive() == wire.Warning(warning)
     assert child.ready().capacity == wire.MAX_CAPACITY
     assert child.job().output == b"1"
@@ -130,7 +130,7 @@ def test_an_exception_in_the_modifier_is_a_warning(launch, write):
     child = launch(
         "file", write("h.py", MODIFIER.format(modifier="raise OSError('load?')", kind="async def", body="return 1"))
     )
-    assert child.receive() == wire.Warning("concurrency_modifier raised, so 1 stays: OSError: load?")
+    assert child.receive() == wire.Warning("concurrency_modifier raised, so the capacity stays 1: OSError: load?")
     assert child.ready().capacity == 1
     assert child.job().output == b"1"
 

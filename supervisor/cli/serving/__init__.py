@@ -1,1 +1,1 @@
-"""The verbs that run workers in this process: serve and batch, their event lines and their end."""
+"""Commands that run workers: serve and batch, their event lines and their shutdown; in the supervisor's process."""

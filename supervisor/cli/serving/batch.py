@@ -1,7 +1,7 @@
-"""``supervise HANDLER --input FILE.jsonl``: a batch with its files, its store, its progress bar and its signals; no server.
+"""``supervise HANDLER --input FILE.jsonl``: runs a batch, without a server; in the supervisor's process.
 
-The store lies beside the output file and goes when every line is answered there; a batch that was stopped or killed finds it
-again.
+The job store lies beside the output file and is removed once every line is answered there; a batch that was stopped or killed
+resumes from it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import msgspec
 from supervisor.batch.batch import Batch
 from supervisor.batch.results import Done, FileSink, StreamSink, read_output
 from supervisor.batch.source import Source
-from supervisor.cli.serving.progress_bar import Bar, Gauge, Reading, say
-from supervisor.cli.serving.run import Run
+from supervisor.cli.serving.progress_bar import Bar, BatchProgress, Gauge, progress_line
+from supervisor.cli.serving.run import ProgramRun
 from supervisor.config.settings import Settings
 from supervisor.dashboard import terminal
 from supervisor.engine.engine import Happening
@@ -33,11 +33,11 @@ from supervisor.protocol.wording import error_line
 from supervisor.store.place import SQLITES
 from supervisor.store.store import Store
 
-SAY_EVERY_S = 5.0
-"""How often a line says how far it is, where no bar does."""
+PROGRESS_EVERY_S = 5.0
+"""Seconds between progress lines, where no progress bar is shown."""
 
-FAILURES_SAID = 20
-"""Failed lines that are said; the others are in the output, and counted."""
+FAILURES_LOGGED = 20
+"""Maximum number of failed lines that are logged; further ones are only counted."""
 
 _STANDARD = Path("-")
 _FOR_EVER_S = 3650 * 86_400.0
@@ -45,13 +45,13 @@ _MANY = 2**31
 
 
 class _Files:
-    """What a batch reads and writes; checked before anything is started, and nothing is changed by that."""
+    """A batch's input, output and store; checked before anything starts, without changing them."""
 
     def __init__(self, settings: Settings, stack: contextlib.ExitStack) -> None:
-        """Open the input, and close it and what else there is with ``stack``.
+        """Open the input; ``stack`` closes all files.
 
         Raises:
-            UsageError: the input cannot be read, or the output cannot be written, or is the input.
+            UsageError: the input cannot be read, or the output cannot be written or is the input.
         """
         self._stack = stack
         self._stream = 1
@@ -60,20 +60,20 @@ class _Files:
         self.store = Path(f"{self.path}.supervise.db") if self.path else self._temporary() / "batch.db"
 
     def size(self) -> int | None:
-        """Bytes from here to the end of the input, where it is a file."""
+        """Return the bytes left to read of the input; None if it is not a file."""
         status = os.fstat(self.input)
         return status.st_size - os.lseek(self.input, 0, os.SEEK_CUR) if stat.S_ISREG(status.st_mode) else None
 
     def open_output(self) -> tuple[int, Done]:
-        """The output's descriptor and what is in it; to be called by who has the lock on the store.
+        """Return the output's descriptor and its earlier results. The caller must hold the store's lock.
 
         Raises:
-            UsageError: it cannot be written, or is something else than the output of a batch.
+            UsageError: it cannot be written, or is not the output of a batch.
         """
         if self.path is None:
             return self._stream, Done()
         try:
-            # Links were followed as it was named; one that has come into its place since is nobody's choice.
+            # Links in the path were resolved before; one that replaced the file since was not the user's choice.
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             self._stack.callback(os.close, fd)
             return fd, read_output(fd, self.path)
@@ -93,7 +93,7 @@ class _Files:
         return fd
 
     def _output_path(self, path: Path | None) -> Path | None:
-        """The output if it is a file, or will be; anything else becomes the stream that is written to."""
+        """Return the output's path if it is, or will be, a file; open anything else as the stream to write to."""
         path = path or _STANDARD
         try:
             status = os.fstat(1) if path == _STANDARD else path.stat()
@@ -103,7 +103,7 @@ class _Files:
                 return path.resolve()
             self._stream = 1 if path == _STANDARD else os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            path = path.resolve()  # the same next time, when it is there
+            path = path.resolve()  # the next run, when the file exists, must find the same store
             if not path.parent.is_dir():
                 raise UsageError(f"--output: there is no folder {path.parent}; make it first") from None
             return path
@@ -122,26 +122,26 @@ class _Files:
         return Path(folder)
 
 
-class BatchRun(Run):
-    """Runs ``--input`` to its end, or until a signal ends it."""
+class BatchRun(ProgramRun):
+    """One batch over ``--input``, until it is complete or a signal stops it."""
 
     async def run(self, undo: contextlib.ExitStack) -> int:
-        """Check the files, do the lines that are not answered, conclude."""
+        """Check the files, run the lines without a result, and return the exit code."""
         self._files = files = _Files(self.settings, undo)
-        # The store is this batch's own, and holds what is not written yet: nothing in it may be forgotten or refused.
+        # The store is this batch's own and holds unwritten results: nothing in it may expire or be rejected.
         self.settings = msgspec.structs.replace(
             self.settings, store=files.store, store_given=None, retention=_FOR_EVER_S, max_queue=0
         )
         self._failures = 0
         self._bar: Bar | None = None
         self._finished = False
-        self._unneeded: Path | None = None  # the store, not a link to it, once it can go
+        self._unneeded: Path | None = None  # the store, not a link to it, once it can be removed
         undo.callback(self._remove_store)
         settings = self.settings
         shows_bar = settings.dashboard and settings.log_format == "text" and terminal.usable(screen=2)
         self.open(undo, self._footer if shows_bar else None)
         engine = self.assembly.engine
-        undo.callback(self._judge_store)
+        undo.callback(self._check_store)
         fd, done = files.open_output()
         source = Source(files.input, self.loop, settings.max_body)
         left = _ids(self.assembly.store)
@@ -150,9 +150,9 @@ class BatchRun(Run):
         if shows_bar:
             self._bar = Bar(self._gauge, 2, sys.stderr.encoding)
         else:
-            self.loop.call_later(SAY_EVERY_S, self._say)
+            self.loop.call_later(PROGRESS_EVERY_S, self._log_progress)
         kind = FileSink if stat.S_ISREG(os.fstat(fd).st_mode) else StreamSink
-        sink = kind(fd, self.loop, batch.sink_wrote, self._output_trouble)
+        sink = kind(fd, self.loop, batch.sink_wrote, self._output_failed)
         batch.write_to(sink)
         undo.callback(sink.close)
         self.webhooks.start()
@@ -166,18 +166,18 @@ class BatchRun(Run):
         return self._conclude()
 
     def observe(self, happening: Happening) -> None:
-        """Say what the engine tells, but for jobs: the batch counts them."""
+        """Log events other than the ends of jobs, which the batch counts."""
         if not isinstance(happening, Job):
             super().observe(happening)
 
-    def _judge_store(self) -> None:
-        """Let the store go where the next run would find nothing in it that it could not do without."""
+    def _check_store(self) -> None:
+        """Mark the store for removal if the next run would not need anything in it."""
         store = self.assembly.store
         if not store.outbox.receivers() and (self._finished or not _ids(store)):
             self._unneeded = store.path
 
     def _remove_store(self) -> None:
-        """Remove the store and what belongs to it if it can go, unless another batch has it already."""
+        """Remove the store and its side files if they are marked, unless another batch holds the store already."""
         store = self._unneeded
         if store is None:
             return
@@ -189,9 +189,7 @@ class BatchRun(Run):
         try:
             shutil.rmtree(f"{store}.secrets", ignore_errors=True)
             for ending in (*SQLITES, "", ".lock"):
-                with contextlib.suppress(
-                    OSError
-                ):  # the next run of this batch finds it, and that nothing is left to do
+                with contextlib.suppress(OSError):  # the next run of this batch finds it with nothing left to do
                     Path(f"{store}{ending}").unlink()
         finally:
             lock.close()
@@ -202,21 +200,21 @@ class BatchRun(Run):
     # --- the work -------------------------------------------------------------------------------------------------------
 
     async def _work(self, done: Done) -> None:
-        """Until every line is written, a signal has come and running jobs have ended, or it can go on no more."""
+        """Run until every line is written, a signal has stopped the batch and running jobs have ended, or it failed."""
         batch = self._batch
         if done.count:
             self.events.event("resumed", f"{done.count:,} lines are answered already", lines=done.count)
-        # What would be refused, or is done already, is found before workers start; but a pipe may have nothing yet.
-        if (done.count or self._files.size() is not None) and not await self.ending.first(
-            self._skip(), self.ending.stop
+        # Finds invalid and finished lines before workers start; not of a pipe, which may have no data yet.
+        if (done.count or self._files.size() is not None) and not await self.shutdown.first(
+            self._skip(), self.shutdown.stop
         ):
             return
         self._gauge.restart()
         self.assembly.start()
-        started = await self.has_started()
+        started = await self.wait_started()
         try:
             if started:
-                await self.ending.first(batch.run(), self.ending.stop)
+                await self.shutdown.first(batch.run(), self.shutdown.stop)
         finally:
             await self._end()
 
@@ -228,73 +226,73 @@ class BatchRun(Run):
 
     async def _end(self) -> None:
         engine, batch = self.assembly.engine, self._batch
-        if self.ending.stop.is_set() and not batch.finished:
-            self.events.event("draining", "stopping: no more lines are begun; Ctrl-C again to stop at once")
-            await engine.drain(self.settings.drain_timeout, self.ending.at_once)
+        if self.shutdown.stop.is_set() and not batch.finished:
+            self.events.event("draining", "stopping: no more lines are started; Ctrl-C again to stop at once")
+            await engine.drain(self.settings.drain_timeout, self.shutdown.at_once)
         else:
-            await engine.drain(0.0, self.ending.at_once)
-        if not self.ending.broken.done():
-            await self.ending.first(batch.flush(), self.ending.at_once)
+            await engine.drain(0.0, self.shutdown.at_once)
+        if not self.shutdown.broken.done():
+            await self.shutdown.first(batch.flush(), self.shutdown.at_once)
 
     async def _deliver(self) -> None:
-        """The webhooks of a batch that is done, which nobody would deliver later; a signal leaves them to the same command."""
+        """Deliver the webhooks of a complete batch, since no later run would; after a signal, the next run does."""
         if self._batch.finished:
             timer = self.loop.call_later(
-                SAY_EVERY_S, self.events.event, "webhooks", "waiting for receivers of webhooks"
+                PROGRESS_EVERY_S, self.events.event, "webhooks", "waiting for receivers of webhooks"
             )
-            ending = self.ending
-            await ending.first(self.webhooks.finish(_FOR_EVER_S, ending.stop), ending.at_once)
+            shutdown = self.shutdown
+            await shutdown.first(self.webhooks.finish(_FOR_EVER_S, shutdown.stop), shutdown.at_once)
             timer.cancel()
-        await self.webhooks.close(self.ending.at_once)
+        await self.webhooks.close(self.shutdown.at_once)
 
     def _conclude(self) -> int:
         batch, reading = self._batch, self._gauge.read()
-        self.ending.check()
-        here, seconds = self._gauge.here()
+        self.shutdown.check()
+        lines, seconds = self._gauge.this_run()
         text = f"{batch.done:,} lines done, {batch.failed:,} failed"
-        if here:
-            text += f"; {here:,} in {seconds:,.1f} s ({here / max(seconds, 0.001):,.1f}/s)"
+        if lines:
+            text += f"; {lines:,} in {seconds:,.1f} s ({lines / max(seconds, 0.001):,.1f}/s)"
         if not batch.finished and self._files.path is not None:
             text += "; the same command does the rest"
         self.events.event("batch", text, **_fields(reading), finished=batch.finished)
-        if self.ending.at_once.is_set():
+        if self.shutdown.at_once.is_set():
             return 130
         return 0 if batch.finished and not batch.failed else 1
 
-    # --- what people hear -----------------------------------------------------------------------------------------------
+    # --- event lines ----------------------------------------------------------------------------------------------------
 
     def _line_failed(self, number: int, job: Job) -> None:
         self._failures += 1
-        if self._failures > FAILURES_SAID:
+        if self._failures > FAILURES_LOGGED:
             return
         error = error_line(job) or ""
         text = f"line {number} {job.status.value}: {error}"
-        if self._failures == FAILURES_SAID:
-            text += "; what fails from here on is only counted"
+        if self._failures == FAILURES_LOGGED:
+            text += "; further failures are only counted"
         self.events.event("failed", text, line=number, id=job.id, status=job.status.value, error=error)
 
-    def _say(self) -> None:
+    def _log_progress(self) -> None:
         reading = self._gauge.read()
-        self.events.event("progress", say(reading), **_fields(reading))
-        self.loop.call_later(SAY_EVERY_S, self._say)
+        self.events.event("progress", progress_line(reading), **_fields(reading))
+        self.loop.call_later(PROGRESS_EVERY_S, self._log_progress)
 
-    def _output_trouble(self, error: OSError | None) -> None:
+    def _output_failed(self, error: OSError | None) -> None:
         name = self._files.path or "the output"
         if error is None:
             self.events.event("warning", f"{name} can be written again")
         elif self._files.path is not None:
             self.events.event("warning", f"{name} cannot be written, trying again: {error.strerror}")
-        elif not self.ending.broken.done():
-            self.ending.broken.set_exception(SuperviseError(f"{name} cannot be written: {error.strerror}"))
+        elif not self.shutdown.broken.done():
+            self.shutdown.broken.set_exception(SuperviseError(f"{name} cannot be written: {error.strerror}"))
 
 
 def _ids(store: Store) -> list[str]:
-    """The jobs that an earlier run left: a few more than were under way."""
+    """Return the ids of the jobs that an earlier run left."""
     queued = [job for low in (False, True) for job in store.queued(low, 0, _MANY)]
     return [job.id for job in (*queued, *store.running(), *store.newest_ended(_MANY))]
 
 
-def _fields(reading: Reading) -> dict[str, object]:
+def _fields(reading: BatchProgress) -> dict[str, object]:
     return {
         "lines": reading.done,
         "failed": reading.failed,

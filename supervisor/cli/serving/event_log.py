@@ -1,6 +1,6 @@
-"""One line per event on stderr, for people, service managers and log collectors; runs in the supervisor's process.
+"""One line per event on stderr, for users, service managers and log collectors; runs in the supervisor's process.
 
-The loop that calls this never waits for who reads stderr: lines go through a bounded queue to a thread that writes them.
+The event loop never waits for stderr's reader: lines go through a bounded queue to a thread that writes them.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ from typing import Protocol
 
 import msgspec
 
-#: Bytes of handlers' output that may wait for a slow reader. Events of the program itself may use as much again.
+#: Bytes of handlers' output that may be queued for a slow reader. The program's own events may use as much again.
 LIMIT = 4 * 2**20
 
-#: Seconds from one write to the next: under load lines go out together, and the loop is not interrupted for each.
+#: Seconds between writes: under load, lines are written in batches, and the loop is not interrupted for each.
 PAUSE = 0.01
 
-#: Seconds that the end waits for a stream that takes bytes and does not get them: a file on a server that is gone, say.
+#: Seconds that ``close`` waits for a stream that is writable but does not finish, such as a file on an unreachable server.
 PATIENCE = 60.0
 
-#: Seconds from one drawing of the footer to the next.
+#: Seconds between redraws of the footer.
 REDRAW = 0.25
 
 _CLEAR_ROW = b"\r\x1b[2K"
 
 _TERMINAL_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]")
 
-#: What could move the cursor, or (the last range but one, and the last) make a line read other than it is.
+#: Characters that could move the cursor or (the last two ranges) disguise a line's text.
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
-class Stream(Protocol):
-    """What a file object needs to have to be written to here."""
+class OutputStream(Protocol):
+    """The part of a file object that ``EventLog`` uses."""
 
     def fileno(self) -> int:
-        """Its descriptor."""
+        """Return the descriptor."""
 
     def isatty(self) -> bool:
-        """Whether a person looks at it."""
+        """Return whether it is a terminal."""
 
 
-class Lines:
-    """Writes the program's events and what handlers print to one stream. To be called from one thread.
+class EventLog:
+    """Writes the program's events and the workers' output to one stream. Not thread-safe.
 
-    ``log_format`` is ``text`` or ``json``. The descriptor is written to without the stream's own buffer, whose lock a blocked
-    thread would hold while the interpreter ends.
+    ``log_format`` is ``text`` or ``json``. Bypasses the stream's own buffer, whose lock a blocked thread would hold at
+    interpreter exit.
     """
 
-    def __init__(self, stream: Stream, log_format: str, footer: Callable[[], bytes] | None = None) -> None:
-        """Start the writer. What ``footer`` gives, called in the writer's thread, stands below the lines on a terminal: one
-        row, drawn anew every ``REDRAW`` seconds, and gone in the end."""
+    def __init__(self, stream: OutputStream, log_format: str, footer: Callable[[], bytes] | None = None) -> None:
+        """Start the writer thread. It calls ``footer`` every ``REDRAW`` seconds for a row to show below the lines, and clears
+        that row at the end."""
         self._footer = footer
         self._fd = stream.fileno()
         self._json = log_format == "json"
@@ -66,24 +66,24 @@ class Lines:
         self._bar = "│" if _can_encode("│", self._encoding) else "|"
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._closing = threading.Event()
-        # Each is written by one thread alone, so their difference needs no lock.
+        # Each has a single writer thread, so their difference needs no lock.
         self._taken = 0
         self._written = 0
         self._dropped = 0
-        self._dropped_said = 0
+        self._dropped_logged = 0
         self._reader_gone = False
         self._writer = threading.Thread(target=self._write_all, name="supervise-lines", daemon=True)
         self._writer.start()
 
     def event(self, at: int, kind: str, text: str, **fields: object) -> None:
-        """Say that something happened ``at`` (ms since 1970): ``text`` alone, or JSON with ``kind`` and ``fields`` too."""
+        """Log an event that happened ``at`` (ms since 1970): ``text`` alone, or JSON with ``kind`` and ``fields`` too."""
         if self._json:
             self._put(as_json(at, kind, {**fields, "text": text}), 2 * LIMIT)
         else:
             self._put(self._as_text(text), 2 * LIMIT)
 
     def log(self, at: int, slot: str, job: str | None, text: str) -> None:
-        """Pass on what the worker in ``slot`` printed ``at`` (ms since 1970), for ``job`` where that is known."""
+        """Log output of the worker in ``slot``, read ``at`` (ms since 1970), for ``job`` if known."""
         if self._json:
             self._put(as_json(at, "log", {"slot": slot, "job": job, "text": text}), LIMIT)
         else:
@@ -93,7 +93,7 @@ class Lines:
             self._put(self._as_text(text, prefix), LIMIT)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until all lines are written, ``timeout`` seconds at most; whether they are."""
+        """Wait at most ``timeout`` seconds for all lines to be written; return whether they are."""
         deadline = time.monotonic() + timeout
         while self._written < self._taken and self._writer.is_alive():
             if time.monotonic() >= deadline:
@@ -102,34 +102,34 @@ class Lines:
         return self._written >= self._taken
 
     def close(self, timeout: float) -> bool:
-        """Write what is left, and end; whether all was written. Nothing may be said afterwards.
+        """Write the queued lines and stop; return whether all were written. Nothing may be logged afterwards.
 
-        Who does not read is waited for ``timeout`` seconds in all. While the stream takes bytes it is only the machine that is
-        slow, and the last words are worth waiting for, up to ``PATIENCE`` seconds.
+        Waits ``timeout`` seconds for a reader that does not read, and up to ``PATIENCE`` seconds while the stream is writable,
+        as on a slow machine.
         """
-        self._say_dropped()
+        self._log_dropped()
         self._closing.set()
         self._queue.put(None)
-        # Looks are counted, not time: while the whole machine stands still there is none, and nobody can read.
-        looks = full = 0
-        while self._writer.is_alive() and full * PAUSE < timeout and looks * PAUSE < PATIENCE:
+        # Counts polls, not time: while the whole machine is suspended, no reader can read.
+        polls = full = 0
+        while self._writer.is_alive() and full * PAUSE < timeout and polls * PAUSE < PATIENCE:
             self._writer.join(PAUSE)
-            looks += 1
+            polls += 1
             full += _is_full(self._fd)
         return self._written >= self._taken
 
     def _put(self, line: bytes, limit: int) -> None:
         if self._reader_gone:
-            return  # and there is no other place to say so
+            return  # there is nowhere else to report it
         if self._taken - self._written + len(line) > limit:
             self._dropped += 1
             return
-        self._say_dropped()
+        self._log_dropped()
         self._enqueue(line)
 
-    def _say_dropped(self) -> None:
-        if missing := self._dropped - self._dropped_said:
-            self._dropped_said = self._dropped
+    def _log_dropped(self) -> None:
+        if missing := self._dropped - self._dropped_logged:
+            self._dropped_logged = self._dropped
             text = f"{missing} lines are missing here: stderr is read too slowly"
             now = time.time_ns() // 1_000_000
             self._enqueue(
@@ -145,7 +145,7 @@ class Lines:
         return "".join(f"{prefix}{self._clean(line)}\n" for line in lines).encode(self._encoding, "backslashreplace")
 
     def _clean(self, line: str) -> str:
-        # A progress bar draws over itself: what a terminal would show in the end is what counts.
+        # A progress bar overwrites itself: keep what a terminal would show in the end.
         line = line.rstrip("\r").rpartition("\r")[2]
         if not self._terminal:
             return line
@@ -167,7 +167,7 @@ class Lines:
             self._closing.wait(PAUSE)
 
     def _next_lines(self) -> list[bytes | None]:
-        """What is to be written: none when only the footer is to be drawn anew, ``None`` behind the last."""
+        """Return the lines to write: none if only the footer is due, ``None`` after the last one."""
         batch: list[bytes | None] = []
         with contextlib.suppress(queue.Empty):
             batch.append(self._queue.get(timeout=None if self._footer is None else REDRAW))
@@ -181,7 +181,7 @@ class Lines:
 
 
 def visible(line: str) -> str:
-    """One line of a user's text that cannot command a terminal: no sequences, and control characters as escapes."""
+    """Make a line of user text safe for a terminal: drop escape sequences, and escape control characters."""
     return _CONTROL.sub(_escaped, _TERMINAL_SEQUENCE.sub("", line))
 
 
@@ -191,10 +191,10 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def _is_full(fd: int) -> bool:
-    """Whether who writes to ``fd`` now would wait for its reader."""
-    look = select.poll()
-    look.register(fd, select.POLLOUT)
-    return not look.poll(0)
+    """Return whether a write to ``fd`` would block."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return not poll.poll(0)
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -202,17 +202,17 @@ def _write(fd: int, data: bytes) -> None:
     while view:
         try:
             view = view[os.write(fd, view) :]
-        except BlockingIOError:  # noqa: PERF203 - rare: another program that shares the terminal made it non-blocking
+        except BlockingIOError:  # noqa: PERF203 - rare: a program that shares the terminal made it non-blocking
             time.sleep(PAUSE)
 
 
 def as_json(at: int, kind: str, fields: dict[str, object]) -> bytes:
-    """The line of an event ``at`` (ms since 1970), as ``--log-format json`` writes it."""
+    """Return an event's line as ``--log-format json`` writes it; ``at`` is ms since 1970."""
     moment = datetime.datetime.fromtimestamp(at / 1000, datetime.timezone.utc)
     line = {"ts": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"), "event": kind, **fields}
     try:
         return msgspec.json.encode(line) + b"\n"
-    except UnicodeEncodeError:  # what a worker printed was not UTF-8 and was decoded with escapes
+    except UnicodeEncodeError:  # a worker's output was not UTF-8 and was decoded with surrogate escapes
         readable = {key: _readable(value) for key, value in line.items()}
         return msgspec.json.encode(readable) + b"\n"
 

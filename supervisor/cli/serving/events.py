@@ -1,11 +1,11 @@
-"""Turns what the engine tells its observers into event lines, few enough to read; in the supervisor."""
+"""Turns the engine's events into event lines, few enough to read; in the supervisor's process."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-from supervisor.cli.serving.event_log import Lines
+from supervisor.cli.serving.event_log import EventLog
 from supervisor.engine.engine import Happening
 from supervisor.job import Job, JobStatus, delay_ms, execution_ms
 from supervisor.notice import Notice
@@ -14,26 +14,26 @@ from supervisor.protocol import event_lines
 from supervisor.protocol.wording import error_line
 
 JOBS_PER_SECOND = 50
-"""Completed jobs that get a line each in one second; the others are counted in one line. What failed is always said."""
+"""Completed jobs per second that are logged one by one; the rest is summarised in one line. Failures are always logged."""
 
 LINES_AT_ONCE = 20_000
-"""A worker's pipe may be full of empty lines when its job ends: a million, each of which costs microseconds here."""
+"""Maximum lines of one read: a worker's pipe may hold a million empty ones, each of which costs microseconds here."""
 
 SECOND = 1.0
-"""After so many seconds the others are counted."""
+"""Seconds between summaries."""
 
 
 class EventLogger:
-    """Writes lines, or nothing while the dashboard has the terminal."""
+    """Logs the engine's events; silent while the dashboard has the terminal."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: EventLog) -> None:
         self._lines = lines
         self._paused = False
         self._completed = 0
         self._second: asyncio.TimerHandle | None = None
 
     def pause(self) -> None:
-        """Be silent: the dashboard shows everything."""
+        """Stop logging: the dashboard shows everything."""
         self._paused = True
 
     def resume(self) -> None:
@@ -47,12 +47,12 @@ class EventLogger:
             self._second_over()
 
     def event(self, kind: str, text: str, **fields: object) -> None:
-        """Say ``text``; in JSON with its ``kind`` and ``fields``."""
+        """Log ``text``; in JSON with ``kind`` and ``fields``."""
         if not self._paused:
             self._lines.event(_now_ms(), kind, text, **fields)
 
-    def tell(self, happening: Happening) -> None:
-        """An observer of the engine."""
+    def observe(self, happening: Happening) -> None:
+        """Log ``happening``; registered as an observer of the engine."""
         if self._paused:
             return
         if isinstance(happening, Job):

@@ -1,4 +1,4 @@
-"""The progress of a batch as a bar on a terminal, or as a line now and then elsewhere; in the supervisor's process."""
+"""The progress of a batch, as a bar on a terminal or as event lines elsewhere; in the supervisor's process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from supervisor.dashboard.terminal import Terminal
 from supervisor.dashboard.text import bar, span
 
 WINDOW_S = 30.0
-"""The rate is that of the last half minute."""
+"""Seconds that the rate is averaged over."""
 
 _BAR_CELLS = 32
 _SAMPLE_S = 0.2
 
 
-class Reading(msgspec.Struct, frozen=True):
-    """How far it is: lines, ``share`` (0 to 1) of the input's bytes where its length is known, lines a second, seconds left."""
+class BatchProgress(msgspec.Struct, frozen=True):
+    """Lines by state, ``share`` (0 to 1) of the input's bytes if its length is known, lines per second, and seconds left."""
 
     done: int
     failed: int
@@ -33,10 +33,10 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class Gauge:
-    """Reads how far a batch is, and how fast. Its methods may be called from any thread."""
+    """Measures a batch's progress and rate. Thread-safe."""
 
     def __init__(self, work: Batch, size: int | None) -> None:
-        """Watch ``work``, whose input is ``size`` bytes long where that is known; its time begins now."""
+        """Measure ``work`` from now on; ``size`` is the length of its input in bytes, if known."""
         self._work = work
         self._size = size
         self._lock = threading.Lock()
@@ -44,19 +44,19 @@ class Gauge:
         self.restart()
 
     def restart(self) -> None:
-        """Its time begins now: what is done so far is none of it."""
+        """Start measuring again: lines done so far do not count."""
         with self._lock:
             self._began = time.monotonic()
             self._at_first = self._work.done
             self._samples.clear()
             self._samples.append((self._began, self._work.done, self._work.bytes_done))
 
-    def here(self) -> tuple[int, float]:
-        """Lines that this run has brought to their end, and the seconds that took."""
+    def this_run(self) -> tuple[int, float]:
+        """Return the number of lines that this run has finished, and the seconds it took."""
         return self._work.done - self._at_first, time.monotonic() - self._began
 
-    def read(self) -> Reading:
-        """Now."""
+    def read(self) -> BatchProgress:
+        """Return the current progress."""
         now, work = time.monotonic(), self._work
         with self._lock:
             samples = self._samples
@@ -71,7 +71,7 @@ class Gauge:
             share = min(work.bytes_done / self._size, 1.0) if self._size else 1.0
             speed = (work.bytes_done - size) / passed
             left = max(self._size - work.bytes_done, 0) / speed if speed > 0 else None
-        return Reading(work.done, work.failed, work.running, share, (work.done - done) / passed, left)
+        return BatchProgress(work.done, work.failed, work.running, share, (work.done - done) / passed, left)
 
 
 class Bar:
@@ -84,15 +84,15 @@ class Bar:
         self._console = Console(force_terminal=True, highlight=False, width=80, soft_wrap=True)
 
     def __call__(self) -> bytes:
-        """The row as it is now."""
+        """Return the current row, encoded for the terminal."""
         row = draw(self._gauge.read(), self._terminal.size()[0] - 1)
         with self._console.capture() as text:
             self._console.print(row, end="", no_wrap=True, crop=False)
         return text.get().encode(self._encoding, "replace")
 
 
-def draw(reading: Reading, width: int) -> Text:
-    """The row in at most ``width`` cells: the bar gives way to the words, and the last of these to the first."""
+def draw(reading: BatchProgress, width: int) -> Text:
+    """Draw the row in at most ``width`` cells: the bar shrinks first, then the text is truncated."""
     words = Text(" ").join(_words(reading))
     row = Text()
     if reading.share is not None:
@@ -105,13 +105,13 @@ def draw(reading: Reading, width: int) -> Text:
     return row
 
 
-def say(reading: Reading) -> str:
-    """It in a line of text."""
+def progress_line(reading: BatchProgress) -> str:
+    """Return the progress as a line of text."""
     share = "" if reading.share is None else f" ({reading.share:.0%})"
     return f"{Text(', ').join(_words(reading, f' lines done{share}')).plain}"
 
 
-def _words(reading: Reading, of: str = " done") -> list[Text]:
+def _words(reading: BatchProgress, of: str = " done") -> list[Text]:
     words = [Text(f"{reading.done:,}{of}")]
     words.append(Text(f"{reading.failed:,} failed", "red" if reading.failed else "dim"))
     words.append(Text(f"{reading.running:,} running"))

@@ -1,6 +1,6 @@
-"""One run of the program: the engine with its event lines, its webhooks and its signals; in the supervisor's process.
+"""One run of the program: the engine with its event lines, webhooks and signals; in the supervisor's process.
 
-What it is for, serving or a batch, is a subclass's.
+Subclasses serve a handler or run a batch.
 """
 
 from __future__ import annotations
@@ -13,96 +13,97 @@ from collections.abc import Callable
 import uvloop
 
 from supervisor.assembly import Assembly, start_failure
-from supervisor.cli.serving.event_log import Lines
+from supervisor.cli.serving.event_log import EventLog
 from supervisor.cli.serving.events import EventLogger
-from supervisor.cli.serving.shutdown import Ending
+from supervisor.cli.serving.shutdown import Shutdown
 from supervisor.config.settings import Settings
 from supervisor.engine.engine import Happening
 from supervisor.host import file_limits
 from supervisor.webhooks.delivery import Webhooks
 
 LINES_CLOSE_S = 2.0
-"""How long a slow reader of stderr may delay the end."""
+"""Seconds that a slow reader of stderr may delay the exit."""
 
 
-class Run:
-    """One run; ``open`` makes what it consists of."""
+class ProgramRun:
+    """Base class of the runs; ``open`` creates the parts."""
 
     assembly: Assembly
     webhooks: Webhooks
-    lines: Lines
+    lines: EventLog
     events: EventLogger
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self.settings = settings
         self.loop = loop
-        self.ending = Ending(loop)
+        self.shutdown = Shutdown(loop)
 
     async def run(self, undo: contextlib.ExitStack) -> int:
-        """From the first check to the exit code; ``undo`` ends what is left then."""
+        """Run from the first check to the end; return the exit code. ``undo`` cleans up."""
         raise NotImplementedError
 
     def observe(self, happening: Happening) -> None:
-        """Say what the engine tells its observers."""
-        self.events.tell(happening)
+        """Log an event of the engine."""
+        self.events.observe(happening)
 
     def reload(self) -> None:
-        """Answer SIGHUP."""
+        """Handle SIGHUP."""
         self.assembly.engine.reload()
 
     def open(
         self, undo: contextlib.ExitStack, footer: Callable[[], bytes] | None = None, *, temporary: bool = False
     ) -> None:
-        """Open the event lines, which stand above ``footer``, then take the GPUs and the store, which ``temporary`` replaces.
+        """Open the event log, with ``footer`` below its lines, then claim the GPUs and the store (a throw-away one if
+        ``temporary``).
 
         Raises:
-            UsageError, StoreError: a GPU or the store cannot be had.
+            UsageError, StoreError: a GPU or the store is not available.
         """
-        self.lines = Lines(sys.stderr, self.settings.log_format, footer)
-        undo.callback(self.lines.close, LINES_CLOSE_S)  # last: what comes to an end may have something to say
+        self.lines = EventLog(sys.stderr, self.settings.log_format, footer)
+        undo.callback(self.lines.close, LINES_CLOSE_S)  # closed last: the other parts log while they close
         self.events = EventLogger(self.lines)
         undo.callback(self.events.close)
         self.assembly = Assembly(self.settings, self.loop, self._note, temporary=temporary)
         undo.callback(self.assembly.close)
         self.assembly.engine.observe(self.observe)
         self.webhooks = Webhooks(self.assembly.engine, self.loop)
-        self.ending.watch(lambda text: self.events.event("error", text), self.reload)
+        self.shutdown.watch(lambda text: self.events.event("error", text), self.reload)
 
-    async def has_started(self) -> bool:
-        """Wait for the first worker: false when a signal came before.
+    async def wait_started(self) -> bool:
+        """Wait for the first worker; return False if a signal came first.
 
         Raises:
-            StartError, HandlerError: none could start.
+            StartError, HandlerError: no worker could start.
         """
-        first = await self.ending.first(asyncio.shield(self.assembly.engine.first_load), self.ending.stop)
+        first = await self.shutdown.first(asyncio.shield(self.assembly.engine.first_load), self.shutdown.stop)
         if first is not None and not first.ok:
             raise start_failure(self.settings, first)
         return first is not None
 
-    async def until_stopped(self) -> None:
-        """Until a signal comes.
+    async def wait_stopped(self) -> None:
+        """Wait for a signal to stop.
 
         Raises:
-            StartError, HandlerError: no worker could start; or what broke the engine.
+            StartError, HandlerError: no worker could start. Also raises what broke the engine.
         """
-        if await self.has_started():
-            await self.ending.first(self.ending.stop.wait())
-        self.ending.check()
+        if await self.wait_started():
+            await self.shutdown.first(self.shutdown.stop.wait())
+        self.shutdown.check()
 
     async def drain(self, timeout: float) -> None:
-        """End the workers in good order, which a broken engine cannot: what broke it is raised."""
-        await self.ending.first(self.assembly.engine.drain(timeout, self.ending.at_once))
-        self.ending.check()
+        """Stop the workers gracefully within ``timeout`` seconds. Raises what broke the engine, which prevents that."""
+        await self.shutdown.first(self.assembly.engine.drain(timeout, self.shutdown.at_once))
+        self.shutdown.check()
 
     def _note(self, text: str) -> None:
         self.events.event("note", text)
 
 
-def run_to_end(kind: type[Run], settings: Settings) -> int:
-    """What a run of that ``kind`` gives, in a loop of its own.
+def run_to_end(kind: type[ProgramRun], settings: Settings) -> int:
+    """Run a run of that ``kind`` in an event loop of its own and return its exit code.
 
     Raises:
-        UsageError, StartError, StoreError: it could not be begun or go on; the message is for the user.
+        UsageError, StartError, StoreError: it could not start or continue; the message is for the user.
     """
     file_limits.check_start()
     loop = uvloop.new_event_loop()
@@ -112,12 +113,12 @@ def run_to_end(kind: type[Run], settings: Settings) -> int:
         try:
             return loop.run_until_complete(work)
         finally:
-            work.close()  # a loop that the system lets not run has not begun it
+            work.close()  # not started if the system does not let the loop run
     finally:
         asyncio.set_event_loop(None)
         loop.close()
 
 
-async def _run(run: Run) -> int:
+async def _run(run: ProgramRun) -> int:
     with contextlib.ExitStack() as undo:
         return await run.run(undo)

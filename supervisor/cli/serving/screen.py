@@ -1,6 +1,6 @@
-"""The dashboard of ``supervise HANDLER``: ``supervise top`` as a child in the same terminal; in the supervisor.
+"""The dashboard of ``supervise HANDLER``: ``supervise top`` as a child in the same terminal; in the supervisor's process.
 
-So drawing never delays a job, and the screen sees the program as any client does. When it ends or dies, lines take over.
+A separate process, so that drawing never delays a job. When it exits or dies, event lines take over.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import supervisor
 from supervisor.dashboard import terminal
 
 CLOSE_S = 2.0
-"""How long the screen may take to give the terminal back."""
+"""Seconds that the screen may take to restore the terminal."""
 
 _PROGRAM = """
 import signal, sys
@@ -30,26 +30,26 @@ sys.exit(main())
 
 
 class Screen:
-    """The child that draws."""
+    """The dashboard's child process."""
 
     def __init__(self, socket: Path, loop: asyncio.AbstractEventLoop, gone: Callable[[], None]) -> None:
-        """It watches ``socket``, which it removes in the end; call ``gone`` when it is no more."""
+        """Show the supervisor that listens on ``socket``, which ``close`` removes; call ``gone`` when the child has exited."""
         self._socket = socket
         self._loop = loop
         self._gone = gone
         self._process: subprocess.Popen[bytes] | None = None
-        self._put_back: Callable[[], None]
+        self._restore: Callable[[], None]
         self._ended = asyncio.Event()
 
     def start(self) -> None:
-        """Start it.
+        """Start the child.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: it could not be started.
         """
         root = Path(supervisor.__file__).parent.parent
         command = [sys.executable, "-c", _PROGRAM, str(root), "top", "--url", f"unix://{self._socket}", "--embedded"]
-        self._put_back = terminal.remember()
+        self._restore = terminal.restorer()
         process = subprocess.Popen(command)
         try:
             pidfd = os.pidfd_open(process.pid)
@@ -63,17 +63,17 @@ class Screen:
     def _has_ended(self, process: subprocess.Popen[bytes], pidfd: int) -> None:
         self._loop.remove_reader(pidfd)
         os.close(pidfd)
-        if process.wait() < 0:  # killed, so it could not do that itself
-            self._put_back()
+        if process.wait() < 0:  # killed, so it could not restore the terminal itself
+            self._restore()
         self._ended.set()
         self._gone()
 
     def pids(self) -> list[int]:
-        """Its process, while there is one."""
+        """Return the child's pid while it runs."""
         return [self._process.pid] if self._process is not None and self._process.returncode is None else []
 
     async def close(self) -> None:
-        """End it, so that the terminal is as it was."""
+        """Stop the child, which restores the terminal, and remove the socket."""
         if self._process is not None and not self._ended.is_set():
             self._process.send_signal(signal.SIGTERM)
             try:

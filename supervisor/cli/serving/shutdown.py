@@ -1,4 +1,4 @@
-"""How one run of the program comes to its end: by a signal, a second one, or a fault of its loop; in the supervisor's process."""
+"""Shutdown of a run: by a signal, a second one, or a fault in the event loop; in the supervisor's process."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ T = TypeVar("T")
 
 
 class Fault(Exception):  # noqa: N818 - a fault of this program, and none of its SuperviseErrors
-    """The operating system refused something while jobs ran; what and where, its cause shows.
+    """The operating system refused something while jobs ran; ``__cause__`` is the error.
 
-    Before that it is the user's to mend: one message and exit code 2. From then on it is this program's fault, to be shown with
-    its traceback, and the exit code 1 tells a service manager that another try is worth it.
+    Before jobs run, the user has to fix it: one message, exit code 2. Afterwards it is this program's fault: a traceback, and
+    exit code 1, after which a service manager restarts it.
     """
 
 
 @contextlib.contextmanager
 def serving() -> Iterator[None]:
-    """Turn what the operating system refuses in this block (a thread: RuntimeError) into a ``Fault``. A store that fails is said
-    as ever, but with the exit code 1, too."""
+    """Turn OSError and RuntimeError (no thread can be started) in this block into a ``Fault``, and StoreError into an error
+    with exit code 1."""
     try:
         yield
     except StoreError as error:
@@ -33,34 +33,35 @@ def serving() -> Iterator[None]:
         raise Fault(f"supervise failed while it served: {error}") from error
 
 
-class Ending:
-    """``stop`` is set by SIGTERM and Ctrl-C, ``at_once`` by a second Ctrl-C. ``broken`` fails with what broke the loop."""
+class Shutdown:
+    """Watches for reasons to stop: SIGTERM and Ctrl-C set ``stop``, a second Ctrl-C ``at_once``; ``broken`` gets the exception
+    that broke the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.stop = asyncio.Event()
         self.at_once = asyncio.Event()
         self.broken: asyncio.Future[None] = loop.create_future()
         self._loop = loop
-        self._say: Callable[[str], None]
+        self._report: Callable[[str], None]
 
-    def watch(self, say: Callable[[str], None], reload: Callable[[], None]) -> None:
-        """Watch signals and the loop; ``say`` takes what went wrong there, ``reload`` is for SIGHUP."""
-        self._say = say
+    def watch(self, report: Callable[[str], None], reload: Callable[[], None]) -> None:
+        """Handle signals and the loop's exceptions; ``report`` gets a text for each exception, ``reload`` handles SIGHUP."""
+        self._report = report
         self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
         self._loop.add_signal_handler(signal.SIGTERM, self.stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, reload)
         self._loop.set_exception_handler(self._loop_failed)
 
     async def first(self, work: Awaitable[T], until: asyncio.Event | None = None) -> T | None:
-        """What ``work`` gives or raises; ``None`` when ``until`` or a broken loop comes first, and ``work`` is cancelled then."""
+        """Return or raise what ``work`` does; if ``until`` or a broken loop comes first, cancel ``work`` and return None."""
         doing: asyncio.Future[T] = asyncio.ensure_future(work)
-        ending = asyncio.ensure_future((until or asyncio.Event()).wait())
-        waits: set[asyncio.Future[Any]] = {doing, ending, self.broken}
+        stopping = asyncio.ensure_future((until or asyncio.Event()).wait())
+        waits: set[asyncio.Future[Any]] = {doing, stopping, self.broken}
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             return doing.result() if doing.done() else None
         finally:
-            await end(future for future in (doing, ending) if not future.done())
+            await cancel(future for future in (doing, stopping) if not future.done())
 
     def check(self) -> None:
         """Raise what broke the loop, if anything did."""
@@ -74,21 +75,21 @@ class Ending:
         self.stop.set()
 
     def _loop_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What nobody caught. In a callback of the loop it is a fault of the engine's turn: what is on disk is right, so stop and
-        say so rather than go on half-way. In a task or a connection it hurts one client."""
+        """Report an uncaught exception. One in a callback broke the engine's turn: the store is consistent, so stop rather than
+        go on half-way. One in a task or a connection concerns a single client."""
         error = context.get("exception")
-        self._say(f"{context.get('message')}: {error!r}")
+        self._report(f"{context.get('message')}: {error!r}")
         if isinstance(error, Exception) and "handle" in context and not self.broken.done():
             self.broken.set_exception(error)
 
 
-async def end(futures: Iterable[asyncio.Future[Any]]) -> None:
-    """Cancel ``futures`` and wait for that; raises what one of them raises then. A cancel of who waits here is heeded."""
-    ending = tuple(futures)
-    for future in ending:
+async def cancel(futures: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel ``futures`` and wait for them; raise what one of them raises. A cancellation of the caller still takes effect."""
+    cancelled = tuple(futures)
+    for future in cancelled:
         future.cancel()
-    if ending:
-        await asyncio.wait(ending)
-    for future in ending:
+    if cancelled:
+        await asyncio.wait(cancelled)
+    for future in cancelled:
         if not future.cancelled():
             future.result()

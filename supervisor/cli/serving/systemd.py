@@ -1,6 +1,6 @@
-"""What systemd is told about this service (sd_notify(3)): ready, reloading, stopping, and that its loop turns; in the supervisor.
+"""Notifies systemd (sd_notify(3)): ready, reloading, stopping, and watchdog pings; in the supervisor's process.
 
-Without ``NOTIFY_SOCKET`` nothing is sent. Workers do not get that variable: only this process speaks for the service.
+Without ``NOTIFY_SOCKET`` nothing is sent. Workers do not get that variable: only this process may notify.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Mapping
 
 
 class Service:
-    """The service manager's ear."""
+    """sd_notify client."""
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
-        """Take ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID`` from ``environ``, by default this process's."""
+        """Read ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID`` from ``environ``, by default this process's."""
         environ = os.environ if environ is None else environ
         path = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + path[1:] if path.startswith("@") else path if path.startswith("/") else None
@@ -25,8 +25,8 @@ class Service:
         patience = environ.get("WATCHDOG_USEC", "")
         self._period = int(patience) / 2e6 if for_us and patience.isdigit() and self._address else 0.0
 
-    def tell(self, *assignments: str) -> None:
-        """Send ``NAME=value`` pairs, at once or not at all: a manager that does not listen must not hold up the service."""
+    def notify(self, *assignments: str) -> None:
+        """Send ``NAME=value`` pairs without blocking; errors are ignored, so that the manager cannot hold up the service."""
         if self._address is None:
             return
         with (
@@ -37,19 +37,19 @@ class Service:
             sock.sendto("\n".join(assignments).encode(), self._address)
 
     def ready(self, status: str, loop: asyncio.AbstractEventLoop) -> None:
-        """Say that it serves, and from now on, twice in the time that the manager allows, that ``loop`` turns."""
-        self.tell("READY=1", f"STATUS={status}")
+        """Report that the service is ready; from now on ping the watchdog from ``loop``, twice per watchdog period."""
+        self.notify("READY=1", f"STATUS={status}")
         if self._period:
             self._watch(loop)
 
     def reloading(self) -> None:
-        """Say that the configuration is being read anew; ``READY=1`` must follow."""
-        self.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        """Report that the service reloads; ``READY=1`` must follow."""
+        self.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str) -> None:
-        """Say that it ends."""
-        self.tell("STOPPING=1", f"STATUS={status}")
+        """Report that the service stops."""
+        self.notify("STOPPING=1", f"STATUS={status}")
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.tell("WATCHDOG=1")
+        self.notify("WATCHDOG=1")
         loop.call_later(self._period, self._watch, loop)

@@ -1,1 +1,1 @@
-"""What the template imports before it forks, and how that is judged."""
+"""Preloading: what the template imports before it forks, and the checks that workers can still be forked afterwards."""

@@ -1,7 +1,7 @@
-"""Whether a statement may change what later imports see, told by its names alone; in the template process.
+"""Judges by its names whether a statement may change what later imports see; in the template process.
 
-Reading ``os.environ`` is harmless, and any other mention of it is a change; so for ``sys.path`` and its like. Definitions are
-harmless, and calls of built-in functions, of the standard library and of what was made with them alone; other calls may do all.
+Reading ``os.environ``, ``sys.path`` and the like is harmless; any other mention counts as a change. Definitions are harmless, and
+so are calls of built-in functions, of the standard library, and of objects made with these alone; other calls may do anything.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ _HARMLESS_LOADERS = ("importlib.metadata", "importlib.resources")
 
 
 class Names:
-    """What the names of one file mean: a dotted name of the standard library, or "" for what was made with it alone. A name that
-    has no meaning, or once had none, may be anything."""
+    """Meanings of the names in a file: a dotted name of the standard library, or "" for what was made with it alone. A name
+    that has no meaning, or once had none, may be anything."""
 
     def __init__(self) -> None:
         self._meanings = dict.fromkeys({*vars(builtins), "__file__"} - _MAY_DO_ANYTHING, "")
         self._unknown: set[str] = set()
 
     def bind(self, name: str, meaning: str | None) -> None:
-        """``name`` means that; None: it may be anything."""
+        """Record what ``name`` means; None: it may be anything."""
         if meaning is None or (meaning.startswith(_LOADERS) and not meaning.startswith(_HARMLESS_LOADERS)):
             self._unknown.add(name)
         else:
             self._meanings[name] = meaning
 
     def effect(self, node: ast.AST) -> str | None:
-        """What ``node`` does that later imports may see, as in ``changes os.environ``; None if nothing. Binds its names."""
+        """Return what ``node`` does that later imports may see, such as ``changes os.environ``, or None. Binds its names."""
         nodes = list(running(node))
         self._bind_all(nodes)
         read = {id(part) for one in nodes for part in _read_by(one)}
@@ -87,7 +87,7 @@ class Names:
 
 
 def running(node: ast.AST) -> Iterator[ast.AST]:
-    """``node`` and what in it runs when it does, so not the bodies of functions."""
+    """Yield ``node`` and the parts of it that run when it does: not the bodies of functions."""
     yield node
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
         parts = [*getattr(node, "decorator_list", ()), *node.args.defaults, *filter(None, node.args.kw_defaults)]
@@ -98,7 +98,7 @@ def running(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _read_by(node: ast.AST) -> list[ast.expr]:
-    """The parts of ``node`` that it only reads."""
+    """Return the parts of ``node`` that it only reads."""
     if isinstance(node, ast.Attribute):
         return [node.value] if node.attr in _READS else []
     if isinstance(node, ast.Subscript):

@@ -1,8 +1,8 @@
-"""Large pages for what workers share, so that a fork and a worker's end have less to count; runs in the template process.
+"""Large pages for the memory that workers share, which make forks and exits faster; runs in the template process.
 
-A fork copies the page table, and an end gives every page back: after ``import torch`` that is 37,000 pages, 4 ms for the one and
-5 ms for the other. In pages of 2 MiB it is a third, and half. A worker that writes still copies 4 KiB: the kernel splits the page
-first.
+A fork copies the page table, and an exit releases every page: after ``import torch`` that is 37,000 pages, 4 ms for the fork and
+5 ms for the exit. With pages of 2 MiB it takes a third and half of that. A worker that writes still copies 4 KiB: the kernel
+splits the page first.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from itertools import groupby
 from pathlib import Path
 
 LARGE = 2**21
-"""Bytes of a large page of x86-64 and, with pages of 4 KiB, of arm64."""
+"""Bytes of a large page on x86-64 and, with pages of 4 KiB, on arm64."""
 
 WORTH = 16
-"""With fewer of them it does not pay."""
+"""Minimum number of large pages that is worth the effort."""
 
 _COLLAPSE = 25  # MADV_COLLAPSE of madvise(2), since Linux 6.1
 _SMALL = 4096
 _FULL = LARGE // _SMALL * 3 // 4
-"""How many of its small pages must be there, for memory not to grow."""
+"""Minimum number of resident small pages in a large one; with fewer, memory would grow too much."""
 
-_ENTRY = 8  # bytes of an entry of /proc/PID/pagemap (proc(5)); the highest bit of the last says that the page is there
+_ENTRY = 8  # bytes of an entry of /proc/PID/pagemap (proc(5)); the highest bit of the last one: the page is resident
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def collapse() -> int:
-    """Bring this process's own memory into large pages, where it is dense; returns how many, 0 where the system has none.
+    """Collapse the dense parts of this process's private memory into large pages; return how many, 0 without system support.
 
-    It takes 3 ms for each MiB, once, before the first worker is forked: later, a worker would keep the small pages for itself.
+    Takes 3 ms per MiB, once, before the first fork: workers forked earlier would keep the small pages.
     """
     if os.sysconf("SC_PAGESIZE") != _SMALL or not _allowed():
         return 0
     count = 0
-    with contextlib.suppress(OSError):  # a kernel that has not this: nothing depends on it
+    with contextlib.suppress(OSError):  # only an optimisation; the kernel may lack it
         found = list(_dense())
         if sum(end - begin for begin, end in found) >= WORTH * LARGE:
             madvise = ctypes.CDLL(None).madvise
@@ -56,7 +56,7 @@ def _allowed() -> bool:
 
 
 def _dense() -> Iterator[tuple[int, int]]:
-    """Ranges of addresses that fill large pages well."""
+    """Yield address ranges of large pages whose small pages are mostly resident."""
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         for begin, end in _private():
             first, last = -(-begin // LARGE), end // LARGE
@@ -71,7 +71,7 @@ def _is_dense(pagemap: int, page: int) -> bool:
 
 
 def _private() -> Iterator[tuple[int, int]]:
-    """The heap, and what was asked of the kernel without a file: ``ADDRESSES PERMISSIONS OFFSET DEVICE INODE [NAME]``."""
+    """Yield the heap and anonymous mappings, from lines ``ADDRESSES PERMISSIONS OFFSET DEVICE INODE [NAME]``."""
     for line in Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines():
         addresses, permissions, _, _, _, *name = line.split(maxsplit=5)
         if permissions == "rw-p" and name in ([], ["[heap]"]):

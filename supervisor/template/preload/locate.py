@@ -1,4 +1,4 @@
-"""Where the modules are that a handler imports, found as its worker will and without importing any; in the template process."""
+"""Finds the modules that a handler imports, as its worker will, without importing any; in the template process."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 from supervisor.wire.messages import HandlerSpec
 
 
-class Place(Enum):
-    """What kind of module a name stands for."""
+class ModuleOrigin(Enum):
+    """Kind of module that a name refers to."""
 
     STANDARD = "the standard library"
     INSTALLED = "an installed package"
@@ -26,21 +26,21 @@ class Place(Enum):
 
 
 def folder_of(handler: HandlerSpec) -> Path:
-    """The folder that comes first when ``handler`` imports something."""
+    """Return the folder that comes first on ``sys.path`` when ``handler`` imports something."""
     return Path(handler.target).resolve().parent if handler.kind == "file" else Path.cwd()
 
 
 def shadowed(name: str, folder: Path) -> bool:
-    """Whether ``import name`` (one word) finds its module in ``folder``. There, a folder that is no package gives way."""
+    """Return whether ``import name`` (no dots) finds its module in ``folder``. A namespace package there does not count."""
     spec = PathFinder.find_spec(name, [str(folder)])
     return spec is not None and spec.origin is not None
 
 
-class Places:
+class ModuleFinder:
     """Finds modules for one handler."""
 
     def __init__(self, handler: HandlerSpec) -> None:
-        """Look in the handler's folder first, then where this process looks."""
+        """Search the handler's folder first, then ``sys.path``."""
         self._folder = folder_of(handler)
         self._own = None if handler.kind == "file" else handler.target.partition(".")[0]
         self._path = [str(self._folder), *sys.path]
@@ -48,26 +48,26 @@ class Places:
         pure, platform = (sysconfig.get_path(name) for name in ("purelib", "platlib"))
         self._packages = _prefixes([pure, platform, *site.getsitepackages(), site.getusersitepackages()])
 
-    def kind(self, name: str) -> Place:
-        """What the first word of the dotted ``name`` stands for."""
+    def kind(self, name: str) -> ModuleOrigin:
+        """Return the origin of the top-level module of the dotted ``name``."""
         top = name.partition(".")[0]
         if top in sys.builtin_module_names:
-            return Place.STANDARD
+            return ModuleOrigin.STANDARD
         if top == self._own or shadowed(top, self._folder):
-            return Place.USERS
+            return ModuleOrigin.USERS
         spec = self._find(top)
         if top == "supervisor" or spec is None:
-            return Place.OTHER
+            return ModuleOrigin.OTHER
         if spec.origin is None:
             installed = all(_is_in(self._packages, folder) for folder in spec.submodule_search_locations or ())
-            return Place.NAMESPACE if installed else Place.USERS
+            return ModuleOrigin.NAMESPACE if installed else ModuleOrigin.USERS
         if _is_in(self._packages, spec.origin):
-            return Place.INSTALLED
+            return ModuleOrigin.INSTALLED
         standard = spec.origin == "frozen" or _is_in(self._standard, spec.origin)
-        return Place.STANDARD if standard and top in sys.stdlib_module_names else Place.USERS
+        return ModuleOrigin.STANDARD if standard and top in sys.stdlib_module_names else ModuleOrigin.USERS
 
     def chain(self, name: str) -> list[ModuleSpec]:
-        """What ``import name`` runs: its packages, then itself; shorter than the name where something is missing."""
+        """Return the modules that ``import name`` runs: its packages, then itself; fewer if one is missing."""
         parts = name.split(".")
         specs: list[ModuleSpec] = []
         spec = self._find(parts[0])
@@ -78,12 +78,12 @@ class Places:
             try:
                 spec = PathFinder.find_spec(".".join(parts[: len(specs) + 1]), list(spec.submodule_search_locations))
             except KeyError:
-                break  # a namespace inside a package that is not imported
+                break  # a namespace package whose parent is not imported
         return specs
 
     def _find(self, top: str) -> ModuleSpec | None:
         try:
-            # Finders of other kinds know packages that were installed for editing.
+            # Other finders know editable installs.
             return PathFinder.find_spec(top, self._path) or importlib.util.find_spec(top)
         except (ImportError, ValueError):
             return None

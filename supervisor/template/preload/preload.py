@@ -1,7 +1,7 @@
-"""What workers share because the template imported it before they were forked; runs in the template process.
+"""Imports modules in the template, so that workers share them; runs in the template process.
 
 A module is imported here once a trial process has shown that workers can be forked afterwards. The trial goes ahead, module by
-module, and the template follows; the first that is not safe ends the trial, and another goes on behind it.
+module, and the template follows; the first unsafe module ends the trial, and a new one continues after that module.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from supervisor.wire import messages as wire
 from supervisor.worker.runpod import routing
 
 _SHARED = ("asyncio", "inspect", "json", "msgspec.json", "runpy", "tempfile", "traceback")
-"""What every worker needs whatever its handler is, besides what the worker's own files import."""
+"""Modules that every worker needs, besides those that the worker's own files import."""
 
 
 class Preloaded(msgspec.Struct, frozen=True):
-    """Which modules are imported, and (module, why) of those that could not be."""
+    """Modules that were imported, and (module, reason) of those that could not be."""
 
     loaded: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
 
 
-class SpoiltError(SuperviseError):
-    """An import spoilt the template itself, though it had passed its trial."""
+class UnforkableError(SuperviseError):
+    """An import that had passed its trial made the template itself unfit for forking."""
 
 
 def preload(setup: wire.Setup) -> Preloaded:
-    """Import what ``setup`` asks for and is safe, with the thread pools of BLAS and OpenMP at one thread.
+    """Import the modules that ``setup`` names and that are safe, with the thread pools of BLAS and OpenMP at one thread.
 
     Raises:
-        SpoiltError: no worker may be forked from this process any more.
+        UnforkableError: workers must not be forked from this process any more.
     """
     wanted, skipped = _wanted(setup)
     if not wanted:
         return Preloaded((), skipped)
-    # The package's functions are copied from module to module while it is imported.
+    # Before the imports: runpod's modules copy each other's functions while they are imported.
     routing.install()
     with _one_thread_each():
         loaded, unsafe = _import_all(wanted, setup.preload_timeout, folder_of(setup.handler))
@@ -65,8 +65,8 @@ def import_shared() -> None:
 
 
 def freeze() -> None:
-    """Hide all that exists from the garbage collector, so that it does not write to pages shared with the workers, and make these
-    large.
+    """Exempt all objects from garbage collection, which would write to pages shared with the workers, and collapse these pages
+    into large ones.
     """
     gc.collect()
     gc.freeze()
@@ -77,10 +77,10 @@ def _wanted(setup: wire.Setup) -> tuple[list[Import], tuple[tuple[str, str], ...
     if setup.preload is not None:
         return [Import(name) for name in setup.preload], ()
     reading = imports.read(setup.handler)
-    return [entry for entry in dict.fromkeys(reading.imports) if not _is_here(entry)], reading.left_out
+    return [entry for entry in dict.fromkeys(reading.imports) if not _is_imported(entry)], reading.left_out
 
 
-def _is_here(entry: Import) -> bool:
+def _is_imported(entry: Import) -> bool:
     module = sys.modules.get(entry.module)
     return module is not None and all(name in vars(module) for name in entry.names)
 
@@ -88,7 +88,7 @@ def _is_here(entry: Import) -> bool:
 def _import_all(
     wanted: Sequence[Import], timeout: float, folder: Path
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    before = safety.look()
+    before = safety.snapshot()
     loaded: dict[str, None] = {}
     unsafe: dict[str, str] = {}
     waiting = deque(wanted)
@@ -99,29 +99,29 @@ def _import_all(
                 entry = waiting.popleft()
                 reason = trial.verdict(timeout)
                 if reason is None:
-                    _import_for_good(entry)
+                    _import_in_template(entry)
                     loaded[entry.module] = None
                 else:
                     unsafe.setdefault(entry.module, reason)
     fault = safety.fault(before, folder)
     if fault is not None:
-        raise SpoiltError(f"{', '.join(loaded)} passed a trial and then, imported for good, {fault}")
+        raise UnforkableError(f"{', '.join(loaded)} passed a trial, but in the template {fault}")
     return tuple(loaded), tuple(unsafe.items())
 
 
-def _import_for_good(entry: Import) -> None:
+def _import_in_template(entry: Import) -> None:
     try:
         perform(entry)
     except BaseException as error:  # any code runs here
-        raise SpoiltError(
-            f"{entry.module} passed a trial and then, imported for good, raised {reason_of(error)}"
+        raise UnforkableError(
+            f"{entry.module} passed a trial but raised in the template: {reason_of(error)}"
         ) from error
 
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Let native thread pools that are made meanwhile have one thread: other threads do not survive a fork. The threads that
-    workers make later do not spin, unless the user says how long they shall."""
+    """Limit native thread pools created in this block to one thread, since others do not survive a fork. Threads that workers
+    create later do not spin, unless the user has set how long."""
     before = {name: os.environ.get(name) for name in (*POOL_VARIABLES, *SPIN)}
     os.environ.update({**SPIN, **os.environ, **dict.fromkeys(POOL_VARIABLES, "1")})
     try:

@@ -1,4 +1,4 @@
-"""Whether a process that has imported something can still be forked into workers; in the template and its trial processes."""
+"""Checks that workers can still be forked from a process after an import; in the template and its trial processes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from supervisor.template import child
 from supervisor.template.preload.locate import shadowed
 
 _NOT_INITIALIZED = 3
-"""``CUDA_ERROR_NOT_INITIALIZED``: the only answer of the driver in a process that may be forked (CUDA Driver API, CUresult)."""
+"""``CUDA_ERROR_NOT_INITIALIZED``: the only result of the driver in a process that may be forked (CUDA Driver API, CUresult)."""
 
 _ENDING_S = 0.1
-"""How long a thread that is joined may still be listed by the kernel."""
+"""Seconds that the kernel may still list a joined thread."""
 
 
-class Before(msgspec.Struct, frozen=True):
-    """What an import must leave as it was."""
+class ProcessState(msgspec.Struct, frozen=True):
+    """State that an import must not change."""
 
     folder: str
     path: tuple[str, ...]
@@ -31,15 +31,15 @@ class Before(msgspec.Struct, frozen=True):
     children: frozenset[int]
 
 
-def look() -> Before:
-    """How it is now."""
-    return Before(str(Path.cwd()), tuple(sys.path), _top_level(), frozenset(children_of(os.getpid())))
+def snapshot() -> ProcessState:
+    """Return the current state."""
+    return ProcessState(str(Path.cwd()), tuple(sys.path), _top_level(), frozenset(children_of(os.getpid())))
 
 
-def fault(before: Before, handlers_folder: Path) -> str | None:
-    """Why workers must not be forked from this process, in words that follow a module's name; None if they may be.
+def fault(before: ProcessState, handlers_folder: Path) -> str | None:
+    """Return why workers must not be forked from this process, worded to follow a module's name; None if they may.
 
-    It may fork, and waits for that child.
+    May fork a child and wait for it.
     """
     return (
         _changed(before)
@@ -51,14 +51,14 @@ def fault(before: Before, handlers_folder: Path) -> str | None:
     )
 
 
-def _changed(before: Before) -> str | None:
+def _changed(before: ProcessState) -> str | None:
     if str(Path.cwd()) != before.folder:
         return "it changes the current folder"
     return "it changes sys.path" if tuple(sys.path) != before.path else None
 
 
-def _hidden(before: Before, folder: Path) -> str | None:
-    """A module that was imported along the way would be taken for the handler's own of the same name."""
+def _hidden(before: ProcessState, folder: Path) -> str | None:
+    """Find a module imported along the way that has the name of the handler's own: the handler would get the wrong one."""
     for name in sorted(_top_level() - before.modules):
         if shadowed(name, folder):
             return f"it imports {name}, and the handler's folder has a module of that name"
@@ -66,7 +66,7 @@ def _hidden(before: Before, folder: Path) -> str | None:
 
 
 def _cuda() -> str | None:
-    """The driver refuses to work in a child of a process that initialised it, also without any context."""
+    """Check that CUDA is not initialised: afterwards the driver does not work in forked children, even without a context."""
     torch = sys.modules.get("torch.cuda")
     if torch is not None and getattr(torch, "is_initialized", bool)():
         return "it initialises CUDA (torch.cuda)"
@@ -88,10 +88,10 @@ def _python_threads() -> str | None:
 
 
 def _native_threads() -> str | None:
-    """Threads that a library stops by itself before a fork and starts again later, as OpenBLAS does, are gone after one.
+    """Check that no native thread runs, apart from those that a library itself stops for a fork and restarts, as OpenBLAS does.
 
-    Those of other pools would be missing in every worker. (OpenMP of GNU neither stops its threads nor notices that they are
-    missing, https://gcc.gnu.org/bugzilla/show_bug.cgi?id=60035; but as long as it has one thread it has none of its own.)
+    Others would be missing in every worker. (GNU OpenMP neither stops its threads nor notices that they are missing,
+    https://gcc.gnu.org/bugzilla/show_bug.cgi?id=60035; but limited to one thread it creates none.)
     """
     if _threads() == 1:
         return None
@@ -107,7 +107,7 @@ def _native_threads() -> str | None:
     return None
 
 
-def _processes(before: Before) -> str | None:
+def _processes(before: ProcessState) -> str | None:
     started = [pid for pid in children_of(os.getpid()) if pid not in before.children]
     return "it leaves a process running" if started else None
 

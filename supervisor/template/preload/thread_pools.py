@@ -1,4 +1,4 @@
-"""What imports fixed once in the template, and each worker must have of its own: random seeds and numbers of threads.
+"""Random seeds and thread counts, which imports have fixed in the template and each worker sets anew.
 
 ``find_pools`` runs in the template after its imports; ``reseed`` and ``widen`` in each worker.
 """
@@ -22,14 +22,14 @@ _BLIS = ("BLIS_NUM_THREADS", "OMP_NUM_THREADS")
 _NUMEXPR = ("NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS")
 
 POOL_VARIABLES = tuple(dict.fromkeys((*_OPENBLAS, *_OPENMP, *_MKL, *_BLIS, *_NUMEXPR)))
-"""The variables that libraries of numbers take their number of threads from, once, when they are loaded."""
+"""Variables from which numerical libraries read their number of threads, once, when they are loaded."""
 
 SPIN = {"OPENBLAS_THREAD_TIMEOUT": "20"}
-"""How long a thread of OpenBLAS looks for work before it sleeps, as a power of two of processor cycles: half a millisecond. By
-default each new thread spins for 0.1 s, and every worker that is forked makes its threads anew."""
+"""How long an OpenBLAS thread polls for work before it sleeps, as a power of two of CPU cycles: half a millisecond. By default
+each new thread spins for 0.1 s, and every forked worker creates its threads anew."""
 
-# By what the library's file is called: its function, as it is built with or without a prefix and a suffix, and its variables.
-# The names are those that threadpoolctl knows.
+# By the library's file name: its function, which may have a prefix and a suffix, and its variables. The names are those of
+# threadpoolctl.
 _LIBRARIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (
         r"lib(scipy_)?openblas|libblas",
@@ -41,13 +41,13 @@ _LIBRARIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (r"libblis", ("bli_thread_set_num_threads",), _BLIS),
 )
 _MODULES = (("numexpr", _NUMEXPR), ("torch", _MKL))
-"""Modules that keep a number of their own, with ``set_num_threads``. torch, the last, sets those of its libraries again."""
+"""Modules with a thread count of their own (``set_num_threads``). torch comes last: it sets those of its libraries too."""
 
 _NUMEXPR_MOST = 16
 
 
-class Pool(msgspec.Struct, frozen=True):
-    """A pool that was made with one thread: how to set its number, which variables say it, and how many there are by default."""
+class ThreadPool(msgspec.Struct, frozen=True):
+    """A pool that was created with one thread: its setter, the variables for its size, and its default size."""
 
     set_threads: Callable[[int], Any]
     variables: tuple[str, ...]
@@ -55,9 +55,9 @@ class Pool(msgspec.Struct, frozen=True):
 
 
 def reseed() -> None:
-    """Seed anew the generators that imports seeded: without this all workers would draw the same numbers.
+    """Reseed the generators that imports have seeded; otherwise all workers would draw the same numbers.
 
-    Those of ``numpy.random`` and the CPU's of torch; that of ``random`` is seeded at every fork by the standard library.
+    Covers ``numpy.random`` and torch's CPU generator; the standard library reseeds ``random`` at every fork.
     """
     for module, way in (("numpy.random", ("seed",)), ("torch", ("default_generator", "seed"))):
         function: Any = sys.modules.get(module)
@@ -67,28 +67,28 @@ def reseed() -> None:
             function()
 
 
-def find_pools() -> tuple[Pool, ...]:
-    """The thread pools of the libraries and modules that are loaded."""
+def find_pools() -> tuple[ThreadPool, ...]:
+    """Return the thread pools of the loaded libraries and modules."""
     found = []
     cores = len(os.sched_getaffinity(0))
     for path in _loaded_libraries():
         for pattern, functions, variables in _LIBRARIES:
             function = _function(path, functions) if re.match(pattern, Path(path).name) else None
             if function is not None:
-                found.append(Pool(function, variables, cores))
+                found.append(ThreadPool(function, variables, cores))
     for name, variables in _MODULES:
         setter = getattr(sys.modules.get(name), "set_num_threads", None)
         if callable(setter):
             most = _NUMEXPR_MOST if name == "numexpr" else _physical_cores()
-            found.append(Pool(setter, variables, min(cores, most)))
+            found.append(ThreadPool(setter, variables, min(cores, most)))
     return tuple(found)
 
 
-def widen(pools: Sequence[Pool]) -> None:
-    """Give ``pools`` the number of threads that the environment says, or their default."""
+def widen(pools: Sequence[ThreadPool]) -> None:
+    """Set the number of threads of ``pools`` to that in the environment, or to their default."""
     for pool in pools:
-        said = next((text for name in pool.variables if (text := os.environ.get(name, "").split(",")[0]).isdigit()), "")
-        pool.set_threads(max(1, int(said)) if said else pool.default)
+        size = next((text for name in pool.variables if (text := os.environ.get(name, "").split(",")[0]).isdigit()), "")
+        pool.set_threads(max(1, int(size)) if size else pool.default)
 
 
 def _loaded_libraries() -> list[str]:
@@ -111,7 +111,7 @@ def _function(path: str, names: Sequence[str]) -> Callable[[int], Any] | None:
 
 
 def _physical_cores() -> int:
-    """How many cores this process may run on: two threads of one core count once, as MKL has it, which torch follows."""
+    """Count the physical cores that this process may run on, as MKL does, and torch with it."""
     lists = {
         cpu: Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in os.sched_getaffinity(0)
     }

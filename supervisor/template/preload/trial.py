@@ -1,4 +1,4 @@
-"""A fork of the template that imports ahead of it and says how that went; whatever it does to itself ends with it.
+"""A trial: a fork of the template that imports ahead of it and reports the result, without side effects on the template.
 
 The class is the template's side; ``_run`` is the trial process.
 """
@@ -25,17 +25,17 @@ from supervisor.template.preload.imports import Import
 _REASON_CHARACTERS = 500
 _VERDICT_BYTES = 64 * 1024
 _END_S = 2.0
-"""How long a killed process is waited for: one that the kernel cannot end must not hold up the workers."""
+"""Seconds to wait for killed processes: one that the kernel cannot end must not hold up the workers."""
 
 
 class Trial:
-    """Imports ``imports`` in order until one is at fault; ask for as many verdicts as there are imports."""
+    """Imports ``imports`` in order until one fails; call ``verdict`` once per import."""
 
     def __init__(self, imports: Sequence[Import], handlers_folder: Path) -> None:
-        """Fork.
+        """Fork the trial process.
 
         Raises:
-            OSError: there is no room for another process.
+            OSError: no process can be forked.
         """
         template = os.getpid()
         self._before = frozenset(children_of(template))
@@ -46,7 +46,7 @@ class Trial:
         theirs.close()
 
     def verdict(self, timeout: float) -> str | None:
-        """Why the next of the imports is not safe; None if it is. Waits at most ``timeout`` seconds for it."""
+        """Return why the next import is not safe, None if it is. Waits at most ``timeout`` seconds."""
         self._verdicts.settimeout(timeout)
         try:
             verdict = self._verdicts.recv(_VERDICT_BYTES)
@@ -55,7 +55,7 @@ class Trial:
         return msgspec.json.decode(verdict, type=str | None) if verdict else self._how_it_ended()
 
     def close(self) -> None:
-        """End it and all that it started."""
+        """Kill the trial process and its descendants."""
         self._verdicts.close()
         deadline = time.monotonic() + _END_S
         while (left := set(children_of(os.getpid())) - self._before) and time.monotonic() < deadline:
@@ -65,7 +65,7 @@ class Trial:
             time.sleep(0.001)
 
     def _how_it_ended(self) -> str:
-        kill(self._pid)  # unless it ended, it closed the pipe
+        kill(self._pid)  # it may be alive: it closed the socket
         status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         if status >= 0:
             return f"the import ended its process with exit code {status}"
@@ -73,7 +73,7 @@ class Trial:
 
 
 def perform(wanted: Import) -> None:
-    """Do as the statement does. A name may be a submodule, or be loaded only when it is asked for."""
+    """Import ``wanted`` as the statement does. A name may be a submodule or a lazily loaded attribute."""
     module = importlib.import_module(wanted.module)
     for name in wanted.names:
         if not hasattr(module, name):
@@ -81,7 +81,7 @@ def perform(wanted: Import) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """``error`` in one line."""
+    """Describe ``error`` in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
 
 
@@ -89,18 +89,18 @@ def _run(imports: Sequence[Import], handlers_folder: Path, template: int, verdic
     try:
         child.die_with(template)
         os.setsid()
-        # What is printed while importing is printed again when it is done for good.
+        # The template prints the same when it imports the modules itself.
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        before = safety.look()
+        before = safety.snapshot()
         for wanted in imports:
             verdicts.send(msgspec.json.encode(_try(wanted, before, handlers_folder)))
     finally:
         os._exit(0)
 
 
-def _try(wanted: Import, before: safety.Before, handlers_folder: Path) -> str | None:
+def _try(wanted: Import, before: safety.ProcessState, handlers_folder: Path) -> str | None:
     try:
         perform(wanted)
     except BaseException as error:  # noqa: BLE001 - any code runs here, and some modules call sys.exit

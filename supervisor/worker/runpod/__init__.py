@@ -1,14 +1,14 @@
-"""What ``import runpod`` finds in a handler, with the real package installed or without it; in the worker, before the handler.
+"""Provides what ``import runpod`` finds in a handler, with or without the real package; in the worker, before the handler.
 
 ::
 
-    standin/                 on sys.path and PYTHONPATH, so the worker's children of every kind find it too
-      runpod/                gives way to the real package wherever that is; else it is the stand-in
-      _supervise_runpod/     what the stand-in does as the routed package does: whose files are where, and who may remove them
-    routing.py               the real package, with what a handler calls going to this worker, and its files to where they belong
+    standin/                 on sys.path and PYTHONPATH, so that the worker's children of every kind find it too
+      runpod/                loads the real package if it is installed; else it is the stand-in
+      _supervise_runpod/     code that the stand-in and the routed real package share: start, progress, files
+    routing.py               patches the real package, so that its calls go to this worker and its files to private folders
 
 The stand-in's folder comes before the real package's, because the order must survive two copies: a spawned child of
-multiprocessing takes the worker's ``sys.path``, a subprocess its ``PYTHONPATH``, which Python puts before installed packages.
+multiprocessing copies the worker's ``sys.path``, a subprocess its ``PYTHONPATH``, which Python puts before installed packages.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ STANDIN = str(Path(__file__).resolve().parent / "standin")
 
 
 def install() -> None:
-    """Prepare this worker and its future children for ``import runpod``; the worker's environment is set already.
+    """Prepare this worker and its future children for ``import runpod``, without importing it. The environment must be set.
 
-    Nothing is imported. The handler's folder has to come before ``STANDIN`` on ``sys.path``: a ``runpod.py`` of the user's own is
-    what they mean.
+    The handler's folder has to come before ``STANDIN`` on ``sys.path``: a user's own ``runpod.py`` takes precedence.
     """
     if STANDIN not in sys.path:
         sys.path.insert(0, STANDIN)

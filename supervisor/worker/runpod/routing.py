@@ -1,7 +1,7 @@
-"""The real ``runpod`` package, with what a handler calls going to this worker; in the worker and its multiprocessing children.
+"""Patches the real ``runpod`` package so that its calls go to this worker; in the worker and its multiprocessing children.
 
-A finder in front of ``sys.meta_path`` waits for the modules concerned and changes each right after it has run, before anyone can
-copy a name from it. Modules that are there already, imported by the template, are changed in place. Nothing is imported here.
+A finder at the front of ``sys.meta_path`` patches each module concerned right after it is executed, before other code can copy a
+name from it. Modules that the template has imported are patched in place. Nothing is imported here.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def _join(first: str, *rest: str) -> str:
     return str(files.routed(first, *rest) or os.path.join(first, *rest))  # noqa: PTH118 - it is that function
 
 
-#: What the package's downloads see as ``os``: paths that begin with its fixed folders lead into this generation's own. It names
-#: its folders by these two functions (runpod 1.12, ``serverless/utils/rp_download.py``).
+#: Replaces ``os`` for the package's downloads: paths that begin with its fixed folders lead into this generation's own. It builds
+#: them with these two functions (runpod 1.12, ``serverless/utils/rp_download.py``).
 _ROUTED_OS = types.SimpleNamespace(
     **{**vars(os), "makedirs": _make_folder, "path": types.SimpleNamespace(**{**vars(os.path), "join": _join})}
 )
@@ -39,7 +39,7 @@ _MODULES = "runpod.serverless.modules"
 _UTILS = "runpod.serverless.utils"
 _WORKER_STATE = f"{_MODULES}.worker_state"
 
-#: What the names of the package's modules are to mean; those that a version of the package lacks stay away.
+#: Replacements by module and name; names that the installed version lacks are not added.
 _ROUTES: dict[str, dict[str, object]] = {
     _SERVERLESS: {name: getattr(ours, name) for name in ("start", "progress_update", "register_fitness_check")},
     f"{_MODULES}.rp_progress": {"progress_update": ours.progress_update},
@@ -52,7 +52,7 @@ _ROUTES: dict[str, dict[str, object]] = {
     f"{_UTILS}.rp_debugger": {name: getattr(timers, name) for name in timers.__all__},
 }
 
-#: Where runpod 1.12 keeps the worker's id, or a URL made with it, that it read from ``RUNPOD_POD_ID`` as it was imported.
+#: Names under which runpod 1.12 keeps the worker's id, or a URL with it, read from ``RUNPOD_POD_ID`` at import.
 _READ_AT_IMPORT: dict[str, tuple[str, ...]] = {
     _WORKER_STATE: ("WORKER_ID",),
     f"{_MODULES}.rp_http": ("WORKER_ID", "JOB_DONE_URL", "JOB_STREAM_URL"),
@@ -64,9 +64,9 @@ _READ_AT_IMPORT: dict[str, tuple[str, ...]] = {
 
 
 def install() -> None:
-    """Route the package, imported already or not. May be called again: in a template that preloads, then in each worker."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    """Patch the package, imported already or not. Called again in each worker after a template that preloads."""
+    if not any(isinstance(finder, _RoutingFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _RoutingFinder())
     for name in _ROUTES:
         if name in sys.modules:
             _route(sys.modules[name])
@@ -80,7 +80,7 @@ def _route(module: ModuleType) -> None:
 
 
 def _correct_worker_id() -> None:
-    """What the package read in the template, before there was a worker, becomes what it would have read here."""
+    """Replace the worker id that the package read when the template imported it."""
     state, fresh = sys.modules.get(_WORKER_STATE), os.environ.get("RUNPOD_POD_ID")
     stale = getattr(state, "WORKER_ID", None)
     if not stale or not fresh:
@@ -103,17 +103,17 @@ def _correct_endpoint_id() -> None:
         vars(api)["RUNPOD_ENDPOINT_ID"] = os.environ.get("RUNPOD_ENDPOINT_ID")
 
 
-class _Finder(MetaPathFinder):
-    """Finds nothing itself: of what the finders behind it find, it has the modules routed that are to be."""
+class _RoutingFinder(MetaPathFinder):
+    """Delegates to the finders behind it, and patches the routed modules when they are executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of a module that is to be routed; ``None`` for all others."""
+        """Return the spec of a module that is to be patched; None for all others."""
         if fullname not in _ROUTES:
             return None
         for finder in sys.meta_path:
-            if isinstance(finder, _Finder) or not hasattr(finder, "find_spec"):
+            if isinstance(finder, _RoutingFinder) or not hasattr(finder, "find_spec"):
                 continue
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:

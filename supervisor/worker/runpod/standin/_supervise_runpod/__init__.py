@@ -1,6 +1,6 @@
-"""What the stand-in and the routed real package share; in the worker, and in any Python that a handler starts.
+"""Functions that the stand-in and the routed real package share; in the worker, and in any Python that a handler starts.
 
-Routing imports it by its full name, the stand-in by this short one: an interpreter of the handler's own has no ``supervisor``.
+Routing imports it by its full name, the stand-in by this short one: another interpreter may lack ``supervisor``.
 Nothing here needs more than Python 3.8.
 """
 
@@ -15,10 +15,10 @@ Check = TypeVar("Check", bound=Callable[[], object])
 def start(config: dict[str, Any]) -> None:
     """Serve ``config["handler"]`` in this worker; does not return. In its multiprocessing children it returns at once.
 
-    ``sys.argv`` and ``test_input.json`` play no part.
+    ``sys.argv`` and ``test_input.json`` are not used.
 
     Raises:
-        SystemExit: this is no worker.
+        SystemExit: this process is not a worker.
     """
     serverless = _serverless()
     if serverless is None:
@@ -27,7 +27,7 @@ def start(config: dict[str, Any]) -> None:
 
 
 def progress_update(job: dict[str, Any], progress: object) -> None:
-    """Show ``progress`` (any JSON) as how far ``job`` is: from any thread of the worker; returns at once; the newest wins."""
+    """Report ``progress`` (any JSON) of ``job``, from any thread of the worker, without blocking; the newest value wins."""
     serverless = _serverless()
     if serverless is not None:
         serverless.progress_update(job, progress)
@@ -42,13 +42,13 @@ def register_fitness_check(func: Check) -> Check:
 
 
 def current_job() -> str | None:
-    """The id of the job that calls this; ``None`` outside of one, and where that cannot be told (a thread, a subprocess)."""
+    """Return the id of the calling job; None outside a job, or where it is unknown (in a thread, a subprocess)."""
     serverless = _serverless()
     return serverless.current_job() if serverless is not None else None
 
 
 def _serverless() -> ModuleType | None:
-    """``supervisor.serverless``; ``None`` in an interpreter that lacks it or has supervisord under that name: no worker."""
+    """Return ``supervisor.serverless``; None in an interpreter that lacks it, or has supervisord under that name."""
     try:
         from supervisor import serverless  # noqa: PLC0415 - a subprocess may lack it
     except ImportError:

@@ -1,10 +1,10 @@
-"""Where a handler's temporary files go, and which of them ``rp_cleanup.clean`` may remove; wherever the handler's code runs.
+"""Paths of a handler's temporary files, and ``rp_cleanup.clean``; wherever the handler's code runs.
 
 RunPod gives each worker a machine of its own, so its package uses fixed names in the current folder. Here many workers share one
-machine and one folder, and many jobs may share one worker, so those names lead into this generation's own folder, job by job:
+machine and one folder, and many jobs may share one worker, so those names lead into folders per job, in this generation's own:
 
 ==================================== =================================================================================
-the package says                     here
+in the package                       here
 ==================================== =================================================================================
 ``job_files/``, ``input_objects/``   ``{own folder}/jobs/{job}/job_files/``, ``…/input_objects/``
 ``jobs/{id}/downloaded_files/``      ``{own folder}/jobs/{job}/downloaded_files/``
@@ -27,25 +27,25 @@ from urllib.parse import quote
 from . import current_job
 
 OWN_FOLDER = "SUPERVISE_TMPDIR"
-"""The variable that names this generation's own folder. ``TMPDIR`` names it too, until a handler sets it to something shared."""
+"""The variable for this generation's own folder. ``TMPDIR`` names it too, unless a handler changes that."""
 
 _PACKAGES_NAMES = frozenset({"input_objects", "job_files", "output_objects"})
 _UNIQUE = re.compile(r"[0-9a-f-]{16,}|line-\d+-[0-9a-f]{8}")
-"""An id that nothing else is called by chance: the server's own, a UUID, that of a line of a batch."""
+"""Ids that no other path contains by chance: generated ones, UUIDs, and those of a batch's lines."""
 
 
 def own_folder() -> Path:
-    """The folder that is this generation's alone; the current one in a process that no worker started."""
+    """Return this generation's own folder; the current folder in a process that no worker started."""
     return Path(os.environ.get(OWN_FOLDER, ".")).resolve()
 
 
 def job_folder(job: str | None) -> Path:
-    """Where the files of ``job`` belong; with ``None``, those of which nobody knows whose they are."""
+    """Return the folder for files of ``job``; None: of an unknown job."""
     return own_folder() / "jobs" / _file_name(job) if job else own_folder()
 
 
 def routed(first: str, *rest: str) -> Path | None:
-    """Where ``first/rest`` is, which the package means to be in the current folder; ``None`` if that is no path of its own."""
+    """Return the path here for the package's ``first/rest`` in the current folder; None if that is not one of its own paths."""
     job = current_job()
     if first in _PACKAGES_NAMES:
         return job_folder(job).joinpath(first, *rest)
@@ -60,9 +60,9 @@ def save_locally(
     file_data: bytes | None = None,
     directory: str = "local_upload",
 ) -> str:
-    """Keep what there is no bucket for in ``directory`` of the current folder; the relative path of the file.
+    """Save a file that there is no bucket for in ``directory`` of the current folder; return its relative path.
 
-    A name that the handler chose gets a folder of its job, so that no job's result takes the place of another's.
+    Files named by the handler go into a folder per job, so that jobs do not overwrite each other's results.
     """
     sys.stderr.write(f"there is no bucket to upload {file_name} to, so it is kept in the folder {directory}\n")
     folder = Path(directory)
@@ -80,44 +80,44 @@ def save_locally(
 
 
 def clean(folder_list: Iterable[str | os.PathLike[str]] | None = None) -> None:
-    """Remove the files of the calling job, and of the folders in ``folder_list`` those that are surely its own.
+    """Remove the files of the calling job, and those folders in ``folder_list`` that are certainly its own.
 
-    Sure is a folder inside this generation's own, and one that has the job's id in its path. Another, such as ``temp_images`` in
-    the current folder or ``/tmp``, may hold files of other workers and jobs: it stays, and a line says so once.
+    These are folders inside this generation's own, and folders with the job's id in their path. Others, such as ``temp_images``
+    in the current folder or ``/tmp``, may hold files of other workers and jobs: they stay, with a warning on stderr, once each.
     """
     job = current_job()
     if job:
         shutil.rmtree(job_folder(job), ignore_errors=True)
     for named in folder_list or ():
-        path = Path(os.path.abspath(named))  # noqa: PTH100 - a link at its end is not what it points to
+        path = Path(os.path.abspath(named))  # noqa: PTH100 - the last component, if a link, must not be resolved
         path = path.parent.resolve() / path.name
         if not path.is_dir():
             continue
-        if _is_the_jobs_own(path, job):
+        if _belongs_to_job(path, job):
             shutil.rmtree(path, ignore_errors=True)
         else:
-            _say_once(
+            _warn_once(
                 f"rp_cleanup.clean keeps {path}, where files of other jobs may be; "
                 "it removes folders that are in TMPDIR or have the job's id in their path"
             )
 
 
-def _is_the_jobs_own(path: Path, job: str | None) -> bool:
+def _belongs_to_job(path: Path, job: str | None) -> bool:
     own = own_folder()
     if OWN_FOLDER in os.environ and own in path.parents:
         jobs = own / "jobs"  # where each job has its part
         return path != jobs and jobs not in path.parents
-    if job is None or _UNIQUE.search(job) is None:  # an id that a client chose, such as `models`, proves nothing
+    if job is None or _UNIQUE.search(job) is None:  # a client's own id, such as `models`, proves nothing
         return False
     return job in str(path) and not any(path in (place, *place.parents) for place in (Path.cwd(), own))
 
 
 def _file_name(name: str) -> str:
-    """``name`` as a single component of a path."""
+    """Quote ``name`` as a single component of a path."""
     quoted = quote(name, safe=" :@+=~")
     return quoted if quoted.strip(".") else f"_{quoted}"
 
 
 @functools.lru_cache(maxsize=64)
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     sys.stderr.write(f"{message}\n")

@@ -1,7 +1,7 @@
-"""``rp_debugger`` without its clock: in the worker and in any Python that a handler starts.
+"""``rp_debugger`` without time measurement; in the worker and in any Python that a handler starts.
 
-RunPod's worker empties the real one's list of names after each job; without that, the second job that uses a timer fails with a
-KeyError. Nobody can ask for the times here (``--rp_debugger`` is an option of that worker), so none are taken.
+RunPod's worker clears the real one's list of names after each job; without that, the second job that uses a timer fails with a
+KeyError. The times cannot be requested here (``--rp_debugger`` is an option of that worker), so none are measured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Checkpoints:
-    """Takes names of steps and forgets them."""
+    """Accepts names of steps and ignores them."""
 
     def add(self, name: str) -> None:
         """Do nothing."""
@@ -24,7 +24,7 @@ class Checkpoints:
     start = stop = add
 
     def get_checkpoints(self) -> list[dict[str, Any]]:
-        """An empty list."""
+        """Return an empty list."""
         return []
 
     def clear(self) -> None:
@@ -32,7 +32,7 @@ class Checkpoints:
 
 
 class LineTimer:
-    """A ``with`` block like any other."""
+    """A context manager that does nothing."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -43,12 +43,12 @@ class LineTimer:
 
 
 def FunctionTimer(function: Function) -> Function:  # noqa: N802 - the real one is a class
-    """``function`` as it is, so a decorated handler is still seen to be a coroutine function or a generator."""
+    """Return ``function`` unchanged, so that a decorated handler is still recognised as a coroutine function or a generator."""
     return function
 
 
 def get_debugger_output() -> dict[str, Any]:
-    """Which system this is, and no times."""
+    """Return information about the system, and no times."""
     system = {
         "os": f"{platform.system()} {platform.release()}",
         "processor": platform.processor() or "Unable to get processor info.",

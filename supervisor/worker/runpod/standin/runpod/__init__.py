@@ -1,7 +1,7 @@
-"""Stands in for the package ``runpod`` where that is not installed; in the worker and in any Python that a handler starts.
+"""Stands in for the package ``runpod`` if that is not installed; in the worker and in any Python that a handler starts.
 
-Where the real package can be found, this folder only hides it: then that one is imported in its place. Another interpreter, with
-packages of its own, may meet this through ``PYTHONPATH``, so these files need nothing but Python 3.8 until a function is called.
+If the real package is installed, it is imported in place of this one, which comes first on the path. Other interpreters may
+import this through ``PYTHONPATH``, so these files need only Python 3.8 until a function is called.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _HERE = Path(__file__).resolve()
 _FOLDER = _HERE.parent.parent
 
 
-def _give_way() -> bool:
-    """Import the real package in this module's place, routed in a worker's multiprocessing child; false if there is none."""
+def _load_real_package() -> bool:
+    """Replace this module by the real package, routed in a worker's multiprocessing child; return False if there is none."""
     this = sys.modules.pop(__name__)
     ours = [(index, entry) for index, entry in enumerate(sys.path) if Path(entry).resolve() == _FOLDER]
     for _, entry in ours:
@@ -25,7 +25,7 @@ def _give_way() -> bool:
     try:
         spec = importlib.util.find_spec(__name__)
         if spec is None or spec.origin is None or Path(spec.origin).resolve() == _HERE:
-            sys.modules[__name__] = this  # also where there is a mere folder of that name, which has no origin
+            sys.modules[__name__] = this  # also for a namespace package of that name, which has no origin
             return False
         if _is_multiprocessing_child():
             from supervisor.worker.runpod import routing  # noqa: PLC0415 - other processes may lack it
@@ -39,13 +39,13 @@ def _give_way() -> bool:
 
 
 def _is_multiprocessing_child() -> bool:
-    """Whether a worker's child imports the handler again: the real ``start`` would try to serve it here, too."""
+    """Return whether a worker's child is importing the handler again: the real ``start`` would try to serve it here, too."""
     process = sys.modules.get("multiprocessing.process")
     child = "__mp_main__" in sys.modules or (process is not None and process.parent_process() is not None)
     return child and "SUPERVISE_WORKER_ID" in os.environ
 
 
-if not _give_way():
+if not _load_real_package():
     from runpod import _absent
 
     _absent.install()

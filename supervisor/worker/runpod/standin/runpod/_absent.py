@@ -1,6 +1,6 @@
-"""Says what to do about everything that the stand-in lacks; in the worker and in any Python that a handler starts.
+"""Errors for everything that the stand-in lacks, with what to do; in the worker and in any Python that a handler starts.
 
-To add a module to the stand-in, add its file: packages import theirs when they are asked for, as attributes too.
+To add a module to the stand-in, add its file: packages import their modules on demand, also as attributes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ _FOLDER = str(Path(__file__).parent)
 
 
 class AbsentError(ImportError):
-    """The stand-in lacks ``name``, dotted, in ``runpod``. No ModuleNotFoundError: ``from package import name`` would swallow
-    that and its text."""
+    """The stand-in lacks ``name`` (dotted). Not a ModuleNotFoundError: ``from package import name`` would swallow that and its
+    text."""
 
     def __init__(self, name: str) -> None:
         what = f"{name} is not in supervise's stand-in for the package runpod"
@@ -23,10 +23,10 @@ class AbsentError(ImportError):
 
 
 def getter(module: str) -> Callable[[str], object]:
-    """The ``__getattr__`` of ``module``: in a package, imports a module of it that is not there yet; tells about all else.
+    """Return a ``__getattr__`` for ``module``: in a package, it imports submodules on demand; for all else it raises.
 
-    What a package lacks is an AttributeError, what another module lacks an AbsentError, but for names with an underscore:
-    ``from module import name`` would replace an AttributeError's text.
+    A name that a package lacks raises AttributeError. One that another module lacks raises AbsentError, unless it begins with an
+    underscore, because ``from module import name`` would replace an AttributeError's text.
     """
 
     def get(name: str) -> object:
@@ -42,19 +42,19 @@ def getter(module: str) -> Callable[[str], object]:
     return get
 
 
-class _Finder:
-    """Asked last, when a module of the stand-in has no file."""
+class _AbsentFinder:
+    """Last finder, reached when a module of the stand-in has no file."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: object = None) -> None:  # noqa: ARG002 - PEP 451
-        """Find nothing, ever.
+        """Find nothing.
 
         Raises:
-            AbsentError: ``fullname`` is looked for in the stand-in's folder.
+            AbsentError: ``fullname`` is a module of the stand-in.
         """
         if fullname.startswith("runpod.") and path and any(entry.startswith(_FOLDER) for entry in path):
             raise AbsentError(fullname)
 
 
 def install() -> None:
-    """Put the finder last in ``sys.meta_path``."""
-    sys.meta_path.append(_Finder())
+    """Append the finder to ``sys.meta_path``."""
+    sys.meta_path.append(_AbsentFinder())

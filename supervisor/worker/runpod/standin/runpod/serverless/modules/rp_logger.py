@@ -1,7 +1,7 @@
 """Stands in for ``runpod.serverless.modules.rp_logger``: one line on stdout per message, ``INFO   | job | message``.
 
-The real one writes JSON objects instead as soon as ``RUNPOD_ENDPOINT_ID`` is set, and cuts messages at 4,096 characters; here
-people read the lines, so both are left out.
+The real one writes JSON objects if ``RUNPOD_ENDPOINT_ID`` is set, and cuts messages at 4,096 characters; here users read the
+lines, so it does neither.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ def _at(level: str) -> Callable[..., None]:
 
 
 class RunPodLogger:
-    """Writes messages of at least its level. All loggers of a process share one level, as the real one is a single object.
+    """Writes messages of at least its level. All loggers of a process share one level, as the real one is a singleton.
 
-    Until ``set_level`` the level is ``RUNPOD_LOG_LEVEL`` or ``RUNPOD_DEBUG_LEVEL`` of that moment, by default ``DEBUG``.
+    Until ``set_level`` the level is the current ``RUNPOD_LOG_LEVEL`` or ``RUNPOD_DEBUG_LEVEL``, by default ``DEBUG``.
     """
 
     _chosen: str | None = None
 
     @property
     def level(self) -> str:
-        """The name of the lowest level that is written; with ``NOTSET`` nothing is."""
+        """Name of the lowest level that is written; ``NOTSET`` disables all."""
         if RunPodLogger._chosen is not None:
             return RunPodLogger._chosen
         wanted = os.environ.get("RUNPOD_LOG_LEVEL", os.environ.get("RUNPOD_DEBUG_LEVEL", "DEBUG")).upper()
@@ -46,7 +46,7 @@ class RunPodLogger:
         RunPodLogger._chosen = known.upper()
 
     def set_level(self, new_level: str | int) -> None:
-        """Write from ``new_level`` on: a name or its index in ``LOG_LEVELS``.
+        """Set the lowest level that is written: a name or its index in ``LOG_LEVELS``.
 
         Raises:
             ValueError: there is no such level.
@@ -55,7 +55,7 @@ class RunPodLogger:
         self.info(f"Log level set to {self.level}")
 
     def log(self, message: object, message_level: str = "INFO", job_id: str | None = None) -> None:
-        """Write ``message`` if ``message_level`` counts.
+        """Write ``message`` if ``message_level`` is enabled.
 
         Raises:
             ValueError: there is no such level.

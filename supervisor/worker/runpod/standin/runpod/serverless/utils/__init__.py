@@ -1,4 +1,4 @@
-"""Stands in for ``runpod.serverless.utils``; each worker imports it, so its functions are imported when they are asked for."""
+"""Stands in for ``runpod.serverless.utils``; imports its functions on demand, since every worker imports this package."""
 
 from runpod import _absent
 

@@ -1,5 +1,5 @@
-"""Gets what a job's input points to, but nothing of the inside: only public addresses, unless
-``RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS`` is ``true``, and no more than ``RUNPOD_MAX_DOWNLOAD_BYTES`` (5 GiB).
+"""Downloads with SSRF protection: only from public addresses, unless ``RUNPOD_ALLOW_PRIVATE_DOWNLOAD_URLS`` is ``true``, and at
+most ``RUNPOD_MAX_DOWNLOAD_BYTES`` (5 GiB); wherever the handler's code runs.
 
 The rules and variables are those of runpod 1.12 (its documentation: "Download input files, SSRF protection").
 """
@@ -21,22 +21,21 @@ _MOST_BYTES = 5 * 1024**3
 _MOST_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PIECE = 1024 * 1024
-_SHARED = ipaddress.ip_network("100.64.0.0/10")  # carriers' own; older Pythons call it public
+_SHARED = ipaddress.ip_network("100.64.0.0/10")  # carrier-grade NAT; older Pythons call it public
 _HEADERS = {"User-Agent": "supervise (in place of runpod-python)"}
 
 
 class SSRFError(ValueError):
-    """A URL that must not be fetched. No error of ``requests``: it is neither tried again nor taken for a failed download."""
+    """A URL that must not be fetched. Not a ``requests`` error: it is neither retried nor treated as a failed download."""
 
 
 @contextlib.contextmanager
 def get(url: str, timeout: float) -> Iterator[Any]:
-    """The ``requests.Response`` for ``url``, a good one whose body is not read yet; redirects are followed, each checked as the
-    first.
+    """Yield a successful ``requests.Response`` for ``url``, its body not read yet. Follows redirects, and checks each of them.
 
     Raises:
-        SSRFError: ``url``, or what it leads to, is not to be fetched.
-        requests.RequestException: it cannot be.
+        SSRFError: ``url``, or a redirect, must not be fetched.
+        requests.RequestException: the request failed.
     """
     with _session() as session:
         hop = url
@@ -60,8 +59,8 @@ def save(response: Any, path: Path) -> None:
     """Write the body to ``path``.
 
     Raises:
-        SSRFError: it is larger than allowed.
-        requests.RequestException: it breaks off.
+        SSRFError: the body is larger than allowed.
+        requests.RequestException: the download failed.
     """
     most = _most_bytes()
     with path.open("wb") as file:
@@ -104,8 +103,8 @@ def _check_url(url: str) -> None:
 
 
 def _check_no_proxy(url: str) -> None:
-    """A proxy would resolve the name itself, and what it connects to nobody could check."""
-    from requests.utils import get_environ_proxies, select_proxy  # noqa: PLC0415 - where it is called only
+    """Raise if a proxy would be used: it resolves the name itself, so its connections cannot be checked."""
+    from requests.utils import get_environ_proxies, select_proxy  # noqa: PLC0415 - requests may be missing
 
     proxy = select_proxy(url, get_environ_proxies(url, no_proxy=None))
     if proxy:
@@ -130,12 +129,12 @@ def _is_public(text: str) -> bool:
 
 
 def _session() -> Any:
-    """A ``requests.Session`` that looks at the address it is connected to before it asks: a name may resolve anew to another."""
-    import requests  # noqa: PLC0415 - where it is called only
+    """Create a ``requests.Session`` that checks each connection's address: a name may resolve differently the second time."""
+    import requests  # noqa: PLC0415 - requests may be missing
     from requests.adapters import HTTPAdapter  # noqa: PLC0415
 
     def checked(kind: Any) -> Any:
-        class Connection(kind.ConnectionCls):  # type: ignore[misc]  # of urllib3 1 or 2
+        class CheckedConnection(kind.ConnectionCls):  # type: ignore[misc]  # of urllib3 1 or 2
             def _new_conn(self) -> Any:
                 connected = super()._new_conn()
                 try:
@@ -145,9 +144,9 @@ def _session() -> Any:
                     raise
                 return connected
 
-        return type(kind.__name__, (kind,), {"ConnectionCls": Connection})
+        return type(kind.__name__, (kind,), {"ConnectionCls": CheckedConnection})
 
-    class Adapter(HTTPAdapter):
+    class CheckingAdapter(HTTPAdapter):
         def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
             super().init_poolmanager(*arguments, **options)
             kinds = self.poolmanager.pool_classes_by_scheme
@@ -155,5 +154,5 @@ def _session() -> Any:
 
     session = requests.Session()
     for scheme in ("http://", "https://"):
-        session.mount(scheme, Adapter())
+        session.mount(scheme, CheckingAdapter())
     return session

@@ -1,4 +1,4 @@
-"""Stands in for ``runpod.serverless.utils.download``, the first versions' name of ``rp_download``; old workers use it."""
+"""Stands in for ``runpod.serverless.utils.download``, the old name of ``rp_download``."""
 
 import sys
 

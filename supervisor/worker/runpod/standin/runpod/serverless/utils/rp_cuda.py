@@ -10,7 +10,7 @@ _PATIENCE = 30
 
 
 def is_available() -> bool:
-    """Whether ``nvidia-smi`` runs and shows its head, as the real one asks; which GPUs this worker may use is not in that."""
+    """Return whether ``nvidia-smi`` works, as the real one does. This says nothing about the GPUs that the worker may use."""
     try:
         shown = subprocess.run(
             ["nvidia-smi"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_PATIENCE, check=True

@@ -1,6 +1,6 @@
 """Stands in for ``runpod.serverless.utils.rp_debugger``."""
 
-from _supervise_runpod.timers import *  # noqa: F403 - all that is there
+from _supervise_runpod.timers import *  # noqa: F403 - its __all__
 
 from runpod import _absent
 

@@ -1,5 +1,5 @@
-"""Stands in for ``runpod.serverless.utils.rp_download``; the files go where ``files.routed`` says, and ``rp_cleanup.clean``
-removes them. A URL that leads to an address that is not public, or to more bytes than allowed, raises a ValueError."""
+"""Stands in for ``runpod.serverless.utils.rp_download``; files go to ``files.routed`` paths, and ``rp_cleanup.clean`` removes
+them. A URL that leads to a non-public address, or to more bytes than allowed, raises a ValueError."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _LIST_PATIENCE = 5
 
 
 def download_files_from_urls(job_id: str, urls: str | list[str | None]) -> list[str | None]:
-    """The files' absolute paths, in the order of ``urls``; ``None`` for ``None`` and for what could not be had in three tries."""
+    """Download ``urls``; return the files' absolute paths in that order, None for None and after three failed attempts."""
     folder = _folder("jobs", job_id, "downloaded_files")
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda url: _download(url, folder), [urls] if isinstance(urls, str) else urls))
 
 
 def download_input_objects(object_locations: list[str | None]) -> list[str | None]:
-    """The same by the name it had in the package's first versions, which workers still use."""
+    """Download files, under the function's old name, which handlers still use."""
     return download_files_from_urls(current_job() or uuid.uuid4().hex, object_locations)
 
 
 def file(file_url: str) -> dict[str, Any]:
-    """Download one file; a ``.zip`` is extracted as well.
+    """Download one file; extract a ``.zip`` as well.
 
-    The answer: ``file_path``, ``type`` (the extension without its dot), ``original_name``, ``extracted_path`` (or ``None``).
+    Returns ``file_path``, ``type`` (the extension without its dot), ``original_name``, ``extracted_path`` (or None).
 
     Raises:
-        requests.RequestException: it cannot be had.
+        requests.RequestException: the download failed.
     """
     folder = _folder("job_files")
     with _fetch.get(file_url, _FILE_PATIENCE) as response:
@@ -65,7 +65,7 @@ def _folder(*names: str) -> Path:
 
 
 def _download(url: str | None, folder: Path) -> str | None:
-    import requests  # noqa: PLC0415 - where it is called only
+    import requests  # noqa: PLC0415 - requests may be missing
 
     if url is None:
         return None
@@ -76,7 +76,7 @@ def _download(url: str | None, folder: Path) -> str | None:
                 path = folder / f"{uuid.uuid4()}{extension}"
                 _fetch.save(response, path)
             return str(path)
-        except requests.RequestException as error:  # noqa: PERF203 - it is tried again
+        except requests.RequestException as error:  # noqa: PERF203 - retried
             if pause is None or _is_final(error):
                 sys.stdout.write(f"Failed to download {url}: {error}\n")
                 return None
@@ -85,17 +85,17 @@ def _download(url: str | None, folder: Path) -> str | None:
 
 
 def _extension(name: str) -> str:
-    return os.path.splitext(name)[1]  # noqa: PTH122 - the name is a server's, and no path here
+    return os.path.splitext(name)[1]  # noqa: PTH122 - the server's name, not a path here
 
 
 def _is_final(error: Any) -> bool:
-    """Whether the server's answer will be the same the next time."""
+    """Return whether a retry would get the same response."""
     status = getattr(error.response, "status_code", 0)
     return 400 <= status < 500 and status not in (408, 425, 429)
 
 
 def _disposition_name(headers: Any) -> str:
-    """The ``filename`` in a ``Content-Disposition``, or an empty string."""
+    """Return the ``filename`` in ``Content-Disposition``, or an empty string."""
     for part in headers.get("Content-Disposition", "").split(";"):
         key, equals, value = part.partition("=")
         if equals and key.strip().lower() == "filename":

@@ -1,9 +1,9 @@
-"""Stands in for ``runpod.serverless.utils.rp_upload``: to an S3 bucket by boto3, or into a folder where no bucket is configured.
+"""Stands in for ``runpod.serverless.utils.rp_upload``: uploads to an S3 bucket by boto3, or saves to a folder without a bucket.
 
-The bucket's credentials are a dict with ``endpointUrl``, ``accessId`` and ``accessSecret`` (a job's ``s3Config`` is one), or
-``BUCKET_ENDPOINT_URL``, ``BUCKET_ACCESS_KEY_ID`` and ``BUCKET_SECRET_ACCESS_KEY``. A bucket that is not named is called by the
-month, ``11-26``. What is uploaded is answered with a URL that is good for seven days. Without boto3 an ImportError is raised
-where a bucket is configured, and an OSError for a file that cannot be read.
+The bucket's credentials are a dict with ``endpointUrl``, ``accessId`` and ``accessSecret`` (such as a job's ``s3Config``), or the
+variables ``BUCKET_ENDPOINT_URL``, ``BUCKET_ACCESS_KEY_ID`` and ``BUCKET_SECRET_ACCESS_KEY``. The bucket's default name is the
+month, ``11-26``. Returned URLs are valid for seven days. Raises ImportError if a bucket is configured but boto3 is missing, and
+OSError for a file that cannot be read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def upload_image(
     results_list: list[Any] | None = None,
     bucket_name: str | None = None,
 ) -> str:
-    """Upload an image under a random name; its URL, or its path in ``simulated_uploaded``. Also put into ``results_list``."""
+    """Upload an image under a random name; return its URL, or path in ``simulated_uploaded``, and set it in ``results_list``."""
     extension = Path(image_location).suffix
     name = f"{str(uuid.uuid4())[:8]}{extension}"
     content = Path(image_location).read_bytes()
@@ -54,12 +54,12 @@ def upload_image(
 
 
 def files(job_id: str, file_list: list[str]) -> list[str | None]:
-    """``upload_image`` for each, all at once; ``None`` for what failed, which is said on stderr."""
+    """Upload images concurrently with ``upload_image``; None for those that failed, with a message on stderr."""
 
     def upload(path: str) -> str | None:
         try:
             return upload_image(job_id, path)
-        except Exception as error:  # noqa: BLE001 - as the real one, whose threads end each for itself
+        except Exception as error:  # noqa: BLE001 - as in the real one, where each thread fails on its own
             sys.stderr.write(f"{path} was not uploaded: {type(error).__name__}: {error}\n")
             return None
 
@@ -68,7 +68,7 @@ def files(job_id: str, file_list: list[str]) -> list[str | None]:
 
 
 def bucket_upload(job_id: str, file_list: list[str], bucket_creds: dict[str, Any]) -> list[str]:
-    """Upload files under their paths to the bucket that ``bucket_creds["bucketName"]`` names; their plain, unsigned URLs."""
+    """Upload files under their paths to the bucket ``bucket_creds["bucketName"]``; return their unsigned URLs."""
     client = _connect(bucket_creds)
     bucket = str(bucket_creds["bucketName"])
     for path in file_list:
@@ -85,7 +85,7 @@ def upload_file_to_bucket(
     prefix: str | None = None,
     extra_args: dict[str, Any] | None = None,
 ) -> str:
-    """Upload a file as ``file_name``, below ``prefix``; its URL, or its path in ``local_upload``."""
+    """Upload a file as ``file_name``, below ``prefix``; return its URL, or its path in ``local_upload``."""
     client = _client(bucket_creds)
     if client is None:
         return str(save_locally(file_name, source_path=file_location))
@@ -101,7 +101,7 @@ def upload_in_memory_object(
     bucket_name: str | None = None,
     prefix: str | None = None,
 ) -> str:
-    """Upload bytes as ``file_name``, below ``prefix``; their URL, or their path in ``local_upload``."""
+    """Upload bytes as ``file_name``, below ``prefix``; return their URL, or their path in ``local_upload``."""
     client = _client(bucket_creds)
     if client is None:
         return str(save_locally(file_name, file_data=file_data))
@@ -111,14 +111,14 @@ def upload_in_memory_object(
 
 
 def _client(given: dict[str, Any] | None = None) -> Any:
-    """A client of the bucket's server; ``None`` where none is configured."""
+    """Create a client of the bucket's server; None if none is configured."""
     wanted = {key: given[key] if given else os.environ.get(name) for key, name in _VARIABLES.items()}
     return _connect(wanted) if all(wanted.values()) else None
 
 
 def _connect(wanted: dict[str, Any]) -> Any:
     try:
-        import boto3  # noqa: PLC0415 - where it is called only
+        import boto3  # noqa: PLC0415 - boto3 may be missing
         from botocore.config import Config  # noqa: PLC0415
     except ImportError as error:
         raise ImportError("uploading to a bucket needs boto3: pip install 'supervise-gpu[s3]'") from error
@@ -133,7 +133,7 @@ def _connect(wanted: dict[str, Any]) -> Any:
 
 
 def _region(endpoint: str) -> str | None:
-    """``eu-west-1`` of ``https://name.s3.eu-west-1.amazonaws.com``, ``fra1`` of ``https://name.fra1.digitaloceanspaces.com``."""
+    """Extract the region of ``https://name.s3.eu-west-1.amazonaws.com`` or ``https://name.fra1.digitaloceanspaces.com``."""
     if ".s3." in endpoint:
         return endpoint.split(".s3.")[1].partition(".")[0]
     if urlsplit(endpoint).netloc.endswith(".digitaloceanspaces.com"):

@@ -1,7 +1,7 @@
-"""Stands in for ``runpod.serverless.utils.rp_validator``: runpod 1.12's rules and words, its surprises included.
+"""Stands in for ``runpod.serverless.utils.rp_validator``, with runpod 1.12's rules and messages, including its quirks.
 
 Two of those: a value of the same type as its ``default`` is checked no further, not even by ``constraints``; and ``constraints``
-are asked also about an optional input that is missing (None) or of the wrong type.
+are also called for an optional input that is missing (None) or of the wrong type.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from runpod import _absent
 
 
 def validate(raw_input: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Check ``raw_input``: ``{"validated_input": …}``, a copy with defaults and with integers made floats where floats are due,
-    or ``{"errors": [text, …]}``.
+    """Validate ``raw_input``; return ``{"validated_input": …}``, a copy with defaults and with integers converted to floats where
+    needed, or ``{"errors": [text, …]}``.
 
-    ``schema`` says for each input, as a dict or as JSON text of one: ``type``, ``required``, ``default`` (unless required),
-    ``constraints`` (a function of the value). What ``constraints`` raises is raised.
+    ``schema`` maps each input to a dict, or JSON text of one: ``type``, ``required``, ``default`` (unless required),
+    ``constraints`` (a function of the value, whose exceptions are propagated).
     """
     errors = [f"Unexpected input. {name} is not a valid input option." for name in raw_input if name not in schema]
     rules_of: dict[str, Any] = {}
@@ -41,7 +41,7 @@ def _parsed(name: str, rules: Any, errors: list[str]) -> Any:
 
 
 def _fill_in(name: str, rules: Any, raw_input: dict[str, Any], checked: dict[str, Any]) -> Iterator[str]:
-    """Give a missing input its default; what is wrong with its being missing."""
+    """Set a missing input to its default; yield errors about its absence."""
     if "type" not in rules:
         yield f"Schema error, missing type for {name}."
     if "required" not in rules:
@@ -57,7 +57,7 @@ def _fill_in(name: str, rules: Any, raw_input: dict[str, Any], checked: dict[str
 
 
 def _check(name: str, rules: Any, checked: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with an input's type and value; makes an integer a float where one is due."""
+    """Yield errors about an input's type and value; convert an integer to a float where needed."""
     if name in checked and "type" in rules:
         wanted = rules["type"]
         if wanted is float and type(checked[name]) is int:

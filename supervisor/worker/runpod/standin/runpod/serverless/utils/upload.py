@@ -1,4 +1,4 @@
-"""Stands in for ``runpod.serverless.utils.upload``, the first versions' name of ``rp_upload``; old workers use it."""
+"""Stands in for ``runpod.serverless.utils.upload``, the old name of ``rp_upload``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Stands in for ``runpod.serverless.utils.validator``, the first versions' name of ``rp_validator``; old workers use it."""
+"""Stands in for ``runpod.serverless.utils.validator``, the old name of ``rp_validator``."""
 
 import sys
 
