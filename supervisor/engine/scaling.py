@@ -21,8 +21,8 @@ COMING = frozenset({SlotState.STARTING, SlotState.ENDING, SlotState.RELEASING})
 """The states of a slot in service that lead to a worker which takes a job; one that backs off may not get there."""
 
 SHORT_S = 1.0
-"""A shorter ``--idle-timeout`` sets no deadline for workers that run jobs, which would be a busy loop with 0: the slots are looked
-at in each turn."""
+"""A shorter ``--idle-timeout`` sets no deadline for workers that run jobs, which would be a busy loop with 0: slots are looked at
+in each turn."""
 
 Waits = Callable[[int], Sequence[float]]
 """How many seconds each of that many jobs has waited, the longest first; fewer if fewer wait."""
