@@ -57,7 +57,8 @@ class Commands:
     def abandon(self, turn: Turn, job_id: str) -> None:
         """Cancel a job that nobody waits for any more, unless it runs and its worker would go with it."""
         active = turn.running(job_id)
-        if active is None or self._shared.pool.slots[active.slot].cancels_gently:
+        slot = None if active is None else self._shared.pool.slots.get(active.slot)  # it may have gone
+        if slot is None or slot.cancels_gently:
             self.cancel(turn, job_id)
 
     def time_out(self, turn: Turn) -> None:

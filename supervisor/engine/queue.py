@@ -35,7 +35,7 @@ class Lane:
     def add(self, job: Job) -> None:
         """Add a job: one that was taken before at its old place, a new one behind all others."""
         all_here = self.count == len(self._window) and self.count < WINDOW
-        if all_here or job.seq < self._last_seq:
+        if all_here or job.seq <= self._last_seq:
             self._sorted = self._sorted and job.seq > self._last_seq
             self._last_seq = max(self._last_seq, job.seq)
             self._window[job.id] = job if len(job.input) < LARGE_INPUT else job.replace(input=b"")

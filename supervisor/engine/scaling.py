@@ -20,6 +20,10 @@ from supervisor.pool.slots.slot import OUT_OF_SERVICE, Slot, SlotState
 COMING = frozenset({SlotState.STARTING, SlotState.ENDING, SlotState.RELEASING})
 """The states of a slot in service that lead to a worker which takes a job; one that backs off may not get there."""
 
+SHORT_S = 1.0
+"""A shorter ``--idle-timeout`` sets no deadline for workers that run jobs, which would be a busy loop with 0: slots are looked at
+in each turn."""
+
 Waits = Callable[[int], Sequence[float]]
 """How many seconds each of that many jobs has waited, the longest first; fewer if fewer wait."""
 
@@ -62,7 +66,7 @@ class Scaling:
         self._scale_after = settings.scale_after
         self._least = self._most = 0
         self._changes: int | None = None
-        self._startable = self._crowded = False
+        self._startable = self._each_turn = False
 
     def begin(self, pool: Pool, now: float) -> None:
         """Make those slots spare that do not start with the program: one does in any case, which checks the handler."""
@@ -74,10 +78,11 @@ class Scaling:
         """Start and stop what is to be started and stopped now; between turns, before the pool performs what they decided.
 
         The slots are looked at when one has changed otherwise than by its jobs, when some job is ``waiting`` that may want one
-        more, and at ``deadline``: so what this costs does not grow with their number.
+        more, and at ``deadline``: so what this costs does not grow with their number. In each turn only while one is to go as
+        soon as it has no job.
         """
         due = self.deadline is not None and now >= self.deadline
-        if pool.changes == self._changes and not due and not self._crowded and not (waiting and self._startable):
+        if pool.changes == self._changes and not due and not self._each_turn and not (waiting and self._startable):
             return
         self._changes = pool.changes
         for order in self.decide(pool.slots.values(), waits, now):
@@ -89,14 +94,14 @@ class Scaling:
     def decide(self, slots: Collection[Slot], waits: Waits, now: float) -> list[Order]:
         """What is to be done with ``slots`` at ``now`` (monotonic seconds)."""
         self.deadline = None
-        self._startable = self._crowded = False
+        self._startable = self._each_turn = False
         self._least, self._most = bounds(self._settings, len(slots))
         if self._least == len(slots) and not any(slot.spare for slot in slots):
             return []
         in_service = [slot for slot in slots if slot.state not in OUT_OF_SERVICE]
         staying = [slot for slot in in_service if not slot.pausing]
         if len(staying) > self._most:
-            self._crowded = True  # those that run jobs can go only after them
+            self._each_turn = True  # those that run jobs can go only after them
             return self._too_many(staying)
         spare = [slot for slot in slots if slot.spare and slot.state is SlotState.PARKED]
         startable = spare[: max(0, self._most - len(in_service))]
@@ -129,8 +134,11 @@ class Scaling:
         }
         over = [name for name, end in ends.items() if end <= now][:above]
         if len(over) < above:
-            # One that runs a job now is idle for too long later than that, whenever it ends.
-            self._look_again([now + self._idle_timeout, *(end for end in ends.values() if end > now)])
+            self._look_again(end for end in ends.values() if end > now)
+            if self._idle_timeout < SHORT_S:
+                self._each_turn = True
+            else:  # one that runs a job now is idle for too long later than that, whenever it ends
+                self._look_again([now + self._idle_timeout])
         return [Order(name, SpareCause(idle_s=self._idle_timeout)) for name in over]
 
     def _too_many(self, staying: Sequence[Slot]) -> list[Order]:

@@ -9,7 +9,7 @@ import pytest
 from supervisor.cause import EndedBecause
 from supervisor.config.resolve import make_settings
 from supervisor.engine.engine import Engine
-from supervisor.errors import RequestError
+from supervisor.errors import RequestError, StoreError
 from supervisor.job import JobRequest
 from supervisor.protocol.responses import status_body
 from supervisor.store.secrets import SecretFiles
@@ -157,6 +157,23 @@ def test_a_cancel_names_the_start_that_it_means(pretend):
     house.settle()
     house.wait(house.engine.cancel("a"))
     assert house.pool.cancelled == [("box0:gpu1", "a", 1)]
+
+
+def test_a_job_is_abandoned_whose_slot_went_while_the_disk_refuses(pretend, monkeypatch):
+    house = pretend(2)
+    faults = []
+    house.loop.set_exception_handler(lambda _, context: faults.append(context))
+    house.submit("a")
+    house.submit("b")
+    with monkeypatch.context() as patch:
+        patch.setattr(house.store, "commit", lambda _, done: done(StoreError("the disk is full")))
+        house.pool.ends("box0:gpu0", "a")
+        house.settle()
+        house.pool.go("box0:gpu1", EndedBecause.TEMPLATE_DIED)
+        house.engine.abandon("b")
+        house.settle()
+    assert house.wait(house.engine.wait("b", DEADLINE_S)).status.value == "CANCELLED"
+    assert not faults
 
 
 def test_what_is_asked_of_a_slot_that_went_meanwhile_is_answered_404(pretend):

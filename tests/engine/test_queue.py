@@ -65,6 +65,19 @@ def test_jobs_put_back_in_any_order_take_their_old_places_in_memory_and_beyond()
     assert (len(backlog), take(backlog, store)) == (0, None)
 
 
+def test_the_last_job_of_the_window_that_is_put_back_is_not_lost():
+    store = Store()
+    backlog = Backlog(store.load)
+    for seq in range(1, WINDOW + 3):
+        store.jobs[seq] = job(seq)
+        backlog.lane(False).add(store.jobs[seq])
+    taken = [take(backlog, store) for _ in range(WINDOW)]
+    store.jobs[WINDOW] = taken[-1]
+    backlog.lane(False).add(taken[-1])
+    assert [take(backlog, store).seq for _ in range(3)] == [WINDOW, WINDOW + 1, WINDOW + 2]
+    assert len(backlog) == 0
+
+
 def test_jobs_that_wait_again_in_an_empty_queue_are_not_looked_for_in_the_store():
     store = Store()
     lane = Backlog(store.load).lane(False)

@@ -137,6 +137,12 @@ def test_decisions(least, most, slots, waits, start, stop, again):
     assert scaling.deadline == (None if again is None else NOW + again)
 
 
+def test_a_worker_that_is_to_stop_at_once_is_waited_for_without_a_busy_loop():
+    scaling = Scaling(settings(0, idle_timeout=0.0))
+    assert scaling.decide([Slot(name="0", index=0, **BUSY), Slot(name="1", index=1, **PARKED)], lambda _: [], NOW) == []
+    assert scaling.deadline is None
+
+
 def test_with_all_slots_in_service_nothing_is_decided_or_looked_at():
     scaling = Scaling(settings())
     slots = [Slot(name=str(index), index=index, **changes) for index, changes in enumerate([idle(99), PAUSED])]
@@ -321,6 +327,22 @@ def test_an_idle_worker_stops_and_its_memory_is_seen_to_be_free(make_house, play
     assert states(house) == ["parked", "idle" if least else "ending"]
     assert house.engine.ready
     assert [slot.restarts for slot in house.pool.slots.values()] == [0, 0]
+
+
+@pytest.mark.parametrize("timeout", [0, 0.5, 2])
+def test_a_worker_stops_so_long_after_its_last_job(make_house, timeout):
+    house = make_house(min_workers=0, idle_timeout=timeout)
+    house.engine.start()
+    house.until(lambda: house.template.workers)
+    house.submit("a")
+    house.worker("cpu0").ready()
+    runs(house, "a", "cpu0")
+    time_passes(house, 100)
+    assert states(house) == ["busy"]
+    house.worker("cpu0").say(wire.Done("a", "COMPLETED"))
+    house.until(lambda: not house.engine._jobs.active)
+    time_passes(house, timeout)
+    assert states(house) == ["ending"]
 
 
 def test_a_job_wakes_the_last_worker_up_at_once(make_house):

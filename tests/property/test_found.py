@@ -99,6 +99,25 @@ def test_a_job_retried_in_a_queue_longer_than_is_kept_in_memory_runs_once(make):
     assert sorted(runs_all(house)) == sorted(ids)
 
 
+def test_the_last_job_of_those_in_memory_that_lost_its_worker_runs_again(make):
+    house = make(slots=1, max_attempts=2)
+    ids = [f"job-{number}" for number in range(WINDOW + 2)]
+    for job_id in ids:
+        house.engine.submit(JobRequest(job_id, b"1"))
+    house.settle()
+    for job_id in ids[: WINDOW - 1]:
+        house.engine.cancel(job_id)
+    ready(house)
+    (worker,) = house.workers
+    assert worker.listen() == [ids[WINDOW - 1]]
+    worker.dies(-9)
+    house.settle()
+    house.loop.now += 60
+    house.settle()
+    ready(house)
+    assert runs_all(house) == ids[-3:]
+
+
 def test_what_ran_at_a_kill_is_purged_with_the_rest_before_the_first_turn(make):
     house = make(slots=1)
     ready(house)
