@@ -112,7 +112,7 @@ class Assembly:
             self.store = self._undo.enter_context(Store.open(TEMPORARY))
             self._secrets = SecretFiles(self.machine.tmp_root / "secrets")
             return [], None
-        path = place.settle(self._settings.store)
+        path = place.resolve(self._settings.store)
         if path != self._settings.store:
             self._note(f"{self._settings.store} is a link: the job store is {path}")
         lock = locks.lock_store(path, self.machine.holder)

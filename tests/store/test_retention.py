@@ -5,9 +5,19 @@ from __future__ import annotations
 import pytest
 
 from supervisor.job import JobRequest, JobStatus, Outcome
-from supervisor.store.retention import FORGET_BYTES
+from supervisor.store.retention import PIECE_BYTES
 from supervisor.store.store import Store
-from supervisor.store.writes import LARGE_INPUT, AddChunk, AddLog, AddWebhook, End, Insert, Requeue, Start, TakeChunks
+from supervisor.store.writes import (
+    LARGE_INPUT,
+    AddChunk,
+    AddLog,
+    AddWebhook,
+    End,
+    Insert,
+    Requeue,
+    StartJob,
+    TakeChunks,
+)
 from tests.store.numbered import numbered
 
 
@@ -26,7 +36,7 @@ def test_only_what_ended_before_is_forgotten_oldest_end_first(store, bring, forg
 
 
 def test_nothing_that_belonged_to_a_forgotten_job_stays(store, commit, sqlite_of, forget):
-    commit(store, Insert(1, JobRequest("a", b"1" * LARGE_INPUT), 1), Start(1, 2, "w"))
+    commit(store, Insert(1, JobRequest("a", b"1" * LARGE_INPUT), 1), StartJob(1, 2, "w"))
     commit(store, AddChunk(1, 1, 0, b"0"), AddChunk(1, 1, 1, b"1"), AddLog(1, 0, b"line"), AddLog(1, 4, b"more"))
     commit(store, TakeChunks(1, 2), End(1, Outcome(JobStatus.COMPLETED, b"[]"), 3))
     commit(store, Insert(2, JobRequest("b", b"2" * LARGE_INPUT), 1))
@@ -52,7 +62,7 @@ def test_a_webhook_outlives_its_job(store, commit, bring, forget):
 def test_counts_follow(store, commit, bring, forget):
     for seq, status in enumerate(JobStatus, 1):
         bring(store, seq, status)
-    commit(store, Requeue(2, charged=True), Start(2, 20, "w"), End(2, Outcome(JobStatus.COMPLETED), 30))
+    commit(store, Requeue(2, charged=True), StartJob(2, 20, "w"), End(2, Outcome(JobStatus.COMPLETED), 30))
     assert store.counts().retried == 1
     assert forget(store, 40, 1) == 1
     assert (store.counts().retried, store.counts().jobs[JobStatus.COMPLETED]) == (0, 1)
@@ -98,7 +108,7 @@ def test_the_oldest_go_first_whenever_they_ended_and_live_ones_stay(store, bring
 
 
 def test_large_jobs_are_forgotten_in_smaller_pieces(store, commit, forget):
-    size = FORGET_BYTES // 2 - 50_000
+    size = PIECE_BYTES // 2 - 50_000
     for seq in range(1, 7):
         ended = End(seq, Outcome(JobStatus.COMPLETED, b"1" * size), 10 + seq)
         commit(store, Insert(seq, JobRequest(f"{seq}", b"1"), 1, 2, "w"), ended)
@@ -113,12 +123,12 @@ def test_large_jobs_are_forgotten_in_smaller_pieces(store, commit, forget):
     assert store.used < 200_000
 
 
-def test_the_file_stays_within_a_limit_that_is_kept_by_forgetting(file, commit, sqlite_of):
+def test_the_file_stays_within_a_limit_that_is_kept_by_deleting(file, commit, sqlite_of):
     with Store.open(file) as store:
         for seq in range(1, 61):
             ended = End(seq, Outcome(JobStatus.COMPLETED, b"1" * 100_000), seq)
             commit(store, Insert(seq, JobRequest(f"{seq}", b"1"), 1, 2, "w"), ended)
-            while store.used > 1_000_000 and store.retention.forget_oldest(1):
+            while store.used > 1_000_000 and store.retention.delete_oldest(1):
                 pass
         assert 700_000 < store.used <= 1_000_000
         assert next(seq for seq in range(1, 61) if numbered(store, seq)) > 45
