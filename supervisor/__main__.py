@@ -33,7 +33,7 @@ def main() -> int:
         )
         return 2
     except OSError as error:
-        sys.stderr.write(f"supervise: the system refused to load the program: {error}\n")
+        sys.stderr.write(f"supervise: the program cannot be loaded: {error}\n")
         return 2
     return run()
 

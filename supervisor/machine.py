@@ -150,7 +150,7 @@ class Machine:
         """Lock the GPUs of ``--gpus`` that no other supervisor holds; return them with their locks."""
         if self._reader is None:
             return [], []
-        waits = f"waiting for the NVIDIA driver, which does not answer yet; {LIST_GPUS_S:g} s at most"
+        waits = f"waiting for the NVIDIA driver, which does not respond yet; {LIST_GPUS_S:g} s at most"
         listing = self._reader.list_gpus(LIST_GPUS_S, lambda: self._note(waits))
         if not listing.complete:
             self._pin_by = "uuid"  # CUDA may number the others differently than NVML

@@ -29,7 +29,7 @@ SETTLE_S = 0.1
 QUIET_S = 0.2
 """How long files must be unchanged before a report: editors write a file in several steps, and several files at once."""
 
-MOST = 20_000
+MAX_FILES = 20_000
 """Maximum number of watched files and folders, the nearest first."""
 
 SKIPPED = frozenset({"__pycache__", "site-packages", "dist-packages", "node_modules"})
@@ -46,7 +46,7 @@ class SourceFiles:
     """The source files of a handler, and their changes. Time is passed in, in monotonic seconds."""
 
     def __init__(self, handler: HandlerSpec) -> None:
-        self._file, self._roots = places_of(handler)
+        self._file, self._roots = source_locations(handler)
         self._marks: dict[str, Mark] = {}
         self._changed: set[str] = set()
         self._changed_at = 0.0
@@ -54,7 +54,7 @@ class SourceFiles:
     def begin(self) -> FilesWatched:
         """Scan for the first time; return a summary of the watched files."""
         self._marks, complete = self._scan()
-        return FilesWatched(len(self._marks), _readable(self._roots[0]), None if complete else MOST)
+        return FilesWatched(len(self._marks), _readable(self._roots[0]), None if complete else MAX_FILES)
 
     @property
     def pause(self) -> float:
@@ -76,16 +76,16 @@ class SourceFiles:
     def _scan(self) -> tuple[dict[str, Mark], bool]:
         """Return the files' versions by path, and whether these are all. Files that cannot be read keep their old version."""
         found: dict[str, Mark] = {}
-        met: set[tuple[int, int]] = set()
+        seen: set[tuple[int, int]] = set()
         waiting = deque([*filter(None, [self._file]), *self._roots])
-        while waiting and len(met) < MOST:
+        while waiting and len(seen) < MAX_FILES:
             path = waiting.popleft()
             try:
                 status = os.stat(path)  # noqa: PTH116 - a Path for each of thousands would cost more than the poll itself
                 identity = (status.st_dev, status.st_ino)
-                if identity in met:
+                if identity in seen:
                     continue  # another name of the same file
-                met.add(identity)
+                seen.add(identity)
                 if stat.S_ISDIR(status.st_mode):
                     waiting += _list(path)
                 else:
@@ -104,7 +104,7 @@ class SourceFiles:
         return _readable(path.removeprefix(self._roots[0].rstrip(os.sep) + os.sep))
 
 
-def places_of(handler: HandlerSpec) -> tuple[str | None, list[str]]:
+def source_locations(handler: HandlerSpec) -> tuple[str | None, list[str]]:
     """Return the handler's file, if any, and the folders with its sources; first the one that its imports search first."""
     if handler.kind == "file":
         return handler.target, [str(Path(handler.target).resolve().parent)]

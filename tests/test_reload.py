@@ -220,7 +220,7 @@ def test_thousands_of_files(project: Project) -> None:
 
 
 def test_more_than_are_watched(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "MOST", 8)
+    monkeypatch.setattr(reload, "MAX_FILES", 8)
     near = project.write("near.py")
     far = [project.write(f"a/b/c/far{number}.py") for number in range(9)]
     project.begin()
@@ -260,11 +260,14 @@ def test_the_sources_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (there / "single.py").touch()
     monkeypatch.chdir(here)
     monkeypatch.setattr(sys, "path", [*sys.path, str(there)])
-    assert reload.places_of(HandlerSpec("module", "local.handler")) == (None, [str(here), str(here / "local")])
-    assert reload.places_of(HandlerSpec("function", "away.handler", "run")) == (None, [str(here), str(there / "away")])
-    assert reload.places_of(HandlerSpec("module", "single")) == (str(there / "single.py"), [str(here)])
-    assert reload.places_of(HandlerSpec("module", "missing.handler")) == (None, [str(here)])
-    assert reload.places_of(HandlerSpec("module", "sys")) == (None, [str(here)])
+    assert reload.source_locations(HandlerSpec("module", "local.handler")) == (None, [str(here), str(here / "local")])
+    assert reload.source_locations(HandlerSpec("function", "away.handler", "run")) == (
+        None,
+        [str(here), str(there / "away")],
+    )
+    assert reload.source_locations(HandlerSpec("module", "single")) == (str(there / "single.py"), [str(here)])
+    assert reload.source_locations(HandlerSpec("module", "missing.handler")) == (None, [str(here)])
+    assert reload.source_locations(HandlerSpec("module", "sys")) == (None, [str(here)])
 
     files = SourceFiles(HandlerSpec("function", "away.handler", "run"))
     files.begin()

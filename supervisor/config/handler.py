@@ -47,7 +47,7 @@ def _readable(path: Path, text: str) -> Path:
             raise HandlerError(f"{text}: no such file: there is no folder {path.parent}{_near_files(path.parent)}")
         raise HandlerError(f"{text}: no such file{_near_files(path)}")
     if not os.access(path, os.R_OK):
-        raise HandlerError(f"{text}: may not be read by this user; change its permissions")
+        raise HandlerError(f"{text}: not readable by this user; change its permissions")
     return path.absolute()
 
 

@@ -295,7 +295,7 @@ _ENDPOINT_ID = re.compile(r"(?!\.+$)[A-Za-z0-9._~-]{1,128}", re.ASCII)
 def _endpoint_id(value: object) -> str:
     name = _text(value)
     if not _ENDPOINT_ID.fullmatch(name):
-        raise ValueError(f"{name!r} cannot stand in a URL; use letters, digits, '-', '_', '.' and '~', at most 128")
+        raise ValueError(f"{name!r} is not valid in a URL; use letters, digits, '-', '_', '.' and '~', at most 128")
     return name
 
 

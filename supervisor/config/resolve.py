@@ -29,7 +29,7 @@ def make_settings(handler: str, /, **keywords: object) -> Settings:
     """
     for name in keywords:
         if name not in OPTIONS:
-            raise UsageError(f"keyword {name}: there is no such option{nearest(name, OPTIONS)}")
+            raise UsageError(f"keyword {name}: no such option{nearest(name, OPTIONS)}")
     return _resolve(sources.from_keywords({"handler": handler, **keywords}), terminal=False)
 
 
@@ -89,7 +89,7 @@ def _default_endpoint_id(spec: HandlerSpec) -> str:
     except ValueError:
         suggestion = re.sub(r"[^A-Za-z0-9._~-]+", "-", last).strip("-.") or "my-endpoint"
         raise UsageError(
-            f"the name {last!r} cannot stand in a URL; give one, as in --endpoint-id {suggestion}"
+            f"the name {last!r} is not valid in a URL; give one, as in --endpoint-id {suggestion}"
         ) from None
 
 

@@ -58,12 +58,12 @@ def from_file(path: Path, where: str) -> dict[str, Given]:
         name = key.replace("-", "_")
         if isinstance(value, dict):
             raise UsageError(
-                f"[{key}] in {path.name}: sections mean nothing here; write the options at the top of the file"
+                f"[{key}] in {path.name}: sections are not supported; write the options at the top of the file"
             )
         if name not in OPTIONS or name == "config":
-            raise UsageError(f"{key} in {path.name}: there is no such option{nearest(name, OPTIONS)}")
+            raise UsageError(f"{key} in {path.name}: no such option{nearest(name, OPTIONS)}")
         if name in given:
-            raise UsageError(f"{key} in {path.name}: this option is there twice; leave one out")
+            raise UsageError(f"{key} in {path.name}: duplicate option; remove one")
         given[name] = Given(value, f"{key} in {path.name}")
     return given
 

@@ -95,7 +95,7 @@ class Commands:
         if job is None:
             return None
         if job.status not in RETRYABLE:
-            raise RequestError(409, f"the job is {job.status.value}; only FAILED and TIMED_OUT ones can be run again")
+            raise RequestError(409, f"the job is {job.status.value}; only FAILED and TIMED_OUT ones can be retried")
         if job.has_s3_config:
             raise RequestError(409, "the job's s3Config is a secret and was removed when it ended; submit it again")
         created = self._wall_ms()
@@ -132,12 +132,12 @@ class Commands:
         if count < PURGE_PIECE:
             self._purges.remove(purge)
 
-    def refuse(self, error: RequestError) -> None:
+    def reject(self, error: RequestError) -> None:
         """Stop all purges with ``error``, since a commit failed. The message says how many jobs were cancelled before."""
         for purge in self._purges:
             refusal = error
             if purge.removed:
-                text = f"{error}; {purge.removed} of the queued jobs were cancelled before, the others wait on"
+                text = f"{error}; {purge.removed} of the queued jobs were cancelled before, the others remain queued"
                 refusal = RequestError(error.status, text, retry_after=error.retry_after)
             settle(purge.answer, 0, refusal)
         self._purges.clear()

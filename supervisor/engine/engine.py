@@ -110,7 +110,7 @@ class Engine:
             self._secrets.sweep(self._store.with_s3_config())
         except StoreError as error:
             self.notify(TaskFailed(Task.REMOVE_SECRET, str(error)))
-        self._turns.ask(self._loop.lifecycle.recover)
+        self._turns.request(self._loop.lifecycle.recover)
         self._loop.start(now)
 
     @property
@@ -136,12 +136,12 @@ class Engine:
         self.wake()
         until = self._turns.until
         await until(lambda: not self._loop.busy, timeout, at_once)
-        stopped = self._turns.ask(
+        stopped = self._turns.request(
             lambda turn: turn.acts.append(lambda: self.pool.stop(turn.now, at_once=at_once.is_set()))
         )
         await until(lambda: stopped.done() and self.pool.parked, self.settings.grace + STOP_S, at_once)
         if self._jobs.active and self._loop.refusal is None:
-            requeued = self._turns.ask(self._loop.lifecycle.requeue_all)
+            requeued = self._turns.request(self._loop.lifecycle.requeue_all)
             await asyncio.wait({requeued}, timeout=STOP_S)
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class Engine:
             queue_only = self.draining or self._loop.commands.purging
             return self._loop.lifecycle.accept(turn, request, queue_only=queue_only)
 
-        return self._turns.ask(accept, gather=not self.pool.free.room, patient=patient, arrives=True)
+        return self._turns.request(accept, gather=not self.pool.free.room, patient=patient, arrives=True)
 
     def _check_open(self, *, room: bool) -> None:
         """Raise if no job can be accepted or, with ``room``, if the queue is full; arrivals since the last turn count."""
@@ -178,11 +178,11 @@ class Engine:
         if not limit or not room:
             return
         if len(self._jobs.backlog) + self._turns.arriving - self.pool.free.room >= limit:
-            raise RequestError(429, f"the queue is full: {limit} jobs wait (--max-queue)", retry_after=1)
+            raise RequestError(429, f"the queue is full: {limit} jobs are queued (--max-queue)", retry_after=1)
 
     def _check_disk(self) -> None:
         if self._loop.refusal is not None:
-            raise self._loop.refused()
+            raise self._loop.unavailable()
 
     def job(self, job_id: str) -> Job | None:
         """Return a job as it is on disk; ``None`` when unknown or deleted."""
@@ -207,11 +207,11 @@ class Engine:
             RequestError: 503, also by the future, when the store cannot be written; the job is not changed then.
         """
         self._check_disk()
-        return self._turns.ask(lambda turn: self._loop.commands.cancel(turn, job_id), patient=False)
+        return self._turns.request(lambda turn: self._loop.commands.cancel(turn, job_id), patient=False)
 
     def abandon(self, job_id: str) -> None:
         """Cancel a job that has no client any more, unless that would cost the worker and its loaded models."""
-        self._turns.ask(lambda turn: self._loop.commands.abandon(turn, job_id))
+        self._turns.request(lambda turn: self._loop.commands.abandon(turn, job_id))
 
     def retry(self, job_id: str) -> asyncio.Future[Job | None]:
         """Queue a FAILED or TIMED_OUT job again; the future gives its new state, ``None`` when unknown.
@@ -220,7 +220,7 @@ class Engine:
             RequestError: 503 and 429 as ``submit``; 409, also by the future, for a job that cannot be run again.
         """
         self._check_open(room=True)
-        return self._turns.ask(lambda turn: self._loop.commands.retry(turn, job_id), patient=False)
+        return self._turns.request(lambda turn: self._loop.commands.retry(turn, job_id), patient=False)
 
     def purge(self) -> asyncio.Future[int]:
         """Cancel every job that is queued now; the future gives their number once that is on disk.
@@ -229,7 +229,7 @@ class Engine:
             RequestError: 503, also by the future, when the store cannot be written.
         """
         self._check_disk()
-        asked = self._turns.ask(self._loop.commands.purge, patient=False)
+        asked = self._turns.request(self._loop.commands.purge, patient=False)
 
         async def removed() -> int:
             return await (await asked)
@@ -257,7 +257,7 @@ class Engine:
 
     def write(self, write: Write) -> asyncio.Future[None]:
         """Commit ``write``, which concerns no job's state; the future is done once it is on disk."""
-        return self._turns.ask(lambda turn: turn.rows.append(write))
+        return self._turns.request(lambda turn: turn.rows.append(write))
 
     def reload(self, changed: tuple[str, ...] = ()) -> None:
         """Replace every worker after its running jobs, so that each loads the handler again, because these files ``changed`` or,

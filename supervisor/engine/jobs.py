@@ -53,12 +53,12 @@ class Jobs:
             return active.job
         return self.backlog.get(job_id) or (self._store.get(job_id) if whole else self._store.facts(job_id))
 
-    def wait(self, job: Job) -> None:
+    def enqueue(self, job: Job) -> None:
         """Add ``job`` to the queue."""
         self.backlog.lane(job.low_priority).add(job)
         self._track_ttl(job)
 
-    def run(self, job_id: str, active: Active | None, now: float) -> None:
+    def set_active(self, job_id: str, active: Active | None, now: float) -> None:
         """Set the state of a job in a worker; ``None`` removes it. A new start begins at ``now`` (monotonic seconds)."""
         before = self.active.get(job_id)
         if active is None:

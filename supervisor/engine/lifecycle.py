@@ -161,13 +161,13 @@ class Lifecycle:
     def recover(self, turn: Turn) -> None:
         """Requeue the jobs that ran when the last supervisor ended, up to ``HOST_KILL_STARTS`` starts, or fail them."""
         for job in self._shared.store.running():
-            cause = self._why_not_again(job)
+            cause = self._recovery_failure(job)
             if cause is None:
                 self.requeue(turn, job, charged=True)
             else:
                 self.end(turn, job, Outcome(JobStatus.FAILED, cause=cause))
 
-    def _why_not_again(self, job: Job) -> JobCause | None:
+    def _recovery_failure(self, job: Job) -> JobCause | None:
         if self._settings.on_restart == "fail":
             return SupervisorKilled()
         if job.streamed and not self._settings.requeue_streams:

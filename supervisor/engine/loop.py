@@ -50,7 +50,7 @@ class TurnLoop:
             events.JobProgressed: reports.progressed,
             events.JobYielded: reports.yielded,
             events.Printed: self._printed,
-            events.FirstLoad: lambda turn, event: turn.wakes.append(partial(self.first_loads.loaded, event)),
+            events.FirstLoad: lambda turn, event: turn.wakes.append(partial(self.first_loads.record, event)),
         }
         self._scaling = Scaling(shared.settings)
         self._retention = Retention(shared)
@@ -90,7 +90,7 @@ class TurnLoop:
             return
         trying = self.refusal is None or self._retry is None
         if self._held and not trying:
-            self.slots.refuse(self.refused())
+            self.slots.reject(self.unavailable())
             return
         now = self._monotonic()
         if not self._held:
@@ -139,9 +139,9 @@ class TurnLoop:
             return
         self.pending = True
         self._starting = any(turn.active.values())
-        self._store.commit(rows, partial(self._landed, turn))
+        self._store.commit(rows, partial(self._committed, turn))
 
-    def _landed(self, turn: Turn, error: StoreError | None) -> None:
+    def _committed(self, turn: Turn, error: StoreError | None) -> None:
         """Apply a turn after its commit, or handle the commit's ``error``.
 
         Raises:
@@ -154,25 +154,25 @@ class TurnLoop:
         if error is not None:
             if before is None:
                 self._shared.notify(TaskFailed(Task.WRITE_STORE, str(error)))
-            self._refused(turn)
+            self._commit_failed(turn)
             return
         if before is not None:
             self._held = False
             self._shared.notify(StoreWritable())
         self._apply(turn)
 
-    def _refused(self, turn: Turn) -> None:
+    def _commit_failed(self, turn: Turn) -> None:
         """Reject the clients' commands. Events are decided again, without those, until they are on disk."""
-        refusal = self.refused()
+        refusal = self.unavailable()
         for job_id in turn.secrets:
             self.lifecycle.drop_secret(job_id)
-        self.commands.refuse(refusal)
-        self._turns.refuse(turn.commands, refusal)
+        self.commands.reject(refusal)
+        self._turns.reject(turn.commands, refusal)
         self._turns.over()
         self._retry = self._shared.loop.call_later(RETRY_S, self._try_again)
         self._turns.wake()
 
-    def refused(self) -> RequestError:
+    def unavailable(self) -> RequestError:
         """Make the error that answers requests while the store cannot be written."""
         return RequestError(503, f"the job store cannot be written: {self.refusal}", retry_after=5)
 

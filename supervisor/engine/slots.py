@@ -20,7 +20,7 @@ class SlotCommands:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._pool = shared.pool
-        self._asked: list[tuple[asyncio.Future[None], Callable[[float], RequestError | None]]] = []
+        self._requests: list[tuple[asyncio.Future[None], Callable[[float], RequestError | None]]] = []
         self._reload = False
 
     def refresh(self, slot: str) -> asyncio.Future[None]:
@@ -30,15 +30,15 @@ class SlotCommands:
             RequestError: 404 for an unknown slot; by the future, 409 when it has no worker to replace now, and 503 when the
                 store cannot be written.
         """
-        return self._ask(slot, self._pool.refresh, "it has no worker to refresh now")
+        return self._request(slot, self._pool.refresh, "it has no worker to refresh now")
 
     def pause(self, slot: str) -> asyncio.Future[None]:
         """Take ``slot`` out of service after its worker's running jobs, and free its GPU. Raises as ``refresh`` does."""
-        return self._ask(slot, self._pool.pause, "it cannot be paused now")
+        return self._request(slot, self._pool.pause, "it cannot be paused now")
 
     def resume(self, slot: str) -> asyncio.Future[None]:
         """Put a paused ``slot`` back into service. Raises as ``refresh`` does."""
-        return self._ask(slot, self._pool.resume, "it is not paused")
+        return self._request(slot, self._pool.resume, "it is not paused")
 
     def reload(self) -> None:
         """Replace every worker after its running jobs, so that each loads the handler again."""
@@ -47,8 +47,8 @@ class SlotCommands:
 
     def run(self, now: float) -> None:
         """Carry out the requests since the last turn; ``now`` in monotonic seconds."""
-        asked, self._asked = self._asked, []
-        for answer, step in asked:
+        requests, self._requests = self._requests, []
+        for answer, step in requests:
             settle(answer, None, step(now))
         if self._reload:
             self._reload = False
@@ -67,16 +67,16 @@ class SlotCommands:
     def _unknown(self, slot: str) -> RequestError:
         return RequestError(404, f"no slot {slot[:80]!r}; there are: {', '.join(self._pool.slots)}")
 
-    def refuse(self, error: RequestError) -> None:
+    def reject(self, error: RequestError) -> None:
         """Reject all pending requests: the store cannot be written. A reload stays pending until it can."""
-        asked, self._asked = self._asked, []
-        for answer, _ in asked:
+        requests, self._requests = self._requests, []
+        for answer, _ in requests:
             settle(answer, None, error)
 
-    def _ask(self, slot: str, step: _Step, refusal: str) -> asyncio.Future[None]:
+    def _request(self, slot: str, step: _Step, refusal: str) -> asyncio.Future[None]:
         if slot not in self._pool.slots:
             raise self._unknown(slot)
         answer: asyncio.Future[None] = self._shared.loop.create_future()
-        self._asked.append((answer, partial(self._step, slot, step, refusal)))
+        self._requests.append((answer, partial(self._step, slot, step, refusal)))
         self._shared.turns.wake()
         return answer

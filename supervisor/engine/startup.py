@@ -21,7 +21,7 @@ class FirstLoads:
         """True once a worker has been ready."""
         return self.first.done() and self.first.result().ok
 
-    def loaded(self, event: events.FirstLoad) -> None:
+    def record(self, event: events.FirstLoad) -> None:
         """Record the result of a slot's first start."""
         if self.first.done():
             return

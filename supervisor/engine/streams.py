@@ -124,14 +124,14 @@ class Streams:
             chunks = self._read_chunks(job, first)
             taken = await self._mark(job, chunks.end if one_look else job.chunks)
         except BaseException:
-            self._hand_out_again(job, first)
+            self._return_chunks(job, first)
             raise
         if not taken:
             self._free(job.id)
             return None
-        return ChunkLease(chunks, lambda sent: self._free(job.id) if sent else self._hand_out_again(job, first))
+        return ChunkLease(chunks, lambda sent: self._free(job.id) if sent else self._return_chunks(job, first))
 
-    def _hand_out_again(self, job: Job, first: int) -> None:
+    def _return_chunks(self, job: Job, first: int) -> None:
         """Make chunks from ``first`` on available again. Waiters are woken after the commit: before it they seem taken."""
         self._mark(job, first).add_done_callback(lambda _: self._free(job.id))
 
@@ -144,7 +144,7 @@ class Streams:
 
         The future gives, once that is on disk, True if the job still has them.
         """
-        return self._turns.ask(lambda turn: _marked(turn, job, taken))
+        return self._turns.request(lambda turn: _marked(turn, job, taken))
 
 
 def _marked(turn: Turn, job: Job, taken: int | None) -> bool:

@@ -111,9 +111,9 @@ class Turn:
             if job_id in self.leaving:
                 memory.backlog.lane(job.low_priority).remove(job)
             if job.status is IN_QUEUE:
-                memory.wait(job)
+                memory.enqueue(job)
         for job_id, active in self.active.items():
-            memory.run(job_id, active, self.now)
+            memory.set_active(job_id, active, self.now)
         memory.next_seq = self.next_seq
         for job_id in self._deleted:
             memory.to_delete.pop(job_id, None)

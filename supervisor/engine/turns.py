@@ -76,7 +76,7 @@ class Turns:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
-    def ask(
+    def request(
         self, decide: Callable[[Turn], T], *, gather: bool = False, patient: bool = True, arrives: bool = False
     ) -> asyncio.Future[T]:
         """Run ``decide`` in the next turn, which ``gather`` delays a little; the future gives its result once that is on disk.
@@ -106,7 +106,7 @@ class Turns:
         self.arriving -= sum(command.arrives for command in taken)
         return taken
 
-    def refuse(self, count: int, error: RequestError) -> None:
+    def reject(self, count: int, error: RequestError) -> None:
         """Reject the first ``count`` commands, whose commit failed, except for patient ones: those are kept."""
         kept: list[Command] = []
         for command in self.take(count):

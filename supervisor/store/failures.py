@@ -23,7 +23,7 @@ def explain(error: sqlite3.Error, path: Path) -> StoreError:
     """Make the ``StoreError`` that names ``path`` and the remedy; a constraint of the schema gives a ``TransitionError``."""
     text = str(error)
     if isinstance(error, sqlite3.IntegrityError):
-        return TransitionError(f"the job store refused a write: {text}")
+        return TransitionError(f"the job store rejected a write: {text}")
     for words, meaning in _MEANINGS:
         if words in text:
             return StoreError(f"{path}: {meaning} ({text})")
@@ -34,12 +34,12 @@ def explain_opening(error: sqlite3.Error, path: Path) -> SuperviseError:
     """Make the error as ``explain`` does; another process's lock gives a ``LockedError``, with its PID if that is known."""
     if "locked" not in str(error):
         return explain(error, path)
-    pid = _holder(path)
+    pid = _lock_holder(path)
     who = "another supervisor" if pid is None else f"another supervisor (process {pid})"
-    return LockedError(f"{path}: {who} has this job store open; end it, or name another file with --store")
+    return LockedError(f"{path}: {who} has this job store open; stop it, or name another file with --store")
 
 
-def _holder(path: Path) -> int | None:
+def _lock_holder(path: Path) -> int | None:
     """Return the PID that has a lock on the file, from ``/proc/locks`` (proc(5)), or ``None``.
 
     The file itself is not opened: closing it again would drop the locks that this process has on it (fcntl(2)).

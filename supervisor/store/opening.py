@@ -77,7 +77,7 @@ def connect(path: Path, durability: Durability, note: Callable[[str], None]) -> 
         connections = _open(path, made, durability, note)
     finally:
         os.close(made)
-    if warning := place.open_to_others(path):
+    if warning := place.permission_warning(path):
         note(warning)
     return connections
 
@@ -153,13 +153,13 @@ def _open_alone(db: sqlite3.Connection, path: Path, made: int | None, note: Call
     db.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # has an effect on an empty file only
     db.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the first read: then the WAL's index needs no -shm file
     db.execute("BEGIN EXCLUSIVE")
-    if made is not None and not place.is_still(path, made):
-        raise StoreError(f"{path}: another file came into its place while it was opened; start again")
+    if made is not None and not place.is_same_file(path, made):
+        raise StoreError(f"{path}: the file was replaced while it was opened; start again")
     # The schema's version is raised by the first CREATE.
     version = _check_identity(db, path) if _pragma(db, "schema_version") else 0
     db.execute("COMMIT")  # the lock stays
     if 0 < version < len(STEPS):
-        note(f"{path}: bringing this job store from version {version} to {len(STEPS)}, which may take a while")
+        note(f"{path}: migrating this job store from version {version} to {len(STEPS)}, which may take a while")
     for number, step in enumerate(STEPS[version:], version + 1):
         marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
         db.executescript(f"BEGIN; {step.read_text('utf-8')} {marks} COMMIT;")

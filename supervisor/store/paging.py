@@ -54,4 +54,4 @@ def _place_of(after: str, find: Callable[[str], Job | None]) -> int:
         return job.seq
     if after.isascii() and after.isdecimal() and len(after) < 19:
         return int(after)
-    raise RequestError(404, f"after: no job {after[:128]!r}, and nothing that an answer gave as `next`")
+    raise RequestError(404, f"after: {after[:128]!r} is neither a job's id nor a value of `next`")

@@ -38,7 +38,7 @@ def resolve(path: Path) -> Path:
             os.close(files.open_folder(Path(f"{file}.secrets")))
         files.make_folders(file.parent)
     except OSError as error:
-        raise cannot_be_opened(path, error) from error
+        raise opening_error(path, error) from error
     return file
 
 
@@ -58,12 +58,12 @@ def make(path: Path) -> int:
             os.close(files.make_file(path))
         fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            _judge(path, os.fstat(fd))
+            _check(path, os.fstat(fd))
         except BaseException:
             os.close(fd)
             raise
     except OSError as error:
-        raise cannot_be_opened(path, error) from error
+        raise opening_error(path, error) from error
     return fd
 
 
@@ -79,10 +79,10 @@ def check_files(path: Path) -> None:
             status = file.lstat()
         except FileNotFoundError:
             continue
-        _judge(file, status)
+        _check(file, status)
 
 
-def is_still(path: Path, made: int) -> bool:
+def is_same_file(path: Path, made: int) -> bool:
     """Return whether ``path`` is still the file of ``made``, the descriptor from ``make``."""
     try:
         return os.path.samestat(path.lstat(), os.fstat(made))
@@ -90,7 +90,7 @@ def is_still(path: Path, made: int) -> bool:
         return False
 
 
-def open_to_others(path: Path) -> str | None:
+def permission_warning(path: Path) -> str | None:
     """Return a warning for the user if others may read files of the store, else ``None``."""
     found = []
     for file in (path, *_sqlites(path), Path(f"{path}.lock"), Path(f"{path}.secrets")):
@@ -100,18 +100,18 @@ def open_to_others(path: Path) -> str | None:
                 found.append(str(file))
     if not found:
         return None
-    return f"{path}: other users may read this job store; to keep it to yourself: chmod -R go= {shlex.join(found)}"
+    return f"{path}: other users may read this job store; to make it private: chmod -R go= {shlex.join(found)}"
 
 
-def cannot_be_opened(path: Path, error: OSError) -> StoreError:
+def opening_error(path: Path, error: OSError) -> StoreError:
     """Make the ``StoreError`` for an error of the operating system."""
-    return StoreError(f"{path}: this job store cannot be made or opened ({files.refusal(error, path)})")
+    return StoreError(f"{path}: this job store cannot be created or opened ({files.refusal(error, path)})")
 
 
-def _judge(file: Path, status: os.stat_result) -> None:
+def _check(file: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise StoreError(
-            f"{file}: this is {files.kind(status)} and no file of yours; move it away, or name another file"
+            f"{file}: this is {files.kind(status)}, not a regular file of yours; move it away, or name another file"
         )
     if not files.is_ours(status, file.parent):
         raise StoreError(f"{file}: this file belongs to user {status.st_uid}; run as that user, or name another file")

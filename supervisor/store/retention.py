@@ -35,11 +35,11 @@ class JobPruner:
         self.deleting = False
         self._failure: StoreError | None = None
 
-    def delete(self, ended_before_ms: int, limit: int, gone: Callable[[], None] = lambda: None) -> int:
+    def delete(self, ended_before_ms: int, limit: int, on_deleted: Callable[[], None] = lambda: None) -> int:
         """Delete jobs that ended before that time, oldest end first, with all their data; at most ``limit``, fewer large ones.
 
-        Return their number; 0 when none is left. With durability ``full`` the deletion completes later: until ``gone`` is called,
-        do not write anything that depends on a job as reads show it.
+        Return their number; 0 when none is left. With durability ``full`` the deletion completes later: until ``on_deleted`` is
+        called, do not write anything that depends on a job as reads show it.
 
         Raises:
             StoreError: nothing was deleted; with durability ``full`` by the previous call.
@@ -53,15 +53,15 @@ class JobPruner:
 
         if seqs and not self.deleting:
             self.deleting = True
-            self._transact(work, lambda error: self._deleted(error, gone))
+            self._transact(work, lambda error: self._deleted(error, on_deleted))
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
         return len(moves) or len(seqs)  # the latter, when their transaction is yet to begin
 
-    def delete_oldest(self, limit: int, gone: Callable[[], None] = lambda: None) -> int:
+    def delete_oldest(self, limit: int, on_deleted: Callable[[], None] = lambda: None) -> int:
         """Delete the oldest ended jobs, as ``delete`` does, to free space."""
-        return self.delete(_END_OF_TIME, limit, gone)
+        return self.delete(_END_OF_TIME, limit, on_deleted)
 
     def _delete(self, seqs: Sequence[int]) -> list[Move]:
         """Delete these jobs, or as many of them as free ``PIECE_BYTES``."""
@@ -73,10 +73,10 @@ class JobPruner:
                 break
         return moves
 
-    def _deleted(self, error: StoreError | None, gone: Callable[[], None]) -> None:
+    def _deleted(self, error: StoreError | None, on_deleted: Callable[[], None]) -> None:
         self.deleting = False
         self._failure = error
-        gone()
+        on_deleted()
 
     def _pragma(self, name: str) -> int:
         (value,) = self._cursor.execute(f"PRAGMA {name}").fetchone()

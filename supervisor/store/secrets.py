@@ -65,7 +65,7 @@ class SecretFiles:
         """Return the data of a job that must have some: ``SecretError`` also if the file is missing."""
         data = self.get(job_id)
         if data is None:
-            raise self._error(_name(job_id), "it is gone")
+            raise self._error(_name(job_id), "the file is missing")
         return data
 
     def drop(self, job_id: str) -> None:

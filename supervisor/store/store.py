@@ -132,10 +132,10 @@ class Store:
         if isinstance(moves, StoreError):
             done(moves)
         elif self._committer is None:
-            self._ended(moves, done, self._end())
+            self._finish(moves, done, self._end())
         else:
             self._in_flight = True
-            self._committer.commit(lambda error: self._landed(moves, done, error))
+            self._committer.commit(lambda error: self._committed(moves, done, error))
 
     def _begin(self, work: Work) -> Sequence[Move] | StoreError:
         """Begin a transaction and do ``work`` in it; return its moves, or the error for which it was rolled back."""
@@ -168,18 +168,18 @@ class Store:
             if self._db.in_transaction:
                 self._db.rollback()
 
-    def _landed(self, moves: Sequence[Move], done: Done, error: StoreError | None) -> None:
+    def _committed(self, moves: Sequence[Move], done: Done, error: StoreError | None) -> None:
         """Finish a transaction of the committer, then begin the next."""
         if self._closed:
             return
         self._in_flight = False
         try:
-            self._ended(moves, done, error)
+            self._finish(moves, done, error)
         finally:
             while self._waiting and not self._in_flight:
                 self._start(*self._waiting.popleft())
 
-    def _ended(self, moves: Sequence[Move], done: Done, error: StoreError | None) -> None:
+    def _finish(self, moves: Sequence[Move], done: Done, error: StoreError | None) -> None:
         """Update the counts after a commit, then call ``done``."""
         if error is None:
             jobs = self._jobs

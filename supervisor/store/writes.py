@@ -119,7 +119,7 @@ class Requeue(Write, frozen=True):
     """``IN_PROGRESS`` → ``IN_QUEUE`` at its old place, without chunks; without ``charged`` the attempt does not count."""
 
     statement = "requeue"
-    refusal = "job number {0.seq} cannot be put back: it is not IN_PROGRESS"
+    refusal = "job number {0.seq} cannot be requeued: it is not IN_PROGRESS"
     move = (IN_PROGRESS, IN_QUEUE, 1)
 
     seq: int

@@ -117,7 +117,7 @@ def test_what_is_no_file_is_refused_as_it_is(tmp_path, umask, ending: str, plant
     planted = Path(f"{file}{ending}")
     plant(planted, target)
     before = {path.name: path.lstat() for path in tmp_path.iterdir()}
-    refusal = pytest.raises(StoreError, match=f"{planted.name}: this is {words} and no file of yours")
+    refusal = pytest.raises(StoreError, match=f"{planted.name}: this is {words}, not a regular file of yours")
     with refusal:
         Store.open(file)
     if ending:
@@ -162,7 +162,7 @@ def test_another_file_in_its_place_is_noticed(file, tmp_path, monkeypatch):
         return connect(path, **options)
 
     monkeypatch.setattr(opening.sqlite3, "connect", swap)
-    with pytest.raises(StoreError, match="another file came into its place"):
+    with pytest.raises(StoreError, match="the file was replaced"):
         Store.open(file)
     assert precious.read_bytes() == b""
 
