@@ -228,5 +228,5 @@ class DeleteJob(Write, frozen=True):
 
     def apply(self, cursor: sqlite3.Cursor) -> Move:
         """Write it, as ``Write.apply`` does."""
-        row = cursor.execute(QUERIES["forget"], (self.seq,)).fetchone()
+        row = cursor.execute(QUERIES["delete_job"], (self.seq,)).fetchone()
         return (JobStatus(row[0]), None, -row[1]) if row is not None else self.move

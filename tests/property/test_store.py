@@ -320,7 +320,7 @@ class StoreLife(RuleBasedStateMachine):
         self.write(DropWebhook(f"msg_{number}") if drop else PutOffWebhook(f"msg_{number}", at))
 
     @rule(pick=SEQS)
-    def forgets(self, pick):
+    def deletes(self, pick):
         seq = self.one(pick, JobStatus.COMPLETED, JobStatus.FAILED)
         self.write(DeleteJob(seq))
 

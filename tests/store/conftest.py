@@ -67,17 +67,17 @@ def commit(loop: Loop) -> Commit:
 
 
 @pytest.fixture
-def forget(loop: Loop) -> Callable[[Store, int | None, int], int]:
+def delete(loop: Loop) -> Callable[[Store, int | None, int], int]:
     """Delete (``None``: the oldest, whenever they ended), and see that it is done."""
 
-    def forget(store: Store, ended_before_ms: int | None, limit: int) -> int:
+    def delete(store: Store, ended_before_ms: int | None, limit: int) -> int:
         old = store.retention
         number = old.delete_oldest(limit) if ended_before_ms is None else old.delete(ended_before_ms, limit)
         if number and waits_for_disk(store):
             loop.turn()
         return number
 
-    return forget
+    return delete
 
 
 def waits_for_disk(store: Store) -> bool:

@@ -103,7 +103,7 @@ def test_commits_and_deletions_keep_their_order(store, loop, disk):
     assert store.counts().jobs == {**dict.fromkeys(JobStatus, 0), JobStatus.IN_QUEUE: 2}
 
 
-def test_a_piece_that_is_being_forgotten_is_not_begun_twice(store, loop, disk, bring, commit):
+def test_a_piece_that_is_being_deleted_is_not_begun_twice(store, loop, disk, bring, commit):
     disk.write()
     bring(store, 1, JobStatus.FAILED)
     disk.write()
@@ -115,7 +115,7 @@ def test_a_piece_that_is_being_forgotten_is_not_begun_twice(store, loop, disk, b
     assert [numbered(store, seq) is None for seq in (1, 2)] == [True, False]
 
 
-def test_a_disk_that_refuses_is_said_by_done_and_the_next_time_by_forget(store, loop, disk, bring):
+def test_a_disk_that_refuses_is_said_by_done_and_the_next_time_by_delete(store, loop, disk, bring):
     disk.write(9)
     bring(store, 1, JobStatus.FAILED)
     disk.refusal = StoreError("the disk is full")

@@ -226,7 +226,7 @@ def test_a_failing_disk_costs_the_batch_and_nothing_else(file, commit, files_lim
 
 SCANS = {f"SCAN {table}" for table in ("jobs", "inputs", "chunks", "logs", "webhooks", "webhook_bodies")}
 LOOKUPS = """
-    queued running newest_ended forget get facts chunks next_seq queued_counts expired next_expiry page log log_end
+    queued running newest_ended delete_job get facts chunks next_seq queued_counts expired next_expiry page log log_end
     webhooks webhook_receivers webhook_body
 """
 
