@@ -1,6 +1,6 @@
 """Starts the command line, for the console script, ``bin/supervise`` and ``python -m supervisor``.
 
-Everything is imported under ``main``: processes that import this file again (multiprocessing's) get nothing of it.
+Imports are inside ``main``, so that processes that import this file again (multiprocessing's) skip them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import supervisor
 
 
 def main() -> int:
-    """Run the command that ``sys.argv`` asks for and give its exit code."""
+    """Run the command in ``sys.argv`` and return its exit code."""
     try:
         open_streams()
         warning = name_clash(Path(__file__).parent, sys.path)
@@ -33,16 +33,16 @@ def main() -> int:
         )
         return 2
     except OSError as error:
-        sys.stderr.write(f"supervise: the system refused to load the program: {error}\n")
+        sys.stderr.write(f"supervise: the program cannot be loaded: {error}\n")
         return 2
     return run()
 
 
 def open_streams() -> None:
-    """Point those of descriptors 0 to 2 that are closed (``2>&-``) at nothing: a socket must not get the number of one."""
+    """Open closed ones of descriptors 0 to 2 (``2>&-``) on ``/dev/null``: a socket must not get such a number."""
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if not _is_open(fd):
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
             setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115 - as long as the process
 
 
@@ -55,9 +55,9 @@ def _is_open(fd: int) -> bool:
 
 
 def name_clash(package: Path, path: Iterable[str]) -> str | None:
-    """What to tell a user whose environment has supervisord too: its import name is ``supervisor`` as well.
+    """Return a warning if the environment has supervisord too, whose import name is ``supervisor`` as well.
 
-    ``package`` is this package's folder, ``path`` where Python looks for modules. Metadata folders are looked at by name:
+    ``package`` is this package's folder, ``path`` Python's module search path. Metadata folders are found by name:
     ``importlib.metadata`` would take longer than the rest of the start.
     """
     remedy = "give supervise a virtual environment of its own"

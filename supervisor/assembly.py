@@ -1,6 +1,6 @@
-"""Puts one supervisor together from its settings: the store, this machine and the engine; everything but HTTP and screens.
+"""Builds a supervisor from its settings: the store, this machine and the engine; all but HTTP and screens.
 
-In the supervisor's process. What can be wrong with the store, a GPU or a lock is found here, before anything is served.
+In the supervisor's process. Errors of the store, GPUs and locks are found here, before anything is served.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from supervisor.store.store import Store
 
 
 class Assembly:
-    """One supervisor: ``engine`` and ``store``, and its ``machine``. Made in order, undone in reverse by ``close``."""
+    """A supervisor's ``engine``, ``store`` and ``machine``, built in order and closed in reverse."""
 
     def __init__(
         self,
@@ -38,17 +38,17 @@ class Assembly:
         own_process: bool = True,
         temporary: bool = False,
     ) -> None:
-        """Take the GPUs and the store that ``settings`` name; ``start`` starts workers.
+        """Lock the GPUs and open the store of ``settings``; ``start`` starts workers.
 
-        ``note`` is told what a person should know of what was found, as it is found. ``own_process``: this process belongs to
-        supervise, so it may inherit what a dead template leaves, and has no other children than ours. ``temporary``: the queue
-        ends with the supervisor, and the settings' store is not used.
+        ``note`` gets messages for the user, as they arise. ``own_process``: this process belongs to supervise, so it may become
+        the parent of a dead template's orphans, and has no other children. ``temporary``: the queue is deleted with the
+        supervisor, and the settings' store is not used.
 
         Raises:
-            UsageError: a GPU is not there or held, the store is in use, cannot be used or holds another handler's jobs.
+            UsageError: a GPU does not exist or is locked, the store is in use, cannot be used or holds another handler's jobs.
         """
         self.notes: list[str] = []
-        self._tell = note
+        self._on_note = note
         self._temporary = temporary
         self._settings = settings
         self._loop = loop
@@ -63,18 +63,18 @@ class Assembly:
         settings = self._settings
         self.machine = Machine(settings, self._loop, self._note, own_process=own_process)
         self._undo.callback(self.machine.close)
-        store_locks, taken_over = self._open_store()  # before the GPUs: whose jobs it holds may forbid this start
-        self._undo.callback(self.machine.close)  # the workers end before the store's lock does
+        store_locks, taken_over = self._open_store()  # before the GPUs: its jobs' owner may forbid this start
+        self._undo.callback(self.machine.close)  # the workers stop before the store is unlocked
         self.engine = Engine(settings, self.store, self._secrets, self._loop, status_body)
         pool = self.machine.build_pool(self.engine.wake, store_locks)
         scaling.check_bounds(settings, len(pool.slots))
         self.engine.attach(pool)
         self._undo.callback(self.engine.close)
-        if taken_over is not None:  # said only now: a start that was refused has taken nothing over
+        if taken_over is not None:  # only now: a start that failed has taken nothing over
             self._note(taken_over, first=True)
 
     def start(self) -> None:
-        """Start the workers and take up the store's jobs.
+        """Start the workers and recover the store's jobs.
 
         Raises:
             StoreError: the store cannot be written.
@@ -87,7 +87,7 @@ class Assembly:
         self.engine.start()
 
     def close(self) -> None:
-        """End the workers, then let go of store, GPUs and locks. May block for some seconds."""
+        """Stop the workers, then release store, GPUs and locks. May block for some seconds."""
         self._undo.close()
 
     def _watch_sources(self) -> None:
@@ -100,19 +100,18 @@ class Assembly:
         self._undo.callback(watch(SourceFiles(self._settings.spec), self._loop, engine.notify, changed))
 
     def _note(self, text: str, *, first: bool = False) -> None:
-        """Tell a person ``text``. The screen keeps the last of all, so one that matters less comes ``first``."""
+        """Report ``text`` to the user. The screen keeps the last note, so a less important one goes ``first``."""
         self.notes.insert(0 if first else len(self.notes), text)
-        if self._tell is not None:
-            self._tell(text)
+        if self._on_note is not None:
+            self._on_note(text)
 
     def _open_store(self) -> tuple[list[locks.Lock], str | None]:
-        """The store and its secrets, with the lock on it, which one that nobody else can see does not need; whose it was, if
-        another handler's."""
+        """Open the store and its secrets; return its locks (none if temporary), and a message if it was another handler's."""
         if self._temporary:
             self.store = self._undo.enter_context(Store.open(TEMPORARY))
             self._secrets = SecretFiles(self.machine.tmp_root / "secrets")
             return [], None
-        path = place.settle(self._settings.store)
+        path = place.resolve(self._settings.store)
         if path != self._settings.store:
             self._note(f"{self._settings.store} is a link: the job store is {path}")
         lock = locks.lock_store(path, self.machine.holder)
@@ -130,10 +129,10 @@ class Assembly:
 
 
 def start_failure(settings: Settings, first: events.FirstLoad) -> SuperviseError:
-    """Why no worker came into service, for the user."""
+    """Make the error for the user when no worker could start."""
     failed = first.failed
     if failed is None:
-        assert first.end is not None  # else a worker is ready
+        assert first.end is not None  # else a worker would be ready
         return StartError(f"no worker could start: the worker in slot {first.slot} {of_worker(first.end)}")
     text = f"{settings.handler}: {failed.message}"
     if failed.traceback:

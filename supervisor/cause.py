@@ -1,7 +1,7 @@
-"""Why a job, a worker or the template ended, and why a slot is out of service: values with fields; imported by every process.
+"""Causes: why a job, a worker or the template ended, and why a slot is out of service; imported by every process.
 
-Code decides by these and never reads a sentence; ``protocol/wording.py`` alone puts them into words, where a person reads them.
-The store keeps a ``JobCause`` as JSON: a tag or a field that was released is not renamed, and one that is added has a default.
+Code decides by these values and never parses messages; only ``protocol/wording.py`` words them for users. The store keeps a
+``JobCause`` as JSON: never rename a released tag or field; a new field needs a default.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import msgspec
 
 
 class Exited(msgspec.Struct, frozen=True, tag="exited"):
-    """The process left with exit code ``code``."""
+    """The process exited with code ``code``."""
 
     code: int
 
 
 class Signalled(msgspec.Struct, frozen=True, tag="signalled"):
-    """The process was ended by signal number ``signum``."""
+    """The process was killed by signal number ``signum``."""
 
     signum: int
 
@@ -30,7 +30,7 @@ ProcessEnd = Union[Exited, Signalled]
 
 
 def process_end(status: int) -> ProcessEnd:
-    """How the process with this exit ``status`` ended: ``-N`` is death by signal N, anything else an exit code."""
+    """Convert an exit ``status``: ``-N`` is death by signal N, anything else an exit code."""
     return Exited(status) if status >= 0 else Signalled(-status)
 
 
@@ -38,13 +38,13 @@ def process_end(status: int) -> ProcessEnd:
 
 
 class TemplateNotStarted(msgspec.Struct, frozen=True, tag="template_not_started"):
-    """The operating system refused to start it; ``error`` is its word."""
+    """The operating system could not start it; ``error`` is the system's message."""
 
     error: str
 
 
 class TemplateVanished(msgspec.Struct, frozen=True, tag="template_vanished"):
-    """It is gone, and its exit status could not be learnt."""
+    """It exited, with an unknown exit status."""
 
 
 TemplateEnd = Union[Exited, Signalled, TemplateNotStarted, TemplateVanished]
@@ -54,20 +54,20 @@ TemplateEnd = Union[Exited, Signalled, TemplateNotStarted, TemplateVanished]
 
 
 class RefreshBy(str, enum.Enum):
-    """Who asks for a refresh."""
+    """The trigger of a refresh."""
 
-    HANDLER = "handler"  # the result, or the handler's config, says `refresh_worker`
-    CUDA_ERROR = "cuda_error"  # a job met one after which no call of that process succeeds
-    FULL_GPU = "full_gpu"  # a job found the GPU's memory full, under --refresh-on-oom
+    HANDLER = "handler"  # `refresh_worker` in the result or the handler's config
+    CUDA_ERROR = "cuda_error"  # a sticky CUDA error in a job
+    FULL_GPU = "full_gpu"  # a job ran out of GPU memory, with --refresh-on-oom
     EACH_JOB = "each_job"  # --refresh-worker
     SOME_JOBS = "some_jobs"  # --refresh-after-jobs
-    HELD_MEMORY = "held_memory"  # the idle worker held more of the GPU's than --refresh-above
-    HAND = "hand"
+    HELD_MEMORY = "held_memory"  # the idle worker held more GPU memory than --refresh-above
+    HAND = "hand"  # manual
     RELOAD = "reload"  # the handler's files changed (--reload), or SIGHUP
 
 
 class RefreshCause(msgspec.Struct, frozen=True, tag="refresh"):
-    """A fresh worker is to come; ``error`` is the CUDA error's short name."""
+    """The worker is refreshed; ``error`` is the CUDA error's short name."""
 
     by: RefreshBy
     error: str = ""
@@ -77,12 +77,12 @@ class RefreshCause(msgspec.Struct, frozen=True, tag="refresh"):
 
 
 class PausedByHand(msgspec.Struct, frozen=True, tag="paused_by_hand"):
-    """Somebody paused the slot: nothing but a resume brings it back."""
+    """The slot was paused manually; only a manual resume returns it to service."""
 
 
 class SpareCause(msgspec.Struct, frozen=True, tag="spare"):
-    """Scaling does without the slot until jobs wait: its worker had none for ``idle_s`` seconds (``--idle-timeout``), ``most``
-    are in service without it (``--max-workers``), or with neither it never started."""
+    """The slot is scaled down until jobs wait: its worker was idle for ``idle_s`` seconds (``--idle-timeout``), ``most`` others
+    are in service (``--max-workers``), or with neither it never started."""
 
     idle_s: float | None = None
     most: int | None = None
@@ -95,27 +95,26 @@ PauseCause = Union[PausedByHand, SpareCause]
 
 
 class TooManyProcesses(msgspec.Struct, frozen=True, tag="too_many_processes"):
-    """It and what it started were more than ``limit`` processes (``--max-processes``); ``dead``: most of them dead ones that
-    nobody had waited for."""
+    """Its process tree had more than ``limit`` processes (``--max-processes``); ``dead``: most of them were zombies."""
 
     limit: int
     dead: bool = False
 
 
 class HandlerNotLoaded(msgspec.Struct, frozen=True, tag="handler_not_loaded"):
-    """The handler cannot be served; ``message`` is the worker's, about the user's code."""
+    """The handler cannot be loaded; ``message`` is the worker's, about the user's code."""
 
     message: str
 
 
 class ForkRefused(msgspec.Struct, frozen=True, tag="fork_refused"):
-    """The operating system refused a new process; ``error`` is its word."""
+    """The operating system could not fork; ``error`` is the system's message."""
 
     error: str
 
 
 class NoTemplate(msgspec.Struct, frozen=True, tag="no_template"):
-    """No template lived long enough to fork it; ``end`` is how the last one ended."""
+    """No template lived long enough to fork it; ``end`` is the last one's exit."""
 
     end: TemplateEnd
 
@@ -133,13 +132,13 @@ class CancelIgnored(msgspec.Struct, frozen=True, tag="cancel_ignored"):
 
 
 class ProtocolBroken(msgspec.Struct, frozen=True, tag="protocol_broken"):
-    """It said what no worker of ours says; ``what`` describes that."""
+    """It violated the protocol; ``what`` describes how."""
 
     what: str
 
 
 class LostGpu(msgspec.Struct, frozen=True):
-    """GPU ``index`` showed the hardware error ``xid``, or NVML says that it is lost; ``error`` is NVML's word, if it has one."""
+    """GPU ``index`` reported the hardware error ``xid``, or NVML reports it lost; ``error`` is NVML's message, if any."""
 
     index: int
     xid: int | None = None
@@ -147,17 +146,17 @@ class LostGpu(msgspec.Struct, frozen=True):
 
 
 class GpusLost(msgspec.Struct, frozen=True, tag="gpus_lost"):
-    """GPUs of its slot are of no use."""
+    """GPUs of its slot are out of service."""
 
     gpus: tuple[LostGpu, ...]
 
 
 class EndedBecause(str, enum.Enum):
-    """We ended it, for no fault of its own."""
+    """Reasons for which supervise stopped it, without a fault of its own."""
 
-    TEMPLATE_DIED = "template_died"  # and every worker with it
-    CANCELLED_JOB_RAN = "cancelled_job_ran"  # still
-    OVERDUE_JOB_RAN = "overdue_job_ran"  # still, out of time
+    TEMPLATE_DIED = "template_died"  # all its workers are stopped with it
+    CANCELLED_JOB_RAN = "cancelled_job_ran"  # a cancelled job did not stop
+    OVERDUE_JOB_RAN = "overdue_job_ran"  # a timed-out job did not stop
     SUPERVISOR_STOPS = "supervisor_stops"
 
 
@@ -181,14 +180,14 @@ WorkerEnd = Union[
 
 
 class MemoryHolder(msgspec.Struct, frozen=True):
-    """A process of the dead worker's tree that NVML lists still."""
+    """A process of the dead worker's tree that NVML still lists."""
 
     pid: int
     name: str | None = None
 
 
 class HeldGpu(msgspec.Struct, frozen=True):
-    """``mib`` are in use still (``None``: there was no reading). ``gpu`` is its label where the slot has several."""
+    """A GPU with ``mib`` still in use (``None``: no reading). ``gpu`` is its label if the slot has several."""
 
     mib: int | None
     by: tuple[MemoryHolder, ...] = ()
@@ -196,7 +195,7 @@ class HeldGpu(msgspec.Struct, frozen=True):
 
 
 class Unknown(str, enum.Enum):
-    """Why NVML cannot tell whose the memory is."""
+    """Reasons why NVML cannot attribute GPU memory to a process."""
 
     NO_COUNTER = "no_counter"
     NO_READING = "no_reading"
@@ -208,8 +207,8 @@ class Unknown(str, enum.Enum):
 
 
 class UnknownGpu(msgspec.Struct, frozen=True):
-    """It cannot be said whose the ``mib`` are that are in use. ``unseen`` are processes that NVML lists and this PID namespace
-    does not show; ``gpu`` as in ``HeldGpu``."""
+    """A GPU whose ``mib`` in use cannot be attributed. ``unseen`` are processes that NVML lists but that are not visible in this
+    PID namespace; ``gpu`` as in ``HeldGpu``."""
 
     why: Unknown
     mib: int | None = None
@@ -218,7 +217,7 @@ class UnknownGpu(msgspec.Struct, frozen=True):
 
 
 class MemoryStaysInUse(msgspec.Struct, frozen=True, tag="memory_stays_in_use"):
-    """On evidence: what the dead worker's tree held was not given back."""
+    """GPU memory of the dead worker's tree was, by evidence, not released."""
 
     gpus: tuple[HeldGpu, ...]
 
@@ -231,17 +230,17 @@ class StuckInKernel(msgspec.Struct, frozen=True, tag="stuck_in_kernel"):
 
 
 Obstacle = Union[MemoryStaysInUse, StuckInKernel]
-"""What keeps a slot from its next worker."""
+"""Reasons why a slot cannot start its next worker."""
 
 SlotReason = Union[WorkerEnd, Obstacle]
-"""Why a slot is not in service."""
+"""Reasons why a slot is not in service."""
 
 
 # --- why a job ended -----------------------------------------------------------------------------------------------------
 
 
 class WorkerLost(msgspec.Struct, frozen=True, tag="worker_lost"):
-    """The worker that ran it ended first, in ``slot``; ``tail`` are the last lines that it wrote."""
+    """The worker that ran it, in ``slot``, ended first; ``tail`` is the output tail."""
 
     slot: str
     pid: int | None
@@ -250,7 +249,7 @@ class WorkerLost(msgspec.Struct, frozen=True, tag="worker_lost"):
 
 
 class TooLarge(msgspec.Struct, frozen=True, tag="too_large"):
-    """Output and error, or stream chunk number ``chunk``, have ``size`` bytes; ``--max-result`` is ``limit``."""
+    """Output and error, or stream chunk number ``chunk``, have ``size`` bytes, over the ``limit`` of ``--max-result``."""
 
     size: int
     limit: int
@@ -258,8 +257,8 @@ class TooLarge(msgspec.Struct, frozen=True, tag="too_large"):
 
 
 class StreamTooLarge(msgspec.Struct, frozen=True, tag="stream_too_large"):
-    """``chunks`` chunks, each with ``cost`` bytes for its place, have more than ``limit`` bytes: ``results`` times
-    ``--max-result``, or as many MiB."""
+    """``chunks`` chunks, with ``cost`` bytes overhead each, have more than ``limit`` bytes: ``results`` times ``--max-result``,
+    or as many MiB."""
 
     chunks: int
     cost: int
@@ -268,7 +267,7 @@ class StreamTooLarge(msgspec.Struct, frozen=True, tag="stream_too_large"):
 
 
 class NotEncodable(msgspec.Struct, frozen=True, tag="not_encodable"):
-    """What the handler gave cannot be JSON; ``what`` names the path inside it and the type."""
+    """The handler's value cannot be encoded as JSON; ``what`` names the path inside it and the type."""
 
     what: str
 
@@ -280,7 +279,7 @@ class ExecutionTimedOut(msgspec.Struct, frozen=True, tag="execution_timed_out"):
 
 
 class TtlPassed(msgspec.Struct, frozen=True, tag="ttl_passed"):
-    """It was older than its ``ttl``."""
+    """Its ``ttl`` passed."""
 
 
 class SupervisorKilled(msgspec.Struct, frozen=True, tag="supervisor_killed"):
@@ -290,7 +289,7 @@ class SupervisorKilled(msgspec.Struct, frozen=True, tag="supervisor_killed"):
 
 
 class ChunksHandedOut(msgspec.Struct, frozen=True, tag="chunks_handed_out"):
-    """The supervisor was killed after chunks of it were handed out, so it cannot begin anew (but for ``--requeue-streams``)."""
+    """The supervisor was killed after chunks were handed out, so the job is not requeued (unless ``--requeue-streams``)."""
 
 
 class SupervisorStopped(msgspec.Struct, frozen=True, tag="supervisor_stopped"):
@@ -298,32 +297,32 @@ class SupervisorStopped(msgspec.Struct, frozen=True, tag="supervisor_stopped"):
 
 
 class SecretUnreadable(msgspec.Struct, frozen=True, tag="secret_unreadable"):
-    """The ``file`` of its ``s3Config`` cannot be used; ``error`` is the operating system's word."""
+    """The ``file`` of its ``s3Config`` cannot be used; ``error`` is the operating system's message."""
 
     file: str
     error: str
 
 
 class SupervisorClosed(msgspec.Struct, frozen=True, tag="supervisor_closed"):
-    """The program that embeds the supervisor closed it before; ``kept``: the job waits in its store. Never stored."""
+    """The embedding program closed the supervisor first; ``kept``: the job stays in its store. Never stored."""
 
     kept: bool
 
 
 class SupervisorFailed(msgspec.Struct, frozen=True, tag="supervisor_failed"):
-    """The embedded supervisor broke; ``error`` is the exception. Never stored."""
+    """The embedded supervisor failed; ``error`` is the exception. Never stored."""
 
     error: str
 
 
 class UnknownCause(msgspec.Struct, frozen=True, tag="unknown_cause"):
-    """The store has ``text``, by a later version of this program. Never stored."""
+    """A cause ``text`` in the store by a later version of this program. Never stored."""
 
     text: str
 
 
 ResultFault = Union[TooLarge, NotEncodable]
-"""What a worker may say of a handler's value."""
+"""Causes that a worker may report for a handler's value."""
 
 JobCause = Union[
     WorkerLost,
@@ -344,7 +343,7 @@ _decode_job_cause = msgspec.json.Decoder[JobCause](JobCause).decode
 
 
 def read_job_cause(text: str) -> JobCause:
-    """The cause that is stored as ``text``, also where a later version wrote it."""
+    """Parse a stored cause; one by a later version becomes ``UnknownCause``."""
     try:
         return _decode_job_cause(text)
     except msgspec.DecodeError:

@@ -1,18 +1,18 @@
-"""Every error that the program raises on purpose; imported by every process.
+"""The errors that the program raises; imported by every process.
 
 ::
 
     SuperviseError
     ├── UsageError              exit code 2: wrong option, handler, GPU or port
     │   ├── HandlerError        the handler was not found, has no function, or raised while it loaded
-    │   ├── GpuError            a GPU asked for is not there
+    │   ├── GpuError            a requested GPU does not exist
     │   └── LockedError         a GPU or a store belongs to another supervisor
     ├── StartError              exit code 3: no worker could start
     ├── StoreError              the job database cannot be used
     │   ├── StoreVersionError   it was written by a newer version of this program
-    │   ├── SecretError         the file of a job's s3Config cannot be used; carries its name and why
-    │   └── TransitionError     a job cannot go from the state it is in to the one asked for
-    ├── WireError               a message between processes breaks the protocol
+    │   ├── SecretError         the file of a job's s3Config cannot be used; carries its name and the reason
+    │   └── TransitionError     a job cannot go from its state to the requested one
+    ├── WireError               a message between processes violates the protocol
     │   └── FrameTooLargeError  it is longer than its reader accepts
     ├── EncodeError             a handler's value cannot become JSON
     ├── UploadError             a handler's file could not be put into its bucket
@@ -22,24 +22,24 @@
     │   ├── JobCancelled        CANCELLED
     │   └── JobTimedOut         TIMED_OUT
     ├── RequestError            a client's request cannot be served; carries the HTTP status
-    └── ClientError             a running supervisor could not be reached, or refused
-        ├── UnreachableError    nobody listens at its address
-        └── RefusedError        it answered with an error; carries the HTTP status
+    └── ClientError             a running supervisor could not be reached, or returned an error
+        ├── UnreachableError    no process listens at its address
+        └── RefusedError        it returned an error; carries the HTTP status
 """
 
 from __future__ import annotations
 
 
 class SuperviseError(Exception):
-    """Something that supervise does went wrong."""
+    """supervise failed."""
 
     def __init__(self, message: str | None = None) -> None:
-        """Take ``message``; without one the class docstring is the message."""
+        """Set ``message``, by default the class's docstring."""
         super().__init__(message or (type(self).__doc__ or type(self).__name__))
 
 
 class UsageError(SuperviseError):
-    """The command line asks for something that cannot be."""
+    """The command line or an option is invalid."""
 
 
 class HandlerError(UsageError):
@@ -47,7 +47,7 @@ class HandlerError(UsageError):
 
 
 class GpuError(UsageError):
-    """A GPU that was asked for is not there."""
+    """A requested GPU does not exist."""
 
 
 class LockedError(UsageError):
@@ -70,7 +70,7 @@ class SecretError(StoreError):
     """The file of a job's s3Config cannot be used."""
 
     def __init__(self, file: str, reason: str) -> None:
-        """Take the ``file``, and the operating system's ``reason``."""
+        """Make the message from the ``file`` and the operating system's ``reason``."""
         super().__init__(f"{file}: the file of a job's s3Config cannot be used ({reason})")
         self.file = file
         self.reason = reason
@@ -100,7 +100,7 @@ class JobError(SuperviseError):
     """The job did not complete."""
 
     def __init__(self, job_id: str, status: str, error: str | None, summary: str) -> None:
-        """Take the job's ``id``, ``status`` and ``error`` as `/status` shows them, and a ``summary`` of the error to read."""
+        """Set the job's ``id``, ``status`` and ``error``, as in `/status`, and ``summary``, the message."""
         super().__init__(summary)
         self.args = (job_id, status, error, summary)  # so that it can be pickled
         self.id = job_id
@@ -108,7 +108,6 @@ class JobError(SuperviseError):
         self.error = error
 
     def __str__(self) -> str:
-        """The summary."""
         return str(self.args[3])
 
 
@@ -132,7 +131,7 @@ class RequestError(SuperviseError):
     """The request cannot be served."""
 
     def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
-        """Take the HTTP ``status`` (4xx or 503), the ``message`` for the client, and seconds to wait before it retries."""
+        """Set the HTTP ``status`` (4xx or 503), the ``message`` for the client, and ``retry_after`` in seconds."""
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
@@ -147,9 +146,9 @@ class UnreachableError(ClientError):
 
 
 class RefusedError(ClientError):
-    """The supervisor refused."""
+    """The supervisor returned an error."""
 
     def __init__(self, status: int, message: str) -> None:
-        """Take the HTTP ``status`` that it answered with, and the ``message`` for the user."""
+        """Set the HTTP ``status`` of the answer, and the ``message`` for the user."""
         super().__init__(message)
         self.status = status

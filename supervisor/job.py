@@ -1,6 +1,6 @@
-"""What a job is, and the states it goes through; imported by every process.
+"""Jobs and their states; imported by every process.
 
-A job's ``input``, ``output``, chunks and progress are JSON text in bytes that this program carries and does not parse.
+A job's ``input``, ``output``, chunks and progress are JSON as bytes, which this program passes on without parsing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from supervisor.cause import JobCause
 
 
 class JobStatus(str, enum.Enum):
-    """The states of a job, in the words of RunPod's API."""
+    """The states of a job, named as in RunPod's API."""
 
     IN_QUEUE = "IN_QUEUE"
     IN_PROGRESS = "IN_PROGRESS"
@@ -25,27 +25,27 @@ class JobStatus(str, enum.Enum):
 
     @property
     def terminal(self) -> bool:
-        """Whether a job in this state has ended."""
+        """True if a job in this state has ended."""
         return self not in (JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS)
 
 
 IN_QUEUE, IN_PROGRESS = JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS
-"""For code that looks at them several times for each job: up to Python 3.11 the member of an enum is looked up slowly."""
+"""For hot paths: up to Python 3.11 access to the member of an enum is slow."""
 
 RETRYABLE = frozenset({JobStatus.FAILED, JobStatus.TIMED_OUT})
-"""Those in which a job may be run once more. (All steps between states: ``transitions`` in the tables of the store.)"""
+"""States in which a job may be retried. (All transitions: the table ``transitions`` in the store's schema.)"""
 
 HOST_KILL_STARTS = 3
-"""Most starts of a job that a killed supervisor, template or host had under way."""
+"""Maximum number of starts of a job that ran when the supervisor, the template or the host was killed."""
 
 
 class JobRequest(msgspec.Struct, frozen=True):
-    """What a client asked for, checked at the door.
+    """A validated request for a job.
 
-    ``input`` is one JSON value. ``extras`` is a JSON object with those of ``webhook`` and ``policy`` that the request had, or
-    ``None``; ``s3_config`` is the JSON object of ``s3Config`` alone, because it is a secret and lies in a file of its own.
-    ``generated`` says that the id was made for this request alone, so that no job can have it yet. ``timeout_ms`` and ``ttl_ms``
-    are those of ``policy``: how long a start may last, and the job from its arrival on.
+    ``input`` is one JSON value. ``extras`` is a JSON object with the request's ``webhook`` and ``policy``, or ``None``;
+    ``s3_config`` is the JSON object of ``s3Config``, kept apart because it is a secret and gets a file of its own. ``generated``:
+    the id is new, so no job can have it yet. ``timeout_ms`` (of one start) and ``ttl_ms`` (from submission on) are from
+    ``policy``.
     """
 
     id: str
@@ -59,13 +59,13 @@ class JobRequest(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One job as the store has it. Times are milliseconds since 1970 (wall clock).
+    """A job as stored. Times are milliseconds since 1970 (wall clock).
 
-    ``seq`` is the order of arrival. ``attempts`` counts its starts, on disk before each start; ``retries`` counts how often it
-    went back to the queue, and so numbers its starts. ``started_ms`` is the newest start. ``output``, ``error`` and ``cause`` (as
-    in ``Outcome``) are set once it ended; ``chunks`` and ``chunks_taken`` say how many stream chunks there are of the newest
-    attempt and how many were handed out for good, and ``streamed`` that somebody was shown one. ``timeout_ms``: how long a start
-    may last. ``expires_ms``: when the job times out.
+    ``seq`` is the order of arrival. ``attempts`` counts the starts, on disk before each start; ``retries`` counts the returns to
+    the queue, and so numbers the starts. ``started_ms`` is the newest start. ``output``, ``error`` and ``cause`` (as in
+    ``Outcome``) are set at the job's end. ``chunks`` is the number of stream chunks of the newest attempt, ``chunks_taken`` of
+    those handed out for good; ``streamed``: a client has seen one. ``timeout_ms``: limit of one start. ``expires_ms``: when the
+    job times out.
     """
 
     seq: int
@@ -91,14 +91,14 @@ class Job(msgspec.Struct, frozen=True):
     output: bytes | None = None
 
     def replace(self, **changes: Any) -> Job:
-        """A copy with ``changes``."""
+        """Return a copy with ``changes``."""
         return msgspec.structs.replace(self, **changes)
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How an attempt ended: a terminal ``status`` with the ``output`` (JSON) that it left.
+    """Result of a job: a terminal ``status`` with its ``output`` (JSON).
 
-    ``error`` is the handler's own text; where this program ended the job there is a ``cause`` in its place, and no output.
+    ``error`` is the handler's own text; if this program ended the job, it has a ``cause`` instead, and no output.
     """
 
     status: JobStatus
@@ -108,16 +108,16 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def delay_ms(job: Job, now_ms: int | None = None) -> int:
-    """How long the job waited for its newest start, or for its end without one; one that waits still does so until ``now_ms``.
+    """Return how long the job waited for its newest start, or for its end without one; a queued job waits until ``now_ms``.
 
-    A clock set back gives 0, never less.
+    Never negative: 0 if the clock was set back.
     """
     until = None if job.status is JobStatus.IN_QUEUE else job.started_ms or job.ended_ms
     return max(0, (until or now_ms or job.created_ms) - job.created_ms)
 
 
 def execution_ms(job: Job) -> int:
-    """How long the job ran; 0 while it runs, and when it never started."""
+    """Return how long the job ran; 0 while it runs, and if it never started."""
     if job.started_ms is None or job.ended_ms is None:
         return 0
     return max(0, job.ended_ms - job.started_ms)

@@ -1,6 +1,6 @@
 """This machine's part of a supervisor: GPUs and their locks, folders, limits, the template, and the pool of slots over them.
 
-In the supervisor's process. What can be wrong with a GPU or a lock is found here, before anything is served.
+In the supervisor's process. Errors of GPUs and locks are found here, before anything is served.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from supervisor.pool.template.process import TemplateProcess
 from supervisor.wire import messages as wire
 
 LIST_GPUS_S = 30.0
-"""How long the list of GPUs may take: without a persistence daemon the driver needs seconds for each to wake up."""
+"""How long listing the GPUs may take: without a persistence daemon the driver needs seconds to initialize each."""
 
 FIRST_READING_S = 2.0
-"""How long the start waits to learn what is in use before the first workers come."""
+"""How long the start waits for the first reading of GPU memory before it starts workers."""
 
 TEMPLATE_STOP_S = 5.0
-"""How long the template may take to end everything below it."""
+"""How long the template may take to terminate all its processes."""
 
 REAP_S = 5.0
-"""How long process 1 of a container lets the orphans that come to it lie."""
+"""Interval at which process 1 of a container reaps orphans."""
 
 
 class Machine:
-    """What one supervisor, named ``run_id``, has of this machine. Made in order, undone in reverse by ``close``."""
+    """Resources of one supervisor, named ``run_id``, on this machine; acquired in order and released in reverse."""
 
     def __init__(
         self,
@@ -56,10 +56,10 @@ class Machine:
         *,
         own_process: bool = True,
     ) -> None:
-        """Make a folder for this run; ``build_pool`` takes the GPUs.
+        """Make a folder for this run; ``build_pool`` locks the GPUs.
 
-        ``note`` is told what a person should know of what is found. ``own_process``: this process belongs to supervise, so it may
-        inherit what a dead template leaves, and has no other children than ours.
+        ``note`` gets messages for the user. ``own_process``: this process belongs to supervise, so it may become the parent of a
+        dead template's orphans, and has no other children.
         """
         self.run_id = uuid.uuid4().hex
         self.holder = locks.this_process(self.run_id, settings.handler)
@@ -81,11 +81,11 @@ class Machine:
         self._lock_fds: tuple[int, ...] = (folder_lock,)
 
     def build_pool(self, wake: Callable[[], None], held: Sequence[locks.Lock]) -> LocalPool:
-        """Take the GPUs that the settings name and make the slots on them, whose pool calls ``wake``. The locks ``held`` last as
-        long as any worker, like the GPUs' own.
+        """Lock the settings' GPUs and build the pool of slots on them; it calls ``wake``. The locks ``held`` last as long as any
+        worker, like the GPUs' own.
 
         Raises:
-            UsageError: a GPU is not there or held.
+            UsageError: a GPU does not exist or is locked.
         """
         settings = self._settings
         if settings.gpus != "none" or settings.simulate_gpus:
@@ -103,52 +103,54 @@ class Machine:
         self._undo.callback(lambda: self._template.stop(TEMPLATE_STOP_S))
         if self._own_process and os.getpid() == 1:
             self._reap_orphans()
-            self._undo.callback(lambda: self._next_reaping.cancel())  # noqa: PLW0108 - the newest one
+            self._undo.callback(lambda: self._next_reaping.cancel())  # noqa: PLW0108 - the handle is replaced each time
         places = [self._place(plan, len(plans), cpus.get(plan.name, ())) for plan in plans]
         if self._reader is not None and gpus:
             self._memory = GpuMemory(self._reader, settings.release_timeout, places, settings.refresh_above)
-        # A worker says itself that a result is too long: this is for one that does not.
+        # A worker itself reports a result that is too large: this is for one that does not.
         limit = max(settings.max_result, wire.MAX_PROGRESS) + wire.OVERHEAD
         launch = partial(fork_worker, self._template, self._loop, limit)
         return LocalPool(places, Rules.of(settings), self._template, self._memory, self._loop, wake, launch)
 
     def read_memory(self) -> None:
-        """Wait a moment for what is in use on the GPUs now: workers that come are measured against it."""
+        """Wait briefly for a first reading of GPU memory, the baseline for the workers."""
         if self._memory is None or self._reader is None:
             return
         deadline = time.monotonic() + FIRST_READING_S
-        self._memory.prepare(time.monotonic())  # asks
+        self._memory.prepare(time.monotonic())  # requests a reading
         while not self._memory.samples and (left := deadline - time.monotonic()) > 0:
             select.select([self._reader.fileno()], [], [], left)
             self._memory.prepare(time.monotonic())
 
     def spare(self, children: Callable[[], Sequence[int]]) -> None:
-        """Let a sweep of orphans spare the processes that ``children`` names: they are this program's own."""
+        """Exclude the processes of ``children``, the program's own, from sweeps of orphans."""
         self._children.append(children)
 
     def resume_template(self) -> None:
-        """Let the template go on if somebody has stopped it: it has to report the workers' ends."""
+        """Resume the template if it was stopped by a signal: it has to report the workers' exits."""
         self._template.resume()
 
     def disown(self) -> None:
-        """In a process that the program has forked: let go of the locks, which would outlive this supervisor there. Their
-        descriptors stay taken, by nothing, so that whoever closes them in the end closes nothing else."""
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        """Release the locks in a process forked by the embedding program, where they would outlive this supervisor.
+
+        Their descriptors are pointed at ``/dev/null`` rather than closed, so that a later close hits no other file.
+        """
+        devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for fd in self._lock_fds:
-            os.dup2(nothing, fd, inheritable=False)
-        os.close(nothing)
+            os.dup2(devnull, fd, inheritable=False)
+        os.close(devnull)
 
     def close(self) -> None:
-        """End the template and all below it, then let go of GPUs, locks and folder; once. May block for some seconds."""
+        """Stop the template and all its processes, then release GPUs, locks and folder; once. May block for some seconds."""
         self._undo.close()
 
     # --- GPUs -----------------------------------------------------------------------------------------------------------
 
     def _take_gpus(self) -> tuple[list[Gpu], list[locks.Lock]]:
-        """Those that ``--gpus`` means and no other supervisor holds, with their locks."""
+        """Lock the GPUs of ``--gpus`` that no other supervisor holds; return them with their locks."""
         if self._reader is None:
             return [], []
-        waits = f"waiting for the NVIDIA driver, which does not answer yet; {LIST_GPUS_S:g} s at most"
+        waits = f"waiting for the NVIDIA driver, which does not respond yet; {LIST_GPUS_S:g} s at most"
         listing = self._reader.list_gpus(LIST_GPUS_S, lambda: self._note(waits))
         if not listing.complete:
             self._pin_by = "uuid"  # CUDA may number the others differently than NVML
@@ -161,7 +163,7 @@ class Machine:
     # --- slots ----------------------------------------------------------------------------------------------------------
 
     def _setup(self, cpus: dict[str, tuple[int, ...]]) -> wire.Setup:
-        """What the template needs to know; ``cpus`` are each slot's."""
+        """Make the template's setup message; ``cpus`` by slot."""
         settings = self._settings
         kept = temporary.check_private_tmp(settings.spec) if settings.private_tmp else ()
         return wire.Setup(
@@ -176,7 +178,7 @@ class Machine:
         )
 
     def _place(self, plan: pinning.SlotPlan, slots: int, cpus: Sequence[int]) -> Place:
-        """One of ``slots``, whose workers are pinned to ``cpus``, with what they find in their environment."""
+        """Make the place of one of ``slots`` slots, with its workers' environment; they are pinned to ``cpus``."""
         env: dict[str, str | None] = {
             "RUNPOD_ENDPOINT_ID": self._settings.endpoint_id,
             "SUPERVISE_SLOT": plan.name,
@@ -191,13 +193,13 @@ class Machine:
     # --- orphans --------------------------------------------------------------------------------------------------------
 
     def _reap_orphans(self) -> None:
-        """By the clock: SIGCHLD is the loop's own (uvloop)."""
+        """Reap orphans periodically: SIGCHLD belongs to the loop (uvloop)."""
         template = self._template.pid
         reap_orphans(self._known_children() | ({template} if template is not None else set()))
         self._next_reaping = self._loop.call_later(REAP_S, self._reap_orphans)
 
     def _sweep(self) -> int:
-        """End what a dead template left: all children but ours, or, in a user's program, what bears this run's mark."""
+        """Kill a dead template's orphans: all unknown children or, in a user's program, processes with this run's mark."""
         return sweep_orphans(self._known_children()) if self._own_process else sweep_marked(self.run_id)
 
     def _known_children(self) -> set[int]:

@@ -1,7 +1,7 @@
-"""What a person should know of, as values: the pool, the engine and the webhooks give notice; imported by every process.
+"""Events for the user, as values, from the pool, the engine and the webhooks; imported by every process.
 
-Each has a ``kind``, which the JSON log carries, and a ``level``: lines are filtered and coloured by these, and never by their
-words, which ``protocol/event_lines.py`` makes.
+Each has a ``kind``, as in the JSON log, and a ``level``: lines are filtered and coloured by these, never by their text, which
+``protocol/event_lines.py`` makes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from supervisor.cause import (
 
 
 class Level(str, enum.Enum):
-    """How bad it is. ``ERROR``: something is out of service until it is put right."""
+    """Severity. ``ERROR``: something is out of service until it is repaired."""
 
     INFO = "info"
     WARNING = "warning"
@@ -31,14 +31,14 @@ class Level(str, enum.Enum):
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """What all of them have."""
+    """Base of all events for the user."""
 
     kind: ClassVar[str] = "warning"
     level: ClassVar[Level] = Level.WARNING
 
 
 class SlotNotice(Notice, frozen=True):
-    """One about a slot, and the worker in it."""
+    """Base of the events of a slot and its worker."""
 
     slot: str
 
@@ -47,7 +47,7 @@ class SlotNotice(Notice, frozen=True):
 
 
 class WorkerReady(SlotNotice, frozen=True):
-    """A worker is ready, ``load_ms`` after its fork; ``handler`` is what kind its handler is."""
+    """A worker is ready, ``load_ms`` after its fork; ``handler`` is its handler's kind."""
 
     kind = "worker"
     level = Level.INFO
@@ -58,7 +58,7 @@ class WorkerReady(SlotNotice, frozen=True):
 
 
 class WorkerRestarts(SlotNotice, frozen=True):
-    """A worker ended, not for a refresh; another one comes."""
+    """A worker ended, not for a refresh, and is replaced."""
 
     kind = "restart"
     level = Level.INFO
@@ -68,7 +68,7 @@ class WorkerRestarts(SlotNotice, frozen=True):
 
 
 class StartFailed(SlotNotice, frozen=True):
-    """A worker did not come into service; the next try is in ``retry_s``, ``None`` while that depends on the other slots."""
+    """A worker failed to start; the next try is in ``retry_s``, ``None`` while that depends on the other slots."""
 
     kind = "worker"
     level = Level.INFO
@@ -78,13 +78,13 @@ class StartFailed(SlotNotice, frozen=True):
 
 
 class SlotBroken(StartFailed, frozen=True):
-    """The same, too often in a row to go on as before."""
+    """A worker failed to start too often in a row."""
 
     level = Level.ERROR
 
 
 class Refreshed(SlotNotice, frozen=True):
-    """A refresh is complete, asked for by ``cause``; durations in seconds, as ``RefreshView`` has the steps."""
+    """A refresh for ``cause`` is complete; durations of its steps in seconds, as in ``RefreshView``."""
 
     kind = "refresh"
     level = Level.INFO
@@ -107,7 +107,7 @@ class SlotPaused(SlotNotice, frozen=True):
 
 
 class WorkerStuck(SlotNotice, frozen=True):
-    """SIGKILL does not end the worker."""
+    """The worker survives SIGKILL."""
 
     obstacle: StuckInKernel
 
@@ -119,13 +119,13 @@ class WorkerWarned(SlotNotice, frozen=True):
 
 
 class WarningsLeftOut(SlotNotice, frozen=True):
-    """The worker warned ``most`` times; more is not passed on."""
+    """The worker warned ``most`` times; further warnings are dropped."""
 
     most: int
 
 
 class LastMessageUnreadable(SlotNotice, frozen=True):
-    """The dead worker left a message that cannot be read; ``error`` says why."""
+    """The dead worker's last message cannot be read; ``error`` is the reason."""
 
     error: str
 
@@ -138,7 +138,7 @@ class PortOwner(msgspec.Struct, frozen=True):
 
 
 class PortTaken(SlotNotice, frozen=True):
-    """A port that the worker wanted is in use, perhaps by those ``owners``."""
+    """A port that the worker tried to bind is in use, perhaps by ``owners``."""
 
     owners: tuple[PortOwner, ...]
 
@@ -147,7 +147,7 @@ class PortTaken(SlotNotice, frozen=True):
 
 
 class SlotOut(SlotNotice, frozen=True):
-    """The slot is out of service until its GPUs are of use again, and free of what a dead worker held."""
+    """The slot is out of service until its GPUs work again and a dead worker's memory is released."""
 
     kind = "gpu"
     level = Level.ERROR
@@ -156,7 +156,7 @@ class SlotOut(SlotNotice, frozen=True):
 
 
 class ReleaseUnverified(SlotNotice, frozen=True):
-    """The slot goes on, and nobody can tell whose the memory on ``gpus`` is."""
+    """The slot continues, although memory on ``gpus`` cannot be attributed."""
 
     kind = "gpu"
     level = Level.INFO
@@ -165,27 +165,27 @@ class ReleaseUnverified(SlotNotice, frozen=True):
 
 
 class HoldsWithoutJob(SlotNotice, frozen=True):
-    """The worker holds ``mib``, more than ``--refresh-above`` (``limit_mib``), before it had a job: a fresh one would as well."""
+    """The worker holds ``mib``, more than ``--refresh-above`` (``limit_mib``), before its first job: a refresh would not help."""
 
     mib: int
     limit_mib: int
 
 
 class ProgramXid(SlotNotice, frozen=True):
-    """GPU ``gpu`` (its index) showed the error ``xid``, which is the program's fault."""
+    """GPU ``gpu`` (its index) reported ``xid``, an error that the program caused."""
 
     gpu: int
     xid: int
 
 
 class XidsUnwatched(SlotNotice, frozen=True):
-    """The driver does not report Xids; ``reason`` is its word."""
+    """The driver does not report Xids; ``reason`` is its message."""
 
     reason: str
 
 
 class RefreshAboveBlind(SlotNotice, frozen=True):
-    """NVML does not show what each worker holds, so ``--refresh-above`` (``limit_mib``) has no effect."""
+    """NVML does not report memory by worker, so ``--refresh-above`` (``limit_mib``) has no effect."""
 
     limit_mib: int
 
@@ -197,14 +197,14 @@ GpuRemark = Union[ProgramXid, XidsUnwatched, RefreshAboveBlind]
 
 
 class NotPreloaded(Notice, frozen=True):
-    """``module`` is left to the workers to import; ``why`` is the template's word."""
+    """``module`` is not preloaded, so each worker imports it; ``why`` is the template's reason."""
 
     module: str
     why: str
 
 
 class TemplateRestarts(Notice, frozen=True):
-    """The template ended, and another is started. ``left_behind``: how many processes it left, which were ended."""
+    """The template ended and is replaced. ``left_behind``: number of orphans, which were killed."""
 
     end: TemplateEnd
     left_behind: int
@@ -214,7 +214,7 @@ class TemplateRestarts(Notice, frozen=True):
 
 
 class FilesWatched(Notice, frozen=True):
-    """``count`` Python files in ``folder`` are watched for changes; ``most``: it is the limit, and there are more."""
+    """``count`` Python files in ``folder`` are watched for changes; ``most``: the limit, if there are more."""
 
     kind = "note"
     level = Level.INFO
@@ -225,7 +225,7 @@ class FilesWatched(Notice, frozen=True):
 
 
 class Reloading(Notice, frozen=True):
-    """The handler is loaded anew since the files ``changed`` did, or without any by SIGHUP."""
+    """The handler is reloaded because files ``changed``, or without any because of SIGHUP."""
 
     kind = "reload"
     level = Level.INFO
@@ -234,31 +234,31 @@ class Reloading(Notice, frozen=True):
 
 
 class Task(str, enum.Enum):
-    """What the program has to do at some time, and may fail to."""
+    """Background tasks that may fail."""
 
     WRITE_STORE = "write_store"
     REMOVE_OLD_JOBS = "remove_old_jobs"
-    REMOVE_SECRET = "remove_secret"  # the file of an s3Config, as the program starts
-    REMOVE_ENDED_SECRET = "remove_ended_secret"  # as its job has ended
+    REMOVE_SECRET = "remove_secret"  # an s3Config's file, at the program's start
+    REMOVE_ENDED_SECRET = "remove_ended_secret"  # an s3Config's file, at its job's end
     DELIVER_WEBHOOKS = "deliver_webhooks"
 
 
 class TaskFailed(Notice, frozen=True):
-    """The operating system refuses, by the words of ``error``; the program goes on, and tries again where that helps."""
+    """A task failed with the operating system's ``error``; the program continues, and retries if that helps."""
 
     task: Task
     error: str
 
 
 class StoreWritable(Notice, frozen=True):
-    """The store's disk does not refuse any more."""
+    """The store can be written again."""
 
 
 # --- webhooks ------------------------------------------------------------------------------------------------------------
 
 
 class WebhookGivenUp(Notice, frozen=True):
-    """The webhook of ``job`` was not acknowledged by ``receiver`` in ``tries`` tries; ``why`` is of the last one."""
+    """``receiver`` did not acknowledge the webhook of ``job`` in ``tries`` tries; ``why`` is the last one's error."""
 
     job: str
     receiver: str
@@ -267,6 +267,6 @@ class WebhookGivenUp(Notice, frozen=True):
 
 
 class WebhooksLost(Notice, frozen=True):
-    """The program ends with ``count`` webhooks undelivered, and their outbox with it."""
+    """The program exits and drops ``count`` undelivered webhooks with its temporary outbox."""
 
     count: int

@@ -1,6 +1,6 @@
 """Watches the source files of a handler for ``--reload``; in a thread of the supervisor's process.
 
-It looks at them (``os.stat``): that works on every file system, also where the system tells of no changes.
+It polls them by ``os.stat``, which works on every file system, also on those without change notification.
 """
 
 from __future__ import annotations
@@ -20,72 +20,72 @@ from pathlib import Path
 from supervisor.notice import FilesWatched
 from supervisor.wire.messages import HandlerSpec
 
-LOOK_S = 0.5
-"""Seconds from one look to the next; more where a look takes so long that it would be over a tenth of the time."""
+POLL_S = 0.5
+"""Seconds between polls; more if a poll would otherwise take over a tenth of the time."""
 
 SETTLE_S = 0.1
-"""The same while changes come in."""
+"""Seconds between polls after a change."""
 
 QUIET_S = 0.2
-"""How long nothing may have changed before it is told: editors write a file in several steps, and several files at once."""
+"""How long files must be unchanged before a report: editors write a file in several steps, and several files at once."""
 
-MOST = 20_000
-"""How many files and folders are watched, the nearest first."""
+MAX_FILES = 20_000
+"""Maximum number of watched files and folders, the nearest first."""
 
 SKIPPED = frozenset({"__pycache__", "site-packages", "dist-packages", "node_modules"})
-"""Folders that hold nobody's sources, besides hidden ones and virtual environments, which have one of the following in them."""
+"""Folders without the user's sources, besides hidden ones and virtual environments."""
 
 ENVIRONMENTS = frozenset({"pyvenv.cfg", "conda-meta"})
+"""Entries that mark a folder as a virtual environment."""
 
 Mark = tuple[int, int, int, int]
-"""By what a file is known to be the same: its device and inode (another file that takes its place has others), its size, and the
-time of its change (ns)."""
+"""A file's version: device and inode (a replacement has others), size, and time of modification (ns)."""
 
 
 class SourceFiles:
-    """The source files of a handler, and which have changed. Time is handed in, in monotonic seconds."""
+    """The source files of a handler, and their changes. Time is passed in, in monotonic seconds."""
 
     def __init__(self, handler: HandlerSpec) -> None:
-        self._file, self._roots = places_of(handler)
+        self._file, self._roots = source_locations(handler)
         self._marks: dict[str, Mark] = {}
         self._changed: set[str] = set()
         self._changed_at = 0.0
 
     def begin(self) -> FilesWatched:
-        """Look for the first time; returns what is watched."""
+        """Scan for the first time; return a summary of the watched files."""
         self._marks, complete = self._scan()
-        return FilesWatched(len(self._marks), _readable(self._roots[0]), None if complete else MOST)
+        return FilesWatched(len(self._marks), _readable(self._roots[0]), None if complete else MAX_FILES)
 
     @property
     def pause(self) -> float:
-        """Seconds to the next look."""
-        return SETTLE_S if self._changed else LOOK_S
+        """Seconds to the next poll."""
+        return SETTLE_S if self._changed else POLL_S
 
-    def look(self, now: float) -> tuple[str, ...]:
-        """Look again; returns the names of the files that have changed, once that is over."""
+    def poll(self, now: float) -> tuple[str, ...]:
+        """Scan again; return the names of the changed files once changes have settled."""
         before, (self._marks, _) = self._marks, self._scan()
         if changed := {self._name(path) for path, _ in before.items() ^ self._marks.items()}:
             self._changed |= changed
             self._changed_at = now
-        is_gone = self._file is not None and self._file not in self._marks  # it is about to be replaced
-        if is_gone or now - self._changed_at < QUIET_S:
+        missing = self._file is not None and self._file not in self._marks  # it is about to be replaced
+        if missing or now - self._changed_at < QUIET_S:
             return ()
-        told, self._changed = tuple(sorted(self._changed)), set()
-        return told
+        changed, self._changed = self._changed, set()
+        return tuple(sorted(changed))
 
     def _scan(self) -> tuple[dict[str, Mark], bool]:
-        """The files as they are now, by path, and whether these are all. What may not be looked at now is as it was."""
+        """Return the files' versions by path, and whether these are all. Files that cannot be read keep their old version."""
         found: dict[str, Mark] = {}
-        met: set[tuple[int, int]] = set()
+        seen: set[tuple[int, int]] = set()
         waiting = deque([*filter(None, [self._file]), *self._roots])
-        while waiting and len(met) < MOST:
+        while waiting and len(seen) < MAX_FILES:
             path = waiting.popleft()
             try:
-                status = os.stat(path)  # noqa: PTH116 - a Path for each of thousands would cost more than the look itself
+                status = os.stat(path)  # noqa: PTH116 - a Path for each of thousands would cost more than the poll itself
                 identity = (status.st_dev, status.st_ino)
-                if identity in met:
-                    continue  # by another name
-                met.add(identity)
+                if identity in seen:
+                    continue  # another name of the same file
+                seen.add(identity)
                 if stat.S_ISDIR(status.st_mode):
                     waiting += _list(path)
                 else:
@@ -98,21 +98,20 @@ class SourceFiles:
         return found, not waiting
 
     def _name(self, path: str) -> str:
-        """``path`` for people."""
+        """Return ``path`` for the user, relative to the first folder."""
         if path == self._file:
             return _readable(Path(path).name)
         return _readable(path.removeprefix(self._roots[0].rstrip(os.sep) + os.sep))
 
 
-def places_of(handler: HandlerSpec) -> tuple[str | None, list[str]]:
-    """The file that ``handler`` is known by, if any, and the folders below which its sources are; first of all that which comes
-    first when it imports something."""
+def source_locations(handler: HandlerSpec) -> tuple[str | None, list[str]]:
+    """Return the handler's file, if any, and the folders with its sources; first the one that its imports search first."""
     if handler.kind == "file":
         return handler.target, [str(Path(handler.target).resolve().parent)]
     here, name = str(Path.cwd()), handler.target.partition(".")[0]
     spec = None
     with contextlib.suppress(ImportError, ValueError):
-        # Finders of other kinds know packages that were installed for editing.
+        # Other finders know packages of editable installs.
         spec = PathFinder.find_spec(name, [here]) or importlib.util.find_spec(name)
     if spec is None or spec.submodule_search_locations is not None:
         return None, [here, *((spec and spec.submodule_search_locations) or ())]
@@ -120,7 +119,7 @@ def places_of(handler: HandlerSpec) -> tuple[str | None, list[str]]:
 
 
 def _list(folder: str) -> list[str]:
-    """The Python files and the folders in ``folder``."""
+    """List the Python files and the folders in ``folder``."""
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -132,7 +131,7 @@ def _list(folder: str) -> list[str]:
 
 
 def _is_folder(entry: os.DirEntry[str], within: str) -> bool:
-    """Whether it is one that is watched. In ``/`` containers have their handlers beside the whole system."""
+    """Return whether a folder is watched. Containers may have handlers in ``/``, beside the whole system."""
     with contextlib.suppress(OSError):
         return entry.name not in SKIPPED and entry.is_dir() and (within != os.sep or any(Path(entry.path).glob("*.py")))
     return False
@@ -144,9 +143,9 @@ def watch(
     begun: Callable[[FilesWatched], None],
     changed: Callable[[tuple[str, ...]], None],
 ) -> Callable[[], None]:
-    """Start a thread that has ``loop`` call ``begun`` once with what is watched, and ``changed`` with the names of what changed.
+    """Start a thread that calls, in ``loop``, ``begun`` once with a summary and ``changed`` with the names of changed files.
 
-    Returns what ends it; that does not wait for a look that a file system does not answer.
+    Return a function that stops it, without waiting for a poll that hangs in the file system.
     """
     closing = threading.Event()
 
@@ -156,7 +155,7 @@ def watch(
             took = 0.0
             while not closing.wait(max(files.pause, 9 * took)):
                 begin = time.monotonic()
-                if names := files.look(begin):
+                if names := files.poll(begin):
                     loop.call_soon_threadsafe(changed, names)
                 took = time.monotonic() - begin
 
@@ -165,5 +164,5 @@ def watch(
 
 
 def _readable(path: str) -> str:
-    """``path`` as text: file names are any bytes."""
+    """Return ``path`` as text; file names may be any bytes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""What a handler imports: ``from supervisor import serverless``; any process may import it, only in a worker it does something.
+"""The handlers' API: ``from supervisor import serverless``; any process may import it, but it has effects only in a worker.
 
 ::
 
@@ -20,42 +20,42 @@ Check = TypeVar("Check", bound=Callable[[], object])
 
 
 class Host(Protocol):
-    """What the worker process offers to the functions of this module."""
+    """Interface of the worker process to this module."""
 
     pid: int
 
     def start(self, config: object) -> None:
-        """Serve ``config``; does not return, except while the module of a function named on the command line is imported."""
+        """Serve ``config``; return only while the module of a function named on the command line is imported."""
 
     def progress(self, job: Any, value: object) -> None:
-        """Say how far ``job`` is."""
+        """Report the progress of ``job``."""
 
     def current_job(self) -> str | None:
-        """The job that the caller works for."""
+        """Return the id of the caller's job, if any."""
 
     def add_fitness_check(self, check: Callable[[], object]) -> None:
         """Run ``check`` before the first job."""
 
 
 _host: Host | None = None
-"""The worker that this process is: the one process-wide handle of the program, needed because handlers call free functions.
-Set once, by ``attach``, before any user code runs; ``None`` in every other process."""
+"""This process's worker: the only global of the program, needed because handlers call plain functions. Set once, by ``attach``,
+before any user code runs; ``None`` in every other process."""
 
 
 def attach(host: Host) -> None:
-    """Make the functions below speak to ``host``. Called once, by the worker process as it begins."""
+    """Connect the functions below to ``host``. The worker process calls this once, as it starts."""
     global _host  # noqa: PLW0603 - see _host
     _host = host
 
 
 def start(config: dict[str, Any]) -> None:
-    """Serve ``config["handler"]``; does not return. In a child of the handler's own it returns at once and does nothing.
+    """Serve ``config["handler"]``; does not return. In the handler's own child processes it returns at once without effect.
 
     Keys beside ``handler``: ``refresh_worker``, ``return_aggregate_stream``, ``concurrency_modifier``.
 
     Raises:
         SystemExit: no supervisor runs this file.
-        RuntimeError: the worker serves already, or this is not the main thread.
+        RuntimeError: the worker is serving already, or this is not the main thread.
     """
     if _host is not None:
         if _host.pid == os.getpid():
@@ -65,7 +65,7 @@ def start(config: dict[str, Any]) -> None:
 
 
 def progress_update(job: dict[str, Any], value: object) -> None:
-    """Show ``value`` (any JSON) as how far ``job`` is. Any thread; returns at once; the newest wins.
+    """Report ``value`` (any JSON) as the progress of ``job``, replacing older values. Any thread may call it; never blocks.
 
     Raises:
         EncodeError: ``value`` cannot be written as JSON; the message says where.
@@ -75,23 +75,23 @@ def progress_update(job: dict[str, Any], value: object) -> None:
 
 
 def current_job() -> str | None:
-    """The id of the job that the caller works for; None outside of jobs.
+    """Return the id of the caller's job; None outside of jobs.
 
-    Tasks, ``asyncio.to_thread`` and forked children know the job that began them; other threads and spawned children know none.
+    Tasks, ``asyncio.to_thread`` and forked children inherit the job; other threads and spawned children do not.
     """
     return _host.current_job() if _host is not None else None
 
 
 def upload_file(job: dict[str, Any], path: str | os.PathLike[str], key: str | None = None) -> str:
-    """Put the file at ``path`` into the job's bucket and return a URL by which anybody can read it for 7 days.
+    """Upload the file at ``path`` to the job's bucket and return a URL with which anyone can read it for 7 days.
 
     The bucket is that of ``job["s3Config"]``, else of the variables ``BUCKET_ENDPOINT_URL``, ``BUCKET_ACCESS_KEY_ID``,
     ``BUCKET_SECRET_ACCESS_KEY`` and ``BUCKET_NAME``. ``key`` is the object's name there, by default the job's id, a slash and the
-    file's name. It waits until all is sent: in a coroutine, ``await asyncio.to_thread(serverless.upload_file, job, path)``.
+    file's name. Blocks until all is sent: in a coroutine, ``await asyncio.to_thread(serverless.upload_file, job, path)``.
 
     Raises:
-        OSError: the file is not there or cannot be read.
-        UploadError: boto3 is not installed, nothing says where to, or the server refused.
+        OSError: the file does not exist or cannot be read.
+        UploadError: boto3 is not installed, no bucket is given, or the server returned an error.
     """
     from supervisor.upload import upload  # noqa: PLC0415 - most handlers upload nothing
 
@@ -109,7 +109,7 @@ def register_fitness_check(check: Check) -> Check:
 
 
 def _in_multiprocessing_child() -> bool:
-    # Spawned children import the main file as __mp_main__, before they know their parent; forked ones know it.
+    # Spawned children import the main file as __mp_main__, before parent_process() is set; in forked ones it is set.
     process = sys.modules.get("multiprocessing.process")
     return "__mp_main__" in sys.modules or (process is not None and process.parent_process() is not None)
 

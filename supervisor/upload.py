@@ -1,7 +1,7 @@
-"""Puts a handler's files into an S3 bucket, by boto3. In the worker: ``serverless.upload_file`` imports it when it is called.
+"""Uploads a handler's files to an S3 bucket, by boto3. In the worker: ``serverless.upload_file`` imports it on its first call.
 
-Only what the job or the environment says is used, never what boto3 would find elsewhere: a job without credentials must not write
-with the machine's. Nothing of an ``s3Config`` may be in an error, so boto3's are told anew.
+Only credentials of the job or the variables ``BUCKET_*`` are used, never those that boto3 finds elsewhere: a job without any must
+not write with the machine's. No part of an ``s3Config`` may be in an error, so boto3's errors are masked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import msgspec
 from supervisor.errors import UploadError
 
 URL_LIFETIME_S = 7 * 24 * 3600
-"""How long a URL works: as long as signature version 4 allows, and as runpod's own helper asks for."""
+"""Lifetime of a URL: the maximum of signature version 4, as in runpod's own helper."""
 
 _KEYS = ("endpointUrl", "accessId", "accessSecret", "bucketName")
 _VARIABLES = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY")
@@ -32,7 +32,7 @@ _REGION = re.compile(
 
 
 class Bucket(msgspec.Struct, frozen=True):
-    """Where to, and by whose leave."""
+    """A bucket and its credentials."""
 
     endpoint_url: str
     access_id: str
@@ -40,16 +40,16 @@ class Bucket(msgspec.Struct, frozen=True):
     name: str
 
     def put(self, path: Path, key: str) -> str:
-        """Upload the file at ``path`` as ``key``, in parts if it is large; a URL that reads it for ``URL_LIFETIME_S``.
+        """Upload the file at ``path`` as ``key``, in parts if it is large; return a URL that reads it for ``URL_LIFETIME_S``.
 
         Raises:
             OSError: the file cannot be read.
-            UploadError: boto3 is missing, or the server refused.
+            UploadError: boto3 is missing, or the server returned an error.
         """
-        path.open("rb").close()  # what is wrong with it is told by Python, not by boto3
+        path.open("rb").close()  # raises Python's OSError rather than boto3's error
         kind, packed = mimetypes.guess_type(path.name)
 
-        # S3 has no better word for bytes; a packed file's kind is that of what is in it.
+        # For a compressed file, `kind` is that of its content.
         facts = {"ContentType": kind if kind and not packed else "application/octet-stream"}
         where = {"Bucket": self.name, "Key": key}
         try:
@@ -58,9 +58,9 @@ class Bucket(msgspec.Struct, frozen=True):
             return str(client.generate_presigned_url("get_object", Params=where, ExpiresIn=URL_LIFETIME_S))
         except ImportError:
             text = "upload_file needs boto3: pip install 'supervise-gpu[s3]'"
-        except Exception as error:  # noqa: BLE001 - boto3's have no common root, and any may repeat what it was given
+        except Exception as error:  # noqa: BLE001 - boto3's have no common base, and any may contain its arguments
             text = self._without_secrets(f"{path.name} could not be uploaded: {type(error).__name__}: {error}")
-        raise UploadError(text)  # here, where the other one is not its context
+        raise UploadError(text)  # outside of `except`, so that boto3's error is not its context
 
     def _without_secrets(self, text: str) -> str:
         for secret in (self.endpoint_url, urlsplit(self.endpoint_url).netloc, self.access_secret, self.access_id):
@@ -71,13 +71,13 @@ class Bucket(msgspec.Struct, frozen=True):
 
 @functools.lru_cache(maxsize=4)
 def _client(bucket: Bucket, _process: int) -> Any:
-    """A client for ``bucket``: kept, since one takes 0.1 s to make, but not into a fork, which would share its connections."""
+    """Make a client for ``bucket``. Cached, since one takes 0.1 s to make, but by process: forks must not share connections."""
     import boto3.session  # noqa: PLC0415 - optional, and slow to import
     from botocore.config import Config  # noqa: PLC0415
 
     options: dict[str, Any] = {"signature_version": "s3v4", "retries": {"max_attempts": 3, "mode": "standard"}}
     for name in ("request_checksum_calculation", "response_checksum_validation"):
-        if name in Config.OPTION_DEFAULTS:  # from 1.36 on it adds checksums that other servers than Amazon's refuse
+        if name in Config.OPTION_DEFAULTS:  # from 1.36 on it adds checksums that servers other than Amazon's reject
             options[name] = "when_required"
     return boto3.session.Session().client(  # not boto3's default session: threads cannot share that
         "s3",
@@ -90,16 +90,16 @@ def _client(bucket: Bucket, _process: int) -> Any:
 
 
 def upload(job: Mapping[str, Any], path: str | os.PathLike[str], key: str | None = None) -> str:
-    """Put the file at ``path`` into the bucket of ``job``; see ``serverless.upload_file``."""
+    """Upload the file at ``path`` to the bucket of ``job``; see ``serverless.upload_file``."""
     file = Path(path)
     return bucket_of(job).put(file, f"{job['id']}/{file.name}" if key is None else key)
 
 
 def bucket_of(job: Mapping[str, Any]) -> Bucket:
-    """The bucket of the job's ``s3Config``; without one, that of the variables ``BUCKET_*``.
+    """Return the bucket of the job's ``s3Config`` or, without one, of the variables ``BUCKET_*``.
 
     Raises:
-        UploadError: something is missing; it says what.
+        UploadError: some are missing; the message names them.
     """
     config = job.get("s3Config")
     if config is None:
@@ -117,6 +117,6 @@ def bucket_of(job: Mapping[str, Any]) -> Bucket:
 
 
 def region_of(endpoint_url: str) -> str | None:
-    """The region that a provider's endpoint names, which the signatures must name too; None where boto3's own choice will do."""
+    """Return the region in a provider's endpoint, which signatures must contain; None if boto3's default is right."""
     match = _REGION.search(urlsplit(endpoint_url).hostname or "")
     return match[1] or match[2] if match else None

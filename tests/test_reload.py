@@ -1,4 +1,4 @@
-"""Real files that change in every way that editors have, and what is told of it; time is given in."""
+"""Real files that change in every way that editors have, and what is reported of it; time is passed in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from supervisor import reload
 from supervisor.notice import FilesWatched
-from supervisor.reload import LOOK_S, QUIET_S, SETTLE_S, SourceFiles, watch
+from supervisor.reload import POLL_S, QUIET_S, SETTLE_S, SourceFiles, watch
 from supervisor.wire.messages import HandlerSpec
 
 DEADLINE_S = 30.0
@@ -23,7 +23,7 @@ COARSE_CLOCK = 5
 
 
 class Project:
-    """A folder with a handler, looked at as the thread does, by a clock of its own."""
+    """A folder with a handler, polled as by the thread, with a clock of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,19 +44,19 @@ class Project:
         self.watched = self.files.begin()
         return self
 
-    def look(self) -> list[str]:
-        changed = self.files.look(self.now)
+    def poll(self) -> list[str]:
+        changed = self.files.poll(self.now)
         self.now += self.files.pause
         return list(changed)
 
-    def told(self, looks: int = 10) -> list[list[str]]:
-        """What is told in the next looks, each sorted."""
-        told = [sorted(changed) for changed in (self.look() for _ in range(looks)) if changed]
-        # These looks took no time. What changes next must have another time of change, as it has half a second later.
+    def reported(self, polls: int = 10) -> list[list[str]]:
+        """Return what the next polls report, each sorted."""
+        reports = [sorted(changed) for changed in (self.poll() for _ in range(polls)) if changed]
+        # These polls took no time. What changes next must have another time of change, as it has half a second later.
         now = time.clock_gettime_ns(COARSE_CLOCK)
         while time.clock_gettime_ns(COARSE_CLOCK) == now:
             pass
-        return told
+        return reports
 
 
 @pytest.fixture
@@ -99,29 +99,29 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 def test_a_file_changes(project: Project, change: Callable[[Path], object], name: str) -> None:
     path = project.write(name, "old")
     project.begin()
-    assert project.told() == []
+    assert project.reported() == []
     change(path)
-    assert project.told() == [[name]]
+    assert project.reported() == [[name]]
     change(path) if change is not CHANGES["touched"] else os.utime(path, (2, 2))
-    assert project.told() == [[name]]
+    assert project.reported() == [[name]]
 
 
 def test_files_come_and_go(project: Project) -> None:
     project.begin()
     project.write("new.py")
     project.write("package/module.py")
-    assert project.told() == [["new.py", "package/module.py"]]
+    assert project.reported() == [["new.py", "package/module.py"]]
     project.write("package/second.py")
-    assert project.told() == [["package/second.py"]]
+    assert project.reported() == [["package/second.py"]]
     (project.folder / "new.py").rename(project.folder / "renamed.py")
-    assert project.told() == [["new.py", "renamed.py"]]
+    assert project.reported() == [["new.py", "renamed.py"]]
     (project.folder / "package/module.py").unlink()
-    assert project.told() == [["package/module.py"]]
+    assert project.reported() == [["package/module.py"]]
     (project.folder / "package").rename(project.folder / "other")
-    assert project.told() == [["other/second.py", "package/second.py"]]
+    assert project.reported() == [["other/second.py", "package/second.py"]]
     project.write("package/second.py")
     (project.folder / "other/second.py").unlink()
-    assert project.told() == [["other/second.py", "package/second.py"]]
+    assert project.reported() == [["other/second.py", "package/second.py"]]
 
 
 def test_what_was_made_in_the_tick_of_a_listing_is_found(project: Project) -> None:
@@ -129,10 +129,10 @@ def test_what_was_made_in_the_tick_of_a_listing_is_found(project: Project) -> No
     project.begin()
     project.write("first.py")
     made = project.folder.stat()
-    project.look()
+    project.poll()
     project.write("second.py")
     os.utime(project.folder, ns=(made.st_atime_ns, made.st_mtime_ns))
-    assert project.told() == [["first.py", "second.py"]]
+    assert project.reported() == [["first.py", "second.py"]]
 
 
 def test_several_steps_are_one_change(project: Project) -> None:
@@ -140,18 +140,18 @@ def test_several_steps_are_one_change(project: Project) -> None:
     for number in range(20):
         project.handler.write_text(f"{'x' * number}")
         project.write(f"part{number % 3}.py", "y" * number)
-        assert project.look() == []
+        assert project.poll() == []
         assert project.files.pause == SETTLE_S < QUIET_S
-    assert project.told() == [["handler.py", "part0.py", "part1.py", "part2.py"]]
-    assert project.files.pause == LOOK_S
+    assert project.reported() == [["handler.py", "part0.py", "part1.py", "part2.py"]]
+    assert project.files.pause == POLL_S
 
 
-def test_a_handler_that_is_gone_is_told_of_when_it_is_back(project: Project) -> None:
+def test_a_missing_handler_is_reported_when_it_is_back(project: Project) -> None:
     project.begin()
     project.handler.unlink()
-    assert project.told() == []
+    assert project.reported() == []
     project.write("handler.py", "new")
-    assert project.told() == [["handler.py"]]
+    assert project.reported() == [["handler.py"]]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_what_no_worker_imports_is_left_alone(project: Project, name: str) -> No
     path.write_text("new!")
     project.write(str(Path(name).with_suffix(".new" + Path(name).suffix)))
     path.unlink()
-    assert project.told() == []
+    assert project.reported() == []
 
 
 def test_a_handler_below_a_hidden_folder_is_watched(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_handler_below_a_hidden_folder_is_watched(tmp_path: Path) -> None:
     helper = project.write("helper.py")
     project.begin()
     helper.write_text("new")
-    assert project.told() == [["helper.py"]]
+    assert project.reported() == [["helper.py"]]
 
 
 def test_links(project: Project, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -192,19 +192,19 @@ def test_links(project: Project, tmp_path_factory: pytest.TempPathFactory) -> No
     (elsewhere / "one/round").symlink_to(elsewhere / "one")
     (elsewhere / "one/nowhere.py").symlink_to("missing")
     (elsewhere / "one/lost").symlink_to("missing")
-    assert project.told() == []
+    assert project.reported() == []
     (elsewhere / "half").symlink_to("two")
     (elsewhere / "half").replace(elsewhere / "present")
-    assert project.told() == [["handler.py"]]
+    assert project.reported() == [["handler.py"]]
 
 
-def test_a_handler_that_is_named_by_way_of_a_link_is_told_of_once(tmp_path: Path) -> None:
+def test_a_handler_named_by_a_link_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     project = Project(tmp_path / "link").begin()
     project.write("handler.py", "new")
     project.write("helper.py", "new")
-    assert project.told() == [["handler.py", "helper.py"]]
+    assert project.reported() == [["handler.py", "helper.py"]]
 
 
 def test_thousands_of_files(project: Project) -> None:
@@ -213,23 +213,23 @@ def test_thousands_of_files(project: Project) -> None:
     project.begin()
     assert project.watched == FilesWatched(1501, str(project.folder))
     project.write("package6/module6.py", "new")
-    assert project.told() == [["package6/module6.py"]]
+    assert project.reported() == [["package6/module6.py"]]
     for number in range(0, 1500, 2):
         (project.folder / f"package{number % 7}/module{number}.py").unlink()
-    assert sum(map(len, project.told())) == 750
+    assert sum(map(len, project.reported())) == 750
 
 
 def test_more_than_are_watched(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload, "MOST", 8)
+    monkeypatch.setattr(reload, "MAX_FILES", 8)
     near = project.write("near.py")
     far = [project.write(f"a/b/c/far{number}.py") for number in range(9)]
     project.begin()
     assert project.watched == FilesWatched(4, str(project.folder), most=8)
     near.write_text("new")
-    assert project.told() == [["near.py"]]
+    assert project.reported() == [["near.py"]]
     for path in far:
         path.write_text("new")
-    assert project.told() == [["a/b/c/far0.py", "a/b/c/far1.py"]]
+    assert project.reported() == [["a/b/c/far0.py", "a/b/c/far1.py"]]
 
 
 def test_a_folder_that_may_not_be_read_now_is_as_it_was(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,10 +242,10 @@ def test_a_folder_that_may_not_be_read_now_is_as_it_was(project: Project, monkey
     with monkeypatch.context() as patch:
         patch.setattr(reload.os, "scandir", refuse)
         project.write("package/new.py")
-        assert project.told() == []
+        assert project.reported() == []
         patch.setattr(reload.os, "stat", refuse)
-        assert project.told() == []
-    assert project.told() == [["package/new.py"]]
+        assert project.reported() == []
+    assert project.reported() == [["package/new.py"]]
 
 
 # --- which files and folders ----------------------------------------------------------------------------------------------
@@ -260,16 +260,19 @@ def test_the_sources_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (there / "single.py").touch()
     monkeypatch.chdir(here)
     monkeypatch.setattr(sys, "path", [*sys.path, str(there)])
-    assert reload.places_of(HandlerSpec("module", "local.handler")) == (None, [str(here), str(here / "local")])
-    assert reload.places_of(HandlerSpec("function", "away.handler", "run")) == (None, [str(here), str(there / "away")])
-    assert reload.places_of(HandlerSpec("module", "single")) == (str(there / "single.py"), [str(here)])
-    assert reload.places_of(HandlerSpec("module", "missing.handler")) == (None, [str(here)])
-    assert reload.places_of(HandlerSpec("module", "sys")) == (None, [str(here)])
+    assert reload.source_locations(HandlerSpec("module", "local.handler")) == (None, [str(here), str(here / "local")])
+    assert reload.source_locations(HandlerSpec("function", "away.handler", "run")) == (
+        None,
+        [str(here), str(there / "away")],
+    )
+    assert reload.source_locations(HandlerSpec("module", "single")) == (str(there / "single.py"), [str(here)])
+    assert reload.source_locations(HandlerSpec("module", "missing.handler")) == (None, [str(here)])
+    assert reload.source_locations(HandlerSpec("module", "sys")) == (None, [str(here)])
 
     files = SourceFiles(HandlerSpec("function", "away.handler", "run"))
     files.begin()
     (there / "away/handler.py").touch()
-    assert [changed for now in range(1, 4) if (changed := files.look(now))] == [(str(there / "away/handler.py"),)]
+    assert [changed for now in range(1, 4) if (changed := files.poll(now))] == [(str(there / "away/handler.py"),)]
 
 
 def test_below_the_root_only_folders_with_sources_are_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,4 +317,4 @@ def test_the_thread(project: Project) -> None:
 def test_a_name_that_is_no_text(project: Project) -> None:
     project.begin()
     Path(os.fsdecode(os.fsencode(project.folder) + b"/\xff.py")).touch()
-    assert project.told() == [["\\xff.py"]]
+    assert project.reported() == [["\\xff.py"]]

@@ -1,1 +1,1 @@
-"""The options: their kinds, the settings, where they come from, and how a handler is named."""
+"""Options: their kinds, settings and sources, and the parsing of HANDLER."""

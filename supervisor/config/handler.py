@@ -1,4 +1,4 @@
-"""What HANDLER names on the command line: a file, a module or a function in one; in the supervisor's process."""
+"""Parses HANDLER of the command line: a file, a module or a function in one; in the supervisor's process."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from supervisor.wire.messages import HandlerSpec
 
 
 def parse_handler(text: str, argv: tuple[str, ...] = ()) -> HandlerSpec:
-    """What HANDLER names: a file when it ends in ``.py``, has a slash or is there, else a module or ``module:function``.
+    """Parse HANDLER: a file if it ends in ``.py``, has a slash or exists, else a module or ``module:function``.
 
-    Nothing is imported: whether a module is there, a worker finds out.
+    Nothing is imported: a worker finds out if the module exists.
 
     Raises:
-        HandlerError: there is no such file, or it cannot be a name at all.
+        HandlerError: the file does not exist, or this is no module's name.
     """
     head, colon, function = text.rpartition(":")
     if colon and head.endswith(".py") and not files.is_file(Path(text)):
@@ -47,15 +47,15 @@ def _readable(path: Path, text: str) -> Path:
             raise HandlerError(f"{text}: no such file: there is no folder {path.parent}{_near_files(path.parent)}")
         raise HandlerError(f"{text}: no such file{_near_files(path)}")
     if not os.access(path, os.R_OK):
-        raise HandlerError(f"{text}: may not be read by this user; change its permissions")
+        raise HandlerError(f"{text}: not readable by this user; change its permissions")
     return path.absolute()
 
 
 def _near_files(path: Path) -> str:
-    """The nearest Python file or folder beside ``path``."""
+    """Suggest the nearest Python file or folder beside ``path``, for a message; empty if there is none."""
     try:
         names = {file.name: file for file in path.parent.iterdir() if file.suffix == ".py" or file.is_dir()}
     except OSError:
-        return ""  # there is no such folder, or it cannot be read
+        return ""  # the folder does not exist or cannot be read
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {names[near[0]]}?" if near else ""

@@ -1,7 +1,7 @@
-"""What one option is, and how what people write becomes its value; used by ``settings`` in the supervisor's process.
+"""Kinds of options, and the parsing of their values; used by ``settings`` in the supervisor's process.
 
-A value may come as text (command line, environment), as a TOML value or as a Python object: each kind takes them all and raises
-``ValueError`` with a sentence that says what is wrong and what to write instead.
+A value may be text (command line, environment), a TOML value or a Python object: each kind accepts them all and raises
+``ValueError`` with a message that names the error and the remedy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from supervisor.host import files
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """How a value is written. ``parse`` takes any form of it, ``show`` gives the text that ``--help`` shows as the default."""
+    """Syntax of a value. ``parse`` accepts any form of it; ``show`` formats the default for ``--help``."""
 
     metavar: str
     parse: Callable[[object], Any]
@@ -34,9 +34,9 @@ class Kind(msgspec.Struct, frozen=True):
 class Option(msgspec.Struct, frozen=True):
     """One option, as the annotation of a field of ``Settings``, which is its ``name``; ``group`` is its heading in ``--help``.
 
-    ``shown`` is the default as ``--help`` words it, where the value itself says too little. ``more_variables`` are names in the
-    environment beside ``SUPERVISE_NAME``, for lists. ``positional`` ones are words of the command line without a dashed name.
-    What sets a ``secret`` one is kept from handlers.
+    ``shown`` is the default as ``--help`` shows it, if the value itself would not be clear. ``more_variables`` are environment
+    variables beside ``SUPERVISE_NAME``, for lists. ``positional`` options are arguments without a dashed name. The variables of
+    ``secret`` options are removed from handlers' environments.
     """
 
     kind: Kind
@@ -50,17 +50,17 @@ class Option(msgspec.Struct, frozen=True):
 
     @property
     def dashed(self) -> str:
-        """The option as it is written on the command line."""
+        """The option's name on the command line."""
         return self.name.upper() if self.positional else "--" + self.name.replace("_", "-")
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """The environment variables that set it."""
+        """The option's environment variables."""
         return (f"SUPERVISE_{self.name.upper()}", *self.more_variables)
 
 
 class Secret(str):
-    """Text that does not show itself when a record that holds it is printed."""
+    """Text that is masked when a record that holds it is printed."""
 
     __slots__ = ()
 
@@ -69,7 +69,7 @@ class Secret(str):
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """``; did you mean X?`` with the nearest of ``words``, or nothing."""
+    """Return ``; did you mean X?`` with the nearest of ``words``, or nothing."""
     near = difflib.get_close_matches(word, list(words), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -92,7 +92,7 @@ def _duration(value: object, least: float) -> float:
         seconds = float(match[1]) * _SECONDS[match[2]]
     if not 0 <= seconds <= _LONGEST:
         raise ValueError(
-            f"{value!r} is not a time; write seconds, or a number with ms, s, m, h or d, such as 90, 30m or 24h"
+            f"invalid duration {value!r}: use seconds, or a number with the unit ms, s, m, h or d, such as 90, 30m or 24h"
         )
     if seconds < least:
         raise ValueError(f"{value!r} is too short; give at least {_show_duration(least)}")
@@ -112,11 +112,11 @@ def _size(value: object) -> int:
         size = value
     elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
         number, power, suffix = match.groups(default="")
-        # As GNU tools read sizes: K and KiB are 1024 bytes, KB is 1000.
+        # As in GNU tools: K and KiB are 1024 bytes, KB is 1000.
         size = float(number) * (1000 if suffix.lower() == "b" else 1024) ** _POWERS[power.lower()]
     if not 1 <= size < 2**63:
         raise ValueError(
-            f"{value!r} is not a size; write bytes, or a number with KB, MB, GB, KiB, MiB or GiB, such as 20MiB"
+            f"invalid size {value!r}: use bytes, or a number with the unit KB, MB, GB, KiB, MiB or GiB, such as 20MiB"
         )
     return int(size)
 
@@ -180,7 +180,7 @@ def _one_of(value: object, words: Sequence[str]) -> str:
 
 
 def _items(value: object) -> tuple[str, ...]:
-    """The items of a list, or of a text that separates them by commas or line ends."""
+    """Return the items of a list, or of a text that separates them by commas or line ends."""
     if isinstance(value, (list, tuple)):
         return tuple(_text(item).strip() for item in value)
     items = re.split(r"[,\r\n]+", value) if isinstance(value, str) else ()
@@ -188,7 +188,7 @@ def _items(value: object) -> tuple[str, ...]:
 
 
 def _words(value: object) -> tuple[str, ...]:
-    """The words of a list, or of a text split as a shell does."""
+    """Return the words of a list, or of a text split as by a shell."""
     if isinstance(value, (list, tuple)):
         return tuple(map(str, value))
     try:
@@ -198,8 +198,8 @@ def _words(value: object) -> tuple[str, ...]:
 
 
 def _api_keys(value: object) -> tuple[Secret, ...]:
-    # The keys themselves stay out of the message: it ends up in logs.
-    refusal = "a key is visible ASCII characters without spaces, as a header carries it; give such a one"
+    # The keys themselves are not in the message: it ends up in logs.
+    refusal = "invalid key: use visible ASCII characters without spaces, as a header can carry them"
     try:
         keys = _items(value)
     except ValueError:
@@ -210,25 +210,25 @@ def _api_keys(value: object) -> tuple[Secret, ...]:
 
 
 def can_be_key(text: str) -> bool:
-    """Whether a header can carry ``text`` as a key."""
+    """Return whether a header can carry ``text`` as a key."""
     return text.isascii() and text.isprintable() and " " not in text
 
 
 def _webhook_secret(value: object) -> Secret:
-    """As it was written; ``webhook_key`` reads it. The secret itself stays out of the messages."""
+    """Check a secret and return it unchanged, for ``webhook_key``. Messages do not contain it."""
     if not isinstance(value, str) or not value or not value.isprintable():
-        raise ValueError("a webhook's secret is a text on one line; give such a one")
+        raise ValueError("invalid webhook secret: use a text on one line")
     try:
         key = webhook_key(value)
     except ValueError:
         key = b""
     if not key:
-        raise ValueError("what follows whsec_ is not base64; give the secret as it was made, or one without whsec_")
+        raise ValueError("invalid webhook secret: not base64 after whsec_; use it as generated, or one without whsec_")
     return Secret(value)
 
 
 def webhook_key(secret: str) -> bytes:
-    """The key that a webhook's secret stands for.
+    """Decode the signing key from a webhook's secret.
 
     Raises:
         ValueError: it begins with ``whsec_``, and the rest is not base64.
@@ -247,7 +247,7 @@ def _origins(value: object) -> tuple[str, ...]:
 
 
 def _origin(text: str) -> str:
-    """``text`` as browsers write it: a scheme's own port is left out."""
+    """Normalize an origin as browsers do: without the scheme's default port."""
     if not _ORIGIN.fullmatch(text):
         raise ValueError(f"{text!r} is not an origin; write SCHEME://HOST[:PORT], such as http://localhost:3000")
     for scheme, port in (("http:", ":80"), ("https:", ":443")):
@@ -257,12 +257,12 @@ def _origin(text: str) -> str:
 
 
 def dotted(name: str) -> bool:
-    """Whether ``name`` can be the name of a module, or of something in it."""
+    """Return whether ``name`` is a dotted name, as of a module."""
     return all(map(str.isidentifier, name.split(".")))
 
 
 def _modules(value: object) -> tuple[str, ...] | None:
-    """The names; None for ``auto``."""
+    """Return the names; None for ``auto``."""
     names = _items(value)
     if names in (("auto",), ("none",)):
         return None if names == ("auto",) else ()
@@ -295,7 +295,7 @@ _ENDPOINT_ID = re.compile(r"(?!\.+$)[A-Za-z0-9._~-]{1,128}", re.ASCII)
 def _endpoint_id(value: object) -> str:
     name = _text(value)
     if not _ENDPOINT_ID.fullmatch(name):
-        raise ValueError(f"{name!r} cannot stand in a URL; use letters, digits, '-', '_', '.' and '~', at most 128")
+        raise ValueError(f"{name!r} is not valid in a URL; use letters, digits, '-', '_', '.' and '~', at most 128")
     return name
 
 
@@ -310,8 +310,8 @@ def _host(value: object) -> str:
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            said = f"{name!r} is not a host; give a name or an address alone, and the port with --port"
-            raise ValueError(said) from None
+            message = f"{name!r} is not a host; give a name or an address alone, and the port with --port"
+            raise ValueError(message) from None
     return name
 
 
@@ -347,15 +347,15 @@ WEBHOOK_SECRET = Kind("SECRET", _webhook_secret)
 
 
 def duration(least: float) -> Kind:
-    """A time of at least ``least`` seconds."""
+    """Make the kind of times of at least ``least`` seconds."""
     return Kind("TIME", lambda value: _duration(value, least), _show_duration)
 
 
 def whole(low: int, high: int | None = None) -> Kind:
-    """A whole number from ``low`` to ``high``."""
+    """Make the kind of whole numbers from ``low`` to ``high``."""
     return Kind("N", lambda value: _whole(value, low, high))
 
 
 def choice(*words: str) -> Kind:
-    """One of ``words``."""
+    """Make the kind that accepts one of ``words``."""
     return Kind("|".join(words), lambda value: _one_of(value, words))

@@ -1,6 +1,6 @@
-"""Makes the settings of a command line or of a program's keywords: each source over the next; in the supervisor's process.
+"""Makes the settings from a command line or a program's keywords, by the sources' precedence; in the supervisor's process.
 
-Nothing else reads options, the config file or the environment for them.
+No other module reads options, the config file or the environment for them.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from supervisor.wire.messages import HandlerSpec
 
 
 def make_settings(handler: str, /, **keywords: object) -> Settings:
-    """From Python keywords, over the file that ``config`` names, over the defaults. ``None`` is as good as left out.
+    """Make settings from Python keywords, then the ``config`` file, then defaults. ``None`` means not given.
 
     Raises:
         UsageError: a keyword is unknown or its value is wrong.
     """
     for name in keywords:
         if name not in OPTIONS:
-            raise UsageError(f"keyword {name}: there is no such option{nearest(name, OPTIONS)}")
+            raise UsageError(f"keyword {name}: no such option{nearest(name, OPTIONS)}")
     return _resolve(sources.from_keywords({"handler": handler, **keywords}), terminal=False)
 
 
 def settings_from_command_line(
     words: Mapping[str, object], *, terminal: bool, environ: Mapping[str, str] | None = None
 ) -> Settings:
-    """From the command line, over the environment, over the config file, over the defaults.
+    """Make settings from the command line, then the environment, then the config file, then defaults.
 
-    ``words`` holds the options of the command line by field, ``None`` for those that it does not name. ``terminal`` says
-    whether a dashboard could be seen. ``environ`` is the process's own unless given.
+    ``words`` has the command line's options by field, ``None`` for those not given. ``terminal``: a dashboard would be visible.
+    ``environ`` is the process's own unless given.
 
     Raises:
-        UsageError: something is wrong; the message says what, where it was set and what to do.
+        UsageError: an option is wrong; the message names its source, the error and the remedy.
     """
     given = sources.from_environment(os.environ if environ is None else environ)
     given |= sources.from_command_line(words)
@@ -62,9 +62,9 @@ def _resolve(given: dict[str, Given], *, terminal: bool) -> Settings:
         values["endpoint_id"] = _default_endpoint_id(values["spec"])
     values["store_given"] = where.get("store") or where.get("endpoint_id")
     values.setdefault("store", Path(".supervise", f"{values['endpoint_id']}.db").absolute())
-    # Who asks for a form of the lines, or for one result, wants to read them.
     if values["input"] is not None:
-        terminal = True  # a batch shows its bar on standard error, and looks there itself
+        terminal = True  # a batch shows its progress bar on standard error, and checks that itself
+    # Options for the format of lines, or for one result, mean that the user wants to read those.
     values.setdefault("dashboard", terminal and "log_format" not in given and values["test_input"] is None)
     if values["api_key_file"] is not None:
         from_file = sources.read_keys(values["api_key_file"], where["api_key_file"])
@@ -89,17 +89,17 @@ def _default_endpoint_id(spec: HandlerSpec) -> str:
     except ValueError:
         suggestion = re.sub(r"[^A-Za-z0-9._~-]+", "-", last).strip("-.") or "my-endpoint"
         raise UsageError(
-            f"the name {last!r} cannot stand in a URL; give one, as in --endpoint-id {suggestion}"
+            f"the name {last!r} is not valid in a URL; give one, as in --endpoint-id {suggestion}"
         ) from None
 
 
 def _check_together(settings: Settings, where: Mapping[str, str]) -> None:
-    """Refuse options that contradict each other; ``where`` says for those that were given where that was."""
+    """Reject options that exclude each other; ``where`` has the sources of those that were given."""
     if settings.api_key and settings.no_auth:
         keys = where.get("api_key") or where.get("api_key_file")
-        raise UsageError(f"{where['no_auth']} and {keys} contradict each other; leave one out")
+        raise UsageError(f"{where['no_auth']} and {keys} are mutually exclusive")
     if settings.input is not None and settings.test_input is not None:
-        raise UsageError(f"{where['input']} and {where['test_input']} contradict each other; leave one out")
+        raise UsageError(f"{where['input']} and {where['test_input']} are mutually exclusive")
     if settings.reload and (settings.input is not None or settings.test_input is not None):
         once = where["input" if settings.input is not None else "test_input"]
         raise UsageError(f"{where['reload']} is for a handler that is served, and {once} runs it once; leave one out")
@@ -111,7 +111,7 @@ def _check_together(settings: Settings, where: Mapping[str, str]) -> None:
             "give one with --api-key or SUPERVISE_API_KEYS, or serve everyone with --no-auth"
         )
     if "simulate_gpus" in where and settings.simulate_gpus and settings.gpus == "none":
-        raise UsageError(f"{where['simulate_gpus']} and {where['gpus']} contradict each other; leave one out")
+        raise UsageError(f"{where['simulate_gpus']} and {where['gpus']} are mutually exclusive")
     if "workers" in where and (settings.simulate_gpus or settings.gpus not in ("auto", "none")):
         gpus = where["simulate_gpus"] if settings.simulate_gpus else where["gpus"]
         raise UsageError(f"{where['workers']} counts workers on the CPU, and {gpus} asks for GPUs; leave one out")

@@ -1,6 +1,6 @@
-"""What the program was asked to do: one frozen record, made and checked once (by ``resolve``), in the supervisor's process.
+"""The settings: one frozen record, made and checked once by ``resolve``, in the supervisor's process.
 
-The class is the table of options: its annotations give the options of the command line, the ``SUPERVISE_*`` variables, the keys
+The class is the table of options: its annotations define the options of the command line, the ``SUPERVISE_*`` variables, the keys
 of ``--config FILE.toml`` and the keywords of ``Supervisor``.
 """
 
@@ -41,9 +41,9 @@ MIB = 2**20
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Every option, checked. Times are seconds, sizes bytes, paths absolute; an option left out has its default.
 
-    ``spec`` is ``handler`` as the workers are told it. ``store_given`` is what named the store, or the endpoint that it is named
-    after, such as ``--store``; None where both have their defaults. ``preload`` is None for ``auto``. ``api_key`` has the keys
-    of ``api_key_file`` too.
+    ``spec`` is ``handler`` as sent to the workers. ``store_given`` is the source of ``store``, or of the ``endpoint_id`` that
+    names it, such as ``--store``; None where both have their defaults. ``preload`` is None for ``auto``. ``api_key`` includes the
+    keys of ``api_key_file``.
     """
 
     spec: HandlerSpec
@@ -53,75 +53,75 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str, Option(kinds.TEXT, "A file (run as `python FILE`), a module, or module:function.", positional=True)
     ]
     handler_args: Annotated[
-        tuple[str, ...], Option(kinds.WORDS, "What the handler finds in sys.argv behind its name.", positional=True)
+        tuple[str, ...], Option(kinds.WORDS, "Arguments for the handler, in its sys.argv.", positional=True)
     ] = ()
     endpoint_id: Annotated[str, Option(kinds.ENDPOINT_ID, "Name in the URLs: /v2/ID.", shown="the handler's last name")]
     preload: Annotated[
         tuple[str, ...] | None,
         Option(
             kinds.MODULES,
-            "Modules that are imported once, before workers are forked; auto: those that the handler imports.",
+            "Modules to import once, before workers are forked; auto: those that the handler imports.",
             shown="auto",
         ),
     ] = None
     preload_timeout: Annotated[float, Option(kinds.duration(0.1), "How long a preloaded import may take.")] = 60.0
     reload: Annotated[
-        bool, Option(kinds.FLAG, "Load the handler anew when its file, or a Python file below its folder, changes.")
+        bool, Option(kinds.FLAG, "Reload the handler when its file, or a Python file below its folder, changes.")
     ] = False
 
     gpus: Annotated[
         str, Option(kinds.GPUS, "auto: every free GPU; all; none; or a list of indices, UUIDs or MIG UUIDs.")
     ] = "auto"
-    pin_by: Annotated[
-        str, Option(kinds.choice("index", "uuid"), "How CUDA_VISIBLE_DEVICES names the GPU of a worker.")
-    ] = "index"
-    share_gpus: Annotated[bool, Option(kinds.FLAG, "Take GPUs that another supervisor holds, too.")] = False
+    pin_by: Annotated[str, Option(kinds.choice("index", "uuid"), "How CUDA_VISIBLE_DEVICES names a worker's GPUs.")] = (
+        "index"
+    )
+    share_gpus: Annotated[bool, Option(kinds.FLAG, "Also use GPUs that another supervisor holds.")] = False
     simulate_gpus: Annotated[
         int,
-        Option(kinds.whole(0, 64), "Pretend to have N GPUs, to try things on a machine that has none.", shown="off"),
+        Option(kinds.whole(0, 64), "Simulate N GPUs, to try supervise on a machine without any.", shown="off"),
     ] = 0
     gpus_per_worker: Annotated[int, Option(kinds.whole(1, 64), "Give each worker N GPUs; they must divide evenly.")] = 1
     workers_per_gpu: Annotated[
-        int, Option(kinds.whole(1, 64), "Put N workers on each GPU, or on each group of GPUs.")
+        int, Option(kinds.whole(1, 64), "Run N workers on each GPU, or on each group of GPUs.")
     ] = 1
     lock_dir: Annotated[
-        Path, Option(kinds.PATH, "Where supervisors on this machine lock GPUs; the same for all of them.")
+        Path, Option(kinds.PATH, "Folder for GPU locks; the same for all supervisors on this machine.")
     ] = Path("/tmp/supervise-locks")
 
-    workers: Annotated[int, Option(kinds.whole(1, 1024), "Workers on the CPU, where no GPU is used.")] = 1
+    workers: Annotated[int, Option(kinds.whole(1, 1024), "Number of CPU workers, if no GPU is used.")] = 1
     min_workers: Annotated[
-        int | None, Option(kinds.whole(0, 1024), "Workers that run also when no job waits; 0: none.", shown="all slots")
+        int | None, Option(kinds.whole(0, 1024), "Minimum number of workers (0: scale to zero).", shown="all slots")
     ] = None
-    max_workers: Annotated[int | None, Option(kinds.whole(1, 1024), "Workers that run at most.", shown="all slots")] = (
-        None
-    )
+    max_workers: Annotated[
+        int | None, Option(kinds.whole(1, 1024), "Maximum number of workers.", shown="all slots")
+    ] = None
     idle_timeout: Annotated[
-        float, Option(kinds.DURATION, "Stop a worker that had no job for so long, while more than --min-workers run.")
+        float, Option(kinds.DURATION, "Idle time after which a worker is stopped, down to --min-workers.")
     ] = 60.0
-    scale_after: Annotated[float, Option(kinds.DURATION, "Start one more for each job that has waited so long.")] = 4.0
+    scale_after: Annotated[
+        float, Option(kinds.DURATION, "Start one more worker for each job that has waited this long.")
+    ] = 4.0
     start_timeout: Annotated[
-        float, Option(kinds.DURATION, "How long a worker may take to load the handler; 0: any time.", shown="0")
+        float, Option(kinds.DURATION, "How long a worker may take to load the handler; 0: no limit.", shown="0")
     ] = 0.0
-    grace: Annotated[
-        float, Option(kinds.DURATION, "From asking a worker to end to SIGTERM, and from there to SIGKILL.")
-    ] = 5.0
+    grace: Annotated[float, Option(kinds.DURATION, "Grace period before SIGTERM, and again before SIGKILL.")] = 5.0
     drain_timeout: Annotated[
-        float, Option(kinds.DURATION, "How long running jobs may go on after SIGTERM or Ctrl-C.")
+        float, Option(kinds.DURATION, "How long running jobs may continue after SIGTERM or Ctrl-C.")
     ] = 30.0
 
     cpu_affinity: Annotated[
         str,
         Option(
             kinds.choice("off", "auto"),
-            "Pin each worker to its share of the cores: those near its GPU, where the system says which they are.",
+            "Pin each worker to its share of the cores: those near its GPU, if the system reports them.",
         ),
     ] = "off"
     max_processes: Annotated[
         int,
-        Option(kinds.whole(0), "End a worker that is, with all that it started, more than N processes; 0: any number."),
+        Option(kinds.whole(0), "Stop a worker whose process tree has more than N processes; 0: no limit."),
     ] = 4096
     private_tmp: Annotated[
-        bool, Option(kinds.FLAG, "Give each worker a /tmp and a /var/tmp of its own, which end with it.")
+        bool, Option(kinds.FLAG, "Give each worker its own /tmp and /var/tmp, deleted when it exits.")
     ] = False
 
     refresh_worker: Annotated[bool, Option(kinds.FLAG, "Give every job a fresh worker.")] = False
@@ -129,58 +129,55 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     refresh_above: Annotated[
         int,
         Option(
-            kinds.MEBIBYTES, "Refresh a worker that is idle after a job and still holds more GPU memory.", shown="off"
+            kinds.MEBIBYTES, "Refresh a worker that holds more GPU memory when it is idle after a job.", shown="off"
         ),
     ] = 0
-    refresh_on_oom: Annotated[
-        bool, Option(kinds.FLAG, "Refresh a worker whose job failed because the GPU's memory was full.")
-    ] = False
+    refresh_on_oom: Annotated[bool, Option(kinds.FLAG, "Refresh a worker whose job ran out of GPU memory.")] = False
     release_timeout: Annotated[
-        float, Option(kinds.DURATION, "When GPU memory that a dead worker still holds takes its slot out of service.")
+        float,
+        Option(
+            kinds.DURATION,
+            "How long GPU memory may stay allocated after a worker's death before its slot is marked held.",
+        ),
     ] = 30.0
 
     store: Annotated[Path, Option(kinds.PATH, "The job database.", shown=".supervise/ENDPOINT_ID.db")]
-    adopt: Annotated[
-        bool, Option(kinds.FLAG, "Take over the jobs that another handler left unfinished, and run them.")
-    ] = False
+    adopt: Annotated[bool, Option(kinds.FLAG, "Take over and run the unfinished jobs of another handler.")] = False
     retention: Annotated[float, Option(kinds.DURATION, "How long results are kept after a job's end.")] = DAY
-    max_store: Annotated[int, Option(kinds.SIZE, "Forget the oldest results when the database holds more.")] = (
-        10 * 2**30
-    )
+    max_store: Annotated[int, Option(kinds.SIZE, "Delete the oldest results when the database is larger.")] = 10 * 2**30
     durability: Annotated[
         str,
         Option(
             kinds.choice("normal", "full"),
-            "What accepted jobs survive: kill -9, or a power cut as well, for which each answer waits for the disk.",
+            "What accepted jobs survive: kill -9; or also a power cut, for which each answer waits for the disk.",
         ),
     ] = "normal"
     execution_timeout: Annotated[
-        float, Option(kinds.DURATION, "How long a job may run, where it does not say so itself.", shown="no limit")
+        float,
+        Option(kinds.DURATION, "How long a job may run, unless its policy sets executionTimeout.", shown="no limit"),
     ] = 0.0
     ttl: Annotated[
         float,
         Option(
             kinds.DURATION,
-            "How long after its arrival a job times out, queued or running, where it does not say so itself.",
+            "How long after submission a job times out, queued or running, unless its policy sets ttl.",
             shown="never",
         ),
     ] = 0.0
-    max_log: Annotated[int, Option(kinds.SIZE, "How much of what a job prints is kept.")] = 10 * MIB
-    max_queue: Annotated[int, Option(kinds.whole(0), "Refuse jobs (429) while N are queued.", shown="no limit")] = 0
+    max_log: Annotated[int, Option(kinds.SIZE, "How much of a job's log is kept.")] = 10 * MIB
+    max_queue: Annotated[int, Option(kinds.whole(0), "Reject jobs (429) while N are queued.", shown="no limit")] = 0
     max_result: Annotated[int, Option(kinds.SIZE, "Fail a job whose result is larger.")] = 100 * MIB
     max_attempts: Annotated[
-        int, Option(kinds.whole(1, 1000), "Starts that a job may have when workers die under it.")
+        int, Option(kinds.whole(1, 1000), "Maximum number of starts of a job whose workers die.")
     ] = 1
     on_restart: Annotated[
         str, Option(kinds.choice("requeue", "fail"), "What happens to jobs that ran when the supervisor was killed.")
     ] = "requeue"
-    requeue_streams: Annotated[bool, Option(kinds.FLAG, "Requeue them also when chunks of theirs were handed out.")] = (
-        False
-    )
+    requeue_streams: Annotated[bool, Option(kinds.FLAG, "Also requeue those whose chunks were handed out.")] = False
 
     host: Annotated[str, Option(kinds.HOST, "Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Option(kinds.PORT, "Port to listen on; 0 picks one.")] = 8900
-    max_body: Annotated[int, Option(kinds.SIZE, "Refuse (413) a request whose body is larger.")] = 20 * MIB
+    max_body: Annotated[int, Option(kinds.SIZE, "Reject (413) a request whose body is larger.")] = 20 * MIB
 
     api_key: Annotated[
         tuple[str, ...],
@@ -201,11 +198,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
 
     webhook_retries: Annotated[
-        int, Option(kinds.whole(0, 1000), "How often one that was not answered by 200 is tried again.")
+        int, Option(kinds.whole(0, 1000), "Number of retries of a webhook that was not answered with 200.")
     ] = 2
-    webhook_delay: Annotated[float, Option(kinds.DURATION, "How long after a try the next one comes.")] = 10.0
+    webhook_delay: Annotated[float, Option(kinds.DURATION, "Delay between tries.")] = 10.0
     webhook_timeout: Annotated[
-        float, Option(kinds.duration(0.01), "How long a try may take, from the look-up of the name on.")
+        float, Option(kinds.duration(0.01), "How long a try may take, including the DNS lookup.")
     ] = 10.0
     webhook_secret: Annotated[
         str | None,
@@ -217,14 +214,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     webhook_deny_private: Annotated[
         bool,
-        Option(kinds.FLAG, "Post only to public addresses: not to this machine, its networks or a cloud's metadata."),
+        Option(kinds.FLAG, "Post only to public addresses: not to this machine, its networks or cloud metadata."),
     ] = False
 
     dashboard: Annotated[
         bool, Option(kinds.FLAG, "Show the live dashboard, or one line per event.", shown="on a terminal")
     ]
     log_format: Annotated[
-        str, Option(kinds.choice("text", "json"), "How event lines are written; asking for one shows them.")
+        str, Option(kinds.choice("text", "json"), "Format of event lines; if set, they replace the dashboard.")
     ] = "text"
     test_input: Annotated[
         str | None, Option(kinds.JSON, "Run one job with this input, print its status, and exit.")
@@ -237,7 +234,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path | None,
         Option(
             kinds.FILE,
-            "Where their results go, a line each. With a file that is there, only what is missing in it is run.",
+            "File for their results, one per line. If it exists, only lines without a result in it are run.",
             shown="standard output",
         ),
     ] = None
@@ -261,15 +258,15 @@ OPTIONS: Mapping[str, Option] = types.MappingProxyType(_read_table())
 DEFAULTS: Mapping[str, Any] = types.MappingProxyType(
     {field.name: field.default for field in msgspec.structs.fields(Settings) if field.default is not msgspec.NODEFAULT}
 )
-"""The defaults of those options that do not get theirs from another option."""
+"""Defaults of the options whose default does not depend on other options."""
 
 
 SECRET_VARIABLES = frozenset(variable for option in OPTIONS.values() if option.secret for variable in option.variables)
-"""What must not be in the environment of a handler."""
+"""Environment variables that are removed for handlers."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``. Names are not looked up: any but ``localhost`` counts as outside."""
+    """Return whether ``host`` is loopback. Names are not resolved: any but ``localhost`` counts as external."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

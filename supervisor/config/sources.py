@@ -1,6 +1,6 @@
-"""Where options come from, and how an error names the place; used by ``resolve`` in the supervisor's process.
+"""Reads options from their sources, with the name of the source for errors; used by ``resolve`` in the supervisor's process.
 
-Each function gives what it found, by field. The later of two that are joined wins.
+Each function returns the given values by field. Of two joined results the later wins.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from supervisor.errors import UsageError
 
 
 class Given(msgspec.Struct, frozen=True):
-    """A value as it was written, and ``where``: ``--port``, ``SUPERVISE_PORT``, ``port in supervise.toml``."""
+    """A value as given, and its source ``where``: ``--port``, ``SUPERVISE_PORT``, ``port in supervise.toml``."""
 
     value: object
     where: str
 
 
 def from_command_line(words: Mapping[str, object]) -> dict[str, Given]:
-    """What the command line said; ``None`` and empty lists are options that it did not name."""
+    """Return the options of the command line; ``None`` and empty lists mean not given."""
     return {name: Given(value, OPTIONS[name].dashed) for name, value in words.items() if value not in (None, (), [])}
 
 
 def from_keywords(keywords: Mapping[str, object]) -> dict[str, Given]:
-    """What a Python program said."""
+    """Return the options among a Python program's keywords."""
     return {name: Given(value, f"keyword {name}") for name, value in keywords.items() if value is not None}
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, Given]:
-    """What ``SUPERVISE_*`` variables say; lists that two variables may set are joined.
+    """Read the ``SUPERVISE_*`` variables; a list that two of them set is joined.
 
-    An empty one is as good as none: that is how compose files leave one out.
+    An empty one means not given: compose files cannot leave a variable out.
     """
     given: dict[str, Given] = {}
     for name, option in OPTIONS.items():
@@ -48,7 +48,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Given]:
 
 
 def from_file(path: Path, where: str) -> dict[str, Given]:
-    """What the TOML file at ``path`` says, its keys in kebab-case or snake_case. ``where`` is what named the file.
+    """Read the TOML file at ``path``, with keys in kebab-case or snake_case. ``where`` is the source of the path.
 
     Raises:
         UsageError: it cannot be read, is not TOML, or has a key that is no option.
@@ -58,19 +58,19 @@ def from_file(path: Path, where: str) -> dict[str, Given]:
         name = key.replace("-", "_")
         if isinstance(value, dict):
             raise UsageError(
-                f"[{key}] in {path.name}: sections mean nothing here; write the options at the top of the file"
+                f"[{key}] in {path.name}: sections are not supported; write the options at the top of the file"
             )
         if name not in OPTIONS or name == "config":
-            raise UsageError(f"{key} in {path.name}: there is no such option{nearest(name, OPTIONS)}")
+            raise UsageError(f"{key} in {path.name}: no such option{nearest(name, OPTIONS)}")
         if name in given:
-            raise UsageError(f"{key} in {path.name}: this option is there twice; leave one out")
+            raise UsageError(f"{key} in {path.name}: duplicate option; remove one")
         given[name] = Given(value, f"{key} in {path.name}")
     return given
 
 
 def _load_toml(path: Path, where: str) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
-        import tomllib  # noqa: PLC0415 - only those pay for it who have a file
+        import tomllib  # noqa: PLC0415 - needed only with a config file
     else:
         import tomli as tomllib  # noqa: PLC0415 - as above
     try:
@@ -84,7 +84,7 @@ def _load_toml(path: Path, where: str) -> dict[str, Any]:
 
 
 def read_keys(path: Path, where: str) -> tuple[str, ...]:
-    """The API keys in the file at ``path``, one a line, lines that start with ``#`` left out. ``where`` is what named it.
+    """Read API keys from the file at ``path``, one a line; ``#`` starts a comment. ``where`` is the source of the path.
 
     Raises:
         UsageError: it cannot be read, or has no key, or one that a header cannot carry.

@@ -1,1 +1,1 @@
-"""The loop: turns, jobs, the queue, streams, scaling and what screens show. Runs in the supervisor."""
+"""The engine: turns, jobs, the queue, streams, scaling and the data for screens. Runs in the supervisor."""

@@ -19,18 +19,18 @@ from supervisor.job import RETRYABLE, Job, JobStatus, Outcome
 from supervisor.store.writes import Retry
 
 PURGE_PIECE = 200
-"""How many jobs of a purge one turn cancels, so that a long queue delays nobody."""
+"""Jobs of a purge that one turn cancels, so that a long queue does not delay the others."""
 
 EXPIRED_PIECE = 200
-"""How many expired jobs one turn ends."""
+"""Expired jobs that one turn ends."""
 
 _CANCELLED = Outcome(JobStatus.CANCELLED)
 
 
 class Purge(msgspec.Struct, eq=False):
-    """A purge of the queue under way: jobs numbered ``below`` are cancelled, ``removed`` of them so far, on disk.
+    """A purge in progress: it cancels queued jobs numbered below ``below``, ``removed`` of them so far, on disk.
 
-    ``answer`` gets how many they were in the end, or why it came to no end.
+    ``answer`` gets their number in the end, or the error that stopped the purge.
     """
 
     below: int
@@ -39,7 +39,7 @@ class Purge(msgspec.Struct, eq=False):
 
 
 class Commands:
-    """Decides what clients ask for and what deadlines demand."""
+    """Decisions on clients' commands and on deadlines."""
 
     def __init__(self, shared: Shared, lifecycle: Lifecycle) -> None:
         self._shared = shared
@@ -48,21 +48,21 @@ class Commands:
         self._purges: list[Purge] = []
 
     def cancel(self, turn: Turn, job_id: str) -> Job | None:
-        """Cancel a job: a queued one never starts, a running one is stopped. Ended ones stay; ``None`` when unknown."""
+        """Cancel a queued or running job and return its new state; an ended one is unchanged. ``None`` when unknown."""
         job = turn.get(job_id)
         if job is None or job.status.terminal:
             return job
         return self._stop(turn, job, _CANCELLED)
 
     def abandon(self, turn: Turn, job_id: str) -> None:
-        """Cancel a job that nobody waits for any more, unless it runs and its worker would go with it."""
+        """Cancel a job that has no client any more, unless that would cost the worker that runs it."""
         active = turn.running(job_id)
         slot = None if active is None else self._shared.pool.slots.get(active.slot)  # it may have gone
         if slot is None or slot.cancels_gently:
             self.cancel(turn, job_id)
 
     def time_out(self, turn: Turn) -> None:
-        """End the jobs that are out of time, as the turn has them: the start may have ended in it, or the ``ttl`` begun anew."""
+        """End the jobs that have timed out as of this turn, which may have ended a start or renewed a ``ttl``."""
         wall_ms, jobs = self._wall_ms(), self._shared.jobs
         for job_id in jobs.timeouts.due(turn.now):
             active = turn.running(job_id)
@@ -80,23 +80,23 @@ class Commands:
         active = turn.running(job.id)
         if active is not None:
             slot = active.slot
-            turn.closed.add(slot)  # a worker that is about to be told takes no job
+            turn.closed.add(slot)  # a worker that is about to get a cancel message accepts no job
             turn.acts.append(
                 partial(self._shared.pool.cancel, slot, job.id, job.retries, turn.now, out_of_time=out_of_time)
             )
         return self._lifecycle.end(turn, job, outcome)
 
     def retry(self, turn: Turn, job_id: str) -> Job | None:
-        """Queue a job that failed or timed out once more, at its old place; ``None`` when unknown.
+        """Queue a FAILED or TIMED_OUT job again, at its old place; return ``None`` when unknown.
 
         Raises:
-            RequestError: 409, it ended otherwise or not at all, or its ``s3Config`` is gone.
+            RequestError: 409, it is in another state, or had an ``s3Config``, which was removed.
         """
         job = turn.get(job_id)
         if job is None:
             return None
         if job.status not in RETRYABLE:
-            raise RequestError(409, f"the job is {job.status.value}; only FAILED and TIMED_OUT ones can be run again")
+            raise RequestError(409, f"the job is {job.status.value}; only FAILED and TIMED_OUT ones can be retried")
         if job.has_s3_config:
             raise RequestError(409, "the job's s3Config is a secret and was removed when it ended; submit it again")
         created = self._wall_ms()
@@ -112,14 +112,14 @@ class Commands:
     # --- purges ---------------------------------------------------------------------------------------------------------
 
     def purge(self, turn: Turn) -> asyncio.Future[int]:
-        """Cancel all jobs that are queued now; the future gives how many, once that is on disk."""
+        """Cancel all jobs that are queued now; the future gives their number once that is on disk."""
         turn.starts_held = True
         purge = Purge(turn.next_seq, self._shared.loop.create_future())
         turn.acts.append(partial(self._purges.append, purge))
         return purge.answer
 
-    def go_on_purging(self, turn: Turn) -> None:
-        """Cancel some of the jobs that the oldest purge names, and end it when there are no more."""
+    def continue_purge(self, turn: Turn) -> None:
+        """Cancel the next piece of the oldest purge, and finish it when there are no more jobs."""
         purge = self._purges[0]
         piece = list(itertools.islice(_below(turn, purge.below), PURGE_PIECE))
         for job in piece:
@@ -133,19 +133,19 @@ class Commands:
         if count < PURGE_PIECE:
             self._purges.remove(purge)
 
-    def refuse(self, error: RequestError) -> None:
-        """The disk does not take a turn: purge no more. What is on disk stays so, and is said."""
+    def reject(self, error: RequestError) -> None:
+        """Stop all purges with ``error``, since a commit failed. The message says how many jobs were cancelled before."""
         for purge in self._purges:
             refusal = error
             if purge.removed:
-                text = f"{error}; {purge.removed} of the queued jobs were cancelled before, the others wait on"
+                text = f"{error}; {purge.removed} of the queued jobs were cancelled before, the others remain queued"
                 refusal = RequestError(error.status, text, retry_after=error.retry_after)
             settle(purge.answer, 0, refusal)
         self._purges.clear()
 
     @property
     def purging(self) -> bool:
-        """Whether a purge is under way."""
+        """True while a purge is in progress."""
         return bool(self._purges)
 
 
@@ -154,6 +154,6 @@ def _has_expired(job: Job, wall_ms: int) -> bool:
 
 
 def _below(turn: Turn, seq: int) -> Iterator[Job]:
-    """The queued jobs with a lower number, in the order of the queue."""
+    """Iterate over the queued jobs with a lower number, in queue order."""
     for low_priority in (False, True):
         yield from itertools.takewhile(lambda job: job.seq < seq, turn.queued(low_priority))

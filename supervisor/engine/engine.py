@@ -1,7 +1,7 @@
-"""Coordinates store, jobs and pool: what clients, screens and the program ask of the supervisor. In its process.
+"""Coordinates store, jobs and pool, for clients, screens and the program. In the supervisor.
 
-``loop.py`` has the turns. A turn reads what workers and clients have said, decides, commits it all in one transaction, and only
-then acts on it. So what anybody was told is on disk, and a restart recovers by reading the store.
+``loop.py`` has the turns. A turn reads worker events and client commands, decides, commits all in one transaction, and only then
+acts on it. So every answer is on disk before it is sent, and a restart recovers by reading the store.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from supervisor.store.store import Store
 from supervisor.store.writes import Write
 
 STOP_S = 2.0
-"""How much longer than ``--grace`` the end of all workers may take before the supervisor goes on without them."""
+"""Time beyond ``--grace`` after which the supervisor no longer waits for its workers to exit."""
 
 Happening = Union[events.PoolEvent, Job]
-"""What observers hear of: what the pool says to people, and each job that ended."""
+"""Argument of observers: an event of the pool, or a job that ended."""
 
 
 class Engine:
-    """All methods belong to the thread of its event loop.
+    """Interface to the running supervisor. Call all methods in the thread of its event loop.
 
-    ``streams`` hands out chunks and ``logs`` what jobs printed; ``slots`` are refreshed, paused and resumed by hand.
-    ``first_load`` gives the load that opened the doors, or, not ``ok``, why none will. ``outbox`` has the webhooks, and
-    ``on_webhook`` is called when there is one more to deliver.
+    ``streams`` has the jobs' chunks, ``logs`` their output, ``slots`` the manual slot commands. ``first_load`` gives the load of
+    the first ready worker or, not ``ok``, why there is none. ``outbox`` has the webhooks; ``on_webhook`` is called when there is
+    one more to deliver.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Engine:
         status_body: Callable[[Job], bytes],
         clock: Clock | None = None,
     ) -> None:
-        """Serve what ``settings`` say; ``attach`` a pool, then ``start``. ``status_body`` makes the bodies of webhooks."""
+        """Prepare; next ``attach`` a pool, then ``start``. ``status_body`` makes the bodies of webhooks."""
         self.settings = settings
         self.overview = Overview(settings)
         self.on_webhook: Callable[[], None] | None = None
@@ -94,7 +94,7 @@ class Engine:
             statistics=self.overview.statistics,
             job_ended=self._job_ended,
             webhook_waits=self._webhook_waits,
-            tell=self.notify,
+            notify=self.notify,
             status_body=self._status_body,
         )
         self._loop = TurnLoop(shared)
@@ -102,63 +102,63 @@ class Engine:
         self.first_load = self._loop.first_loads.first
 
     def start(self) -> None:
-        """Take up what the store holds and start the workers."""
+        """Recover the store's jobs and start the workers."""
         now = self._clock.monotonic()
         counts = self._store.counts()
         self.overview.statistics.begin(counts.jobs, counts.retried, now)
-        try:  # what a killed supervisor left of jobs that had ended
+        try:  # files that a killed supervisor left of ended jobs
             self._secrets.sweep(self._store.with_s3_config())
         except StoreError as error:
             self.notify(TaskFailed(Task.REMOVE_SECRET, str(error)))
-        self._turns.ask(self._loop.lifecycle.recover)
+        self._turns.request(self._loop.lifecycle.recover)
         self._loop.start(now)
 
     @property
     def draining(self) -> bool:
-        """Whether no job is taken any more."""
+        """True once no more jobs are accepted."""
         return self._loop.draining
 
     @property
     def ready(self) -> bool:
-        """Whether some worker has been ready and the program is neither draining nor without a disk."""
+        """True if a worker has been ready, the program is not draining, and the store can be written."""
         return not self.draining and self._loop.refusal is None and self._loop.first_loads.ok
 
     def observe(self, observer: Callable[[Happening], None]) -> None:
-        """Call ``observer`` with what the pool says and with every job that ended, once it is on disk."""
+        """Call ``observer`` with the pool's events and with every job that ended, once it is on disk."""
         self._observers.append(observer)
 
     async def drain(self, timeout: float, at_once: asyncio.Event) -> None:
-        """Take no more jobs, let those that run end for ``timeout`` seconds (or until ``at_once``), requeue the rest, stop.
+        """Accept no more jobs, wait ``timeout`` seconds (or until ``at_once``) for running ones, requeue the rest, stop.
 
-        A disk that refuses delays this no longer: the next start finds what ran.
+        A store that cannot be written does not prolong this: the next start recovers the jobs that ran.
         """
         self._loop.draining = True
         self.wake()
         until = self._turns.until
         await until(lambda: not self._loop.busy, timeout, at_once)
-        stopped = self._turns.ask(
+        stopped = self._turns.request(
             lambda turn: turn.acts.append(lambda: self.pool.stop(turn.now, at_once=at_once.is_set()))
         )
         await until(lambda: stopped.done() and self.pool.parked, self.settings.grace + STOP_S, at_once)
         if self._jobs.active and self._loop.refusal is None:
-            put_back = self._turns.ask(self._loop.lifecycle.put_back_all)
-            await asyncio.wait({put_back}, timeout=STOP_S)
+            requeued = self._turns.request(self._loop.lifecycle.requeue_all)
+            await asyncio.wait({requeued}, timeout=STOP_S)
 
     def close(self) -> None:
-        """Have no turn any more and let go of the pipes; the store stays open."""
+        """Stop the turns and close the pool; the store stays open."""
         self._closed = True
         self._loop.close()
         self._turns.close()
         self.pool.close()
 
-    # --- what clients ask -----------------------------------------------------------------------------------------------
+    # --- for clients ----------------------------------------------------------------------------------------------------
 
     def submit(self, request: JobRequest, *, patient: bool = False) -> asyncio.Future[Job]:
-        """Accept a job; the future gives it once it is on disk. The id of a job that exists gives that job. Who is ``patient``
-        waits when the disk refuses it then.
+        """Accept a job; the future gives it once it is on disk. The id of an existing job gives that job. A ``patient`` request
+        is kept and retried if the commit fails.
 
         Raises:
-            RequestError: 503 while draining or when the disk refuses, 429 when the queue is full.
+            RequestError: 503 while draining or while the store cannot be written, 429 when the queue is full.
         """
         known = not request.generated and self.job(request.id) is not None
         self._check_open(room=not known)
@@ -167,10 +167,10 @@ class Engine:
             queue_only = self.draining or self._loop.commands.purging
             return self._loop.lifecycle.accept(turn, request, queue_only=queue_only)
 
-        return self._turns.ask(accept, gather=not self.pool.free.room, patient=patient, arrives=True)
+        return self._turns.request(accept, gather=not self.pool.free.room, patient=patient, arrives=True)
 
     def _check_open(self, *, room: bool) -> None:
-        """Refuse when no job can be taken, or (``room``) none more; those that came since the last turn count."""
+        """Raise if no job can be accepted or, with ``room``, if the queue is full; arrivals since the last turn count."""
         if self.draining:
             raise RequestError(503, "the supervisor is shutting down", retry_after=5)
         self._check_disk()
@@ -178,58 +178,58 @@ class Engine:
         if not limit or not room:
             return
         if len(self._jobs.backlog) + self._turns.arriving - self.pool.free.room >= limit:
-            raise RequestError(429, f"the queue is full: {limit} jobs wait (--max-queue)", retry_after=1)
+            raise RequestError(429, f"the queue is full: {limit} jobs are queued (--max-queue)", retry_after=1)
 
     def _check_disk(self) -> None:
         if self._loop.refusal is not None:
-            raise self._loop.refused()
+            raise self._loop.unavailable()
 
     def job(self, job_id: str) -> Job | None:
-        """The job as it is on disk; ``None`` when unknown or forgotten."""
+        """Return a job as it is on disk; ``None`` when unknown or deleted."""
         return self._jobs.get(job_id)
 
     def progress(self, job_id: str) -> bytes | None:
-        """The newest progress (JSON) of a running job."""
+        """Return the newest progress (JSON) of a running job, if any."""
         active = self._jobs.active.get(job_id)
         return active.progress if active is not None else None
 
     async def wait(self, job_id: str, timeout: float) -> Job | None:
-        """The job once it has ended, or as it is after ``timeout`` seconds; ``None`` when unknown."""
+        """Return a job once it has ended, or as it is after ``timeout`` seconds; ``None`` when unknown."""
         job = self.job(job_id)
         if job is None or job.status.terminal:
             return job
         return await self._ends.wait(job_id, timeout) or self.job(job_id)
 
     def cancel(self, job_id: str) -> asyncio.Future[Job | None]:
-        """Cancel a job; the future gives it as it is then (an ended one keeps its state), ``None`` when unknown.
+        """Cancel a job; the future gives its new state (an ended one keeps its own), ``None`` when unknown.
 
         Raises:
-            RequestError: 503, also by the future, when the disk refuses; then the job goes on as if this had not been asked for.
+            RequestError: 503, also by the future, when the store cannot be written; the job is not changed then.
         """
         self._check_disk()
-        return self._turns.ask(lambda turn: self._loop.commands.cancel(turn, job_id), patient=False)
+        return self._turns.request(lambda turn: self._loop.commands.cancel(turn, job_id), patient=False)
 
     def abandon(self, job_id: str) -> None:
-        """Nobody will ask for this job any more: cancel it, unless that would cost the worker and what it has loaded."""
-        self._turns.ask(lambda turn: self._loop.commands.abandon(turn, job_id))
+        """Cancel a job that has no client any more, unless that would cost the worker and its loaded models."""
+        self._turns.request(lambda turn: self._loop.commands.abandon(turn, job_id))
 
     def retry(self, job_id: str) -> asyncio.Future[Job | None]:
-        """Queue a job that failed or timed out once more; the future gives it as it is then, ``None`` when unknown.
+        """Queue a FAILED or TIMED_OUT job again; the future gives its new state, ``None`` when unknown.
 
         Raises:
             RequestError: 503 and 429 as ``submit``; 409, also by the future, for a job that cannot be run again.
         """
         self._check_open(room=True)
-        return self._turns.ask(lambda turn: self._loop.commands.retry(turn, job_id), patient=False)
+        return self._turns.request(lambda turn: self._loop.commands.retry(turn, job_id), patient=False)
 
     def purge(self) -> asyncio.Future[int]:
-        """Cancel every job that is queued now; the future gives how many, once that is on disk.
+        """Cancel every job that is queued now; the future gives their number once that is on disk.
 
         Raises:
-            RequestError: 503, also by the future, when the disk refuses.
+            RequestError: 503, also by the future, when the store cannot be written.
         """
         self._check_disk()
-        asked = self._turns.ask(self._loop.commands.purge, patient=False)
+        asked = self._turns.request(self._loop.commands.purge, patient=False)
 
         async def removed() -> int:
             return await (await asked)
@@ -237,8 +237,9 @@ class Engine:
         return self._event_loop.create_task(removed())
 
     def requests(self, status: JobStatus | None, limit: int, after: str | None) -> Page:
-        """At most ``limit`` jobs (in ``status``), the newest first, without input and output, behind ``after``: what ``next`` of
-        the page before says, or a job's id.
+        """List at most ``limit`` jobs (in ``status``), the newest first, without input and output.
+
+        The page begins behind ``after``: the previous page's ``next``, or a job's id.
 
         Raises:
             RequestError: 404, ``after`` is neither.
@@ -246,32 +247,32 @@ class Engine:
         return page(self._store, self.job, self._jobs.next_seq, status, limit, after)
 
     def forget(self, job: Job) -> None:
-        """Let go of a job that has ended, before its retention is over; its row goes with a later commit."""
+        """Delete an ended job before its retention is over; a later commit deletes its row."""
         self._jobs.to_delete[job.id] = job.seq
 
     @property
     def running(self) -> int:
-        """How many jobs are in workers."""
+        """Number of jobs in workers."""
         return len(self._jobs.active)
 
     def write(self, write: Write) -> asyncio.Future[None]:
-        """Write something beside the jobs; done once it is on disk."""
-        return self._turns.ask(lambda turn: turn.rows.append(write))
+        """Commit ``write``, which concerns no job's state; the future is done once it is on disk."""
+        return self._turns.request(lambda turn: turn.rows.append(write))
 
     def reload(self, changed: tuple[str, ...] = ()) -> None:
-        """Replace every worker after the jobs that it runs, so that each loads the handler anew: these files ``changed``, or
-        without any, SIGHUP."""
+        """Replace every worker after its running jobs, so that each loads the handler again, because these files ``changed`` or,
+        without any, because of SIGHUP."""
         self.notify(Reloading(changed))
         self.slots.reload()
 
     def snapshot(self) -> Snapshot:
-        """Everything a screen shows, now."""
+        """Return the current state for a screen."""
         return self.overview.snapshot(self.pool, self._jobs, self._clock, self.draining)
 
-    # --- what turns call ------------------------------------------------------------------------------------------------
+    # --- for turns ------------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Have a turn soon; several calls share one."""
+        """Schedule a turn; several calls share one."""
         self._turns.wake()
 
     def _turn(self) -> None:
@@ -292,7 +293,7 @@ class Engine:
             self.on_webhook()
 
     def notify(self, event: events.PoolEvent) -> None:
-        """Give notice of something to whoever watches, at once."""
+        """Pass ``event`` to the overview and to all observers, at once."""
         if isinstance(event, StartFailed) and not self._loop.first_loads.ok:
             event = msgspec.structs.replace(event, retry_s=None)  # if no worker can start at all, the program ends
         self.overview.happened(event, self._clock.wall_ms())

@@ -1,4 +1,4 @@
-"""What each job printed, kept beside its result: in memory while a piece fills, then in the store; in the supervisor."""
+"""Logs of what jobs print: in memory while a piece fills, then in the store; in the supervisor."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from supervisor.store.store import Store
 from supervisor.store.writes import AddLog
 
 PIECE = 32 * 1024
-"""Bytes that are gathered before they are written: a row for each line would cost more than the job."""
+"""Bytes that are collected before a write: a row for each line would cost more than the job."""
 
 READ_PIECES = 16
-"""How many pieces one look takes from the store, so that nobody's long log is in memory at once."""
+"""Pieces per read from the store, so that a long log is never in memory at once."""
 
 
 class LogText(msgspec.Struct, frozen=True):
-    """A part of what ``job`` printed: ``text``, UTF-8 in whole lines but for where it was cut by ``start``, a byte offset."""
+    """Part of the log of ``job``: ``text`` (UTF-8) from byte offset ``start`` on, in whole lines except where ``start`` cuts."""
 
     job: Job
     start: int
@@ -30,12 +30,12 @@ class LogText(msgspec.Struct, frozen=True):
 
     @property
     def end(self) -> int:
-        """Where to go on."""
+        """Byte offset of the next read."""
         return self.start + len(self.text)
 
 
 class OpenLog(msgspec.Struct, frozen=True):
-    """What of a running job's output is not in the store: ``text``, which begins at byte ``at``; ``dropped`` bytes are lost."""
+    """Unwritten log of a running job: ``text`` from byte ``at`` on; ``dropped`` bytes were over the limit."""
 
     at: int
     text: bytes = b""
@@ -43,16 +43,16 @@ class OpenLog(msgspec.Struct, frozen=True):
 
 
 Drafts = dict[str, OpenLog | None]
-"""The logs of jobs as one turn leaves them, by their ids; ``None``: closed."""
+"""Logs by job id as of one turn; ``None``: closed."""
 
 
 class JobLogs:
-    """The logs of all jobs. What is written goes into the engine's turn; what is read is on disk, or printed just now."""
+    """The logs of all jobs. Writes go into the engine's turn; reads show the store's text and the unwritten one."""
 
     def __init__(self, jobs: Jobs, store: Store, limit: int, loop: asyncio.AbstractEventLoop) -> None:
         """Keep ``limit`` bytes of each job."""
         self.waiters = Waiters(loop)
-        """To be woken when a job has printed more, and when it has ended."""
+        """Clients that wait for more output, or the job's end."""
         self._jobs = jobs
         self._store = store
         self._limit = limit
@@ -61,7 +61,7 @@ class JobLogs:
     # --- in a turn ------------------------------------------------------------------------------------------------------
 
     def printed(self, drafts: Drafts, job: Job, lines: Sequence[str]) -> AddLog | None:
-        """Add ``lines`` that a running job printed; what is to be written now, if anything."""
+        """Add ``lines`` of a running job; return the row to write now, if any."""
         log = drafts.get(job.id) or self._open.get(job.id) or OpenLog(self._store.log_end(job.seq))
         log = self._filled(log, "".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
         row = None
@@ -72,7 +72,7 @@ class JobLogs:
         return row
 
     def _filled(self, log: OpenLog, more: bytes) -> OpenLog:
-        """``log`` with the first lines of ``more``, as many as ``--max-log`` allows."""
+        """Append as many whole lines of ``more`` to ``log`` as ``--max-log`` allows."""
         room = self._limit - log.at - len(log.text)
         if log.dropped:
             room = 0
@@ -86,7 +86,7 @@ class JobLogs:
         return OpenLog(log.at, log.text + more[:kept], log.dropped + len(more) - kept)
 
     def close(self, drafts: Drafts, job: Job) -> AddLog | None:
-        """End the log of a job that leaves its worker; what is to be written of it, if anything."""
+        """Close the log of a job that leaves its worker; return the row to write, if any."""
         log = drafts.get(job.id) or self._open.get(job.id)
         if log is None:
             return None
@@ -97,7 +97,7 @@ class JobLogs:
         return AddLog(job.seq, log.at, text) if text else None
 
     def apply(self, drafts: Drafts) -> None:
-        """Keep what a turn that is on disk has left unwritten."""
+        """Keep the unwritten text of a committed turn."""
         for job_id, log in drafts.items():
             if log is None:
                 self._open.pop(job_id, None)
@@ -107,8 +107,10 @@ class JobLogs:
     # --- for clients ----------------------------------------------------------------------------------------------------
 
     def read(self, job_id: str, start: int = 0) -> LogText | None:
-        """What the job printed from byte ``start`` on, as much as one look takes; ``None`` when unknown. Empty text is its end,
-        for now or (when the job had ended before) for good."""
+        """Read a piece of a job's log from byte ``start`` on; ``None`` for an unknown job.
+
+        Empty text means the end of the log: the present one, or the final one if the job had ended.
+        """
         job = self._jobs.get(job_id)
         if job is None:
             return None
@@ -116,13 +118,13 @@ class JobLogs:
         at = pieces[0][0] if pieces else 0
         text = b"".join(piece for _, piece in pieces)
         log = self._open.get(job_id)
-        # While a piece is on its way to the disk there is a gap before what came after it.
+        # While a piece is being committed there is a gap before the text behind it.
         if log is not None and len(pieces) < READ_PIECES and log.at == at + len(text):
             text += log.text
         return LogText(job, start, text[max(0, start - at) :])
 
     async def follow(self, job_id: str, start: int, timeout: float) -> LogText | None:
-        """As ``read``, but waits up to ``timeout`` seconds for more, or for the job's end."""
+        """Read as ``read`` does, but wait up to ``timeout`` seconds for more, or for the job's end."""
         found = self.read(job_id, start)
         if found is None or found.text or found.job.status.terminal:
             return found

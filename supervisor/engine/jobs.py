@@ -1,4 +1,4 @@
-"""Every job that has not ended, as memory has it: a picture of the store, changed when a turn is on disk. In the supervisor."""
+"""The jobs that have not ended, in memory: a view of the store, updated after each commit. In the supervisor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from supervisor.store.store import Store
 
 
 class Active(msgspec.Struct, frozen=True):
-    """A job in a worker: what is known of it beyond the store."""
+    """A job in a worker, with its state that is not in the store."""
 
     job: Job
     slot: str
@@ -21,26 +21,26 @@ class Active(msgspec.Struct, frozen=True):
     streamed_bytes: int = 0
 
     def replace(self, **changes: Any) -> Active:
-        """A copy with ``changes``."""
+        """Return a copy with ``changes``."""
         return msgspec.structs.replace(self, **changes)
 
 
 class Jobs:
-    """The jobs in workers, those that wait, and their deadlines; the others are in the store only.
+    """Running and queued jobs and their deadlines; all others are in the store only.
 
-    Time-outs of starts are on the monotonic clock; a ``ttl`` outlives the process, so it is on the wall clock, and only the
-    nearest of them is in memory.
+    Execution time-outs use the monotonic clock. A ``ttl`` outlives the process, so it uses the wall clock, and only the nearest
+    expiry is in memory.
     """
 
     def __init__(self, store: Store) -> None:
-        """Take up what ``store`` says waits; what ran when it was written is for ``Lifecycle.recover``."""
+        """Load the queue from ``store``; jobs that ran when it was closed are left to ``Lifecycle.recover``."""
         self.active: dict[str, Active] = {}
         self.backlog = Backlog(store.queued, *store.queued_counts())
         self.timeouts = Timers()
-        """When each start that has a time-out is out of time."""
+        """Deadlines of the starts that have an execution time-out."""
         self.next_seq = store.next_seq
         self.to_delete: dict[str, int] = {}
-        """The numbers of jobs that ended and that nobody wants any more, by id; a later commit deletes them."""
+        """Ended jobs to be deleted by a later commit: number by id."""
         self._store = store
         self._expiry_ms = store.next_expiry()
 
@@ -53,13 +53,13 @@ class Jobs:
             return active.job
         return self.backlog.get(job_id) or (self._store.get(job_id) if whole else self._store.facts(job_id))
 
-    def wait(self, job: Job) -> None:
-        """``job`` waits from now on."""
+    def enqueue(self, job: Job) -> None:
+        """Add ``job`` to the queue."""
         self.backlog.lane(job.low_priority).add(job)
-        self._heed_ttl(job)
+        self._track_ttl(job)
 
-    def run(self, job_id: str, active: Active | None, now: float) -> None:
-        """A job is so in its worker, since ``now`` (monotonic seconds) if it has just started; ``None``: no longer."""
+    def set_active(self, job_id: str, active: Active | None, now: float) -> None:
+        """Set the state of a job in a worker; ``None`` removes it. A new start begins at ``now`` (monotonic seconds)."""
         before = self.active.get(job_id)
         if active is None:
             self.active.pop(job_id, None)
@@ -68,22 +68,22 @@ class Jobs:
         self.active[job_id] = active
         job = active.job
         if before is None or before.job.retries != job.retries:
-            self._heed_ttl(job)
+            self._track_ttl(job)
             self.timeouts.set(job_id, None if job.timeout_ms is None else now + job.timeout_ms / 1000)
 
-    def _heed_ttl(self, job: Job) -> None:
+    def _track_ttl(self, job: Job) -> None:
         if job.expires_ms is not None and (self._expiry_ms is None or job.expires_ms < self._expiry_ms):
             self._expiry_ms = job.expires_ms
 
     def some_expired(self, wall_ms: int) -> bool:
-        """Whether some job is older than its ``ttl``, or was to be."""
+        """Return whether the nearest expiry has passed; its job may have ended before."""
         return self._expiry_ms is not None and wall_ms >= self._expiry_ms
 
     def find_expiry(self) -> None:
-        """Expired jobs have ended, on disk: look up the next."""
+        """Load the next expiry from the store, after expired jobs were ended there."""
         self._expiry_ms = self._store.next_expiry()
 
     def deadline(self, now: float, wall_ms: int) -> float | None:
-        """When the next job is out of time, in monotonic seconds."""
+        """Return when the next job times out, in monotonic seconds."""
         expiry = None if self._expiry_ms is None else now + max(0, self._expiry_ms - wall_ms) / 1000
         return min((at for at in (self.timeouts.next(), expiry) if at is not None), default=None)

@@ -1,4 +1,4 @@
-"""The way of a job from its arrival to its end: decisions of one turn, which change nothing by themselves. In the supervisor."""
+"""A job's life from arrival to end: decisions of one turn, which change nothing by themselves. In the supervisor."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from supervisor.engine.turn import Turn
 from supervisor.errors import RequestError, SecretError, StoreError
 from supervisor.job import HOST_KILL_STARTS, IN_PROGRESS, IN_QUEUE, Job, JobRequest, JobStatus, Outcome
 from supervisor.notice import Task, TaskFailed
-from supervisor.store.writes import AddWebhook, End, Insert, Requeue, Start
+from supervisor.store.writes import AddWebhook, End, Insert, Requeue, StartJob
 from supervisor.wire import messages as wire
 
 
 class Lifecycle:
-    """Decides what becomes of jobs. Each method adds to the ``turn`` that it is given."""
+    """Decisions on jobs' states. Each method adds to its ``turn``."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -35,10 +35,10 @@ class Lifecycle:
         self._secrets = shared.secrets
         self._wall_ms = shared.clock.wall_ms
 
-    # --- the way in -----------------------------------------------------------------------------------------------------
+    # --- arrival and start ----------------------------------------------------------------------------------------------
 
     def accept(self, turn: Turn, request: JobRequest, *, queue_only: bool) -> Job:
-        """Take a new job in; an idle worker gets it at once. The id of a job that exists gives that job.
+        """Accept a new job; an idle worker gets it at once. The id of an existing job gives that job.
 
         Raises:
             RequestError: 503, its ``s3Config`` could not be written.
@@ -75,7 +75,7 @@ class Lifecycle:
         )
 
     def assign(self, turn: Turn) -> None:
-        """Give the oldest queued jobs to the slots that have room."""
+        """Assign the oldest queued jobs to slots with free capacity."""
         if turn.starts_held:
             return
         queue = itertools.chain.from_iterable(map(turn.queued, (False, True)))
@@ -87,14 +87,14 @@ class Lifecycle:
             self._start(turn, job, name, extras)
 
     def waits(self, count: int) -> list[float]:
-        """How many seconds each of the ``count`` jobs has waited that have waited longest; called between turns."""
+        """Return the ``count`` longest waiting times in seconds, the longest first; called between turns."""
         now = self._wall_ms()
         waits = [(now - job.created_ms) / 1000 for job in self._shared.jobs.backlog.oldest(count)]
-        # One that comes from the future waits since the clock was set back, and nobody knows how long it did before.
+        # A negative time means that the clock was set back: the real one is unknown.
         return sorted((wait if wait >= 0 else math.inf for wait in waits), reverse=True)[:count]
 
     def _next(self, turn: Turn, queue: Iterator[Job]) -> tuple[Job, bytes | None] | None:
-        """The next job of ``queue``, whole, with its extras; one whose ``s3Config`` cannot be read, or is gone, has failed."""
+        """Return the next job of ``queue``, whole, with its extras; fail those whose ``s3Config`` cannot be read."""
         for queued in queue:
             try:
                 secret = self._secrets.need(queued.id) if queued.has_s3_config else None
@@ -109,7 +109,7 @@ class Lifecycle:
         return None
 
     def _start(self, turn: Turn, job: Job, name: str, extras: bytes | None, arriving: JobRequest | None = None) -> Job:
-        """Start ``job`` in slot ``name``: the start is counted on disk before the worker hears of it."""
+        """Start ``job`` in slot ``name``; the start is counted on disk before the worker receives the job."""
         started = self._wall_ms()
         worker_id = self._shared.pool.slots[name].worker_id
         if arriving is not None:
@@ -117,17 +117,17 @@ class Lifecycle:
                 Insert(job.seq, arriving, job.created_ms, started, worker_id, job.timeout_ms, job.expires_ms)
             )
         else:
-            turn.rows.append(Start(job.seq, started, worker_id))
+            turn.rows.append(StartJob(job.seq, started, worker_id))
         running = job.replace(status=IN_PROGRESS, started_ms=started, worker_id=worker_id, attempts=job.attempts + 1)
         turn.put(running, None if arriving is not None else job, name)
         run = wire.Run(job.id, job.input, extras)
         turn.acts.append(partial(self._shared.pool.assign, name, run, job.retries, turn.now))
         return running
 
-    # --- the way out ----------------------------------------------------------------------------------------------------
+    # --- end and requeue ------------------------------------------------------------------------------------------------
 
     def end(self, turn: Turn, job: Job, outcome: Outcome) -> Job:
-        """End ``job``, which is as this turn has it; who waits for it is woken after the commit."""
+        """End ``job``, given as of this turn; its waiters are woken after the commit."""
         self._leave(turn, job)
         ended_ms = self._wall_ms()
         turn.rows.append(End(job.seq, outcome, ended_ms))
@@ -141,9 +141,9 @@ class Lifecycle:
         return ended
 
     def lost(self, turn: Turn, job: Job, cause: JobCause, starts: int | None) -> None:
-        """Queue a running job again at its old place, where it may run again, else it has failed by ``cause``.
+        """Requeue a job whose worker was lost, or fail it with ``cause`` if it may not run again.
 
-        ``starts`` is how many it may have in all; ``None``: this one does not count.
+        ``starts`` is the most starts it may have in all; ``None``: this one does not count.
         """
         streamed = job.streamed and not self._settings.requeue_streams
         if streamed or (starts is not None and job.attempts >= starts):
@@ -152,37 +152,37 @@ class Lifecycle:
             self.requeue(turn, job, charged=starts is not None)
 
     def requeue(self, turn: Turn, job: Job, *, charged: bool) -> None:
-        """Have a running job wait again; ``charged`` keeps its start counted."""
+        """Requeue a running job at its old place; ``charged`` keeps its start counted."""
         self._leave(turn, job)
         turn.rows.append(Requeue(job.seq, charged))
         turn.put(queued_again(job, attempts=job.attempts if charged else job.attempts - 1), job)
         turn.acts.append(partial(self._shared.statistics.retried, job.status))
 
     def recover(self, turn: Turn) -> None:
-        """Have the jobs that ran when the last supervisor ended run again, up to ``HOST_KILL_STARTS`` starts, or fail."""
+        """Requeue the jobs that ran when the last supervisor ended, up to ``HOST_KILL_STARTS`` starts, or fail them."""
         for job in self._shared.store.running():
-            cause = self._why_not_again(job)
+            cause = self._recovery_failure(job)
             if cause is None:
                 self.requeue(turn, job, charged=True)
             else:
                 self.end(turn, job, Outcome(JobStatus.FAILED, cause=cause))
 
-    def _why_not_again(self, job: Job) -> JobCause | None:
+    def _recovery_failure(self, job: Job) -> JobCause | None:
         if self._settings.on_restart == "fail":
             return SupervisorKilled()
         if job.streamed and not self._settings.requeue_streams:
             return ChunksHandedOut()
         return SupervisorKilled(job.attempts) if job.attempts >= HOST_KILL_STARTS else None
 
-    def put_back_all(self, turn: Turn) -> None:
-        """Take every running job from its worker, uncharged: the supervisor stops."""
+    def requeue_all(self, turn: Turn) -> None:
+        """Requeue every running job, uncharged, as the supervisor stops."""
         for job_id in self._shared.jobs.active:
             active = turn.running(job_id)
             if active is not None:
                 self.lost(turn, active.job, SupervisorStopped(), None)
 
     def _leave(self, turn: Turn, job: Job) -> None:
-        """Write what is left of the log of a job that leaves its worker."""
+        """Write the rest of the log of a job that leaves its worker."""
         row = self._shared.logs.close(turn.logs, job) if job.status is IN_PROGRESS else None
         if row is not None:
             turn.rows.append(row)
@@ -211,11 +211,11 @@ class Lifecycle:
         turn.secrets.append(job_id)
 
     def drop_secret(self, job_id: str) -> None:
-        """Remove the ``s3Config`` of a job that has ended, or has not come."""
+        """Remove the ``s3Config`` of a job that has ended or was not accepted."""
         try:
             self._secrets.drop(job_id)
         except StoreError as error:
-            self._shared.tell(TaskFailed(Task.REMOVE_ENDED_SECRET, str(error)))
+            self._shared.notify(TaskFailed(Task.REMOVE_ENDED_SECRET, str(error)))
 
 
 class _Extras(msgspec.Struct):
@@ -223,7 +223,7 @@ class _Extras(msgspec.Struct):
 
 
 def queued_again(job: Job, *, attempts: int) -> Job:
-    """``job`` as it waits once more, after that many ``attempts`` which count."""
+    """Return ``job`` back in the queue, with ``attempts`` counted starts."""
     return job.replace(
         status=IN_QUEUE,
         attempts=attempts,
@@ -237,7 +237,7 @@ def queued_again(job: Job, *, attempts: int) -> Job:
 
 
 def _merged(extras: bytes | None, secret: bytes | None) -> bytes | None:
-    """A job's ``webhook`` and ``policy`` together with its ``s3Config``, as one JSON object."""
+    """Merge a job's ``webhook`` and ``policy`` with its ``s3Config`` into one JSON object."""
     if secret is None:
         return extras
     merged = msgspec.json.decode(extras, type=dict[str, msgspec.Raw]) if extras else {}

@@ -1,7 +1,7 @@
 """The turns of the engine: read, decide, commit, apply. In the supervisor.
 
-Nothing is undone. What workers said and what clients ask for is kept until the turn that decided about it is on disk. When the
-disk refuses, requests are answered 503 and dropped; what has happened in the world is decided again, since memory has not moved.
+Nothing is undone. Worker events and client commands are kept until the turn that decided about them is on disk. When a commit
+fails, commands are answered 503 and dropped; events are decided again, since memory has not changed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from supervisor.pool import events
 from supervisor.store.writes import Probe
 
 RETRY_S = 0.5
-"""How often a disk that refuses is tried again."""
+"""Interval of retries while the store cannot be written."""
 
 
 class TurnLoop:
-    """Has one turn after another. ``refusal`` is why the disk did not take the last one; ``pending``: one is on its way there.
+    """Runs one turn after another. ``refusal`` is why the last commit failed; ``pending``: a commit is in progress.
 
-    ``lifecycle`` and ``commands`` decide about jobs, ``slots`` about slots by hand. No job starts while ``draining``.
+    ``lifecycle`` and ``commands`` decide about jobs, ``slots`` has the manual slot commands. No job starts while ``draining``.
     """
 
     def __init__(self, shared: Shared) -> None:
@@ -50,7 +50,7 @@ class TurnLoop:
             events.JobProgressed: reports.progressed,
             events.JobYielded: reports.yielded,
             events.Printed: self._printed,
-            events.FirstLoad: lambda turn, event: turn.wakes.append(partial(self.first_loads.loaded, event)),
+            events.FirstLoad: lambda turn, event: turn.wakes.append(partial(self.first_loads.record, event)),
         }
         self._scaling = Scaling(shared.settings)
         self._retention = Retention(shared)
@@ -67,30 +67,30 @@ class TurnLoop:
         self._retry: asyncio.TimerHandle | None = None
 
     def start(self, now: float) -> None:
-        """Start the workers that are to run from the beginning; ``now`` in monotonic seconds."""
+        """Start the initial workers; ``now`` in monotonic seconds."""
         self._scaling.begin(self._pool, now)
         self._pool.start(now)
         self._turns.wake()
 
     @property
     def busy(self) -> bool:
-        """Whether a job runs, or its start is on its way to the disk."""
+        """True while a job runs or its start is being committed."""
         return self._starting or bool(self._jobs.active)
 
     def close(self) -> None:
-        """Try a disk that refuses no more."""
+        """Stop retrying a store that cannot be written."""
         if self._retry is not None:
             self._retry.cancel()
 
     def turn(self) -> None:
-        """Read what came, decide about it, and put that on disk."""
-        if self.pending or self._store.retention.forgetting:
-            # Level-triggered readers would fire on every iteration of the loop; a turn comes when the commit is done.
+        """Read events, decide about them and about commands, and commit."""
+        if self.pending or self._store.retention.deleting:
+            # Level-triggered readers would fire on every loop iteration; the next turn comes when the commit completes.
             self._read(False)
             return
         trying = self.refusal is None or self._retry is None
         if self._held and not trying:
-            self.slots.refuse(self.refused())
+            self.slots.reject(self.unavailable())
             return
         now = self._monotonic()
         if not self._held:
@@ -98,7 +98,7 @@ class TurnLoop:
             self._events += self._pool.collect(now)
         turn = self._decide(now, trying)
         if self.refusal is not None and not trying and turn.rows:
-            # What has happened has happened: nothing goes on before it is on disk.
+            # Events cannot be rejected: wait until they are on disk.
             self._held = True
             self._read(False)
         else:
@@ -109,26 +109,26 @@ class TurnLoop:
     # --- decide ---------------------------------------------------------------------------------------------------------
 
     def _decide(self, now: float, trying: bool) -> Turn:
-        """Decide about all that came; unless the disk is worth ``trying``, about nothing that comes of itself."""
+        """Decide about events and commands and, when the store is worth ``trying``, about deadlines, purges and queued jobs."""
         turn = Turn(self._jobs, self._pool.free, now, len(self._events), len(self._turns.commands))
         for event in self._events:
-            self._decisions.get(type(event), self._tell_of)(turn, event)
+            self._decisions.get(type(event), self._notify_later)(turn, event)
         for command in self._turns.commands:
             command.run(turn)
         if trying:
             self.commands.time_out(turn)
-            if self.commands.purging:  # what is to be purged must not start meanwhile
-                self.commands.go_on_purging(turn)
+            if self.commands.purging:  # jobs to be purged must not start meanwhile
+                self.commands.continue_purge(turn)
             elif not self.draining:
                 self.lifecycle.assign(turn)
         return turn
 
     def _printed(self, turn: Turn, event: events.Printed) -> None:
         self._reports.printed(turn, event)
-        self._tell_of(turn, event)
+        self._notify_later(turn, event)
 
-    def _tell_of(self, turn: Turn, event: events.PoolEvent) -> None:
-        turn.wakes.append(partial(self._shared.tell, event))
+    def _notify_later(self, turn: Turn, event: events.PoolEvent) -> None:
+        turn.wakes.append(partial(self._shared.notify, event))
 
     # --- commit ---------------------------------------------------------------------------------------------------------
 
@@ -139,13 +139,13 @@ class TurnLoop:
             return
         self.pending = True
         self._starting = any(turn.active.values())
-        self._store.commit(rows, partial(self._landed, turn))
+        self._store.commit(rows, partial(self._committed, turn))
 
-    def _landed(self, turn: Turn, error: StoreError | None) -> None:
-        """The store has written a turn, or says why not.
+    def _committed(self, turn: Turn, error: StoreError | None) -> None:
+        """Apply a turn after its commit, or handle the commit's ``error``.
 
         Raises:
-            TransitionError: the rows are wrong themselves; no retry mends a fault of this program.
+            TransitionError: the rows are wrong, a bug of this program; no retry helps.
         """
         if isinstance(error, TransitionError):
             raise error
@@ -153,27 +153,27 @@ class TurnLoop:
         before, self.refusal = self.refusal, error
         if error is not None:
             if before is None:
-                self._shared.tell(TaskFailed(Task.WRITE_STORE, str(error)))
-            self._refused(turn)
+                self._shared.notify(TaskFailed(Task.WRITE_STORE, str(error)))
+            self._commit_failed(turn)
             return
         if before is not None:
             self._held = False
-            self._shared.tell(StoreWritable())
+            self._shared.notify(StoreWritable())
         self._apply(turn)
 
-    def _refused(self, turn: Turn) -> None:
-        """Refuse what clients asked for. What has happened is decided again, without that, until it is on disk."""
-        refusal = self.refused()
+    def _commit_failed(self, turn: Turn) -> None:
+        """Reject the clients' commands. Events are decided again, without those, until they are on disk."""
+        refusal = self.unavailable()
         for job_id in turn.secrets:
             self.lifecycle.drop_secret(job_id)
-        self.commands.refuse(refusal)
-        self._turns.refuse(turn.commands, refusal)
+        self.commands.reject(refusal)
+        self._turns.reject(turn.commands, refusal)
         self._turns.over()
         self._retry = self._shared.loop.call_later(RETRY_S, self._try_again)
         self._turns.wake()
 
-    def refused(self) -> RequestError:
-        """What is answered while the disk refuses."""
+    def unavailable(self) -> RequestError:
+        """Make the error that answers requests while the store cannot be written."""
         return RequestError(503, f"the job store cannot be written: {self.refusal}", retry_after=5)
 
     def _try_again(self) -> None:
@@ -183,7 +183,7 @@ class TurnLoop:
     # --- apply ----------------------------------------------------------------------------------------------------------
 
     def _apply(self, turn: Turn) -> None:
-        """Bring memory to where the turn has it, act on the pool, and tell who waits."""
+        """Make the turn's changes in memory, act on the pool, and wake waiters."""
         now = self._monotonic()
         del self._events[: turn.events]
         self._turns.take(turn.commands)
@@ -200,14 +200,14 @@ class TurnLoop:
             wake()
         self._read(True)
         purging = self.commands.purging and self.refusal is None
-        # A slot that was closed may have had nothing to stop any more, and be free.
+        # A closed slot may have had nothing to stop any more, and be free.
         if self._events or self._turns.commands or purging or turn.closed:
             self._turns.wake()
         self._retention.tidy(now)
         self._turns.end(now, self._next(now))
 
     def _next(self, now: float) -> float:
-        """When there must be another turn at the latest."""
+        """Return the deadline of the next turn."""
         own = self._jobs.deadline(now, self._shared.clock.wall_ms()) if self.refusal is None else None
         scaling = None if self.draining else self._scaling.deadline
         times = (self._pool.deadline(), own, scaling, self._retention.next)

@@ -1,4 +1,4 @@
-"""Draws the ``Snapshot`` from the pool's slots, the engine's jobs and the GPUs' readings; in the supervisor."""
+"""Makes the ``Snapshot`` from the pool's slots, the engine's jobs and the GPUs' readings; in the supervisor."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from supervisor.protocol.views import (
 from supervisor.protocol.wording import error_line, words
 
 LOG_LINES = 200
-"""How many log lines a snapshot carries."""
+"""Log lines in a snapshot."""
 
 ENDED_JOBS = 50
-"""How many of the newest ends a snapshot carries."""
+"""Most recently ended jobs in a snapshot."""
 
 RUNNING_JOBS = 100
-"""How many of the running jobs."""
+"""Running jobs in a snapshot."""
 
 
 class Overview:
-    """What screens and probes show: it remembers the newest ends and lines, and counts."""
+    """Data for screens and probes: statistics, the latest log lines and ended jobs."""
 
     def __init__(self, settings: Settings) -> None:
         """Describe the supervisor that runs under ``settings``."""
@@ -57,13 +57,13 @@ class Overview:
         self._refreshed: dict[str, RefreshView] = {}
 
     def job_ended(self, job: Job, now: float) -> None:
-        """A job ended; ``now`` in monotonic seconds."""
+        """Record an ended job; ``now`` in monotonic seconds."""
         self.statistics.ended(job, now)
-        # Without what may be large. The view is made when somebody looks, not for each of thousands a second.
+        # Without fields that may be large. The view is made for a snapshot, not for each of thousands of jobs a second.
         self._ended.append(job.replace(input=b"", extras=None, output=None, error=error_line(job), cause=None))
 
     def happened(self, event: events.PoolEvent, at_ms: int) -> None:
-        """Remember what a person may want to read."""
+        """Record the lines of an event."""
         if isinstance(event, events.Printed):
             self._log.extend(LogLine(at_ms, text, event.slot, event.job) for text in event.lines[-LOG_LINES:])
         elif isinstance(event, Notice):
@@ -73,7 +73,7 @@ class Overview:
                 self.statistics.refreshed(event.end_s, event.release_s, event.start_s, verified=event.verified)
 
     def snapshot(self, pool: Pool, jobs: Jobs, clock: Clock, draining: bool) -> Snapshot:
-        """Everything, now."""
+        """Return the current state."""
         settings, active = self._settings, jobs.active
         return Snapshot(
             at=clock.wall_ms(),
@@ -113,7 +113,7 @@ class Overview:
 
 
 def refresh_view(report: Refreshed, at_ms: int) -> RefreshView:
-    """The times of a refresh in milliseconds, to the microsecond."""
+    """Make the view of a refresh; times in milliseconds, to the microsecond."""
     end, release, start = (round(s * 1000, 3) for s in (report.end_s, report.release_s, report.start_s))
     return RefreshView(
         at=at_ms,
@@ -148,7 +148,7 @@ def _running(active: Active) -> RunningJobView:
 
 
 def _memory_of(name: str, gpus: Iterable[Gpu], samples: Mapping[str, GpuSample]) -> int | None:
-    """MiB that the slot's worker tree holds on its GPUs, where NVML says so of each of its processes that it lists."""
+    """Return the MiB that the slot's worker tree holds on its GPUs, if NVML reports them for each of its listed processes."""
     held = [
         process.memory_mib
         for gpu in gpus

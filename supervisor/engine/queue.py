@@ -1,4 +1,4 @@
-"""The jobs that wait, in their order; in the supervisor."""
+"""The queue of jobs, in order; in the supervisor."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from operator import attrgetter
 from supervisor.job import Job
 
 WINDOW = 1024
-"""How many queued jobs of each lane are kept in memory; the others wait in the store only, so a long queue costs no memory."""
+"""Queued jobs of each lane that are kept in memory; the others are in the store only, so a long queue costs no memory."""
 
 LARGE_INPUT = 2048
-"""Bytes from which the input of a queued job waits in the store only; the job has none in memory then."""
+"""Size in bytes from which a queued job's input is kept in the store only."""
 
 Loader = Callable[[bool, int, int], list[Job]]
 """``(low_priority, after_seq, limit)`` → the next queued jobs of that lane from the store."""
@@ -24,7 +24,7 @@ class Lane:
     """The ``count`` queued jobs of one priority, oldest first. The first ones are in memory: all those up to some ``seq``."""
 
     def __init__(self, low_priority: bool, load: Loader, count: int) -> None:
-        """The store, of which ``load`` fetches the next jobs, has ``count`` of them."""
+        """Begin with ``count`` jobs in the store, which ``load`` reads."""
         self.count = count
         self._low = low_priority
         self._load = load
@@ -33,7 +33,7 @@ class Lane:
         self._sorted = True
 
     def add(self, job: Job) -> None:
-        """Add a job: one that was taken before at its old place, a new one behind all others."""
+        """Add a job: a requeued one at its old place, a new one behind all others."""
         all_here = self.count == len(self._window) and self.count < WINDOW
         if all_here or job.seq <= self._last_seq:
             self._sorted = self._sorted and job.seq > self._last_seq
@@ -42,9 +42,9 @@ class Lane:
         self.count += 1
 
     def __iter__(self) -> Iterator[Job]:
-        """Iterate over the queued jobs, oldest first; they stay. Those beyond the window are loaded as they are reached.
+        """Iterate over the queued jobs, oldest first; they stay queued. Those beyond the window are loaded on the way.
 
-        Only while memory and store agree. A job's input is empty, which no JSON is, where it waits in the store.
+        Call this only while memory and store agree. An empty input, which is no JSON, is in the store only.
         """
         if not self._sorted:
             self._window = {job.id: job for job in sorted(self._window.values(), key=by_seq)}
@@ -63,7 +63,7 @@ class Lane:
         return self._window.get(job_id)
 
     def remove(self, job: Job) -> None:
-        """Drop a queued job, in memory or not."""
+        """Remove a queued job, in memory or not."""
         self._window.pop(job.id, None)
         self.count -= 1
 
@@ -72,7 +72,7 @@ class Backlog:
     """All queued jobs: oldest first, those of low priority after the others."""
 
     def __init__(self, load: Loader, count: int = 0, low_count: int = 0) -> None:
-        """The store, of which ``load`` fetches queued jobs, has so many of them."""
+        """Begin with the store's jobs, ``count`` and ``low_count`` by priority, which ``load`` reads."""
         self._lanes = (Lane(False, load, count), Lane(True, load, low_count))
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class Backlog:
         return self._lanes[low_priority]
 
     def oldest(self, count: int) -> list[Job]:
-        """Return the next ``count`` jobs of each lane, which stay."""
+        """Return the next ``count`` jobs of each lane; they stay queued."""
         return [job for lane in self._lanes for job in itertools.islice(lane, count)]
 
     def get(self, job_id: str) -> Job | None:

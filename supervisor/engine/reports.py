@@ -1,4 +1,4 @@
-"""What workers say about their jobs, and what becomes of those; in the supervisor, during a turn."""
+"""Workers' reports about their jobs, and the decisions on them; in the supervisor, during a turn."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from supervisor.pool import events
 from supervisor.store.writes import AddChunk
 
 LARGEST = 900_000_000
-"""Bytes of the longest value that the store can take: SQLite keeps no row of more than 1 GB."""
+"""Bytes of the largest value that the store accepts: SQLite keeps no row of more than 1 GB."""
 
 STREAM_RESULTS = 10
-"""The chunks of one job may have so many times ``--max-result`` together, or so many times ``LEAST_RESULT``."""
+"""Limit of all chunks of a job together, in multiples of ``--max-result`` or of ``LEAST_RESULT``, whichever is larger."""
 
 LEAST_RESULT = 2**20
 
 CHUNK_COST = 100
-"""Bytes that a chunk counts for beside its own: what its row takes, so that many small ones come to an end too."""
+"""Bytes that a chunk counts beside its own, for its row, so that many small ones reach the limit too."""
 
 
 class Reports:
-    """Decides what the workers' reports mean. One about a job that does not run in that slot any more changes nothing."""
+    """Decisions on the workers' reports. A report about a job that no longer runs in that slot is ignored."""
 
     def __init__(self, shared: Shared, lifecycle: Lifecycle) -> None:
         self._shared = shared
@@ -34,7 +34,7 @@ class Reports:
         self._stream_limit = STREAM_RESULTS * max(self._limit, LEAST_RESULT)
 
     def printed(self, turn: Turn, event: events.Printed) -> None:
-        """A worker printed lines while it ran one job, or marked them as this job's."""
+        """Add lines to the log of the job that printed them."""
         active = turn.reported(event)
         if active is None:
             return
@@ -46,7 +46,7 @@ class Reports:
             turn.wakes.append(partial(logs.waiters.wake, job.id))
 
     def ended(self, turn: Turn, event: events.JobEnded) -> None:
-        """A worker has ended a job."""
+        """End a job as its worker reported."""
         active = turn.reported(event)
         if active is None:
             return
@@ -59,13 +59,13 @@ class Reports:
             self._lifecycle.end(turn, job, Outcome(JobStatus(done.status), done.output, done.error, done.cause))
 
     def progressed(self, turn: Turn, event: events.JobProgressed) -> None:
-        """A running job reported progress, which is nowhere but in memory."""
+        """Keep a job's progress, in memory only."""
         active = turn.reported(event)
         if active is not None:
             turn.active[event.job] = active.replace(progress=event.value)
 
     def yielded(self, turn: Turn, event: events.JobYielded) -> None:
-        """A running job produced a chunk; the worker is not to be trusted when it is not the next one."""
+        """Add a chunk of a running job; distrust a worker that sends one out of order."""
         active = turn.reported(event)
         if active is None:
             return
@@ -88,7 +88,7 @@ class Reports:
         turn.wakes.append(partial(self._shared.streams.waiters.wake, job.id))
 
     def _too_much(self, event: events.JobYielded, streamed: int) -> Outcome | None:
-        """How a job ends by this chunk, with which its stream has ``streamed`` bytes."""
+        """Return the failure if this chunk, or with it the stream of ``streamed`` bytes, exceeds a limit."""
         if len(event.value) > self._limit:
             return Outcome(JobStatus.FAILED, cause=TooLarge(len(event.value), self._limit, event.index))
         if streamed <= self._stream_limit:
@@ -97,7 +97,7 @@ class Reports:
         return Outcome(JobStatus.FAILED, cause=cause)
 
     def lost(self, turn: Turn, event: events.JobLost) -> None:
-        """A job's worker is gone."""
+        """Requeue or fail a job whose worker was lost."""
         active = turn.reported(event)
         if active is not None:
             starts = HOST_KILL_STARTS if event.machinery else self._shared.settings.max_attempts

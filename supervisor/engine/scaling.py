@@ -1,8 +1,8 @@
-"""How many workers are in service: which slots start because jobs wait, and stop because none came. Run by the supervisor.
+"""Scales the number of workers: starts slots when jobs wait, and stops idle ones. In the supervisor.
 
-``decide`` is pure: slots, waiting times and the time come in, orders go out. A slot that is stopped here is *spare*: its worker
-ends as any other does, its GPU memory is seen to be free, and it starts again when jobs wait. What a person has paused is left
-alone.
+``decide`` is pure: it maps slots, waiting times and the time to actions. A slot that is stopped here is *spare*, or scaled down:
+its worker stops as any other does, its GPU memory is verified free, and it starts again when jobs wait. Manually paused slots are
+left alone.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from supervisor.pool.interfaces import Pool
 from supervisor.pool.slots.slot import OUT_OF_SERVICE, Slot, SlotState
 
 COMING = frozenset({SlotState.STARTING, SlotState.ENDING, SlotState.RELEASING})
-"""The states of a slot in service that lead to a worker which takes a job; one that backs off may not get there."""
+"""States of a slot in service that lead to a ready worker; backoff is not one, since it may fail again."""
 
 SHORT_S = 1.0
 """A shorter ``--idle-timeout`` sets no deadline for workers that run jobs, which would be a busy loop with 0: slots are looked at
 in each turn."""
 
 Waits = Callable[[int], Sequence[float]]
-"""How many seconds each of that many jobs has waited, the longest first; fewer if fewer wait."""
+"""Returns the waiting times in seconds of that many jobs, the longest first; fewer if fewer wait."""
 
 
-class Order(msgspec.Struct, frozen=True):
-    """Start this slot, or ``stop`` it for that reason."""
+class ScalingAction(msgspec.Struct, frozen=True):
+    """Starts a slot, or stops it for the reason ``stop``."""
 
     slot: str
     stop: SpareCause | None = None
 
 
 def check_bounds(settings: Settings, slots: int) -> None:
-    """Refuse bounds that so many slots cannot keep.
+    """Reject bounds that so many slots cannot keep.
 
     Raises:
         UsageError: ``--min-workers`` is more than there are slots, or than ``--max-workers``.
@@ -56,10 +56,9 @@ def bounds(settings: Settings, slots: int) -> tuple[int, int]:
 
 
 class Scaling:
-    """The rules under one set of settings. ``deadline`` is when ``act`` must be called again at the latest, by the last one."""
+    """The scaling rules. The last ``act`` sets ``deadline``: when it must be called again at the latest."""
 
     def __init__(self, settings: Settings) -> None:
-        """Follow ``settings``."""
         self.deadline: float | None = None
         self._settings = settings
         self._idle_timeout = settings.idle_timeout
@@ -69,30 +68,30 @@ class Scaling:
         self._startable = self._each_turn = False
 
     def begin(self, pool: Pool, now: float) -> None:
-        """Make those slots spare that do not start with the program: one does in any case, which checks the handler."""
+        """Scale down the slots that do not start with the program. One always starts, to check the handler."""
         least, _ = bounds(self._settings, len(pool.slots))
         for name in list(pool.slots)[max(least, 1) :]:
             pool.spare(name, SpareCause(), now)
 
     def act(self, pool: Pool, waiting: bool, waits: Waits, now: float) -> None:
-        """Start and stop what is to be started and stopped now; between turns, before the pool performs what they decided.
+        """Start and stop slots as needed; between turns, before the pool performs their decisions.
 
-        The slots are looked at when one has changed otherwise than by its jobs, when some job is ``waiting`` that may want one
-        more, and at ``deadline``: so what this costs does not grow with their number. In each turn only while one is to go as
-        soon as it has no job.
+        The slots are checked when one has changed other than by its jobs, when some job is ``waiting`` and a slot can start, and
+        at ``deadline``, so that the cost does not grow with their number; in each turn only while one is to stop as soon as it has
+        no job.
         """
         due = self.deadline is not None and now >= self.deadline
         if pool.changes == self._changes and not due and not self._each_turn and not (waiting and self._startable):
             return
         self._changes = pool.changes
-        for order in self.decide(pool.slots.values(), waits, now):
-            if order.stop is None:
-                pool.resume(order.slot, now)
+        for action in self.decide(pool.slots.values(), waits, now):
+            if action.stop is None:
+                pool.resume(action.slot, now)
             else:
-                pool.spare(order.slot, order.stop, now)
+                pool.spare(action.slot, action.stop, now)
 
-    def decide(self, slots: Collection[Slot], waits: Waits, now: float) -> list[Order]:
-        """What is to be done with ``slots`` at ``now`` (monotonic seconds)."""
+    def decide(self, slots: Collection[Slot], waits: Waits, now: float) -> list[ScalingAction]:
+        """Return the actions for ``slots`` at ``now`` (monotonic seconds)."""
         self.deadline = None
         self._startable = self._each_turn = False
         self._least, self._most = bounds(self._settings, len(slots))
@@ -101,29 +100,29 @@ class Scaling:
         in_service = [slot for slot in slots if slot.state not in OUT_OF_SERVICE]
         staying = [slot for slot in in_service if not slot.pausing]
         if len(staying) > self._most:
-            self._each_turn = True  # those that run jobs can go only after them
-            return self._too_many(staying)
+            self._each_turn = True  # those that run jobs can stop only after them
+            return self._stop_excess(staying)
         spare = [slot for slot in slots if slot.spare and slot.state is SlotState.PARKED]
         startable = spare[: max(0, self._most - len(in_service))]
-        startable += [slot for slot in in_service if slot.spare]  # on their way out; they come back at its end
+        startable += [slot for slot in in_service if slot.spare]  # stopping; they start again after that
         startable = startable[: self._most - len(staying)]
         self._startable = bool(startable)
         wanted = self._wanted(staying, len(startable), waits, now)
-        return [Order(slot.name) for slot in startable[:wanted]] + self._idle(staying, now)
+        return [ScalingAction(slot.name) for slot in startable[:wanted]] + self._idle(staying, now)
 
     def _wanted(self, staying: Sequence[Slot], startable: int, waits: Waits, now: float) -> int:
-        """How many of those that are ``startable`` jobs or ``--min-workers`` want."""
+        """Return how many of the ``startable`` slots are needed for jobs or ``--min-workers``."""
         if not startable:
             return 0
         coming = sum(slot.state in COMING for slot in staying)
         waiting = waits(startable + coming)
         due = sum(wait >= self._scale_after for wait in waiting)
-        self._look_again(now + self._scale_after - wait for wait in waiting[due:])
+        self._check_at(now + self._scale_after - wait for wait in waiting[due:])
         at_once = bool(waiting) and not staying
         return max(self._least - len(staying), due - coming, at_once, 0)
 
-    def _idle(self, staying: Sequence[Slot], now: float) -> list[Order]:
-        """Those that had no job for too long, as far as the others are enough."""
+    def _idle(self, staying: Sequence[Slot], now: float) -> list[ScalingAction]:
+        """Stop slots that were idle for too long, down to ``--min-workers``."""
         above = len(staying) - self._least
         if above <= 0:
             return []
@@ -134,19 +133,18 @@ class Scaling:
         }
         over = [name for name, end in ends.items() if end <= now][:above]
         if len(over) < above:
-            self._look_again(end for end in ends.values() if end > now)
+            self._check_at(end for end in ends.values() if end > now)
             if self._idle_timeout < SHORT_S:
                 self._each_turn = True
-            else:  # one that runs a job now is idle for too long later than that, whenever it ends
-                self._look_again([now + self._idle_timeout])
-        return [Order(name, SpareCause(idle_s=self._idle_timeout)) for name in over]
+            else:  # a slot that runs a job now cannot be due before a whole idle time from now
+                self._check_at([now + self._idle_timeout])
+        return [ScalingAction(name, SpareCause(idle_s=self._idle_timeout)) for name in over]
 
-    def _too_many(self, staying: Sequence[Slot]) -> list[Order]:
-        """A slot came back by itself or by hand, and another has its place: the last of those that run no job goes, at best one
-        that is not ready."""
+    def _stop_excess(self, staying: Sequence[Slot]) -> list[ScalingAction]:
+        """Stop slots above the maximum, after one returned to service: the last that run no job, those not ready first."""
         free = [slot for slot in reversed(staying) if slot.state is not SlotState.BUSY]
         free.sort(key=lambda slot: slot.state is SlotState.IDLE)
-        return [Order(slot.name, SpareCause(most=self._most)) for slot in free[: len(staying) - self._most]]
+        return [ScalingAction(slot.name, SpareCause(most=self._most)) for slot in free[: len(staying) - self._most]]
 
-    def _look_again(self, times: Iterable[float]) -> None:
+    def _check_at(self, times: Iterable[float]) -> None:
         self.deadline = min([*times, *([] if self.deadline is None else [self.deadline])], default=None)

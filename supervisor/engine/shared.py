@@ -1,4 +1,4 @@
-"""What the parts of the engine work with; in the supervisor."""
+"""Dependencies that the engine's parts share; in the supervisor."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from supervisor.store.store import Store
 
 
 class Shared(msgspec.Struct, frozen=True):
-    """One engine's. ``job_ended``, ``webhook_waits`` and ``tell`` (what people should know) are called after the commit;
-    ``tell`` also at once, by what no turn decides. ``status_body`` makes what `/status` answers for a job."""
+    """One engine's dependencies. ``job_ended``, ``webhook_waits`` and ``notify`` are called after the commit; ``notify`` also at
+    once, for events outside of turns. ``status_body`` makes the body of `/status` for a job."""
 
     settings: Settings
     store: Store
@@ -37,5 +37,5 @@ class Shared(msgspec.Struct, frozen=True):
     statistics: Statistics
     job_ended: Callable[[Job], None]
     webhook_waits: Callable[[], None]
-    tell: Callable[[events.PoolEvent], None]
+    notify: Callable[[events.PoolEvent], None]
     status_body: Callable[[Job], bytes]

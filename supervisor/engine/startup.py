@@ -1,4 +1,4 @@
-"""How the first loads of the slots go: the first worker in service opens the doors. In the supervisor."""
+"""Results of the slots' first loads: the first ready worker makes the program ready. In the supervisor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from supervisor.pool.interfaces import Pool
 
 
 class FirstLoads:
-    """``first`` is the load of the first worker in service, or the worst of those that failed on every slot."""
+    """First loads by slot. ``first`` is the first that succeeded, or the worst one if all slots failed."""
 
     def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
         self._pool = pool
@@ -18,11 +18,11 @@ class FirstLoads:
 
     @property
     def ok(self) -> bool:
-        """Whether some worker has been ready."""
+        """True once a worker has been ready."""
         return self.first.done() and self.first.result().ok
 
-    def loaded(self, event: events.FirstLoad) -> None:
-        """A slot's first start has ended as ``event`` says."""
+    def record(self, event: events.FirstLoad) -> None:
+        """Record the result of a slot's first start."""
         if self.first.done():
             return
         if event.ok:

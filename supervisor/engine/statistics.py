@@ -10,26 +10,26 @@ from supervisor.job import Job, JobStatus, delay_ms, execution_ms
 from supervisor.protocol.views import Histogram, JobCounts, Stats, Totals
 
 WINDOW_S = 60.0
-"""Rates and percentiles are those of the last minute."""
+"""Window of rates and percentiles."""
 
 SAMPLES = 4096
-"""Most jobs that a percentile looks at."""
+"""Maximum number of jobs in a percentile."""
 
 
-#: Upper bounds of the buckets in which the times of jobs are counted, in milliseconds: from a trifle to an hour.
+#: Upper bounds of the buckets of job times, in milliseconds.
 JOB_BOUNDS = (5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 900_000, 3_600_000)
 
-#: And those of the steps of a refresh.
+#: Upper bounds of the buckets of refresh steps, in milliseconds.
 STEP_BOUNDS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000)
 
 
 class Buckets:
-    """Counts values by size."""
+    """A histogram."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """``bounds``: the largest value of each bucket but the last, which has no bound."""
+        """Use ``bounds``: the largest value of each bucket but the last, which has none."""
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
@@ -40,15 +40,14 @@ class Buckets:
         self._sum += value
 
     def histogram(self) -> Histogram:
-        """All of them so far."""
+        """Return all counts so far."""
         return Histogram(tuple(self._bounds), tuple(self._counts), self._sum)
 
 
 class Statistics:
-    """What has happened to jobs, since the start and in the last minute."""
+    """Counts of job events, since the start and in the last minute."""
 
     def __init__(self) -> None:
-        """Start at zero."""
         self._submitted = 0
         self._ended = 0
         self._by_status = dict.fromkeys(JobStatus, 0)
@@ -63,23 +62,23 @@ class Statistics:
         self._started_at: float | None = None
 
     def begin(self, ended: Mapping[JobStatus, int], retried: int, now: float) -> None:
-        """Count on from what the store holds; ``now`` in monotonic seconds."""
+        """Add the store's counts; ``now`` in monotonic seconds."""
         self._before.update(ended)
         self._retried = retried
         self._started_at = now
 
     def submitted(self) -> None:
-        """A job was accepted."""
+        """Count a submitted job."""
         self._submitted += 1
 
     def retried(self, before: JobStatus) -> None:
-        """A job went from ``before`` back to the queue."""
+        """Count a job that went from ``before`` back to the queue."""
         self._retried += 1
         if before.terminal:
             self._before[before] -= 1
 
     def ended(self, job: Job, now: float) -> None:
-        """A job ended at ``now``, monotonic seconds."""
+        """Count a job that ended at ``now``, monotonic seconds."""
         self._ended += 1
         self._by_status[job.status] += 1
         second = int(now)
@@ -95,13 +94,13 @@ class Statistics:
             self._executions.add(execution)
 
     def refreshed(self, end_s: float, release_s: float, start_s: float, *, verified: bool) -> None:
-        """A refresh is done: how long its steps took, and whether its memory was seen to be free."""
+        """Count a refresh: the durations of its steps, and whether its memory was verified free."""
         for step, seconds in zip(self._steps.values(), (end_s, release_s, start_s), strict=True):
             step.add(seconds * 1000)
         self._unverified += not verified
 
     def totals(self) -> Totals:
-        """What was counted since this supervisor started; retries from the store on."""
+        """Return the counts since this supervisor started; retries include the store's."""
         return Totals(
             submitted=self._submitted,
             ended={status.value: count for status, count in self._by_status.items() if status.terminal},
@@ -112,22 +111,22 @@ class Statistics:
             unverified=self._unverified,
         )
 
-    def _ever(self, status: JobStatus) -> int:
-        """How many jobs have ended so, those that the store held at the start too."""
+    def _total(self, status: JobStatus) -> int:
+        """Count the jobs that ended with ``status``, including those that the store held at the start."""
         return self._before[status] + self._by_status[status]
 
     def job_counts(self, in_progress: int, in_queue: int) -> JobCounts:
-        """The ``jobs`` of ``/health``: failed counts those that timed out as well."""
+        """Return the ``jobs`` of ``/health``: failed includes timed out."""
         return JobCounts(
-            completed=self._ever(JobStatus.COMPLETED),
-            failed=self._ever(JobStatus.FAILED) + self._ever(JobStatus.TIMED_OUT),
+            completed=self._total(JobStatus.COMPLETED),
+            failed=self._total(JobStatus.FAILED) + self._total(JobStatus.TIMED_OUT),
             in_progress=in_progress,
             in_queue=in_queue,
             retried=self._retried,
         )
 
     def stats(self, now: float) -> Stats:
-        """Rates and percentiles at ``now``, monotonic seconds."""
+        """Return rates and percentiles at ``now``, monotonic seconds."""
         self._trim(now)
         uptime = now - self._started_at if self._started_at is not None else 0.0
         while self._recent and self._recent[0][0] < now - WINDOW_S:

@@ -1,4 +1,4 @@
-"""When the engine has its turns: soon after something happened, or at a deadline. In the supervisor."""
+"""Schedules the engine's turns: soon after an event, or at a deadline. In the supervisor."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from supervisor.engine.waiters import settle
 from supervisor.errors import RequestError
 
 GATHER_S = 0.001
-"""How long a job that must wait for a worker anyway may wait for others to share its commit: at a high load the next turn comes
-sooner by itself, so nobody waits longer, and a job costs one commit in place of two."""
+"""How long a job that must wait for a worker anyway waits for others to share its commit. At high load the next turn comes sooner
+by itself, so no client waits longer, and a job costs one commit instead of two."""
 
 T = TypeVar("T")
 
 
 class Clock:
-    """The two clocks: a fake one makes turns replayable."""
+    """The two clocks; a fake one makes turns replayable."""
 
     def monotonic(self) -> float:
-        """Seconds for deadlines."""
+        """Return the time in seconds, for deadlines."""
         return time.monotonic()
 
     def wall_ms(self) -> int:
-        """Milliseconds since 1970 for people."""
+        """Return milliseconds since 1970, for timestamps."""
         return time.time_ns() // 1_000_000
 
 
 class Command(msgspec.Struct):
-    """What a client asks for: decided in a turn, and answered by ``future`` once that is on disk.
+    """A client's command: decided in a turn, and answered by ``future`` once that is on disk.
 
-    One that is not ``patient`` is refused when the disk refuses its turn; ``arrives``: it is a new job.
+    One that is not ``patient`` is rejected when the commit fails; ``arrives``: it is a new job.
     """
 
     decide: Callable[[Turn], Any]
@@ -45,22 +45,22 @@ class Command(msgspec.Struct):
     arrives: bool
 
     def run(self, turn: Turn) -> None:
-        """Decide."""
+        """Decide; the answer waits for the commit."""
         try:
             answer = self.decide(turn)
-        except RequestError as error:  # it may be because of what is not on disk yet
+        except RequestError as error:  # its reason may not be on disk yet
             turn.wakes.append(partial(settle, self.future, None, error))
         else:
             turn.wakes.append(partial(settle, self.future, answer))
 
 
 class Turns:
-    """Calls ``turn`` when there is something to do, and keeps what clients ask for until it is on disk."""
+    """Calls ``turn`` when there is something to do, and keeps clients' commands until they are on disk."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, turn: Callable[[], None]) -> None:
         self.commands: list[Command] = []
         self.arriving = 0
-        """How many of them are new jobs."""
+        """Number of new jobs among ``commands``."""
         self._loop = loop
         self._clock = clock
         self._turn = turn
@@ -71,16 +71,18 @@ class Turns:
         self._over: asyncio.Future[None] = loop.create_future()
 
     def wake(self) -> None:
-        """Have a turn soon; several calls share one."""
+        """Schedule a turn; several calls share one."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
-    def ask(
+    def request(
         self, decide: Callable[[Turn], T], *, gather: bool = False, patient: bool = True, arrives: bool = False
     ) -> asyncio.Future[T]:
-        """Run ``decide`` in the next turn, which ``gather`` lets come a moment later; the future gives what it returned once
-        that turn is on disk. Who is not ``patient`` is refused when the disk does not take it; the others are decided again."""
+        """Run ``decide`` in the next turn, which ``gather`` delays a little; the future gives its result once that is on disk.
+
+        If the commit fails, ``patient`` commands are decided again and the others rejected.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
         self.commands.append(Command(decide, future, patient, arrives))
         self.arriving += arrives
@@ -91,21 +93,21 @@ class Turns:
         return future
 
     def begin(self) -> None:
-        """A turn begins."""
+        """Note that a turn begins: later calls of ``wake`` schedule another."""
         self._scheduled = False
         if self._gathering is not None:
             self._gathering.cancel()
             self._gathering = None
 
     def take(self, count: int) -> list[Command]:
-        """Take the first ``count`` commands, which are decided, out."""
+        """Remove and return the first ``count`` commands, which are decided."""
         taken = self.commands[:count]
         del self.commands[:count]
         self.arriving -= sum(command.arrives for command in taken)
         return taken
 
-    def refuse(self, count: int, error: RequestError) -> None:
-        """The disk does not take the first ``count`` commands: tell the impatient, keep the others."""
+    def reject(self, count: int, error: RequestError) -> None:
+        """Reject the first ``count`` commands, whose commit failed, except for patient ones: those are kept."""
         kept: list[Command] = []
         for command in self.take(count):
             if command.patient:
@@ -116,7 +118,7 @@ class Turns:
         self.commands[:0] = kept
 
     def end(self, now: float, at: float) -> None:
-        """A turn is over; the next is at ``at`` (monotonic) at the latest."""
+        """Finish a turn and set the timer for the next one; both times are monotonic."""
         self.over()
         if self._timer is not None:
             if now < self._timer_at <= at:
@@ -126,11 +128,11 @@ class Turns:
         self._timer = self._loop.call_later(max(0.0, at - now), self._timer_fired)
 
     def over(self) -> None:
-        """A turn is over, on disk or refused."""
+        """Resume ``until`` after a turn, committed or not."""
         settle(self._over, None)
 
     async def until(self, reached: Callable[[], bool], timeout: float, at_once: asyncio.Event) -> None:
-        """Until ``reached`` is true after some turn, ``at_once`` is set, or ``timeout`` seconds have passed."""
+        """Wait until ``reached`` is true after some turn, ``at_once`` is set, or ``timeout`` seconds have passed."""
         deadline = self._clock.monotonic() + timeout
         hurry = asyncio.ensure_future(at_once.wait())
         try:
@@ -145,12 +147,11 @@ class Turns:
             hurry.cancel()
 
     def close(self) -> None:
-        """Have no turn at any deadline any more."""
+        """Cancel the timers."""
         for timer in (self._timer, self._gathering):
             if timer is not None:
                 timer.cancel()
 
     def _timer_fired(self) -> None:
-        """Not under way any more: the loop's clock is coarse, so it may come before its time and must be set again then."""
-        self._timer = None
+        self._timer = None  # the loop's clock is coarse: the timer may fire early and must be set again then
         self.wake()

@@ -1,4 +1,4 @@
-"""Who waits for a job's end, its next chunk or its next lines; in the supervisor. The engine wakes them after its commit."""
+"""Futures for a job's end, its next chunk or its next lines; in the supervisor. The engine wakes them after its commit."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 
 class Waiters:
-    """Futures by job id; nothing is left behind when a waiter times out or is cancelled."""
+    """Futures by job id; a waiter that times out or is cancelled is removed."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: dict[str, set[asyncio.Future[Job | None]]] = {}
 
     async def wait(self, job_id: str, timeout: float) -> Job | None:
-        """Return what ``wake`` gives for this job; ``None`` after ``timeout`` seconds."""
+        """Wait for ``wake`` and return its ``job``; ``None`` after ``timeout`` seconds."""
         future: asyncio.Future[Job | None] = self._loop.create_future()
         others = self._waiting.setdefault(job_id, set())
         others.add(future)
@@ -32,14 +32,14 @@ class Waiters:
                 del self._waiting[job_id]
 
     async def until(self, job_id: str, deadline: float) -> bool:
-        """Wait for ``wake`` or ``deadline``, by the loop's clock; false, at once, when that has passed."""
+        """Wait for ``wake`` or ``deadline``, by the loop's clock; return False, at once, if that has passed."""
         left = deadline - self._loop.time()
         if left > 0:
             await self.wait(job_id, left)
         return left > 0
 
     def wake(self, job_id: str, job: Job | None = None) -> None:
-        """Free everyone who waits for this job."""
+        """Resume all waiters of this job."""
         for future in self._waiting.pop(job_id, ()):
             settle(future, job)
 
@@ -48,7 +48,7 @@ class Waiters:
 
 
 def settle(future: asyncio.Future[T], value: T, error: Exception | None = None) -> None:
-    """Give ``future`` its ``value``, or the ``error``, unless nobody waits for it any more."""
+    """Set the result of ``future``, or the ``error``, unless it is done or cancelled."""
     if future.done():
         return
     if error is None:

@@ -1,7 +1,7 @@
-"""The thread that ends transactions where each waits for the disk (``--durability full``); in the supervisor process.
+"""The thread that commits transactions where a commit waits for the disk (``--durability full``); in the supervisor process.
 
-The loop's thread writes into the transaction, which waits for nothing, and this one ends it. So the thread runs one statement a
-batch: the two of them never compete for the interpreter over each row.
+The loop's thread writes the rows, which never waits, and this one commits. It runs one statement per batch, so the two threads
+do not compete for the interpreter over each row.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from supervisor.errors import StoreError
 
 Done = Callable[["StoreError | None"], None]
 Deliver = Callable[[Callable[[], None]], Any]
-"""Has a function called in the thread that reads and commits, such as ``loop.call_soon_threadsafe``."""
+"""Schedules a call in the thread that uses the store, such as ``loop.call_soon_threadsafe``."""
 
 
 class Committer:
-    """Ends one transaction after another."""
+    """Commits one transaction after another."""
 
     def __init__(self, end: Callable[[], StoreError | None], deliver: Deliver) -> None:
-        """``end`` ends the transaction that is open and says why that failed, in the thread of this committer."""
+        """Start the thread. In it, ``end`` ends the open transaction and returns why that failed, if it did."""
         self._end = end
         self._deliver = deliver
         self._orders: SimpleQueue[Done | None] = SimpleQueue()
@@ -32,11 +32,11 @@ class Committer:
         self._thread.start()
 
     def commit(self, done: Done) -> None:
-        """End the transaction, then have ``done`` called by ``deliver``. Until then the connection is this thread's alone."""
+        """End the transaction, then call ``done`` by ``deliver``. Until then only this thread may use the connection."""
         self._orders.put(done)
 
     def close(self) -> None:
-        """Wait for the transaction that is being ended. What is not delivered yet may never be."""
+        """Wait for the transaction in progress and stop the thread. Its ``done`` may never be called."""
         self._closing = True
         self._orders.put(None)
         self._thread.join()
@@ -44,5 +44,5 @@ class Committer:
     def _run(self) -> None:
         while (done := self._orders.get()) is not None:
             error = self._end()
-            if not self._closing:  # there may be no loop any more to deliver to
+            if not self._closing:  # the loop may be closed already
                 self._deliver(partial(done, error))

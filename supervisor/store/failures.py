@@ -1,4 +1,4 @@
-"""What SQLite's errors mean for the person who runs the program; used in the supervisor process."""
+"""Translates SQLite's errors into messages for the user; in the supervisor process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from supervisor.errors import LockedError, StoreError, SuperviseError, TransitionError
 
-# Looked for in SQLite's own words (sqlite3_errstr): Python 3.10 does not give its error codes.
+# Matched against SQLite's own texts (sqlite3_errstr): Python 3.10 does not give its error codes.
 _MEANINGS = (
     ("is full", "the disk is full; free some space there"),
     ("disk I/O error", "its disk cannot be read or written; check the disk"),
@@ -20,10 +20,10 @@ _MEANINGS = (
 
 
 def explain(error: sqlite3.Error, path: Path) -> StoreError:
-    """The ``StoreError`` that names the store at ``path`` and what to do; what the schema refused is a ``TransitionError``."""
+    """Make the ``StoreError`` that names ``path`` and the remedy; a constraint of the schema gives a ``TransitionError``."""
     text = str(error)
     if isinstance(error, sqlite3.IntegrityError):
-        return TransitionError(f"the job store refused a write: {text}")
+        return TransitionError(f"the job store rejected a write: {text}")
     for words, meaning in _MEANINGS:
         if words in text:
             return StoreError(f"{path}: {meaning} ({text})")
@@ -31,16 +31,16 @@ def explain(error: sqlite3.Error, path: Path) -> StoreError:
 
 
 def explain_opening(error: sqlite3.Error, path: Path) -> SuperviseError:
-    """As ``explain``; a lock that another process has is a ``LockedError``, which says which process if that can be seen."""
+    """Make the error as ``explain`` does; another process's lock gives a ``LockedError``, with its PID if that is known."""
     if "locked" not in str(error):
         return explain(error, path)
-    pid = _holder(path)
+    pid = _lock_holder(path)
     who = "another supervisor" if pid is None else f"another supervisor (process {pid})"
-    return LockedError(f"{path}: {who} has this job store open; end it, or name another file with --store")
+    return LockedError(f"{path}: {who} has this job store open; stop it, or name another file with --store")
 
 
-def _holder(path: Path) -> int | None:
-    """The process that has a lock on the file, from ``/proc/locks`` (proc(5)); ``None`` where that does not tell.
+def _lock_holder(path: Path) -> int | None:
+    """Return the PID that has a lock on the file, from ``/proc/locks`` (proc(5)), or ``None``.
 
     The file itself is not opened: closing it again would drop the locks that this process has on it (fcntl(2)).
     """

@@ -1,4 +1,4 @@
-"""Makes, checks, locks, upgrades and tunes the store's file; runs in the supervisor process when it opens its store."""
+"""Creates, checks, locks, migrates and tunes the store's file; in the supervisor process when it opens its store."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from supervisor.store import place
 from supervisor.store.failures import explain, explain_opening
 
 MEMORY = Path(":memory:")
-"""The path of a store without a file: the same code and rules, gone when it is closed."""
+"""The path of a store in memory: the same code and rules, deleted when it is closed."""
 
 TEMPORARY = Path(":temporary:")
-"""The path of a store in a temporary file without a name: SQLite writes to it what its cache does not hold, and the file is gone
-when it is closed or the process ends. Nothing outlives the process, so nothing is synced: a job costs half (measured)."""
+"""The path of a store in an unnamed temporary file, to which SQLite spills its cache. It is deleted when it is closed or the
+process exits, so nothing is synced, and a job costs half as much (measured)."""
 
 STEPS = (Path(__file__).with_name("schema.sql"),)
-"""The script that makes each version (``PRAGMA user_version``) of the one before, from an empty file on. One that was released is
-not changed any more: whoever changes a table adds another."""
+"""Migrations: the script that makes each version (``PRAGMA user_version``) from the one before, starting with an empty file.
+Never change a released one: add another."""
 
 APPLICATION_ID = int.from_bytes(b"supj", "big")
-"""``PRAGMA application_id``: what tells a job store from any other SQLite file (``supv`` were those before the first release)."""
+"""``PRAGMA application_id``, which marks a job store among SQLite files (``supv`` before the first release)."""
 
 OLDEST_SQLITE = (3, 35, 0)
 """For ``DELETE … RETURNING``."""
@@ -32,14 +32,14 @@ OLDEST_SQLITE = (3, 35, 0)
 Durability = Literal["normal", "full"]
 
 Connections = tuple[sqlite3.Connection, sqlite3.Connection]
-"""To a store that is open: what writes, and what reads, which may be the same."""
+"""The writing and the reading connection of an open store, which may be the same."""
 
 _PAGE_SIZE = 2048
-"""Bytes. A commit writes whole pages to the log: against SQLite's default of 4096, one job a commit took a third less
-time, 50 KB of input a tenth less, 1 MB the same (measured)."""
+"""Bytes. A commit writes whole pages to the log. Compared with SQLite's default of 4096, a commit of one job took a third less
+time, with 50 KB of input a tenth less, with 1 MB the same (measured)."""
 
-# secure_delete is on in Debian's build and writes every freed page; nothing in here is secret.
-# No mmap_size: it halved the time to read a large output, but an I/O error would be a SIGBUS that ends the supervisor, and the
+# secure_delete is on in Debian's build and overwrites every freed page; the store has no secrets.
+# No mmap_size: it halved the time to read a large output, but an I/O error would be a SIGBUS that kills the supervisor, and the
 # pages count as its memory.
 # 2000 pages of log (4 MB): a checkpoint, inside the commit that fills the log, takes about 5 ms; with 8000 about 15.
 _TUNING = """
@@ -53,15 +53,15 @@ PRAGMA journal_size_limit = 16777216;
 
 
 def connect(path: Path, durability: Durability, note: Callable[[str], None]) -> Connections:
-    """The connections that alone have the store at ``path``, made if it is not there; statements outside BEGIN commit at once.
+    """Open, or create, the store at ``path`` for this process alone; statements outside BEGIN commit at once.
 
-    A store of an older version is brought to this one; ``note`` is told before, since a large one takes a while. It is told, too,
-    that others may read the store, whose mode is the user's: it is set as the file is made, and never afterwards.
+    An older store is migrated, after a call of ``note``, since a large one takes a while. ``note`` also warns if others may read
+    the store: its mode is set when the file is made, and never changed afterwards.
 
-    ``normal`` has one connection and SQLite's exclusive locking mode: that is the store's lock. ``full`` has two, so that reading
-    never waits for the disk and shows only what is on it; their lock on the file is a shared one, which keeps away whoever wants
-    it alone, as ``connect`` does each time at first. (Two that open it ``full`` at the same instant are told apart by
-    ``gpu.locks.lock_store``, which comes before.) Raises as ``Store.open`` does.
+    ``normal`` uses one connection in SQLite's exclusive locking mode: that is the store's lock. ``full`` uses two, so that reads
+    never wait for the disk and show only committed data. Their lock is a shared one, which excludes every exclusive opener, and
+    ``connect`` always begins as one. (``gpu.locks.lock_store``, called before, decides between two that open it ``full`` at the
+    same instant.) Raises as ``Store.open`` does.
     """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         need = ".".join(map(str, OLDEST_SQLITE))
@@ -77,7 +77,7 @@ def connect(path: Path, durability: Durability, note: Callable[[str], None]) -> 
         connections = _open(path, made, durability, note)
     finally:
         os.close(made)
-    if warning := place.open_to_others(path):
+    if warning := place.permission_warning(path):
         note(warning)
     return connections
 
@@ -93,7 +93,7 @@ def _open(path: Path, made: int | None, durability: Durability, note: Callable[[
             for db in opened:
                 _tune(db, path)
                 db.execute("PRAGMA synchronous = FULL")
-                _pragma(db, "user_version")  # reads: from here on it has its lock
+                _pragma(db, "user_version")  # a read, which takes the lock
             opened[1].execute("PRAGMA query_only = ON")
     except BaseException as error:
         for db in opened:
@@ -110,27 +110,27 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Refuse another program's file, or a newer store, by its header alone: opening it for real could change it.
+    """Reject another program's file, or a newer store, by its header alone: a normal open could change it.
 
-    ``immutable`` keeps SQLite from locks, from the WAL and from writing. Reading the header without SQLite would drop the
+    ``immutable`` keeps SQLite from locking, from the WAL and from writing. Reading the header without SQLite would drop the
     locks that this process may have on the file (fcntl(2)).
     """
     try:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True, isolation_level=None)
         try:
-            if _pragma(db, "schema_version"):  # else a start was cut short: there is nothing in it yet
+            if _pragma(db, "schema_version"):  # else an earlier start was interrupted before it created the tables
                 _check_identity(db, path)
         finally:
             db.close()
     except sqlite3.Error as error:
-        # A checkpoint that a kill or a full disk cut short leaves a file that makes sense with its log only. SQLite mends that
-        # when it opens both, and what the file is is then looked at again.
+        # A checkpoint that a kill or a full disk interrupted leaves a file that is valid with its log only. SQLite repairs that
+        # when it opens both, and the file's identity is checked again then.
         if "malformed" not in str(error) or not Path(f"{path}-wal").exists():
             raise explain(error, path) from error
 
 
 def _check_identity(db: sqlite3.Connection, path: Path) -> int:
-    """The version of the store, which is one that this program knows."""
+    """Return the store's version, after checking that this program supports it."""
     if _pragma(db, "application_id") != APPLICATION_ID:
         raise StoreError(
             f"{path}: this file belongs to another program, or to a supervise from before its first release; "
@@ -146,20 +146,20 @@ def _check_identity(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _open_alone(db: sqlite3.Connection, path: Path, made: int | None, note: Callable[[str], None]) -> None:
-    """Lock the store for as long as it is open, and make its tables if it is empty, or bring them to the present version.
+    """Lock the store for as long as it is open, and create or migrate its tables.
 
-    ``made`` is a descriptor of the file that it must be: SQLite would follow a link that has come into its place since.
+    ``made`` is a descriptor of the expected file: SQLite would follow a link that has replaced it since.
     """
-    db.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # heeded by an empty file only
+    db.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # has an effect on an empty file only
     db.execute("PRAGMA locking_mode = EXCLUSIVE")  # before the first read: then the WAL's index needs no -shm file
     db.execute("BEGIN EXCLUSIVE")
-    if made is not None and not place.is_still(path, made):
-        raise StoreError(f"{path}: another file came into its place while it was opened; start again")
+    if made is not None and not place.is_same_file(path, made):
+        raise StoreError(f"{path}: the file was replaced while it was opened; start again")
     # The schema's version is raised by the first CREATE.
     version = _check_identity(db, path) if _pragma(db, "schema_version") else 0
     db.execute("COMMIT")  # the lock stays
     if 0 < version < len(STEPS):
-        note(f"{path}: bringing this job store from version {version} to {len(STEPS)}, which may take a while")
+        note(f"{path}: migrating this job store from version {version} to {len(STEPS)}, which may take a while")
     for number, step in enumerate(STEPS[version:], version + 1):
         marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
         db.executescript(f"BEGIN; {step.read_text('utf-8')} {marks} COMMIT;")

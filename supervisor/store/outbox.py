@@ -1,4 +1,4 @@
-"""The webhooks that wait in the store, as they are on disk; read in the supervisor process. ``writes`` has what changes them."""
+"""Undelivered webhooks in the store; read in the supervisor process. ``writes`` has their changes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import msgspec
 
 
 class Webhook(msgspec.Struct, frozen=True):
-    """A webhook that waits: ``tries`` were in vain, the next is due at ``due_ms`` (milliseconds since 1970).
+    """An undelivered webhook: ``tries`` failed, the next is due at ``due_ms`` (milliseconds since 1970).
 
-    ``receiver`` is who is to get it, ``size`` how many bytes; they are read by ``Outbox.body``, since they may be many.
+    ``receiver`` is its URL's scheme, host and port. ``size`` is the body's in bytes; ``Outbox.body`` reads the body itself, which
+    may be large.
     """
 
     id: str
@@ -25,37 +26,36 @@ class Webhook(msgspec.Struct, frozen=True):
 
 
 class Outbox:
-    """Reads show what is committed; they are called from the store's thread.
+    """Reads of committed webhooks; call them in the store's thread.
 
-    The order is kept for each receiver by itself, so that a thousand webhooks for one that does not answer hide no other's.
+    Each receiver has its own order, so that a thousand webhooks for one that does not answer delay no other's.
     """
 
     def __init__(self, rows: Callable[..., list[tuple[Any, ...]]]) -> None:
-        """``rows`` runs the query of a name; ``Store.outbox`` is the one to use."""
+        """Read by ``rows``, which runs a named query. Use ``Store.outbox`` instead."""
         self._rows = rows
 
     def receivers(self) -> list[tuple[str, int]]:
-        """Who has webhooks to get, and when the first of each is due; who is due first comes first."""
+        """Return the receivers of waiting webhooks with the due time of their first, the earliest first."""
         found = [(str(name), int(due_ms)) for name, due_ms in self._rows("webhook_receivers")]
         return sorted(found, key=lambda entry: entry[1])
 
     def waiting(self, receiver: str, limit: int) -> list[Webhook]:
-        """At most ``limit`` webhooks for ``receiver``, those due first before the others."""
+        """Return at most ``limit`` webhooks for ``receiver``, the earliest due first."""
         return [Webhook(*row) for row in self._rows("webhooks", receiver, limit)]
 
     def body(self, webhook_id: str) -> bytes | None:
-        """What is to be posted; ``None``: it does not wait any more."""
+        """Return the body to post; ``None`` if the webhook is not waiting any more."""
         rows = self._rows("webhook_body", webhook_id)
         return rows[0][0] if rows else None
 
     def count(self) -> int:
-        """How many wait; reads all of them, so not for every turn."""
+        """Count the waiting webhooks. Reads all of them, so do not call it every turn."""
         ((number,),) = self._rows("webhook_count")
         return int(number)
 
 
 def receiver_of(url: str) -> str:
-    """Scheme, host and port of ``url``: all of it that may be shown, since a path or a query may hold a secret and credentials
-    do."""
+    """Return scheme, host and port of ``url``: the parts that may be shown. Path, query and credentials may be secret."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}"

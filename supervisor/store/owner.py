@@ -1,7 +1,7 @@
-"""Whose a store is: the name of a handler in its store, and whether another may run what that holds; in the supervisor process.
+"""The handler that owns a store, and the check that another one may run its jobs; in the supervisor process.
 
-A file is named by its path from the store's folder, so both can be moved together; any other handler by its module, and by its
-function where one was given.
+A file is named by its path relative to the store's folder, so both can be moved together; any other handler by its module and,
+if given, its function.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from supervisor.wire.messages import HandlerSpec
 
 
 def name_of(spec: HandlerSpec, store: Path) -> str:
-    """The name of the handler in the store at ``store``. Only that of a file has a slash in it."""
+    """Return the handler's name in the store at ``store``. Only a file's name contains a slash."""
     if spec.kind != "file":
         return spec.target if spec.attribute is None else f"{spec.target}:{spec.attribute}"
-    # The links in it stay: `current/handler.py` is the same handler when `current` points to the next release.
+    # Links are kept: `current/handler.py` is the same handler when `current` points to the next release.
     path = os.path.normpath(spec.target)
     if os.path.realpath(path) != os.path.realpath(spec.target):  # `..` behind a link
         path = os.path.realpath(spec.target)
@@ -29,7 +29,7 @@ def name_of(spec: HandlerSpec, store: Path) -> str:
 
 
 def is_same(one: str, other: str, store: Path) -> bool:
-    """Whether two names mean one handler: one file by whatever path, or one module of which they do not name two functions."""
+    """Return whether two names mean one handler: the same file by any path, or one module without two different functions."""
     if "/" in one and "/" in other:
         return one == other or os.path.realpath(_path(one, store)) == os.path.realpath(_path(other, store))
     (module, _, function), (other_module, _, other_function) = one.partition(":"), other.partition(":")
@@ -37,10 +37,10 @@ def is_same(one: str, other: str, store: Path) -> bool:
 
 
 def check(store: Store, settings: Settings) -> str | None:
-    """Check that the handler of ``settings`` may have ``store``; say for the user whose it was, if another's. Writes nothing.
+    """Check that the handler of ``settings`` may use ``store``; return a message if it was another's. Writes nothing.
 
     Raises:
-        UsageError: another handler left unfinished jobs there, and nobody said that this one is to run them.
+        UsageError: another handler left unfinished jobs there, and no option lets this one run them.
     """
     ours, theirs = name_of(settings.spec, store.path), store.owner
     if theirs is None or is_same(theirs, ours, store.path):
@@ -63,9 +63,9 @@ def check(store: Store, settings: Settings) -> str | None:
 
 
 def claim(store: Store, spec: HandlerSpec) -> None:
-    """Write that ``store`` belongs to this handler; before it takes or runs a job.
+    """Make this handler the owner of ``store``, before it accepts or runs a job.
 
-    A function stays in the name when its module comes by itself: else another function of the module could follow.
+    A function stays in the name when the module is given alone: else another function of the module could follow.
 
     Raises:
         StoreError: the disk is full or failing.
@@ -76,12 +76,12 @@ def claim(store: Store, spec: HandlerSpec) -> None:
 
 
 def _function(name: str | None) -> str:
-    """The function in the name of a handler that is no file."""
+    """Return the function in the name of a handler that is no file."""
     return (name or "").partition(":")[2]
 
 
 def _folder(store: Path) -> Path:
-    # With its links followed: two folders may have one `.supervise` by a link, and the handlers in them are not the same.
+    # Links are followed: two folders may share one `.supervise` by a link, and their handlers differ.
     return store.resolve().parent
 
 
@@ -90,6 +90,6 @@ def _path(name: str, store: Path) -> str:
 
 
 def _readable(name: str, store: Path) -> str:
-    """For a message: a file by its whole path. The store may come from anyone, so nothing in it may command a terminal."""
+    """Return the name for a message, a file by its whole path. The store is untrusted: control characters become ``?``."""
     whole = _path(name, store) if "/" in name else name
     return "".join(letter if letter.isprintable() else "?" for letter in whole)

@@ -1,4 +1,4 @@
-"""Pages through all jobs, the newest first; in the supervisor. No page reads more of the store than its share."""
+"""Pages through all jobs, the newest first; in the supervisor. The rows that one page reads are limited."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from supervisor.job import Job, JobStatus
 from supervisor.store.store import Store
 
 SPAN, SPANS = 5_000, 20
-"""How many jobs one look at the store goes through, and how many looks a page may take: a state that few jobs have may be far
-away, and a page with fewer jobs than asked for says where to go on."""
+"""Jobs that one read of the store scans, and reads per page. Jobs in a rare state may be far apart: a page may have fewer jobs
+than requested and still have a next one."""
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Some jobs, the newest first; ``next`` continues behind them, ``None``: there are no more."""
+    """Some jobs, the newest first; ``next`` continues behind them, ``None`` at the end."""
 
     jobs: list[Job]
     next: str | None
@@ -30,8 +30,9 @@ def page(
     limit: int,
     after: str | None,
 ) -> Page:
-    """At most ``limit`` jobs (in ``status``) with numbers below ``newest``, without input and output, behind ``after``: what
-    ``next`` of the page before says, or the id of a job that ``find`` knows.
+    """List at most ``limit`` jobs (in ``status``) with numbers below ``newest``, without input and output.
+
+    The page begins behind ``after``: the previous page's ``next``, or the id of a job that ``find`` knows.
 
     Raises:
         RequestError: 404, ``after`` is neither.
@@ -53,4 +54,4 @@ def _place_of(after: str, find: Callable[[str], Job | None]) -> int:
         return job.seq
     if after.isascii() and after.isdecimal() and len(after) < 19:
         return int(after)
-    raise RequestError(404, f"after: no job {after[:128]!r}, and nothing that an answer gave as `next`")
+    raise RequestError(404, f"after: {after[:128]!r} is neither a job's id nor a value of `next`")

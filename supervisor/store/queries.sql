@@ -83,7 +83,7 @@ DELETE FROM webhooks WHERE id = :id
 -- name: probe
 UPDATE forgotten SET seq = seq
 
--- name: forget
+-- name: delete_job
 DELETE FROM jobs WHERE seq = ? AND ended_ms IS NOT NULL
 RETURNING status, retries
 

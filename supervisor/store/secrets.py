@@ -1,6 +1,6 @@
-"""Jobs' ``s3Config``, each in a file of its own beside the store and never in it; used by the supervisor process.
+"""Jobs' ``s3Config``, each in a file of its own beside the store and never in it; in the supervisor process.
 
-A database keeps copies of what it deleted (in free pages, in its log); a file is simply unlinked.
+A database keeps copies of deleted data (in free pages, in its log); a file is simply unlinked.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _NAME = re.compile(r"[0-9a-f]{64}(\.new)?")
 
 
 class SecretFiles:
-    """The secrets of the jobs in ``folder``, one file each, for their owner alone. Each method can be repeated safely.
+    """The jobs' secrets in ``folder``, one file each, readable by its owner alone. Each method can be repeated safely.
 
-    A file's name is the SHA-256 of the job's id, which a client may have chosen. Every method raises ``SecretError`` where
-    the operating system refuses; it names the folder and the job's file, never what is in it.
+    A file's name is the SHA-256 of the job's id, which a client may have chosen. Every method raises ``SecretError`` on an error
+    of the operating system; it names the folder and the job's file, never the content.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Keep them in ``folder``, made with the first one. Beside the store ``jobs.db`` that is ``jobs.db.secrets``."""
+        """Use ``folder``, created with the first file. For the store ``jobs.db`` that is ``jobs.db.secrets`` beside it."""
         self._folder = folder
 
     def put(self, job_id: str, data: bytes) -> None:
-        """Keep ``data`` for this job; it is on the disk when this returns. What was kept before is replaced."""
+        """Write ``data`` for this job, replacing older data; it is on the disk when this returns."""
         name = _name(job_id)
         draft = f"{name}.new"
         with self._refusals_of(name):
@@ -43,14 +43,14 @@ class SecretFiles:
                         out.flush()
                         os.fsync(out.fileno())
                     os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
-                    os.fsync(folder)  # which files it has: syncing a file does not do that (fsync(2))
+                    os.fsync(folder)  # its list of files, which syncing a file does not cover (fsync(2))
                 except OSError:
-                    # A full disk may have taken a part of it, of a job that will not be.
+                    # A full disk may have stored a part of it, for a job that is now rejected.
                     _remove(draft, folder)
                     raise
 
     def get(self, job_id: str) -> bytes | None:
-        """What is kept for this job, if anything."""
+        """Return this job's data, if any."""
         name = _name(job_id)
         with self._refusals_of(name):
             try:
@@ -62,20 +62,20 @@ class SecretFiles:
                 return None
 
     def need(self, job_id: str) -> bytes:
-        """What is kept for this job, which had something: ``SecretError`` also where that is gone."""
+        """Return the data of a job that must have some: ``SecretError`` also if the file is missing."""
         data = self.get(job_id)
         if data is None:
-            raise self._error(_name(job_id), "it is gone")
+            raise self._error(_name(job_id), "the file is missing")
         return data
 
     def drop(self, job_id: str) -> None:
-        """Remove what is kept for this job, if anything."""
+        """Remove this job's data, if any."""
         name = _name(job_id)
         with self._refusals_of(name), contextlib.suppress(FileNotFoundError), self._opened() as folder:
             _remove(name, folder)
 
     def sweep(self, known_ids: Iterable[str]) -> int:
-        """Remove what belongs to no job in ``known_ids``, and drafts that a crash left; how many files that were."""
+        """Remove files of jobs not in ``known_ids`` and drafts that a crash left; return the number of files."""
         known = {_name(job_id) for job_id in known_ids}
         removed = 0
         with self._refusals_of(""), contextlib.suppress(FileNotFoundError), self._opened() as folder:
@@ -92,7 +92,7 @@ class SecretFiles:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
-        """A descriptor of the folder, by which its files are reached. A link in its place, or another's folder, is refused."""
+        """Open the folder and yield a descriptor for access to its files. A link, or another user's folder, is rejected."""
         descriptor = files.open_folder(self._folder)
         try:
             yield descriptor
@@ -111,7 +111,7 @@ class SecretFiles:
 
 
 def _name(job_id: str) -> str:
-    # JSON may carry half a surrogate pair, which strict UTF-8 refuses.
+    # JSON may carry half a surrogate pair, which strict UTF-8 rejects.
     return hashlib.sha256(job_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 

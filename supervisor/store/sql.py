@@ -17,4 +17,4 @@ def _read() -> dict[str, str]:
 
 
 QUERIES = _read()
-"""By their names, the fragments filled in."""
+"""Statements by name, with the fragments inserted."""

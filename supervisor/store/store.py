@@ -1,7 +1,7 @@
-"""The job store: every job in one SQLite file, written in batches and read between them; used by the supervisor process.
+"""The job store: every job in one SQLite file, written in batches and read between them; in the supervisor process.
 
-What ``commit`` reported as done survives ``kill -9``; with durability ``full`` also a power cut. The file is this process's alone
-for as long as it is open. ``Store.open(MEMORY)`` gives one without a file, for tests.
+Committed data survives ``kill -9``; with durability ``full`` also a power cut. This process has the file exclusively while it is
+open. ``Store.open(MEMORY)`` gives a store without a file, for tests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from supervisor.store.committer import Committer, Deliver, Done
 from supervisor.store.failures import explain
 from supervisor.store.opening import Connections, Durability, connect
 from supervisor.store.outbox import Outbox
-from supervisor.store.retention import Retention, Work
+from supervisor.store.retention import JobPruner, Work
 from supervisor.store.sql import QUERIES
 from supervisor.store.writes import Move, Write
 
@@ -31,15 +31,15 @@ _Row = tuple[Any, ...]
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """How many jobs the store holds in each state, and how often those went back to the queue."""
+    """Number of jobs in each state, and how often these jobs were requeued or retried."""
 
     jobs: Mapping[JobStatus, int]
     retried: int
 
 
 class Store:
-    """The jobs at ``path``, and in ``outbox`` the webhooks; ``retention`` deletes what is old. Reads show what is durable; all is
-    called from one thread."""
+    """The jobs at ``path``, with the webhooks in ``outbox``; ``retention`` deletes old jobs. Reads show durable data only. Call
+    all methods in one thread."""
 
     def __init__(self, connections: Connections, path: Path, deliver: Deliver | None) -> None:
         """Use ``open`` instead."""
@@ -47,13 +47,13 @@ class Store:
         self.path = path
         self._cursor = self._db.cursor()
         self.outbox = Outbox(self._rows)
-        self.retention = Retention(self._cursor, self._rows, self._transact)
+        self.retention = JobPruner(self._cursor, self._rows, self._transact)
         self._jobs = dict.fromkeys(JobStatus, 0)
         self._retried = 0
         self._in_flight = False
         self._waiting: deque[tuple[Work, Done]] = deque()
         self._closed = False
-        # Two connections: to end a transaction takes as long as the disk does.
+        # Two connections: a commit takes as long as the disk does.
         self._committer = Committer(self._end, deliver) if deliver and self._db is not self._reader else None
 
     @classmethod
@@ -65,16 +65,16 @@ class Store:
         deliver: Deliver | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> Store:
-        """Open the store at ``path`` for this process alone, or make it (readable by its owner alone).
+        """Open the store at ``path`` exclusively, or create it (readable by its owner alone).
 
-        Durability ``full`` needs ``deliver``, by which a thread has functions called in this one: a loop's
-        ``call_soon_threadsafe``. ``note`` is told in words what a person should know: a store of an older version is brought to
-        this one, which may take a while; other users may read it.
+        Durability ``full`` needs ``deliver``, which schedules calls in this thread from another: a loop's
+        ``call_soon_threadsafe``. ``note`` gets messages for the user: an older store is migrated, which may take a while; other
+        users may read it.
 
         Raises:
             LockedError: another supervisor has it open.
-            StoreVersionError: a newer version of this program wrote it; it was not touched.
-            StoreError: it cannot be used; the message names the file and says what to do.
+            StoreVersionError: a newer version of this program wrote it; it was not changed.
+            StoreError: it cannot be used; the message names the file and the remedy.
         """
         if durability == "full" and deliver is None:
             raise ValueError("durability full needs deliver")
@@ -93,9 +93,9 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Move the log into the file and let go of the store. Closing it again does nothing.
+        """Checkpoint the log and close the store. Closing it again does nothing.
 
-        A commit that is under way is waited for; what was not begun is not, and ``done`` of neither is called any more.
+        A commit in progress is waited for; later ones are dropped. ``done`` is called for neither.
         """
         if self._closed:
             return
@@ -104,16 +104,16 @@ class Store:
         if self._committer is not None:
             self._committer.close()
         self._reader.close()
-        self._db.close()  # the last to close moves the log into the file; one that cannot be moved is read next time
+        self._db.close()  # the last one checkpoints the log; if that fails, the next start reads the log
 
     # --- writing ---------------------------------------------------------------------------------------------------------
 
     def commit(self, batch: Sequence[Write], done: Done) -> None:
-        """Apply ``batch`` in order, all of it or nothing, then call ``done``: with ``None`` once it is durable, or why not.
+        """Apply ``batch`` in order, all of it or nothing, then call ``done``: with ``None`` once it is durable, or the error.
 
-        A ``TransitionError`` says that a job was not in the state that a write starts from; any other ``StoreError`` that the
-        disk is full or failing. The store can be used after both. ``done`` is called before this returns; with durability
-        ``full`` it is called by ``deliver``, except to say at once why nothing was written, and reads show nothing before.
+        A ``TransitionError`` means that a job was not in the state that a write requires; any other ``StoreError`` that the disk
+        is full or failing. The store can be used after both. ``done`` is called before this returns; with durability ``full`` it
+        is called by ``deliver``, unless the transaction was rolled back at once, and reads show nothing of the batch before.
         """
         if not batch:
             done(None)
@@ -121,7 +121,7 @@ class Store:
         self._transact(lambda: [write.apply(self._cursor) for write in batch], done)
 
     def _transact(self, work: Work, done: Done) -> None:
-        """Do ``work`` in a transaction of its own, behind those that were given before."""
+        """Do ``work`` in a transaction of its own, after those already waiting."""
         if self._in_flight or self._waiting:
             self._waiting.append((work, done))
         else:
@@ -132,13 +132,13 @@ class Store:
         if isinstance(moves, StoreError):
             done(moves)
         elif self._committer is None:
-            self._ended(moves, done, self._end())
+            self._finish(moves, done, self._end())
         else:
             self._in_flight = True
-            self._committer.commit(lambda error: self._landed(moves, done, error))
+            self._committer.commit(lambda error: self._committed(moves, done, error))
 
     def _begin(self, work: Work) -> Sequence[Move] | StoreError:
-        """Begin a transaction and do ``work`` in it; what it moved, or why it was rolled back."""
+        """Begin a transaction and do ``work`` in it; return its moves, or the error for which it was rolled back."""
         try:
             self._cursor.execute("BEGIN IMMEDIATE")
             return work()
@@ -153,7 +153,7 @@ class Store:
         return refusal
 
     def _end(self) -> StoreError | None:
-        """End the transaction; why it was rolled back instead. In the committer's thread, where there is one."""
+        """Commit; return the error if it was rolled back instead. Runs in the committer's thread, if there is one."""
         try:
             self._cursor.execute("COMMIT")
         except sqlite3.Error as error:
@@ -163,24 +163,24 @@ class Store:
 
     def _roll_back(self) -> None:
         """End the transaction if one is open: after a full disk or an I/O error there may be none."""
-        # What led here is reported by the caller; should this fail as well, the next BEGIN says so.
+        # The caller reports the cause; if this fails as well, the next BEGIN reports that.
         with contextlib.suppress(sqlite3.Error):
             if self._db.in_transaction:
                 self._db.rollback()
 
-    def _landed(self, moves: Sequence[Move], done: Done, error: StoreError | None) -> None:
-        """The committer has ended a transaction: begin the next, and say so."""
+    def _committed(self, moves: Sequence[Move], done: Done, error: StoreError | None) -> None:
+        """Finish a transaction of the committer, then begin the next."""
         if self._closed:
             return
         self._in_flight = False
         try:
-            self._ended(moves, done, error)
+            self._finish(moves, done, error)
         finally:
             while self._waiting and not self._in_flight:
                 self._start(*self._waiting.popleft())
 
-    def _ended(self, moves: Sequence[Move], done: Done, error: StoreError | None) -> None:
-        """A transaction has ended: keep the counts in step with what is on disk."""
+    def _finish(self, moves: Sequence[Move], done: Done, error: StoreError | None) -> None:
+        """Update the counts after a commit, then call ``done``."""
         if error is None:
             jobs = self._jobs
             for before, after, retried in moves:
@@ -192,10 +192,10 @@ class Store:
         done(error)
 
     def set_owner(self, owner: str) -> None:
-        """Write that the store belongs to the handler ``owner``; durable when this returns. To be called before any commit.
+        """Make the handler ``owner`` the store's owner; durable when this returns. Call it before any commit.
 
         Raises:
-            StoreError: the disk is full or failing; the store belongs to whom it did.
+            StoreError: the disk is full or failing; the owner is not changed.
         """
         with self._explained():
             self._db.execute(QUERIES["set_owner"], (os.fsencode(owner),))
@@ -204,66 +204,69 @@ class Store:
 
     @property
     def used(self) -> int:
-        """Bytes of the file that hold something; freed ones are used again before it grows."""
+        """Bytes of the file in use; freed ones are used again before it grows."""
         ((bytes_used,),) = self._rows("used")
         return int(bytes_used)
 
     @property
     def owner(self) -> str | None:
-        """The name of the handler that the store belongs to; ``None``: nobody's."""
+        """Name of the handler that owns the store, if any."""
         rows = self._rows("owner")
         return os.fsdecode(rows[0][0]) if rows else None
 
     @property
     def next_seq(self) -> int:
-        """A number above that of every job that is or was in the store."""
+        """Number above that of every job that is or was in the store."""
         ((seq,),) = self._rows("next_seq")
         return int(seq)
 
     def get(self, job_id: str) -> Job | None:
-        """The job with this id."""
+        """Return the job with this id, if any."""
         return self._job("get", job_id)
 
     def facts(self, job_id: str) -> Job | None:
-        """The job with this id without ``input`` and ``output``, which may be large."""
+        """Return the job with this id, if any, without ``input`` and ``output``, which may be large."""
         return self._job("facts", job_id)
 
     def queued(self, low_priority: bool, after_seq: int, limit: int) -> list[Job]:
-        """At most ``limit`` queued jobs of this priority behind number ``after_seq``, oldest first; large inputs are left out."""
+        """List at most ``limit`` queued jobs of this priority behind number ``after_seq``, oldest first, without large inputs."""
         return [_job(row) for row in self._rows("queued", low_priority, after_seq, limit)]
 
     def running(self) -> list[Job]:
-        """Every job in progress, without its ``input``."""
+        """List every job in progress, without its ``input``."""
         return [_job(row) for row in self._rows("running")]
 
     def with_s3_config(self) -> list[str]:
-        """The ids of the jobs that have not ended and whose ``s3Config`` lies in a file."""
+        """List the ids of unfinished jobs with an ``s3Config``."""
         return [job_id for (job_id,) in self._rows("with_s3_config")]
 
     def newest_ended(self, limit: int) -> list[Job]:
-        """At most ``limit`` jobs that ended, the newest end first, without ``input`` and ``output``."""
+        """List at most ``limit`` ended jobs, the newest end first, without ``input`` and ``output``."""
         return [_job(row) for row in self._rows("newest_ended", limit)]
 
     def page(self, below: int, floor: int, status: JobStatus | None, limit: int) -> list[Job]:
-        """At most ``limit`` jobs (in ``status``) with a number below ``below`` and not below ``floor``, the newest first,
-        without ``input`` and ``output``."""
+        """List at most ``limit`` jobs (in ``status``) with ``floor`` <= number < ``below``, the newest first, without ``input``
+        and ``output``."""
         word = status.value if status is not None else None
         return [_job(row) for row in self._rows("page", below, floor, word, word, limit)]
 
     def expired(self, now_ms: int, limit: int) -> list[str]:
-        """The ids of at most ``limit`` jobs that have not ended and should have by ``now_ms``."""
+        """List the ids of at most ``limit`` unfinished jobs that expired by ``now_ms``."""
         return [job_id for (job_id,) in self._rows("expired", now_ms, limit)]
 
     def next_expiry(self) -> int | None:
-        """When the first of the jobs that have not ended times out (milliseconds since 1970)."""
+        """Return the earliest expiry of unfinished jobs (milliseconds since 1970), if any."""
         ((at,),) = self._rows("next_expiry")
         return at if at is None else int(at)
 
     def chunks(
         self, seq: int, start: int = 0, limit: int = -1, *, enough: int | None = None, retries: int | None = None
     ) -> list[tuple[int, bytes]]:
-        """The chunks of the job's newest attempt from index ``start`` on: index and JSON, in order. At most ``limit``, and none
-        behind that with which they have ``enough`` bytes; with ``retries`` none of a job that went back to the queue since."""
+        """Read the chunks of the job's newest attempt from index ``start`` on: index and JSON, in order.
+
+        Return at most ``limit``, and stop once they have ``enough`` bytes. With ``retries``, return none if the job was requeued
+        or retried since.
+        """
         found: list[_Row] = []
         size = 0
         with self._explained(), contextlib.closing(self._reader.cursor()) as cursor:
@@ -275,20 +278,20 @@ class Store:
         return found
 
     def log(self, seq: int, start: int, limit: int = -1) -> list[tuple[int, bytes]]:
-        """What the job printed, in at most ``limit`` pieces from the one with byte ``start`` on: offset and text of each."""
+        """Read at most ``limit`` pieces of the job's log, from the one with byte ``start`` on: offset and text of each."""
         return self._rows("log", seq, seq, start, limit)
 
     def log_end(self, seq: int) -> int:
-        """How many bytes of what the job printed are in the store."""
+        """Return the length of the job's stored log in bytes."""
         rows = self._rows("log_end", seq)
         return int(rows[0][0]) if rows else 0
 
     def counts(self) -> Counts:
-        """How many jobs there are now; kept in memory, so it costs nothing."""
+        """Return the job counts, from memory."""
         return Counts(dict(self._jobs), self._retried)
 
     def queued_counts(self) -> tuple[int, int]:
-        """How many jobs wait: ordinary ones, and those of low priority."""
+        """Count the queued jobs: ordinary ones, and those of low priority."""
         counts: dict[int, int] = dict(self._rows("queued_counts"))
         return counts.get(0, 0), counts.get(1, 0)
 
@@ -308,7 +311,7 @@ class Store:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Raises ``StoreError`` for SQLite's errors."""
+        """Raise ``StoreError`` for SQLite's errors."""
         try:
             yield
         except sqlite3.Error as error:
@@ -316,7 +319,7 @@ class Store:
 
 
 def _job(row: _Row) -> Job:
-    """The job in a row of number, id, status, input, output and ``{facts}``."""
+    """Make a job from a row of number, id, status, input, output and ``{facts}``."""
     (
         seq,
         job_id,

@@ -1,4 +1,4 @@
-"""What a store holds, in words and numbers: said at the program's start and end; in the supervisor process."""
+"""Summaries of a store, for the program's start and end; in the supervisor process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from supervisor.store.store import Counts
 
 
 def shown(path: Path) -> str:
-    """``path`` for a message: from the current folder on, where it lies below that."""
+    """Return ``path`` for a message, relative to the current folder if it lies below that."""
     try:
         return str(path.relative_to(Path.cwd()))
     except (ValueError, OSError):  # OSError: that folder was removed
@@ -17,12 +17,12 @@ def shown(path: Path) -> str:
 
 
 def unfinished(counts: Counts) -> int:
-    """How many jobs are still to be run."""
+    """Count the jobs that are still to be run."""
     return counts.jobs[JobStatus.IN_QUEUE] + counts.jobs[JobStatus.IN_PROGRESS]
 
 
 def fields(counts: Counts) -> dict[str, int]:
-    """The number of jobs that are ``queued``, ``interrupted`` (they ran when a supervisor was killed) and ``ended``."""
+    """Return the number of jobs ``queued``, ``interrupted`` (running when a supervisor was killed) and ``ended``."""
     jobs = counts.jobs
     return {
         "queued": jobs[JobStatus.IN_QUEUE],
@@ -32,12 +32,12 @@ def fields(counts: Counts) -> dict[str, int]:
 
 
 def at_start(path: Path, counts: Counts) -> str:
-    """What the store at ``path`` holds, before anything of it runs."""
+    """Describe the content of the store at ``path``, before any of its jobs runs."""
     queued, *others = (f"{number} {word}" for word, number in fields(counts).items())
     return f"store {shown(path)}: " + ", ".join([queued, *(other for other in others if not other.startswith("0 "))])
 
 
 def at_end(path: Path, counts: Counts) -> str | None:
-    """What the next start will find to run in it; None if nothing."""
+    """Describe the jobs that the next start will run; None if there are none."""
     number = unfinished(counts)
     return f"{number} job{'s stay' if number != 1 else ' stays'} queued in {shown(path)}" if number else None

@@ -1,7 +1,7 @@
-"""What can be written to the store: one frozen record for each change of a job, applied in the supervisor process.
+"""The writes to the store: one frozen record for each change of a job, applied in the supervisor process.
 
-Each knows the state of the job that it starts from and says so in its SQL; a job in another state is a ``TransitionError``.
-``seq`` names the job, times are milliseconds since 1970.
+The SQL of each requires the state that the job must be in; another state is a ``TransitionError``. ``seq`` is the job's number,
+times are milliseconds since 1970.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from supervisor.store.outbox import receiver_of
 from supervisor.store.sql import QUERIES
 
 LARGE_INPUT = 2048
-"""Bytes from which an input lies outside its job's row, which is written anew at each step of the job. Measured for a
-whole life: 8 KB inside the row cost a third more, 50 KB twice as much; below about a page the second table does not pay."""
+"""Size in bytes from which an input is kept outside its job's row, which each step of the job rewrites. Measured over a job's
+life: 8 KB inside the row cost a third more, 50 KB twice as much; below about a page the second table does not pay."""
 
 Move = tuple[Union[JobStatus, None], Union[JobStatus, None], int]
-"""The state that a job left (``None``: it is new), the one it came to (``None``: it is gone; both: it stayed), and how
-many times more jobs went back to the queue by that."""
+"""A job's old state (``None``: it is new), its new one (``None``: it was deleted; both ``None``: unchanged), and the change in
+the number of requeues and retries."""
 
 
 class Write(msgspec.Struct, frozen=True):
-    """One change: ``statement``, the name of a query, has the fields for parameters, and ``move`` is what it does to the job's
-    state. Where it changes nothing ``refusal`` is the error; without one that is none."""
+    """One change: ``statement`` names a query with the fields as parameters, ``move`` is the job's change of state. If no row
+    changes, ``refusal`` is the error; without one that is allowed."""
 
     statement: ClassVar[str]
     refusal: ClassVar[str] = ""
     move: ClassVar[Move] = (None, None, 0)
 
     def apply(self, cursor: sqlite3.Cursor) -> Move:
-        """Write it, inside the transaction of the batch.
+        """Write it, inside the transaction of the batch; return the job's move.
 
         Raises:
             TransitionError: the job is not in a state that allows it.
-            sqlite3.IntegrityError: the tables refuse it, such as an id that a job has already.
+            sqlite3.IntegrityError: a constraint forbids it, such as a duplicate id.
         """
         changed = cursor.execute(QUERIES[self.statement], msgspec.structs.asdict(self)).rowcount
         if self.refusal and not changed:
@@ -49,7 +49,7 @@ class Write(msgspec.Struct, frozen=True):
 class Insert(Write, frozen=True):
     """A new job: ``IN_QUEUE``, or with ``started_ms`` and ``worker_id`` ``IN_PROGRESS`` in its first attempt at once.
 
-    ``seq`` and ``request.id`` must be new. Of ``request.s3_config`` only whether there is one is written.
+    ``seq`` and ``request.id`` must be new. ``request.s3_config`` itself is not written, only that there is one.
     """
 
     seq: int
@@ -61,7 +61,7 @@ class Insert(Write, frozen=True):
     expires_ms: int | None = None
 
     def apply(self, cursor: sqlite3.Cursor) -> Move:
-        """As ``Write.apply``."""
+        """Write it, as ``Write.apply`` does."""
         request = self.request
         small = len(request.input) < LARGE_INPUT
         row = (
@@ -84,8 +84,8 @@ class Insert(Write, frozen=True):
         return None, IN_PROGRESS, 0
 
 
-class Start(Write, frozen=True):
-    """``IN_QUEUE`` → ``IN_PROGRESS``, one attempt more. What an older attempt left went when the job was queued again."""
+class StartJob(Write, frozen=True):
+    """``IN_QUEUE`` → ``IN_PROGRESS``, one attempt more. Data of older attempts was deleted when the job was queued again."""
 
     statement = "start"
     refusal = "job number {0.seq} cannot start: it is not IN_QUEUE"
@@ -97,14 +97,14 @@ class Start(Write, frozen=True):
 
 
 class End(Write, frozen=True):
-    """``IN_PROGRESS`` or ``IN_QUEUE`` → the terminal state of ``outcome``. Chunks stay."""
+    """``IN_PROGRESS`` or ``IN_QUEUE`` → the terminal state of ``outcome``. Chunks are kept."""
 
     seq: int
     outcome: Outcome
     ended_ms: int
 
     def apply(self, cursor: sqlite3.Cursor) -> Move:
-        """As ``Write.apply``."""
+        """Write it, as ``Write.apply`` does."""
         outcome = self.outcome
         cause = None if outcome.cause is None else msgspec.json.encode(outcome.cause).decode()
         row = (outcome.status.value, outcome.output, outcome.error, cause, self.ended_ms, self.seq)
@@ -116,10 +116,10 @@ class End(Write, frozen=True):
 
 
 class Requeue(Write, frozen=True):
-    """``IN_PROGRESS`` → ``IN_QUEUE`` at its old place, chunks dropped; without ``charged`` the attempt does not count."""
+    """``IN_PROGRESS`` → ``IN_QUEUE`` at its old place, without chunks; without ``charged`` the attempt does not count."""
 
     statement = "requeue"
-    refusal = "job number {0.seq} cannot be put back: it is not IN_PROGRESS"
+    refusal = "job number {0.seq} cannot be requeued: it is not IN_PROGRESS"
     move = (IN_PROGRESS, IN_QUEUE, 1)
 
     seq: int
@@ -127,14 +127,14 @@ class Requeue(Write, frozen=True):
 
 
 class Retry(Write, frozen=True):
-    """``FAILED`` or ``TIMED_OUT`` → ``IN_QUEUE`` as if new: output, error, chunks, log and attempts are gone."""
+    """``FAILED`` or ``TIMED_OUT`` → ``IN_QUEUE`` as if new, without output, error, chunks, log and attempts."""
 
     seq: int
     created_ms: int
     expires_ms: int | None = None
 
     def apply(self, cursor: sqlite3.Cursor) -> Move:
-        """As ``Write.apply``."""
+        """Write it, as ``Write.apply`` does."""
         for before in RETRYABLE:
             if cursor.execute(QUERIES["retry"], (self.created_ms, self.expires_ms, self.seq, before.value)).rowcount:
                 return before, IN_QUEUE, 1
@@ -154,7 +154,7 @@ class AddChunk(Write, frozen=True):
 
 
 class TakeChunks(Write, frozen=True):
-    """The first ``taken`` chunks of the job's newest attempt are handed out, in any state of the job."""
+    """Marks the first ``taken`` chunks of the job's newest attempt as handed out, in any state of the job."""
 
     statement = "take_chunks"
     refusal = "job number {0.seq} has no {0.taken} chunks to take"
@@ -164,7 +164,7 @@ class TakeChunks(Write, frozen=True):
 
 
 class ShowChunks(Write, frozen=True):
-    """Somebody is shown chunks of the job's newest attempt, which stay for others; a job that is gone is no error."""
+    """Marks chunks of the job's newest attempt as seen but not handed out; a deleted job is no error."""
 
     statement = "show_chunks"
 
@@ -172,7 +172,7 @@ class ShowChunks(Write, frozen=True):
 
 
 class AddLog(Write, frozen=True):
-    """What a job printed, behind the ``at`` bytes before it."""
+    """A piece of a job's log, at byte offset ``at``."""
 
     statement = "add_log"
 
@@ -182,7 +182,7 @@ class AddLog(Write, frozen=True):
 
 
 class AddWebhook(Write, frozen=True):
-    """A webhook to be delivered: ``id`` is its own, ``body`` what is posted to ``url``."""
+    """A webhook to deliver: ``id`` is its own, ``body`` is posted to ``url``."""
 
     id: str
     job: str
@@ -191,7 +191,7 @@ class AddWebhook(Write, frozen=True):
     body: bytes
 
     def apply(self, cursor: sqlite3.Cursor) -> Move:
-        """As ``Write.apply``."""
+        """Write it, as ``Write.apply`` does."""
         receiver = receiver_of(self.url)
         cursor.execute(QUERIES["add_webhook"], (self.id, self.job, self.url, receiver, self.due_ms, len(self.body)))
         cursor.execute(QUERIES["add_webhook_body"], (self.id, self.body))
@@ -199,7 +199,7 @@ class AddWebhook(Write, frozen=True):
 
 
 class PutOffWebhook(Write, frozen=True):
-    """A webhook was tried in vain and is tried again at ``due_ms``."""
+    """Counts a failed try of a webhook; the next is at ``due_ms``."""
 
     statement = "put_off_webhook"
 
@@ -208,7 +208,7 @@ class PutOffWebhook(Write, frozen=True):
 
 
 class DropWebhook(Write, frozen=True):
-    """A webhook was acknowledged or given up."""
+    """Removes a webhook that was acknowledged or given up."""
 
     statement = "drop_webhook"
 
@@ -216,17 +216,17 @@ class DropWebhook(Write, frozen=True):
 
 
 class Probe(Write, frozen=True):
-    """Changes nothing, by a write: does the disk take one?"""
+    """A write without effect, to test whether the store can be written."""
 
     statement = "probe"
 
 
-class Forget(Write, frozen=True):
-    """A job that has ended is gone, with its chunks; its id may be used again. One that has not ended stays, and is no error."""
+class DeleteJob(Write, frozen=True):
+    """Deletes an ended job with its chunks; its id may be used again. An unfinished one is kept, and is no error."""
 
     seq: int
 
     def apply(self, cursor: sqlite3.Cursor) -> Move:
-        """As ``Write.apply``."""
-        row = cursor.execute(QUERIES["forget"], (self.seq,)).fetchone()
+        """Write it, as ``Write.apply`` does."""
+        row = cursor.execute(QUERIES["delete_job"], (self.seq,)).fetchone()
         return (JobStatus(row[0]), None, -row[1]) if row is not None else self.move

@@ -19,7 +19,7 @@ from supervisor.errors import RequestError, UsageError
 from supervisor.job import Job, JobRequest, JobStatus, Outcome
 from supervisor.store.opening import MEMORY
 from supervisor.store.store import Store
-from supervisor.store.writes import End, Forget, Insert
+from supervisor.store.writes import DeleteJob, End, Insert
 
 LONGEST = 40
 
@@ -241,9 +241,9 @@ def test_a_job_is_forgotten_once_it_has_ended() -> None:
     told: list[object] = []
     with Store.open(MEMORY) as store:
         commit(Insert(1, JobRequest("a", b"1"), 0), Insert(2, JobRequest("b", b"x" * 5000), 0, 1, "w"))
-        commit(Forget(1), Forget(2), Forget(3))
+        commit(DeleteJob(1), DeleteJob(2), DeleteJob(3))
         assert [store.get(name) is not None for name in "ab"] == [True, True]
-        commit(End(2, Outcome(JobStatus.COMPLETED), 5), Forget(2), Insert(3, JobRequest("b", b"2"), 6))
+        commit(End(2, Outcome(JobStatus.COMPLETED), 5), DeleteJob(2), Insert(3, JobRequest("b", b"2"), 6))
         again = store.get("b")
         assert again is not None
         assert (again.seq, again.input) == (3, b"2")

@@ -14,7 +14,7 @@ from supervisor.errors import StoreError, SuperviseError
 from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store.opening import Durability
 from supervisor.store.store import Store
-from supervisor.store.writes import End, Insert, Start
+from supervisor.store.writes import End, Insert, StartJob
 
 
 def main(file: Path, jobs: int, durability: Durability) -> None:
@@ -26,7 +26,7 @@ def main(file: Path, jobs: int, durability: Durability) -> None:
         return
     for seq in itertools.count(store.next_seq):
         outcome = Outcome(JobStatus.COMPLETED, b"%d" % seq)
-        batch = (Insert(seq, JobRequest(f"job-{seq}", b"1"), 1), Start(seq, 2, "cpu0-1"), End(seq, outcome, 3))
+        batch = (Insert(seq, JobRequest(f"job-{seq}", b"1"), 1), StartJob(seq, 2, "cpu0-1"), End(seq, outcome, 3))
 
         def done(error: StoreError | None, seq: int = seq) -> None:
             if error is not None:

@@ -169,7 +169,7 @@ def test_input_from_elsewhere(api: Api, say: Say, folder: Path, monkeypatch: pyt
         (["submit", '"\\ud800"'], "INPUT: invalid JSON ("),
         (["submit", "1", "--input-file", "x"], "--input-file and INPUT ('1') are mutually exclusive"),
         (["submit", "--input-file", "none"], "--input-file: cannot read none: No such file"),
-        (["submit", "1", "--ttl", "soon"], "--ttl: 'soon' is not a time"),
+        (["submit", "1", "--ttl", "soon"], "--ttl: invalid duration 'soon'"),
         (["submit", "1", "--wait", "--stream"], "--wait and --stream are mutually exclusive"),
         (["submit", "1", "--wiat"], "--wiat: no such option; did you mean --wait?"),
         (["stauts", "a"], "did you mean status?"),

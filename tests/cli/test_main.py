@@ -149,7 +149,7 @@ def test_the_environment_is_named(
 ) -> None:
     monkeypatch.setenv("SUPERVISE_MAX_BODY", "huge")
     assert app.main(["handler.py"]) == 2
-    assert "SUPERVISE_MAX_BODY: 'huge' is not a size" in capsys.readouterr().err
+    assert "SUPERVISE_MAX_BODY: invalid size 'huge'" in capsys.readouterr().err
 
 
 # --- what is right ------------------------------------------------------------------------------------------------------------

@@ -239,7 +239,7 @@ def test_a_system_without_proc(supervise: Runs, mounting: list[str]) -> None:
     ("arguments", "words"),
     [
         ([f"./{LONG}.py"], "no such file"),
-        ([LONG], "cannot stand in a URL"),
+        ([LONG], "is not valid in a URL"),
         (["~nosuchuser/handler.py"], "nosuchuser.*home is not known"),
         (["/dev/null"], "/dev/null"),
         (["/proc/self/mem"], "/proc/self/mem"),

@@ -403,7 +403,7 @@ def test_prints_carry_their_slot_and_job(house):
     assert printed == [("cpu0", None, ["loading"]), ("cpu0", "a", ["working"])]
 
 
-def test_refresh_by_hand(house):
+def test_manual_refresh(house):
     with pytest.raises(RequestError, match="no slot 'gpu9'; there are: cpu0"):
         house.wait(house.engine.slots.refresh("gpu9"))
     house.wait(house.engine.slots.refresh("cpu0"))
@@ -437,7 +437,7 @@ def test_a_job_that_the_full_disk_does_not_take_is_refused_and_never_runs(house,
     assert house.engine.snapshot().jobs.in_progress == 1
 
 
-def test_old_jobs_are_forgotten(make_house):
+def test_old_jobs_are_deleted(make_house):
     house = make_house(retention=60)
     house.start()
     house.submit()

@@ -38,7 +38,7 @@ def test_low_priority_comes_last_and_both_lanes_are_in_order():
     assert take(backlog) is None
 
 
-def test_a_job_put_back_takes_its_old_place():
+def test_a_requeued_job_takes_its_old_place():
     backlog = Backlog(Store().load)
     for seq in (1, 2, 3):
         backlog.lane(False).add(job(seq))
@@ -48,7 +48,7 @@ def test_a_job_put_back_takes_its_old_place():
     assert [take(backlog).seq for _ in range(3)] == [1, 2, 3]
 
 
-def test_jobs_put_back_in_any_order_take_their_old_places_in_memory_and_beyond():
+def test_jobs_requeued_in_any_order_take_their_old_places_in_memory_and_beyond():
     store = Store()
     backlog = Backlog(store.load)
     lane = backlog.lane(False)

@@ -151,7 +151,7 @@ def test_a_job_whose_secret_is_gone_fails_and_never_runs_without_it(house):
     house.worker().say(wire.Done("a", "COMPLETED", DONE))
     ended = house.ended("b")
     assert ended.status is JobStatus.FAILED
-    assert error_of(ended).endswith("the file of a job's s3Config cannot be used (it is gone)")
+    assert error_of(ended).endswith("the file of a job's s3Config cannot be used (the file is missing)")
     assert house.worker().hears_nothing()
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from supervisor.cause import GpusLost, LostGpu, PausedByHand, SpareCause
-from supervisor.engine.scaling import Order, Scaling, bounds, check_bounds
+from supervisor.engine.scaling import Scaling, ScalingAction, bounds, check_bounds
 from supervisor.errors import UsageError
 from supervisor.notice import SlotPaused
 from supervisor.pool.slots import steps
@@ -130,10 +130,13 @@ DECISIONS = {
 def test_decisions(least, most, slots, waits, start, stop, again):
     scaling = Scaling(settings(least, most))
     given = [Slot(name=str(index), index=index, **changes) for index, changes in enumerate(slots)]
-    orders = scaling.decide(given, lambda count: sorted(waits, reverse=True)[:count], NOW)
+    actions = scaling.decide(given, lambda count: sorted(waits, reverse=True)[:count], NOW)
     too_many = SpareCause(most=most)
-    stops = [Order(which[0], too_many) if isinstance(which, str) else Order(str(which), IDLE) for which in stop]
-    assert orders == [Order(str(index)) for index in start] + stops
+    stops = [
+        ScalingAction(which[0], too_many) if isinstance(which, str) else ScalingAction(str(which), IDLE)
+        for which in stop
+    ]
+    assert actions == [ScalingAction(str(index)) for index in start] + stops
     assert scaling.deadline == (None if again is None else NOW + again)
 
 

@@ -177,7 +177,7 @@ def test_a_job_that_is_being_forgotten_is_not_run_again(make, monkeypatch):
     house.clock.wall += 31 * 86_400_000
     disk.clear()
     house.loop.now += 31
-    until(lambda: house.store.retention.forgetting)
+    until(lambda: house.store.retention.deleting)
     again = house.engine.retry("a")
     house.spin(10)
     assert not again.done()

@@ -16,16 +16,16 @@ from supervisor.store.writes import (
     AddChunk,
     AddLog,
     AddWebhook,
+    DeleteJob,
     DropWebhook,
     End,
-    Forget,
     Insert,
     Probe,
     PutOffWebhook,
     Requeue,
     Retry,
     ShowChunks,
-    Start,
+    StartJob,
     TakeChunks,
 )
 from tests.protocol.causes import JOB_CAUSES
@@ -98,7 +98,7 @@ class Model:
         self.chunks[write.seq], self.logs[write.seq] = [], []
         self.highest = max(self.highest, write.seq)
 
-    def on_Start(self, write):  # noqa: N802
+    def on_StartJob(self, write):  # noqa: N802
         job = self.in_status(write.seq, JobStatus.IN_QUEUE)
         self.jobs[job.seq] = job.replace(
             status=JobStatus.IN_PROGRESS,
@@ -183,7 +183,7 @@ class Model:
     def on_Probe(self, _):  # noqa: N802
         pass
 
-    def on_Forget(self, write):  # noqa: N802
+    def on_DeleteJob(self, write):  # noqa: N802
         job = self.jobs.get(write.seq)
         if job is not None and job.status.terminal:
             for table in (self.jobs, self.chunks, self.logs):
@@ -269,7 +269,7 @@ class StoreLife(RuleBasedStateMachine):
     @rule(pick=SEQS, at=TIMES)
     def starts(self, pick, at):
         seq = self.one(pick, JobStatus.IN_QUEUE)
-        self.write(Start(seq, at, "gpu0-2"))
+        self.write(StartJob(seq, at, "gpu0-2"))
 
     @rule(pick=SEQS, outcome=OUTCOMES, at=TIMES)
     def ends(self, pick, outcome, at):
@@ -320,9 +320,9 @@ class StoreLife(RuleBasedStateMachine):
         self.write(DropWebhook(f"msg_{number}") if drop else PutOffWebhook(f"msg_{number}", at))
 
     @rule(pick=SEQS)
-    def forgets(self, pick):
+    def deletes(self, pick):
         seq = self.one(pick, JobStatus.COMPLETED, JobStatus.FAILED)
-        self.write(Forget(seq))
+        self.write(DeleteJob(seq))
 
     # --- commits and kills
 
@@ -351,7 +351,13 @@ class StoreLife(RuleBasedStateMachine):
 
     @rule(seq=st.just(99), really=RARE)
     def refuses_what_is_not_there(self, seq, really):
-        missing = (Start(seq, 1, "x"), Requeue(seq, True), Retry(seq, 1), TakeChunks(seq, 0), AddChunk(seq, 1, 0, b"1"))
+        missing = (
+            StartJob(seq, 1, "x"),
+            Requeue(seq, True),
+            Retry(seq, 1),
+            TakeChunks(seq, 0),
+            AddChunk(seq, 1, 0, b"1"),
+        )
         batch = self.batch
         for write in missing if really else ():
             self.batch = [Probe(), write]
@@ -367,11 +373,11 @@ class StoreLife(RuleBasedStateMachine):
             for job in self.model.jobs.values()
             if job.status.terminal and job.ended_ms < before_ms
         )[:limit]
-        assert self.store.retention.forget(before_ms, limit) == len(ended)
+        assert self.store.retention.delete(before_ms, limit) == len(ended)
         if ended and self.durability == "full":
             self.delivered.get(timeout=20)()
         for _, seq in ended:
-            self.model.apply(Forget(seq))
+            self.model.apply(DeleteJob(seq))
         self.batch, self.draft = [], self.model.copy()
         self.look()
 

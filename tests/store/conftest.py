@@ -15,7 +15,7 @@ from supervisor.errors import StoreError
 from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store.opening import MEMORY
 from supervisor.store.store import Store
-from supervisor.store.writes import End, Insert, Start, Write
+from supervisor.store.writes import End, Insert, StartJob, Write
 
 CREATED, STARTED, ENDED = 1_000, 2_000, 3_000
 
@@ -67,17 +67,17 @@ def commit(loop: Loop) -> Commit:
 
 
 @pytest.fixture
-def forget(loop: Loop) -> Callable[[Store, int | None, int], int]:
-    """Forget (``None``: the oldest, whenever they ended), and see that it is done."""
+def delete(loop: Loop) -> Callable[[Store, int | None, int], int]:
+    """Delete (``None``: the oldest, whenever they ended), and see that it is done."""
 
-    def forget(store: Store, ended_before_ms: int | None, limit: int) -> int:
+    def delete(store: Store, ended_before_ms: int | None, limit: int) -> int:
         old = store.retention
-        number = old.forget_oldest(limit) if ended_before_ms is None else old.forget(ended_before_ms, limit)
+        number = old.delete_oldest(limit) if ended_before_ms is None else old.delete(ended_before_ms, limit)
         if number and waits_for_disk(store):
             loop.turn()
         return number
 
-    return forget
+    return delete
 
 
 def waits_for_disk(store: Store) -> bool:
@@ -92,7 +92,7 @@ def bring(commit: Commit) -> Callable[..., str]:
         job_id = f"job-{seq}"
         writes: list[Write] = [Insert(seq, JobRequest(job_id, b'{"n": 1}'), CREATED)]
         if status not in (JobStatus.IN_QUEUE, JobStatus.CANCELLED):
-            writes.append(Start(seq, STARTED, "gpu0-1"))
+            writes.append(StartJob(seq, STARTED, "gpu0-1"))
         if status.terminal:
             writes.append(End(seq, Outcome(status, b'"out"', "why"), ended_ms))
         commit(store, *writes)

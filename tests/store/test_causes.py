@@ -9,7 +9,7 @@ from supervisor import cause as c
 from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.protocol.wording import error_of
 from supervisor.store.store import Store
-from supervisor.store.writes import End, Insert, Requeue, Retry, Start
+from supervisor.store.writes import End, Insert, Requeue, Retry, StartJob
 from tests.protocol.causes import JOB_CAUSES
 
 LOST = c.WorkerLost("gpu0", 41, c.Signalled(9), ("last words: ü\0",))
@@ -28,7 +28,7 @@ def failed(cause: c.JobCause) -> Outcome:
 @pytest.mark.parametrize("cause", [cause for cause, _, _ in JOB_CAUSES])
 def test_every_cause_outlives_a_restart(file, commit, cause):
     with Store.open(file) as store:
-        commit(store, Insert(1, JobRequest("a", b"1"), 10), Start(1, 11, "w"), End(1, failed(cause), 12))
+        commit(store, Insert(1, JobRequest("a", b"1"), 10), StartJob(1, 11, "w"), End(1, failed(cause), 12))
     with Store.open(file) as store:
         job = store.get("a")
         assert (job.status, job.cause, job.error, job.output) == (JobStatus.FAILED, cause, None, None)
@@ -41,9 +41,9 @@ def test_a_job_that_ends_in_the_queue_has_its_cause(store, commit):
 
 
 def test_a_retry_clears_it(store, commit):
-    commit(store, Insert(1, JobRequest("a", b"1"), 10), Start(1, 11, "w"), End(1, failed(LOST), 12), Retry(1, 50))
+    commit(store, Insert(1, JobRequest("a", b"1"), 10), StartJob(1, 11, "w"), End(1, failed(LOST), 12), Retry(1, 50))
     assert store.get("a").cause is None
-    commit(store, Start(1, 51, "w"), Requeue(1, charged=True), Start(1, 52, "w"))
+    commit(store, StartJob(1, 51, "w"), Requeue(1, charged=True), StartJob(1, 52, "w"))
     commit(store, End(1, Outcome(JobStatus.FAILED, error="its own"), 53))
     assert (store.get("a").cause, store.get("a").error) == (None, "its own")
 
@@ -57,7 +57,7 @@ def test_a_retry_clears_it(store, commit):
     ],
 )
 def test_a_cause_that_only_a_later_version_knows_leaves_its_job_readable(store, commit, sqlite_of, text):
-    commit(store, Insert(1, JobRequest("a", b"1"), 10), Start(1, 11, "w"), End(1, failed(LOST), 12))
+    commit(store, Insert(1, JobRequest("a", b"1"), 10), StartJob(1, 11, "w"), End(1, failed(LOST), 12))
     sqlite_of(store).execute("UPDATE jobs SET cause = ?", (text,))
     job = store.get("a")
     assert (job.status, job.cause) == (JobStatus.FAILED, c.UnknownCause(text))

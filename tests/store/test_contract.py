@@ -22,7 +22,7 @@ from supervisor.store.writes import (
     Requeue,
     Retry,
     ShowChunks,
-    Start,
+    StartJob,
     TakeChunks,
 )
 from tests.store.numbered import numbered
@@ -40,7 +40,7 @@ def test_the_whole_life_of_a_job(store, commit):
 
     commit(store, Insert(1, request, 10))
     assert store.get("a") == numbered(store, 1) == queued
-    commit(store, Start(1, 20, "gpu0-1"))
+    commit(store, StartJob(1, 20, "gpu0-1"))
     assert store.get("a") == numbered(store, 1) == started
     commit(store, End(1, Outcome(JobStatus.FAILED, b"[1]", "broke: é"), 30))
     assert store.get("a") == numbered(store, 1) == ended
@@ -72,7 +72,7 @@ def test_values_of_any_size_come_back_whole(store, commit, size):
     value = b'"' + b"x" * size + b'"'
     commit(store, Insert(1, JobRequest("a", value), 10))
     assert [job.input for job in store.queued(False, 0, 1)] == [value if len(value) < LARGE_INPUT else b""]
-    commit(store, Start(1, 11, "w"), AddChunk(1, 1, 0, value), End(1, Outcome(JobStatus.FAILED, value, "e"), 12))
+    commit(store, StartJob(1, 11, "w"), AddChunk(1, 1, 0, value), End(1, Outcome(JobStatus.FAILED, value, "e"), 12))
     job = store.get("a")
     assert (job.input, job.output) == (value, value)
     assert store.chunks(1) == [(0, value)]
@@ -82,7 +82,7 @@ def test_values_of_any_size_come_back_whole(store, commit, size):
 def test_the_queue_is_oldest_first_per_priority(store, commit):
     for seq in (3, 1, 2, 5, 4):
         commit(store, Insert(seq, JobRequest(f"j{seq}", b"1", low_priority=seq in (2, 4)), 10))
-    commit(store, Start(3, 11, "w"))
+    commit(store, StartJob(3, 11, "w"))
     assert [job.seq for job in store.queued(False, 0, 10)] == [1, 5]
     assert [job.seq for job in store.queued(True, 0, 10)] == [2, 4]
     assert [job.seq for job in store.queued(False, 1, 10)] == [5]
@@ -107,7 +107,7 @@ def test_lists_to_look_at_leave_out_the_payload(store, bring):
 def test_a_requeued_job_waits_as_it_did_before(store, commit, charged, attempts):
     commit(store, Insert(1, JobRequest("a", b"1"), 10))
     queued = store.get("a")
-    commit(store, Start(1, 11, "w"), AddChunk(1, 1, 0, b"0"), AddChunk(1, 1, 1, b"1"), TakeChunks(1, 1))
+    commit(store, StartJob(1, 11, "w"), AddChunk(1, 1, 0, b"0"), AddChunk(1, 1, 1, b"1"), TakeChunks(1, 1))
     assert (store.get("a").chunks, store.get("a").chunks_taken) == (2, 1)
     commit(store, Requeue(1, charged=charged))
     assert store.get("a") == queued.replace(attempts=attempts, retries=1)
@@ -118,7 +118,7 @@ def test_a_requeued_job_waits_as_it_did_before(store, commit, charged, attempts)
 def test_a_retried_job_is_as_new(store, commit, status):
     commit(store, Insert(1, JobRequest("a", b"1"), 10))
     queued = store.get("a")
-    commit(store, Start(1, 11, "w"), Requeue(1, charged=True), Start(1, 12, "w"), AddChunk(1, 2, 0, b"0"))
+    commit(store, StartJob(1, 11, "w"), Requeue(1, charged=True), StartJob(1, 12, "w"), AddChunk(1, 2, 0, b"0"))
     commit(store, TakeChunks(1, 1), End(1, Outcome(status, b"{}", "e"), 13), Retry(1, 50))
     assert store.get("a") == queued.replace(retries=2, created_ms=50)
     assert store.newest_ended(1) == []
@@ -126,12 +126,12 @@ def test_a_retried_job_is_as_new(store, commit, status):
 
 def test_chunks_belong_to_their_attempt_and_keep_their_order(store, commit):
     commit(store, Insert(1, JobRequest("a", b"1"), 10), Insert(2, JobRequest("b", b"1"), 10))
-    commit(store, Start(1, 11, "w"), Start(2, 11, "w"))
+    commit(store, StartJob(1, 11, "w"), StartJob(2, 11, "w"))
     commit(store, *(AddChunk(seq, 1, index, b"%d" % index) for index in range(300) for seq in (1, 2)))
     assert store.chunks(1) == [(index, b"%d" % index) for index in range(300)]
     assert [index for index, _ in store.chunks(2, 297)] == [297, 298, 299]
 
-    commit(store, Requeue(1, charged=True), Start(1, 12, "w"))
+    commit(store, Requeue(1, charged=True), StartJob(1, 12, "w"))
     with pytest.raises(TransitionError):
         commit(store, AddChunk(1, 1, 0, b'"of the dead attempt"'))
     commit(store, AddChunk(1, 2, 0, b'"new"'))
@@ -182,7 +182,7 @@ def test_who_was_shown_a_chunk_is_known_until_the_job_is_queued_again(store, com
     assert store.chunks(1) == [(0, b"0")]
     commit(store, Requeue(1, charged=False))
     assert store.get("a").streamed is False
-    commit(store, Start(1, 12, "w"), ShowChunks(1), End(1, Outcome(JobStatus.FAILED), 13), Retry(1, 50))
+    commit(store, StartJob(1, 12, "w"), ShowChunks(1), End(1, Outcome(JobStatus.FAILED), 13), Retry(1, 50))
     assert store.get("a").streamed is False
 
 
@@ -193,10 +193,10 @@ def test_to_show_chunks_of_a_job_that_is_gone_is_no_error(store, commit):
 def test_a_job_keeps_its_own_times(store, commit):
     commit(store, Insert(1, JobRequest("a", b"1"), 10, timeout_ms=5_000, expires_ms=60_010))
     assert (store.get("a").timeout_ms, store.get("a").expires_ms) == (5_000, 60_010)
-    commit(store, Start(1, 11, "w"), End(1, Outcome(JobStatus.TIMED_OUT), 12), Retry(1, 50, 60_050))
+    commit(store, StartJob(1, 11, "w"), End(1, Outcome(JobStatus.TIMED_OUT), 12), Retry(1, 50, 60_050))
     job = store.get("a")
     assert (job.timeout_ms, job.created_ms, job.expires_ms) == (5_000, 50, 60_050)
-    commit(store, Start(1, 51, "w"), End(1, Outcome(JobStatus.FAILED), 52), Retry(1, 70))
+    commit(store, StartJob(1, 51, "w"), End(1, Outcome(JobStatus.FAILED), 52), Retry(1, 70))
     assert store.get("a").expires_ms is None
     commit(store, Insert(2, JobRequest("b", b"1"), 10, 11, "w", timeout_ms=7, expires_ms=9))
     assert (store.get("b").timeout_ms, store.get("b").expires_ms) == (7, 9)
@@ -206,7 +206,7 @@ def test_who_times_out_next(store, commit):
     assert (store.next_expiry(), store.expired(10**15, 10)) == (None, [])
     for seq, expires_ms in enumerate((300, None, 100, 200, 400), 1):
         commit(store, Insert(seq, JobRequest(f"j{seq}", b"1"), 10, expires_ms=expires_ms))
-    commit(store, Start(4, 11, "w"))
+    commit(store, StartJob(4, 11, "w"))
     assert store.next_expiry() == 100
     assert store.expired(99, 10) == []
     assert store.expired(300, 10) == ["j3", "j4", "j1"]  # queued or running
@@ -244,7 +244,7 @@ def test_a_log_is_read_from_the_piece_that_holds_a_byte(store, commit):
 
 def test_a_log_outlives_attempts_but_not_a_retry(store, commit):
     commit(store, Insert(1, JobRequest("a", b"1"), 10, 11, "w"), AddLog(1, 0, b"first"), Requeue(1, charged=True))
-    commit(store, Start(1, 12, "w"), AddLog(1, 5, b"second"), End(1, Outcome(JobStatus.FAILED), 13))
+    commit(store, StartJob(1, 12, "w"), AddLog(1, 5, b"second"), End(1, Outcome(JobStatus.FAILED), 13))
     assert store.log(1, 0) == [(0, b"first"), (5, b"second")]
     commit(store, Retry(1, 50))
     assert (store.log(1, 0), store.log_end(1)) == ([], 0)
@@ -279,10 +279,10 @@ def test_each_receiver_has_an_order_of_its_own(store, commit):
 
 
 def test_a_batch_is_all_or_nothing_and_in_order(store, commit):
-    commit(store, Insert(1, JobRequest("a", b"1"), 10), Start(1, 11, "w"), End(1, COMPLETED, 12))
+    commit(store, Insert(1, JobRequest("a", b"1"), 10), StartJob(1, 11, "w"), End(1, COMPLETED, 12))
     before, counts = store.get("a"), store.counts()
     with pytest.raises(TransitionError, match="number 1 cannot start"):
-        commit(store, Insert(2, JobRequest("b", b"2" * LARGE_INPUT), 10), Start(2, 11, "w"), Start(1, 12, "w"))
+        commit(store, Insert(2, JobRequest("b", b"2" * LARGE_INPUT), 10), StartJob(2, 11, "w"), StartJob(1, 12, "w"))
     assert store.get("b") is None
     assert store.get("a") == before
     assert store.counts() == counts

@@ -16,7 +16,7 @@ import supervisor
 from supervisor.errors import LockedError, StoreError, TransitionError
 from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store.store import Store
-from supervisor.store.writes import End, Insert, Start
+from supervisor.store.writes import End, Insert, StartJob
 from tests.store.numbered import numbered
 
 CHILD = Path(__file__).parents[1] / "children" / "writes_jobs.py"
@@ -78,21 +78,21 @@ def test_nothing_is_seen_before_it_is_durable(store, loop, disk):
     assert (store.counts().jobs[JobStatus.IN_QUEUE], store.next_seq) == (1, 2)
 
 
-def test_commits_and_forgetting_keep_their_order(store, loop, disk):
+def test_commits_and_deletions_keep_their_order(store, loop, disk):
     answers: list[str] = []
 
     def note(name: str):
         return lambda error: answers.append(name if error is None else type(error).__name__)
 
     outcome = Outcome(JobStatus.COMPLETED, b"1")
-    store.commit([insert(1), Start(1, 11, "w"), End(1, outcome, 12)], note("first"))
-    store.commit([insert(2), Start(1, 13, "w")], note("wrong"))
+    store.commit([insert(1), StartJob(1, 11, "w"), End(1, outcome, 12)], note("first"))
+    store.commit([insert(2), StartJob(1, 13, "w")], note("wrong"))
     store.commit([insert(2)], note("third"))
-    assert store.retention.forget(100, 9) == 0  # it does not see the first yet
+    assert store.retention.delete(100, 9) == 0  # it does not see the first yet
     disk.write()
     loop.turn()
     assert answers == ["first", "TransitionError"]
-    assert store.retention.forget(100, 9) == 1
+    assert store.retention.delete(100, 9) == 1
     store.commit([insert(1)], note("again"))  # the id is free by then
     assert numbered(store, 1).status is JobStatus.COMPLETED
     for _ in range(3):
@@ -103,19 +103,19 @@ def test_commits_and_forgetting_keep_their_order(store, loop, disk):
     assert store.counts().jobs == {**dict.fromkeys(JobStatus, 0), JobStatus.IN_QUEUE: 2}
 
 
-def test_a_piece_that_is_being_forgotten_is_not_begun_twice(store, loop, disk, bring, commit):
+def test_a_piece_that_is_being_deleted_is_not_begun_twice(store, loop, disk, bring, commit):
     disk.write()
     bring(store, 1, JobStatus.FAILED)
     disk.write()
     bring(store, 2, JobStatus.FAILED)
-    assert store.retention.forget_oldest(1) == 1
-    assert store.retention.forget_oldest(1) == 1  # there is something left to do
+    assert store.retention.delete_oldest(1) == 1
+    assert store.retention.delete_oldest(1) == 1  # there is something left to do
     disk.write()
     loop.turn()
     assert [numbered(store, seq) is None for seq in (1, 2)] == [True, False]
 
 
-def test_a_disk_that_refuses_is_said_by_done_and_the_next_time_by_forget(store, loop, disk, bring):
+def test_a_disk_that_refuses_is_said_by_done_and_the_next_time_by_delete(store, loop, disk, bring):
     disk.write(9)
     bring(store, 1, JobStatus.FAILED)
     disk.refusal = StoreError("the disk is full")
@@ -124,10 +124,10 @@ def test_a_disk_that_refuses_is_said_by_done_and_the_next_time_by_forget(store, 
     loop.turn()
     assert answers == [disk.refusal]
     assert (store.get("job-2"), store.counts().jobs[JobStatus.IN_QUEUE]) == (None, 0)
-    assert store.retention.forget_oldest(9) == 1
+    assert store.retention.delete_oldest(9) == 1
     loop.turn()
     with pytest.raises(StoreError, match="the disk is full"):
-        store.retention.forget_oldest(9)
+        store.retention.delete_oldest(9)
     loop.turn()
     assert store.counts().jobs[JobStatus.FAILED] == 1
     disk.refusal = None
@@ -138,7 +138,7 @@ def test_a_disk_that_refuses_is_said_by_done_and_the_next_time_by_forget(store, 
 
 def test_what_is_wrong_is_said_at_once(store):
     answers: list[StoreError | None] = []
-    store.commit([Start(9, 1, "w")], answers.append)
+    store.commit([StartJob(9, 1, "w")], answers.append)
     assert isinstance(answers[0], TransitionError)
 
 

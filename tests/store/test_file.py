@@ -20,7 +20,7 @@ from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store import opening
 from supervisor.store.sql import QUERIES
 from supervisor.store.store import Store
-from supervisor.store.writes import End, Insert, Start
+from supervisor.store.writes import End, Insert, StartJob
 from tests.store.numbered import numbered
 
 CHILD = Path(__file__).parents[1] / "children" / "writes_jobs.py"
@@ -81,7 +81,7 @@ def test_it_opens_again_as_it_was_closed(file, bring, commit):
     with Store.open(file) as store:
         for seq, status in enumerate(JobStatus, 1):
             bring(store, seq, status)
-        commit(store, Start(1, 20, "w"))
+        commit(store, StartJob(1, 20, "w"))
         jobs, counts = [numbered(store, seq) for seq in range(1, 7)], store.counts()
     assert [path.name for path in file.parent.iterdir()] == [file.name]  # the log went into it
     with Store.open(file) as store:
@@ -208,7 +208,7 @@ def test_a_full_disk_costs_the_batch_and_nothing_else(store, commit, sqlite_of):
     assert not isinstance(failure.value, TransitionError)
     assert str(store.path) in str(failure.value)
     assert (store.get("job-2"), store.counts()) == (None, counts)
-    commit(store, Start(1, 11, "w"), End(1, Outcome(JobStatus.COMPLETED, b"1"), 12))
+    commit(store, StartJob(1, 11, "w"), End(1, Outcome(JobStatus.COMPLETED, b"1"), 12))
     sqlite_of(store).execute("PRAGMA max_page_count = 1000000")
     commit(store, insert(2), insert(3, 1_000_000))
 
@@ -226,7 +226,7 @@ def test_a_failing_disk_costs_the_batch_and_nothing_else(file, commit, files_lim
 
 SCANS = {f"SCAN {table}" for table in ("jobs", "inputs", "chunks", "logs", "webhooks", "webhook_bodies")}
 LOOKUPS = """
-    queued running newest_ended forget get facts chunks next_seq queued_counts expired next_expiry page log log_end
+    queued running newest_ended delete_job get facts chunks next_seq queued_counts expired next_expiry page log log_end
     webhooks webhook_receivers webhook_body
 """
 

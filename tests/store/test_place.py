@@ -117,12 +117,12 @@ def test_what_is_no_file_is_refused_as_it_is(tmp_path, umask, ending: str, plant
     planted = Path(f"{file}{ending}")
     plant(planted, target)
     before = {path.name: path.lstat() for path in tmp_path.iterdir()}
-    refusal = pytest.raises(StoreError, match=f"{planted.name}: this is {words} and no file of yours")
+    refusal = pytest.raises(StoreError, match=f"{planted.name}: this is {words}, not a regular file of yours")
     with refusal:
         Store.open(file)
     if ending:
         with refusal:
-            place.settle(file)
+            place.resolve(file)
     assert {path.name: path.lstat() for path in tmp_path.iterdir()} == before
     assert target.read_text() == "precious"
 
@@ -135,7 +135,7 @@ def test_what_another_user_owns_is_refused_as_it_is(file, ending):
     theirs.touch()
     os.chown(theirs, NOBODY, NOBODY)
     before = theirs.read_bytes(), theirs.stat()
-    for use in (place.settle, Store.open):
+    for use in (place.resolve, Store.open):
         with pytest.raises(StoreError, match=f"{theirs.name}: this file belongs to user {NOBODY}"):
             use(file)
     assert (theirs.read_bytes(), theirs.stat().st_mtime_ns) == (before[0], before[1].st_mtime_ns)
@@ -162,7 +162,7 @@ def test_another_file_in_its_place_is_noticed(file, tmp_path, monkeypatch):
         return connect(path, **options)
 
     monkeypatch.setattr(opening.sqlite3, "connect", swap)
-    with pytest.raises(StoreError, match="another file came into its place"):
+    with pytest.raises(StoreError, match="the file was replaced"):
         Store.open(file)
     assert precious.read_bytes() == b""
 
@@ -176,8 +176,8 @@ def test_a_link_means_the_file_behind_it(tmp_path):
     link, middle = tmp_path / "jobs.db", tmp_path / "disk" / "now.db"
     link.symlink_to("disk/now.db")
     middle.symlink_to("1.db")
-    assert place.settle(link) == tmp_path / "disk" / "1.db"
-    with Store.open(place.settle(link)):
+    assert place.resolve(link) == tmp_path / "disk" / "1.db"
+    with Store.open(place.resolve(link)):
         assert {path.name for path in (tmp_path / "disk").iterdir()} == {"now.db", "1.db", "1.db-wal"}
     assert {path.name for path in tmp_path.iterdir()} == {"jobs.db", "disk"}
 
@@ -186,7 +186,7 @@ def test_links_without_end(tmp_path):
     link = tmp_path / "jobs.db"
     link.symlink_to("jobs.db")
     with pytest.raises(StoreError, match="Too many levels of symbolic links"):
-        place.settle(link)
+        place.resolve(link)
 
 
 @needs_root
@@ -195,7 +195,7 @@ def test_a_link_of_another_user_is_not_followed(tmp_path):
     link.symlink_to("precious.db")
     os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
     with pytest.raises(StoreError, match=f"this link belongs to user {NOBODY}"):
-        place.settle(link)
+        place.resolve(link)
     assert [path.name for path in tmp_path.iterdir()] == [link.name]
 
 
@@ -204,13 +204,13 @@ def test_what_is_no_folder_in_place_of_that_of_secrets(file, plant, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     plant(Path(f"{file}.secrets"), tmp_path / "elsewhere")
     with pytest.raises(StoreError, match=r"jobs\.db\.secrets: (it is a link|Not a directory)"):
-        place.settle(file)
+        place.resolve(file)
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("use", [place.settle, Store.open])
+@pytest.mark.parametrize("use", [place.resolve, Store.open])
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -235,5 +235,5 @@ def test_a_folder_that_cannot_be(tmp_path, use, name, words):
 def test_a_link_to_a_folder_is_a_folder(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to("disk")
-    Store.open(place.settle(tmp_path / "link" / "deep" / "jobs.db")).close()
+    Store.open(place.resolve(tmp_path / "link" / "deep" / "jobs.db")).close()
     assert (tmp_path / "disk" / "deep" / "jobs.db").exists()

@@ -12,7 +12,7 @@ from supervisor.errors import StoreError
 from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store.secrets import SecretFiles
 from supervisor.store.store import Store
-from supervisor.store.writes import End, Insert, Requeue, Start
+from supervisor.store.writes import End, Insert, Requeue, StartJob
 from tests.store.numbered import numbered
 
 SECRET = b'{"accessSecret": "s3cr3t-0f-a-cl1ent"}'
@@ -164,7 +164,7 @@ def test_the_database_never_has_it(file, commit):
         for seq in range(1, 4):
             commit(store, Insert(seq, JobRequest(f"{seq}", b"{}", s3_config=SECRET), 1))
             assert numbered(store, seq).has_s3_config
-            commit(store, Start(seq, 2, "w"), Requeue(seq, charged=True), Start(seq, 2, "w"))
+            commit(store, StartJob(seq, 2, "w"), Requeue(seq, charged=True), StartJob(seq, 2, "w"))
             commit(store, End(seq, Outcome(JobStatus.COMPLETED, b"{}"), 3))
             assert nowhere()
         assert file.with_name(f"{file.name}-wal").stat().st_size > 0

@@ -13,7 +13,7 @@ from supervisor.errors import StoreError, TransitionError
 from supervisor.job import JobRequest, JobStatus, Outcome
 from supervisor.store.opening import MEMORY
 from supervisor.store.store import Store
-from supervisor.store.writes import AddChunk, End, Insert, Requeue, Retry, Start, Write
+from supervisor.store.writes import AddChunk, End, Insert, Requeue, Retry, StartJob, Write
 from tests.store.numbered import numbered
 from tests.store.transitions import TRANSITIONS
 
@@ -45,7 +45,7 @@ def test_sql_from_anywhere_is_refused_an_illegal_step(store, bring, sqlite_of, b
 def writes_to(after: JobStatus) -> list[Write]:
     """Every write that would bring job number 1 to ``after``."""
     if after is JobStatus.IN_PROGRESS:
-        return [Start(1, 20, "gpu1-2")]
+        return [StartJob(1, 20, "gpu1-2")]
     if after is JobStatus.IN_QUEUE:
         return [Requeue(1, charged=True), Requeue(1, charged=False), Retry(1, 50)]
     return [End(1, Outcome(after, b"2", "new"), 30)]
@@ -88,7 +88,7 @@ def test_an_outcome_is_terminal(store, commit, bring, before, after):
 
 
 @pytest.mark.parametrize(
-    "write", [Start(9, 1, "w"), End(9, Outcome(JobStatus.FAILED), 1), Requeue(9, True), Retry(9, 50)]
+    "write", [StartJob(9, 1, "w"), End(9, Outcome(JobStatus.FAILED), 1), Requeue(9, True), Retry(9, 50)]
 )
 def test_a_job_that_is_not_there_goes_nowhere(store, commit, write):
     with pytest.raises(TransitionError, match="number 9"):
@@ -117,7 +117,7 @@ SEQS = st.integers(1, 3)
 WRITES = st.one_of(
     st.builds(lambda seq: Insert(seq, JobRequest(f"j{seq}", b"1"), 10), SEQS),
     st.builds(lambda seq: Insert(seq, JobRequest(f"j{seq}", b"1"), 10, 11, "w"), SEQS),
-    st.builds(Start, SEQS, st.just(20), st.just("w")),
+    st.builds(StartJob, SEQS, st.just(20), st.just("w")),
     st.builds(
         lambda seq, status: End(seq, Outcome(status), 30), SEQS, st.sampled_from([s for s in JobStatus if s.terminal])
     ),
