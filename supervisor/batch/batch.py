@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from supervisor.batch.request import id_of, output_line, read_request, refused
-from supervisor.batch.results import Done, Sink
-from supervisor.batch.source import Line, Source
+from supervisor.batch.results import AnsweredLines, Sink
+from supervisor.batch.source import InputLine, Source
 from supervisor.engine.engine import Engine, Happening
 from supervisor.errors import RequestError, UsageError
 from supervisor.job import Job, JobRequest, JobStatus
@@ -39,7 +39,7 @@ class Batch:
         self,
         engine: Engine,
         source: Source,
-        done: Done,
+        done: AnsweredLines,
         left: Collection[str],
         longest: int,
         failed: Callable[[int, Job], None],
@@ -60,9 +60,9 @@ class Batch:
         self._left = set(left)
         self._longest = longest
         self._sink: Sink
-        self._lines: deque[Line] = deque()
+        self._lines: deque[InputLine] = deque()
         self._number = 0
-        self._open: dict[str, Line] = {}
+        self._open: dict[str, InputLine] = {}
         self._waiting_bytes = 0
         self._unwritten: deque[Job] = deque()
         self._writing: set[str] = set()
@@ -109,7 +109,7 @@ class Batch:
         await self._until(lambda: not (self._open or self._writing))
         self.finished = True
 
-    async def _next(self) -> Line | None:
+    async def _next(self) -> InputLine | None:
         while not self._lines:
             lines = await self._source.read()
             if lines is None:
@@ -129,14 +129,14 @@ class Batch:
                 f"line {self._number}; name another file with --output"
             )
 
-    def _needs_nothing(self, line: Line) -> bool:
+    def _needs_nothing(self, line: InputLine) -> bool:
         """Whether the line is blank or answered."""
         if line.text != b"" and not self._is_answered(line):
             return False
         self.bytes_done += line.size
         return True
 
-    def _is_answered(self, line: Line) -> bool:
+    def _is_answered(self, line: InputLine) -> bool:
         if line.number not in self._answered:
             return False
         job_id = id_of(line, self._longest)
@@ -152,7 +152,7 @@ class Batch:
                 self._engine.forget(job)
         return True
 
-    async def _take(self, line: Line) -> None:
+    async def _take(self, line: InputLine) -> None:
         """Make a job of ``line`` once there is room for one more."""
         if self._room() <= 0:
             await self._until(lambda: self._room() > AHEAD // 2)  # half of it: lines that come together share a commit
@@ -180,7 +180,7 @@ class Batch:
                     raise
                 await asyncio.sleep(RETRY_S)
 
-    def _accepted(self, job_id: str, line: Line, accepted: asyncio.Future[Job]) -> None:
+    def _accepted(self, job_id: str, line: InputLine, accepted: asyncio.Future[Job]) -> None:
         if accepted.cancelled():
             return
         error = accepted.exception()
@@ -220,16 +220,16 @@ class Batch:
             self._write(job, line)
         self._look()
 
-    def _close(self, job_id: str) -> Line:
+    def _close(self, job_id: str) -> InputLine:
         line = self._open.pop(job_id)
         self._waiting_bytes -= line.size
         return line
 
-    def _write(self, job: Job, line: Line) -> None:
+    def _write(self, job: Job, line: InputLine) -> None:
         self._count(job, line)
         self._put(job, line.number)
 
-    def _count(self, job: Job, line: Line) -> None:
+    def _count(self, job: Job, line: InputLine) -> None:
         self.done += 1
         self.bytes_done += line.size
         if job.status is not JobStatus.COMPLETED:

@@ -10,7 +10,7 @@ import time
 
 import msgspec
 
-from supervisor.batch.source import Line
+from supervisor.batch.source import InputLine
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.protocol.requests import decoded, job_request
@@ -27,7 +27,7 @@ _shape = msgspec.json.Decoder(_Shape)
 _value = msgspec.json.Decoder(msgspec.Raw)
 
 
-def read_request(line: Line, longest: int) -> JobRequest:
+def read_request(line: InputLine, longest: int) -> JobRequest:
     """The job that ``line``, which is not blank, asks for.
 
     Raises:
@@ -43,7 +43,7 @@ def read_request(line: Line, longest: int) -> JobRequest:
     return msgspec.structs.replace(request, id=line.name) if request.generated else request
 
 
-def id_of(line: Line, longest: int) -> str:
+def id_of(line: InputLine, longest: int) -> str:
     """The id of the job that ``line`` becomes; most lines need not be parsed for that."""
     text = line.text
     if text is None or (b'"id"' not in text and b"\\u00" not in text):
@@ -54,7 +54,7 @@ def id_of(line: Line, longest: int) -> str:
         return line.name
 
 
-def refused(line: Line, reason: str) -> Job:
+def refused(line: InputLine, reason: str) -> Job:
     """The job of a line that cannot be one."""
     now = time.time_ns() // 1_000_000
     return Job(0, line.name, JobStatus.FAILED, b"", now, ended_ms=now, error=reason)

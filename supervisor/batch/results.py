@@ -40,7 +40,7 @@ _BEGINNING = b'{"id":'
 # --- what is there -------------------------------------------------------------------------------------------------------
 
 
-class Done:
+class AnsweredLines:
     """The lines that are answered: two bytes for each, a mark that tells whether it was that very line."""
 
     def __init__(self) -> None:
@@ -80,13 +80,13 @@ class _Answer(msgspec.Struct):
     status: JobStatus
 
 
-def read_output(fd: int, path: Path) -> Done:
+def read_output(fd: int, path: Path) -> AnsweredLines:
     """What the output file has; a last line that a kill has torn is cut off.
 
     Raises:
         UsageError: something in it is no line of a batch's output; nothing was changed.
     """
-    done, whole, decode = Done(), 0, msgspec.json.Decoder(_Answer).decode
+    done, whole, decode = AnsweredLines(), 0, msgspec.json.Decoder(_Answer).decode
     for number, line in enumerate(_lines(fd), start=1):
         if not line.endswith(b"\n") and (whole or _may_be_ours(line)):
             os.ftruncate(fd, whole)

@@ -16,7 +16,7 @@ CHUNK = 2**18
 _BLANKS = b" \t\r"
 
 
-class Line(msgspec.Struct, frozen=True):
+class InputLine(msgspec.Struct, frozen=True):
     """A line of the input. ``number`` counts from 1, blank ones too; ``size`` is in bytes, with what ends the line.
 
     ``text`` is without blanks around it, and ``None`` when the line is too long to be kept. ``digest`` is the CRC-32 of the
@@ -48,7 +48,7 @@ class Source:
         self._digest = 0
         self._may_wait = _may_wait(fd)
 
-    async def read(self) -> list[Line] | None:
+    async def read(self) -> list[InputLine] | None:
         """The next lines, perhaps none yet; ``None`` at the end.
 
         Raises:
@@ -70,7 +70,7 @@ class Source:
         finally:
             self._loop.remove_reader(self._fd)
 
-    def _cut(self, chunk: bytes) -> list[Line]:
+    def _cut(self, chunk: bytes) -> list[InputLine]:
         first, *others = chunk.split(b"\n")
         self._hold(first)
         if not others:
@@ -90,25 +90,25 @@ class Source:
         elif piece:
             self._pieces.append(piece)
 
-    def _finish(self, end: int) -> Line:
+    def _finish(self, end: int) -> InputLine:
         """The line that was held, with ``end`` bytes that end it."""
         if self._size > self._longest:
             self._number += 1
-            line = Line(self._number, self._size + end, self._digest, None)
+            line = InputLine(self._number, self._size + end, self._digest, None)
         else:
             line = self._line(b"".join(self._pieces), self._size + end)
         self._pieces.clear()
         self._size = self._digest = 0
         return line
 
-    def _line(self, text: bytes, size: int) -> Line:
+    def _line(self, text: bytes, size: int) -> InputLine:
         self._number += 1
         if len(text) > self._longest:
-            return Line(self._number, size, zlib.crc32(text), None)
+            return InputLine(self._number, size, zlib.crc32(text), None)
         if self._number == 1:
             text = text.removeprefix(codecs.BOM_UTF8)
         text = text.strip(_BLANKS)
-        return Line(self._number, size, zlib.crc32(text), text)
+        return InputLine(self._number, size, zlib.crc32(text), text)
 
 
 def _may_wait(fd: int) -> bool:

@@ -21,8 +21,8 @@ import msgspec
 from supervisor.client.address import Address
 from supervisor.errors import ClientError, RefusedError, UnreachableError, UsageError
 from supervisor.job import JobStatus
-from supervisor.protocol.answers import Accepted, Error, Job, SlotOrder
-from supervisor.protocol.sse import Event, EventParser
+from supervisor.protocol.answers import Accepted, Error, JobAnswer, SlotOrder
+from supervisor.protocol.sse import EventParser, ServerSentEvent
 from supervisor.protocol.views import Snapshot, WorkerView
 
 DEFAULT_URL = "http://127.0.0.1:8900"
@@ -44,7 +44,7 @@ _PIECE = 64 * 1024
 T = TypeVar("T")
 
 
-class JobView(Job, frozen=True, kw_only=True):
+class JobView(JobAnswer, frozen=True, kw_only=True):
     """A job as ``/status`` shows it; ``text`` is all of it, as the supervisor wrote it, new fields too."""
 
     text: msgspec.Raw = msgspec.Raw()
@@ -161,7 +161,7 @@ class Client:
         """Begin ``what`` (refresh, pause, resume) in ``slot``; its state says when that is done."""
         return self.ask("POST", f"/workers/{_quote(slot)}/{what}", SlotOrder)
 
-    def events(self, path: str) -> Iterator[Event]:
+    def events(self, path: str) -> Iterator[ServerSentEvent]:
         """The server-sent events of ``path`` until the one named ``end``.
 
         A connection that breaks is opened anew behind the last event; that is tried for ``PATIENCE_S`` seconds.
@@ -251,7 +251,7 @@ class Client:
                 response.close()  # the socket is its own by now: each answer ends its connection
             connection.close()
 
-    def _heard(self, path: str, last: str | None) -> Iterator[Event | None]:
+    def _heard(self, path: str, last: str | None) -> Iterator[ServerSentEvent | None]:
         """The events of one connection; ``None`` whenever something came, if only a sign of life."""
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
         with self.open("GET", path, headers=headers) as response:

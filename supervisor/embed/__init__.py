@@ -3,5 +3,5 @@
 ``supervisor.py`` is what programs use, ``job.py`` their jobs, ``runtime.py`` the thread in which the engine lives.
 """
 
-from supervisor.embed.job import Job as Job
+from supervisor.embed.job import JobFuture as JobFuture
 from supervisor.embed.supervisor import Supervisor as Supervisor

@@ -25,7 +25,7 @@ _decode = msgspec.json.Decoder().decode
 _UNREAD = object()
 
 
-class Job(Future[Any]):
+class JobFuture(Future[Any]):
     """One job, like any ``concurrent.futures.Future``: ``wait``, ``as_completed`` and ``asyncio.wrap_future`` take it.
 
     Unlike theirs, ``cancel`` also stops a job that runs, and ``result`` says in what way a job did not complete.

@@ -24,7 +24,7 @@ from supervisor import job as jobs
 from supervisor.assembly import Assembly, start_failure
 from supervisor.cause import JobCause, SupervisorClosed, SupervisorFailed
 from supervisor.config.settings import Settings
-from supervisor.embed.job import Job
+from supervisor.embed.job import JobFuture
 from supervisor.engine.engine import Engine, Happening
 from supervisor.errors import RequestError
 from supervisor.job import JobRequest, JobStatus
@@ -59,11 +59,11 @@ class EngineThread:
         self._thread: threading.Thread | None = None
         self._assembly: Assembly | None = None
         self._started: Future[None] = Future()
-        self._unsettled: set[Job] = set()  # whoever takes one out settles it; adding and taking are atomic
+        self._unsettled: set[JobFuture] = set()  # whoever takes one out settles it; adding and taking are atomic
         self._closing = False  # takes no more jobs
         self._ended = False  # the loop is gone
         # The loop's own:
-        self._waited: dict[str, list[Job]] = {}
+        self._waited: dict[str, list[JobFuture]] = {}
         self._draining = False
         self._failure: BaseException | None = None
 
@@ -111,7 +111,7 @@ class EngineThread:
         if failure is not None:
             raise failure
 
-    def submit(self, request: JobRequest, job: Job) -> None:
+    def submit(self, request: JobRequest, job: JobFuture) -> None:
         """Hand ``job`` over."""
         self._check_running()
         if self._closing:
@@ -121,7 +121,7 @@ class EngineThread:
         if self._ended:
             self._abandon()
 
-    def cancel(self, job: Job) -> bool:
+    def cancel(self, job: JobFuture) -> bool:
         """Cancel ``job``, and wait for that to be on disk: whether it is cancelled."""
         return not self._order(lambda: self._engine.cancel(job.id)) or job.cancelled()
 
@@ -143,7 +143,7 @@ class EngineThread:
         self._post(unheard)
         return False
 
-    def withdraw(self, given_up: Iterable[Job]) -> None:
+    def withdraw(self, given_up: Iterable[JobFuture]) -> None:
         """Cancel those that are still queued; does not wait."""
         waiting = [job for job in given_up if not job.done()]
         if waiting:
@@ -251,7 +251,7 @@ class EngineThread:
             self._assembly = None
             assembly.close()
 
-    def _take(self, request: JobRequest, job: Job) -> None:
+    def _take(self, request: JobRequest, job: JobFuture) -> None:
         try:
             job.accepted = self._engine.submit(request)
         except RequestError as error:
@@ -259,7 +259,7 @@ class EngineThread:
         else:
             job.accepted.add_done_callback(functools.partial(self._accepted, job))
 
-    def _accepted(self, job: Job, accepted: asyncio.Future[jobs.Job]) -> None:
+    def _accepted(self, job: JobFuture, accepted: asyncio.Future[jobs.Job]) -> None:
         """A job that may have been refused, or known and ended before."""
         if accepted.cancelled():
             return
@@ -284,7 +284,7 @@ class EngineThread:
         elif isinstance(happening, Notice):
             LOG.log(LEVELS[happening.level], "%s", event_lines.line(happening))
 
-    def _settle(self, job: Job, tell: Callable[[T], None], what: T) -> None:
+    def _settle(self, job: JobFuture, tell: Callable[[T], None], what: T) -> None:
         """Tell ``job`` its end. Its callbacks are user code: an Exception is logged by the future, the rest here."""
         self._unsettled.discard(job)
         try:
@@ -293,13 +293,13 @@ class EngineThread:
             LOG.exception("a callback of a job raised")
         self._look_whether_done()
 
-    def _withdraw(self, given_up: list[Job]) -> None:
+    def _withdraw(self, given_up: list[JobFuture]) -> None:
         for job in given_up:
             known = self._engine.job(job.id)
             if known is None or known.status is JobStatus.IN_QUEUE:
                 self._engine.abandon(job.id)
 
-    async def take_chunks(self, job: Job) -> list[bytes]:
+    async def take_chunks(self, job: JobFuture) -> list[bytes]:
         """The next chunks of a job, empty at its end; waits for them."""
         if job.accepted is not None:
             await asyncio.shield(job.accepted)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from supervisor.config.resolve import make_settings
-from supervisor.embed.job import Job
+from supervisor.embed.job import JobFuture
 from supervisor.embed.runtime import EngineThread
 from supervisor.engine.engine import Engine
 from supervisor.job import JobRequest
@@ -70,7 +70,7 @@ class Supervisor:
         policy: dict[str, Any] | None = None,
         s3Config: dict[str, Any] | None = None,  # noqa: N803 - the name in a request
         id: str | None = None,  # noqa: A002 - the name in a request
-    ) -> Job:
+    ) -> JobFuture:
         """Queue a job and return at once. ``input`` is what JSON can say (dataclasses and dates as msgspec writes them).
 
         The same ``id`` twice is the same job. What cannot be checked here, such as a full queue, is raised by ``result``.
@@ -85,7 +85,7 @@ class Supervisor:
         else:
             options = {"webhook": webhook, "policy": policy, "s3Config": s3Config, "id": id}
             request = job_request(_encode({"input": input, **options}))
-        job = Job(request.id, self._thread)
+        job = JobFuture(request.id, self._thread)
         self._thread.submit(request, job)
         return job
 
@@ -117,7 +117,7 @@ class Supervisor:
 
     def _map(self, inputs: Iterator[Any], size: int, as_completed: bool) -> Iterator[Any]:
         ended: SimpleQueue[Any] = SimpleQueue()
-        ahead: dict[Job, None] = {}  # in the order of their inputs
+        ahead: dict[JobFuture, None] = {}  # in the order of their inputs
 
         def feed(number: int) -> None:
             for job in map(self.submit, itertools.islice(inputs, number)):

@@ -24,7 +24,7 @@ class Accepted(msgspec.Struct, frozen=True):
     status: JobStatus
 
 
-class Job(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+class JobAnswer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
     """The status of a job."""
 
     id: str
@@ -43,7 +43,7 @@ class Job(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_on
     retries: Annotated[int, Meta(ge=0, description="How often it went back to the queue.")]
 
 
-class Chunk(msgspec.Struct, frozen=True):
+class ChunkAnswer(msgspec.Struct, frozen=True):
     """One value that the handler has yielded."""
 
     output: msgspec.Raw
@@ -53,13 +53,13 @@ class Stream(msgspec.Struct, frozen=True):
     """Some chunks of a job, or all as events."""
 
     status: JobStatus
-    stream: tuple[Chunk, ...]
+    stream: tuple[ChunkAnswer, ...]
 
 
 class Requests(msgspec.Struct, frozen=True):
     """Some jobs, the newest first, without input and output; `next` is the `after` of the page that follows."""
 
-    requests: tuple[Job, ...]
+    requests: tuple[JobAnswer, ...]
     next: str | None
 
 

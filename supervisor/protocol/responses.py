@@ -55,7 +55,7 @@ def status_body(job: Job, progress: bytes | None = None, now_ms: int | None = No
     return encode(status(job, progress, now_ms))
 
 
-def status(job: Job, progress: bytes | None = None, now_ms: int | None = None) -> answers.Job:
+def status(job: Job, progress: bytes | None = None, now_ms: int | None = None) -> answers.JobAnswer:
     """The status of ``job``.
 
     ``progress`` is the newest progress (JSON), shown as ``output`` while the job runs. ``now_ms``: milliseconds since 1970.
@@ -63,7 +63,7 @@ def status(job: Job, progress: bytes | None = None, now_ms: int | None = None) -
     """
     terminal = job.status.terminal
     output = job.output if terminal else progress if job.status is JobStatus.IN_PROGRESS else None
-    return answers.Job(
+    return answers.JobAnswer(
         id=job.id,
         status=job.status,
         delay_time=delay_ms(job, int(time.time() * 1000) if now_ms is None else now_ms),

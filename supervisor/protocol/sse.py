@@ -44,7 +44,7 @@ def packed(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(waiting)
 
 
-class Event(msgspec.Struct, frozen=True):
+class ServerSentEvent(msgspec.Struct, frozen=True):
     """One server-sent event; ``id`` is what a connection that broke is resumed behind."""
 
     data: bytes
@@ -61,7 +61,7 @@ class EventParser:
         self._name = ""
         self._id: str | None = None
 
-    def feed(self, piece: bytes) -> Iterator[Event]:
+    def feed(self, piece: bytes) -> Iterator[ServerSentEvent]:
         """The events that ``piece`` completes."""
         self._rest += piece
         if b"\n" not in piece:  # a long event is not looked at from its start with each piece of it
@@ -73,7 +73,7 @@ class EventParser:
                 self._field(line)
                 continue
             if self._data:
-                yield Event(b"\n".join(self._data), self._name, self._id)
+                yield ServerSentEvent(b"\n".join(self._data), self._name, self._id)
             self._data, self._name, self._id = [], "", None
 
     def _field(self, line: bytes) -> None:

@@ -49,7 +49,7 @@ class WorkerView(msgspec.Struct, frozen=True, rename="camel"):
     spare: bool = False
 
 
-class GpuProcess(msgspec.Struct, frozen=True, rename="camel"):
+class GpuProcessInfo(msgspec.Struct, frozen=True, rename="camel"):
     """A process on a GPU. Of one that is not ``visible`` in this PID namespace no name is known; ``pid`` may then be another
     namespace's."""
 
@@ -59,14 +59,14 @@ class GpuProcess(msgspec.Struct, frozen=True, rename="camel"):
     visible: bool = True
 
 
-class GpuProcessView(GpuProcess, frozen=True, rename="camel"):
+class GpuProcessView(GpuProcessInfo, frozen=True, rename="camel"):
     """A process on a GPU; ``slot`` names ours, strangers have none. One that is not ``visible`` in this PID namespace may be
     either; ``pid`` may then be another namespace's."""
 
     slot: str | None = None
 
 
-class Gpu(msgspec.Struct, frozen=True, rename="camel"):
+class GpuInfo(msgspec.Struct, frozen=True, rename="camel"):
     """One GPU as NVML shows it."""
 
     index: int
@@ -82,7 +82,7 @@ class Gpu(msgspec.Struct, frozen=True, rename="camel"):
     lost: bool = False
 
 
-class GpuView(Gpu, frozen=True, rename="camel"):
+class GpuView(GpuInfo, frozen=True, rename="camel"):
     """One GPU as NVML shows it, with the slots on it."""
 
     slots: tuple[str, ...] = ()

@@ -28,7 +28,7 @@ class PrivateAddressError(OSError):
     """``--webhook-deny-private`` forbids every address of the host."""
 
 
-class Line:
+class WebhookConnection:
     """What the try's thread and the loop share. ``status`` is the answer's, once its headers are there."""
 
     def __init__(self, timeout: float, *, deny_private: bool, resolve: Resolve = socket.getaddrinfo) -> None:

@@ -20,7 +20,7 @@ from supervisor.errors import StoreError
 from supervisor.notice import Notice, Task, TaskFailed, WebhookGivenUp, WebhooksLost
 from supervisor.store.outbox import Outbox, Webhook
 from supervisor.store.writes import DropWebhook, PutOffWebhook, Write
-from supervisor.webhooks.connection import Line, Resolve
+from supervisor.webhooks.connection import Resolve, WebhookConnection
 from supervisor.webhooks.signature import headers
 
 TRIES = 128
@@ -54,7 +54,7 @@ LOGGERS = ("urllib3.connection", "urllib3.connectionpool", "urllib3.util.retry")
 """They write whole URLs, also as warnings, which Python shows by itself: those of our threads stay out of every log."""
 
 
-class Engine(Protocol):
+class DeliveryEngine(Protocol):
     """What is needed of the engine."""
 
     settings: Settings
@@ -71,7 +71,7 @@ class Engine(Protocol):
 class _Try:
     """One try. It keeps its place until its thread has ended and what came of it is on disk (``written``)."""
 
-    def __init__(self, webhook: Webhook, line: Line, size: int) -> None:
+    def __init__(self, webhook: Webhook, line: WebhookConnection, size: int) -> None:
         self.webhook = webhook
         self.line = line
         self.size = size
@@ -82,7 +82,9 @@ class _Try:
 class Webhooks:
     """All methods belong to the thread of the event loop. ``delivered`` and ``failed`` count since the start."""
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, resolve: Resolve = socket.getaddrinfo) -> None:
+    def __init__(
+        self, engine: DeliveryEngine, loop: asyncio.AbstractEventLoop, resolve: Resolve = socket.getaddrinfo
+    ) -> None:
         """Deliver what waits in the engine's outbox, from ``start`` on; ``resolve`` looks names up."""
         settings = engine.settings
         self.delivered = 0
@@ -218,7 +220,7 @@ class Webhooks:
         if body is None:
             return
         self._read += len(body)
-        line = Line(self._timeout, deny_private=self._deny_private, resolve=self._resolve)
+        line = WebhookConnection(self._timeout, deny_private=self._deny_private, resolve=self._resolve)
         ended: asyncio.Future[str | None] = self._loop.create_future()
         name = f"{THREAD} {webhook.receiver}"
         threading.Thread(target=self._post, args=(webhook, body, line, ended), name=name, daemon=True).start()
@@ -226,7 +228,7 @@ class Webhooks:
         self._tries.add(begun)
         begun.task = self._loop.create_task(self._follow(begun, ended))
 
-    def _post(self, webhook: Webhook, body: bytes, line: Line, ended: asyncio.Future[str | None]) -> None:
+    def _post(self, webhook: Webhook, body: bytes, line: WebhookConnection, ended: asyncio.Future[str | None]) -> None:
         """The thread of a try; ``ended`` is to have what was wrong when there is no answer."""
         why: str | None = None
         try:

@@ -21,13 +21,13 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
 from supervisor.config.settings import is_loopback
-from supervisor.webhooks.connection import Line, PrivateAddressError
+from supervisor.webhooks.connection import PrivateAddressError, WebhookConnection
 
 ENOUGH = 65_536
 """Bytes of an answer that are read, so that a receiver can finish an ordinary one; nothing is done with them."""
 
 
-def post(line: Line, url: str, body: bytes, headers: Mapping[str, str]) -> str | None:
+def post(line: WebhookConnection, url: str, body: bytes, headers: Mapping[str, str]) -> str | None:
     """Post ``body`` to ``url`` and leave the answer's status in ``line``; what is wrong when there is none.
 
     That has no more of ``url`` in it than its host.
@@ -46,7 +46,9 @@ def post(line: Line, url: str, body: bytes, headers: Mapping[str, str]) -> str |
     return None
 
 
-def _send(adapter: HTTPAdapter, request: requests.PreparedRequest, line: Line, options: dict[str, Any]) -> None:
+def _send(
+    adapter: HTTPAdapter, request: requests.PreparedRequest, line: WebhookConnection, options: dict[str, Any]
+) -> None:
     # By the adapter: a session reads the whole body of a redirect, also of one that it is told not to follow.
     response = adapter.send(request, **{**options, "stream": True, "timeout": (line.left, line.left)})
     line.status = response.status_code
@@ -61,7 +63,7 @@ def _send(adapter: HTTPAdapter, request: requests.PreparedRequest, line: Line, o
 class _Adapter(HTTPAdapter):
     """Has all connections made by one ``line``. (``urllib3`` has no public seam for that; ``_new_conn`` is the usual one.)"""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: WebhookConnection) -> None:
         self._line = line
         super().__init__(pool_connections=1, pool_maxsize=1)
 
@@ -76,7 +78,7 @@ class _Adapter(HTTPAdapter):
         return manager
 
 
-def _pools(line: Line) -> dict[str, Any]:
+def _pools(line: WebhookConnection) -> dict[str, Any]:
     def on_line(kind: Callable[..., Any]) -> Callable[..., Any]:
         """Makes connections of this ``kind``, by ``line``."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from supervisor.batch.batch import Batch
-from supervisor.batch.results import Done, FileSink, StreamSink, read_output
+from supervisor.batch.results import AnsweredLines, FileSink, StreamSink, read_output
 from supervisor.batch.source import Source
 from supervisor.cli.serving.progress_bar import Bar, Gauge, Reading, say
 from supervisor.cli.serving.run import Run
@@ -64,14 +64,14 @@ class _Files:
         status = os.fstat(self.input)
         return status.st_size - os.lseek(self.input, 0, os.SEEK_CUR) if stat.S_ISREG(status.st_mode) else None
 
-    def open_output(self) -> tuple[int, Done]:
+    def open_output(self) -> tuple[int, AnsweredLines]:
         """The output's descriptor and what is in it; to be called by who has the lock on the store.
 
         Raises:
             UsageError: it cannot be written, or is something else than the output of a batch.
         """
         if self.path is None:
-            return self._stream, Done()
+            return self._stream, AnsweredLines()
         try:
             # Links were followed as it was named; one that has come into its place since is nobody's choice.
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -201,7 +201,7 @@ class BatchRun(Run):
 
     # --- the work -------------------------------------------------------------------------------------------------------
 
-    async def _work(self, done: Done) -> None:
+    async def _work(self, done: AnsweredLines) -> None:
         """Until every line is written, a signal has come and running jobs have ended, or it can go on no more."""
         batch = self._batch
         if done.count:
