@@ -81,7 +81,7 @@ JOB_CAUSES: list[tuple[msgspec.Struct, str, str]] = [
     ),
     (
         c.WorkerLost("gpu0", 41, c.EndedBecause.TEMPLATE_DIED),
-        "worker gpu0 (pid 41) was ended because the template process died",
+        "worker gpu0 (pid 41) was stopped because the template process died",
         '{"type":"worker_lost","slot":"gpu0","pid":41,"end":"template_died","tail":[]}',
     ),
     (

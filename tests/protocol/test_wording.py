@@ -42,8 +42,8 @@ def test_a_worker_may_have_ended_by_any_of_its_ends(end):
 @pytest.mark.parametrize(
     ("end", "words"),
     [
-        (c.EndedBecause.CANCELLED_JOB_RAN, "was ended because a cancelled job was still running"),
-        (c.EndedBecause.SUPERVISOR_STOPS, "was ended because the supervisor stops"),
+        (c.EndedBecause.CANCELLED_JOB_RAN, "was stopped because a cancelled job was still running"),
+        (c.EndedBecause.SUPERVISOR_STOPS, "was stopped because the supervisor stops"),
         (EXITED, "exited with code 3"),
         (c.ForkRefused("no memory"), "could not be forked: no memory"),
     ],
