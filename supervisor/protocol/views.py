@@ -50,7 +50,7 @@ class WorkerView(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class GpuProcessInfo(msgspec.Struct, frozen=True, rename="camel"):
-    """A process on a GPU. If it is not ``visible`` in this PID namespace, it has no name, and ``pid`` may be another namespace's."""
+    """A process on a GPU. One that is not ``visible`` in this PID namespace has no name, and its ``pid`` may be another's."""
 
     pid: int
     memory_mib: int | None = msgspec.field(default=None, name="memoryMiB")
