@@ -11,7 +11,7 @@ import pytest
 
 from supervisor.batch import results
 from supervisor.batch import source as source_module
-from supervisor.batch.request import id_of, output_line, read_request, refused
+from supervisor.batch.request import id_of, output_line, read_request, rejected
 from supervisor.batch.results import AnsweredLines, FileSink, read_output
 from supervisor.batch.source import InputLine, Source
 from supervisor.cli.serving.progress_bar import Reading, draw, say
@@ -121,7 +121,7 @@ def test_what_is_wrong_with_a_line(text: bytes, reason: str) -> None:
         read_request(line, LONGEST)
     assert str(raised.value) == reason
     assert id_of(line, LONGEST) == line.name
-    told = output_line(refused(line, reason), line.number)
+    told = output_line(rejected(line, reason), line.number)
     assert told.startswith(b'{"id":"line-3-')
     assert b'"status":"FAILED","delayTime":0,"executionTime":0,' in told
     assert told.endswith(b',"retries":0,"line":3}\n')
