@@ -118,7 +118,7 @@ def test_a_body_that_goes_on_can_be_read_line_by_line(answers: Any, unix: str) -
         (
             401,
             b'{"error": "missing or invalid API key"}',
-            "wants a key: give the right one with --api-key or SUPERVISE_API_KEY",
+            "requires a valid API key (--api-key or SUPERVISE_API_KEY)",
         ),
         (404, b'{"error": "job \'x\' not found"}', "job 'x' not found (HTTP 404)"),
         (404, b"<html>", "knows no /snapshot; is it a supervisor"),
