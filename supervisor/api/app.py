@@ -12,7 +12,7 @@ import msgspec
 
 from supervisor.api import events
 from supervisor.api.auth import Guard
-from supervisor.api.call import Call, ClientGone, Receive, Reply, Scope, Send, Waits
+from supervisor.api.call import Call, ClientDisconnected, Receive, Reply, Scope, Send, Waits
 from supervisor.api.docs.openapi import FORBIDDEN, UNAUTHORIZED, Json, document
 from supervisor.api.docs.page import page
 from supervisor.api.metrics import Deliveries
@@ -79,7 +79,7 @@ class App:
         call = Call(self, scope, receive)
         try:
             reply = await self._reply(call, scope["path"])
-        except ClientGone:
+        except ClientDisconnected:
             return
         try:
             await self._send(call, reply, send)
@@ -103,7 +103,7 @@ class App:
             return _refusal(error, path)
         except StoreError as error:
             return _refusal(RequestError(503, str(error)), path)
-        except ClientGone:
+        except ClientDisconnected:
             raise
         except Exception:  # noqa: BLE001 - the outermost handler: one request's bug must not stop the server
             self._log(f"{call.method} {repr(path[:200])[1:-1]} failed\n{traceback.format_exc()}")
@@ -118,7 +118,7 @@ class App:
         return msgspec.structs.replace(refusal, headers={**refusal.headers, b"allow": match.allow})
 
     async def _send(self, call: Call, reply: Reply, send: Send) -> None:
-        lingers = reply.status >= BAD_REQUEST and call.excess(self._max_body)
+        lingers = reply.status >= BAD_REQUEST and call.may_exceed(self._max_body)
         headers = self._headers(call, reply, lingers=lingers)
         await send({"type": "http.response.start", "status": reply.status, "headers": list(headers.items())})
         if lingers:
@@ -155,7 +155,7 @@ class App:
         try:
             if await call.while_connected(_send_each(parts, send)):
                 whole = reply.sent is None or await _is_delivered(call, send)
-        except (ClientGone, RequestError):  # too late to report it
+        except (ClientDisconnected, RequestError):  # too late to report it
             pass
         except Exception:  # noqa: BLE001 - as in _reply
             self._log(f"{call.method} {call.param}: the answer broke off\n{traceback.format_exc()}")
@@ -164,7 +164,7 @@ class App:
             await parts.aclose()
             if reply.sent is not None:
                 reply.sent(whole)
-        if (whole or endless) and not call.has_left():
+        if (whole or endless) and not call.is_disconnected():
             await send({"type": "http.response.body", "body": b""})
 
 
@@ -193,7 +193,7 @@ async def _is_delivered(call: Call, send: Send) -> bool:
     await send({"type": "http.response.body", "body": b"", "more_body": True})
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    return not call.has_left()
+    return not call.is_disconnected()
 
 
 def _refusal(error: RequestError, path: str) -> Reply:

@@ -51,14 +51,25 @@ class Reply(msgspec.Struct, frozen=True):
     parts: AsyncGenerator[bytes, None] | None = None
 
 
-class ClientGone(Exception):  # noqa: N818 - it is no error
+class ClientDisconnected(Exception):  # noqa: N818 - it is no error
     """The client disconnected before its request was complete."""
 
 
 class Call:
     """A request. ``param`` is the value of the route's path parameter; names in ``headers`` are in lower case."""
 
-    __slots__ = ("_body_read", "_gone", "_receive", "_waits", "app", "engine", "headers", "method", "param", "query")
+    __slots__ = (
+        "_body_read",
+        "_disconnection",
+        "_receive",
+        "_waits",
+        "app",
+        "engine",
+        "headers",
+        "method",
+        "param",
+        "query",
+    )
 
     def __init__(self, app: App, scope: Scope, receive: Receive) -> None:
         self.app = app
@@ -69,7 +80,7 @@ class Call:
         self.param = ""
         self._receive = receive
         self._waits = app.waits
-        self._gone: asyncio.Task[None] | None = None
+        self._disconnection: asyncio.Task[None] | None = None
         self._body_read = False
 
     async def job_request(self) -> JobRequest:
@@ -77,7 +88,7 @@ class Call:
 
         Raises:
             RequestError: 400 or 413.
-            ClientGone: the client disconnected before its body was complete.
+            ClientDisconnected: the client disconnected before its body was complete.
         """
         return job_request(await self.body(), self.headers.get(b"idempotency-key"))
 
@@ -86,7 +97,7 @@ class Call:
 
         Raises:
             RequestError: 413, it is longer than ``--max-body``.
-            ClientGone: the client disconnected before it was complete.
+            ClientDisconnected: the client disconnected before it was complete.
         """
         limit = self.engine.settings.max_body
         announced = self.announced()
@@ -97,7 +108,7 @@ class Call:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone
+                raise ClientDisconnected
             part: bytes = message["body"]
             size += len(part)
             if size > limit:
@@ -135,7 +146,7 @@ class Call:
         """
         task = asyncio.ensure_future(awaitable)
         try:
-            await self._waits.wait(_first(task, self.gone()))
+            await self._waits.wait(_first(task, self.disconnection()))
         finally:
             if not task.done():
                 self._waits.abandon(task, too_late)
@@ -145,7 +156,7 @@ class Call:
         """Run ``work``; cancel it and return False if the client disconnects or the server stops first. Raises what it raises."""
         task = asyncio.ensure_future(work)
         try:
-            await self._waits.wait(_first(task, self.gone()))
+            await self._waits.wait(_first(task, self.disconnection()))
         finally:
             task.cancel()
             await asyncio.wait((task,))
@@ -154,20 +165,20 @@ class Call:
         task.result()
         return True
 
-    def gone(self) -> asyncio.Task[None]:
+    def disconnection(self) -> asyncio.Task[None]:
         """Return a task that finishes when the client disconnects; call it after the body was read, or if none is expected."""
-        if self._gone is None:
-            self._gone = asyncio.ensure_future(self._watch())
-        return self._gone
+        if self._disconnection is None:
+            self._disconnection = asyncio.ensure_future(self._watch())
+        return self._disconnection
 
-    def has_left(self) -> bool:
-        """Return whether the client is known to have disconnected; ``gone`` must have been called before."""
-        return self._gone is not None and self._gone.done()
+    def is_disconnected(self) -> bool:
+        """Return whether the client is known to have disconnected; ``disconnection`` must have been called before."""
+        return self._disconnection is not None and self._disconnection.done()
 
     def close(self) -> None:
         """Stop watching for a disconnect."""
-        if self._gone is not None:
-            self._gone.cancel()
+        if self._disconnection is not None:
+            self._disconnection.cancel()
 
     def announced(self) -> int | None:
         """Return the announced size of the body in bytes, or None for a chunked one."""
@@ -175,7 +186,7 @@ class Call:
             return None
         return int(self.headers.get(b"content-length", b"0"))
 
-    def excess(self, limit: int) -> bool:
+    def may_exceed(self, limit: int) -> bool:
         """Return whether an unread body may be longer than ``limit`` bytes."""
         if self._body_read:
             return False

@@ -80,15 +80,15 @@ class Client:
 
     def snapshot(self) -> Snapshot:
         """Get the current state, all that the dashboard shows."""
-        return self.ask("GET", "/snapshot", Snapshot)
+        return self.request("GET", "/snapshot", Snapshot)
 
     def cancel(self, job: str) -> Accepted:
         """Cancel ``job`` and return its state (unchanged if it had ended)."""
-        return self.ask("POST", f"/cancel/{_quote(job)}", Accepted)
+        return self.request("POST", f"/cancel/{_quote(job)}", Accepted)
 
     def retry(self, job: str) -> Accepted:
         """Retry ``job``, which failed or timed out."""
-        return self.ask("POST", f"/retry/{_quote(job)}", Accepted)
+        return self.request("POST", f"/retry/{_quote(job)}", Accepted)
 
     def submit(self, body: bytes, idempotency_key: str | None = None) -> Accepted:
         """Submit the request body ``body`` (JSON). The same ``idempotency_key`` twice means the same job.
@@ -97,10 +97,10 @@ class Client:
             UsageError: the key cannot be sent.
         """
         if idempotency_key is None:
-            return self.ask("POST", "/run", Accepted, body)
+            return self.request("POST", "/run", Accepted, body)
         if not (idempotency_key.isascii() and idempotency_key.isprintable()):
             raise UsageError("an idempotency key is printable ASCII text")
-        return self.ask("POST", "/run", Accepted, body, {"Idempotency-Key": idempotency_key})
+        return self.request("POST", "/run", Accepted, body, {"Idempotency-Key": idempotency_key})
 
     def job(self, job: str) -> JobView:
         """Get the current status of ``job``."""
@@ -112,7 +112,7 @@ class Client:
         while left is None or left > 0:
             fields = {"status": status.value if status else "", "limit": min(left or _PAGE, _PAGE), "after": after}
             path = f"/requests?{urllib.parse.urlencode(fields)}"
-            page = self.ask("GET", path, _Page)
+            page = self.request("GET", path, _Page)
             yield from (self._viewed(path, text) for text in page.requests)
             if page.next is None:
                 return
@@ -154,11 +154,11 @@ class Client:
 
     def workers(self) -> tuple[WorkerView, ...]:
         """Get the slots and their workers."""
-        return self.ask("GET", "/workers", tuple[WorkerView, ...])
+        return self.request("GET", "/workers", tuple[WorkerView, ...])
 
     def order(self, slot: str, what: str) -> SlotOrder:
         """Send the command ``what`` (refresh, pause, resume) to ``slot``; watch the slot's state for completion."""
-        return self.ask("POST", f"/workers/{_quote(slot)}/{what}", SlotOrder)
+        return self.request("POST", f"/workers/{_quote(slot)}/{what}", SlotOrder)
 
     def events(self, path: str) -> Iterator[ServerSentEvent]:
         """Yield the server-sent events of ``path`` until the one named ``end``.
@@ -193,7 +193,7 @@ class Client:
 
     # --- requests -------------------------------------------------------------------------------------------------------
 
-    def ask(
+    def request(
         self,
         method: str,
         path: str,
@@ -210,7 +210,7 @@ class Client:
         return self._decoded(path, data, answer)
 
     def _job(self, path: str) -> JobView:
-        return self._viewed(path, self.ask("GET", path, msgspec.Raw))
+        return self._viewed(path, self.request("GET", path, msgspec.Raw))
 
     def _viewed(self, path: str, text: msgspec.Raw) -> JobView:
         return msgspec.structs.replace(self._decoded(path, text, JobView), text=text)

@@ -90,25 +90,25 @@ def job_request(body: bytes, idempotency_key: bytes | None = None) -> JobRequest
     Raises:
         RequestError: 400, the body is invalid.
     """
-    asked = decoded(_new_job, body)
-    given = _given_id(asked.id, idempotency_key)
+    request = decoded(_new_job, body)
+    given = _given_id(request.id, idempotency_key)
     job_id = new_id() if given is None else given
-    if asked.webhook is None and asked.policy is None and asked.s3Config is None:
-        return JobRequest(job_id, bytes(asked.input), generated=given is None)
-    if asked.webhook is not None:
-        _check_webhook(asked.webhook)
-    policy = asked.policy or Policy()
+    if request.webhook is None and request.policy is None and request.s3Config is None:
+        return JobRequest(job_id, bytes(request.input), generated=given is None)
+    if request.webhook is not None:
+        _check_webhook(request.webhook)
+    policy = request.policy or Policy()
     written = decoded(_object, body)
     extras = [
         b'"%b":%b' % (name.encode(), written[name])
-        for name, value in (("webhook", asked.webhook), ("policy", asked.policy))
+        for name, value in (("webhook", request.webhook), ("policy", request.policy))
         if value is not None
     ]
     return JobRequest(
         job_id,
-        bytes(asked.input),
+        bytes(request.input),
         b"{%b}" % b",".join(extras) if extras else None,
-        None if asked.s3Config is None else bytes(written["s3Config"]),
+        None if request.s3Config is None else bytes(written["s3Config"]),
         low_priority=policy.low_priority or False,
         generated=given is None,
         timeout_ms=policy.execution_timeout,

@@ -117,10 +117,10 @@ def _unknown(gpu: c.UnknownGpu) -> str:
         + {
             c.Unknown.NO_COUNTER: "NVML has no counter of this GPU's memory",
             c.Unknown.NO_READING: "NVML gave no reading of its memory",
-            c.Unknown.NO_BASELINE: "NVML gave no reading from before the worker came",
+            c.Unknown.NO_BASELINE: "NVML gave no reading from before the worker started",
             c.Unknown.NO_PROCESSES: f"{more} lists no processes",
             c.Unknown.NOT_SHOWN: f"{more} does not show whose it is",
-            c.Unknown.UNSEEN: f"{more} lists pid {', '.join(map(str, gpu.unseen))}, of which nothing is known here",
+            c.Unknown.UNSEEN: f"{more} lists pid {', '.join(map(str, gpu.unseen))}, unknown here",
             c.Unknown.NEIGHBOUR_ENDED: (
                 "another worker on it has ended meanwhile, and NVML does not show whose memory came back"
             ),
@@ -178,8 +178,8 @@ _REQUESTERS = {
 _NO_FAULTS = {
     c.EndedBecause.TEMPLATE_DIED: "the template process died",
     c.EndedBecause.CANCELLED_JOB_RAN: "a cancelled job was still running",
-    c.EndedBecause.OVERDUE_JOB_RAN: "a job that was out of time was still running",
-    c.EndedBecause.SUPERVISOR_STOPS: "the supervisor stops",
+    c.EndedBecause.OVERDUE_JOB_RAN: "a timed-out job was still running",
+    c.EndedBecause.SUPERVISOR_STOPS: "the supervisor is stopping",
 }
 
 _WORDS: dict[type, Union[str, Callable[[Any], str]]] = {

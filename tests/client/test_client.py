@@ -99,9 +99,9 @@ def test_what_it_asks(answers: Any, tcp: str) -> None:
     assert client.cancel("a/b") == Accepted("a/b", JobStatus.CANCELLED)
     assert answers.heard.get(timeout=20)[1] == "/v2/my_handler/cancel/a%2Fb"
     answers.body = msgspec.json.encode(Health(JobCounts(completed=1), WorkerCounts(idle=2)))
-    assert client.ask("GET", "/health", Health).workers.idle == 2
+    assert client.request("GET", "/health", Health).workers.idle == 2
     answers.body = b'{"id": "x", "status": "IN_QUEUE"}'
-    client.ask("POST", "/run", Accepted, b'{"input": 1}')
+    client.request("POST", "/run", Accepted, b'{"input": 1}')
     *_, headers, body = list(answers.heard.queue)[-1]
     assert (headers["Content-Type"], body) == ("application/json", b'{"input": 1}')
 

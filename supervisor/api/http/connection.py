@@ -47,8 +47,8 @@ _OFFER = (b"upgrade", b"http2-settings")
 _DECISIVE = (b"host", b"origin")
 """Headers that authorize a request when there are no keys."""
 
-_AROUND_FIELDS = len(b"GET  HTTP/1.1\r\n" + b"\r\n")
-_AROUND_FIELD = len(b": \r\n")
+_HEAD_OVERHEAD = len(b"GET  HTTP/1.1\r\n" + b"\r\n")
+_FIELD_OVERHEAD = len(b": \r\n")
 
 
 class _RefusedError(Exception):
@@ -94,17 +94,17 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._in_body = False
         self._field_bytes = 0
-        self._beside_bytes = 0
+        self._framing_bytes = 0
         self._body_bytes = 0
         self._request_bytes = 0
-        self._begun_at = 0.0
-        self._heard_at = 0.0
+        self._started_at = 0.0
+        self._received_at = 0.0
         self._silence: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn types it
         """Admit the client, or answer 503."""
         super().connection_made(transport)
-        self._heard_at = self.loop.time()
+        self._received_at = self.loop.time()
         if not self._limiter.admit(self, cast("set[Connection]", self.connections)):
             self._refuse(b"503 Service Unavailable", "too many clients are connected", {b"retry-after": b"5"})
             return
@@ -120,7 +120,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse some bytes of one or more requests."""
-        self._heard_at = self.loop.time()
+        self._received_at = self.loop.time()
         for at in range(0, len(data), STEP):
             if self.transport.is_closing():
                 return
@@ -132,8 +132,8 @@ class Connection(HttpToolsProtocol):
         self._request_bytes += len(data)
         if number != self._requests or in_body != self._in_body or not self.reading:
             return  # something ended here, and the parser does not report how far into ``data``
-        self._beside_bytes += len(data) - (self._body_bytes - body)
-        if self._beside_bytes > MAX_HEAD + CHUNK_FRAMING * self._body_bytes:
+        self._framing_bytes += len(data) - (self._body_bytes - body)
+        if self._framing_bytes > MAX_HEAD + CHUNK_FRAMING * self._body_bytes:
             self._refuse_size()
 
     def on_message_begin(self) -> None:
@@ -141,9 +141,9 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._requests += 1
         self._in_head = True
-        self._field_bytes = _AROUND_FIELDS
-        self._beside_bytes = self._body_bytes = self._request_bytes = 0
-        self._begun_at = self._heard_at
+        self._field_bytes = _HEAD_OVERHEAD
+        self._framing_bytes = self._body_bytes = self._request_bytes = 0
+        self._started_at = self._received_at
 
     def on_url(self, url: bytes) -> None:
         """Count some bytes of the request's line."""
@@ -156,7 +156,7 @@ class Connection(HttpToolsProtocol):
         Raises:
             _RefusedError: the headers exceed ``MAX_HEAD``.
         """
-        self._field_bytes += len(name) + len(value) + _AROUND_FIELD
+        self._field_bytes += len(name) + len(value) + _FIELD_OVERHEAD
         if self._field_bytes > MAX_HEAD:
             self._refuse_size()
             raise _RefusedError
@@ -171,7 +171,7 @@ class Connection(HttpToolsProtocol):
         self._check_head()
         super().on_headers_complete()
         self._in_head, self._in_body = False, True
-        self._field_bytes = self._beside_bytes = 0
+        self._field_bytes = self._framing_bytes = 0
 
     def _check_head(self) -> None:
         """Reject what the parser lets pass: duplicates of an authorizing header, which servers read differently.
@@ -235,7 +235,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse_size(self) -> None:
         if self._in_body:
-            self.send_400_response("the body has too much beside itself: sizes of chunks, extensions, trailers")
+            self.send_400_response("the body has too much chunk framing (sizes, extensions, trailers)")
         else:
             self._refuse(b"431 Request Header Fields Too Large", f"the headers are larger than {MAX_HEAD} bytes")
 
@@ -272,7 +272,7 @@ class Connection(HttpToolsProtocol):
 
     def idle_since(self) -> float | None:
         """Return when the client last sent something; None while it waits for a response."""
-        return None if self._answering else self._heard_at
+        return None if self._answering else self._received_at
 
     def drop(self) -> None:
         """Close the connection at once."""
@@ -280,12 +280,12 @@ class Connection(HttpToolsProtocol):
 
     def _is_slow(self) -> bool:
         """Return whether the client sends so slowly that it seems to hold the connection on purpose."""
-        over = self.loop.time() - self._begun_at - SILENCE_S
+        over = self.loop.time() - self._started_at - SILENCE_S
         return self.reading and self._request_bytes < over * SLOWEST
 
     def _check_silence(self) -> None:
         """Close the connection if it has waited for the client for too long; one that waits for a job may stay."""
-        idle = self.loop.time() - self._heard_at
+        idle = self.loop.time() - self._received_at
         unfinished = self.reading or self.timeout_keep_alive_task is None
         if unfinished and not self._answering and (idle >= SILENCE_S or self._is_slow()):
             self.transport.close()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from supervisor.api import events, routes
-from supervisor.api.call import JSON, Call, ClientGone, Reply
+from supervisor.api.call import JSON, Call, ClientDisconnected, Reply
 from supervisor.api.openai import errors
 from supervisor.engine.streams import Chunks
 from supervisor.errors import RequestError
@@ -96,8 +96,8 @@ class _PendingRequest:
         if found is not None:
             return found
         self.abandon()
-        if self._call.has_left():
-            raise ClientGone
+        if self._call.is_disconnected():
+            raise ClientDisconnected
         if self._call.engine.job(self.job_id) is None:
             raise RequestError(410, "the job was deleted before its result was read (--max-store)")
         raise RequestError(503, "the supervisor is shutting down", retry_after=5)
