@@ -38,7 +38,7 @@ class JobFuture(Future[Any]):
         self._status: JobStatus | None = None
         self._error: JobError | None = None
         self._value: Any = _UNREAD
-        self.accepted: asyncio.Future[jobs.Job] | None = None  # the loop's
+        self.accepted: asyncio.Future[jobs.Job] | None = None  # belongs to the loop
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self._status.value if self._status is not None else 'has not ended'}>"
@@ -68,7 +68,7 @@ class JobFuture(Future[Any]):
             output = super().result(timeout)
         if self._value is _UNREAD:
             self._value = None if output is None else _decode(output)
-            self._result = None  # the bytes
+            self._result = None  # free the bytes
         return self._value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -82,7 +82,7 @@ class JobFuture(Future[Any]):
             return super().exception(timeout)
 
     def cancel(self) -> bool:
-        """Cancel the job, even if it runs; return once that is on disk, False if the job had ended before.
+        """Cancel the job, even if it runs; return, once that is on disk, True, or False if it had ended otherwise before.
 
         A callback cannot wait: there it returns whether the job had not ended yet.
         """

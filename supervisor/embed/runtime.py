@@ -59,12 +59,11 @@ class EngineThread:
         self._thread: threading.Thread | None = None
         self._assembly: Assembly | None = None
         self._started: Future[None] = Future()
-        self._unsettled: set[JobFuture] = (
-            set()
-        )  # the thread that removes one settles it; adding and removing are atomic
+        # The thread that removes one settles it; adding and removing are atomic.
+        self._unsettled: set[JobFuture] = set()
         self._closing = False  # accepts no more jobs
         self._ended = False  # the loop has stopped
-        # The loop's own:
+        # Used only in the loop's thread:
         self._waited: dict[str, list[JobFuture]] = {}
         self._draining = False
         self._failure: BaseException | None = None

@@ -29,9 +29,7 @@ class Policy(msgspec.Struct, rename="camel"):
     """Limits of one job, in milliseconds. The server's own apply where there is none."""
 
     execution_timeout: Annotated[_Milliseconds | None, Meta(description="How long one attempt may last.")] = None
-    ttl: Annotated[_Milliseconds | None, Meta(description="How long after its submission it may be queued or run.")] = (
-        None
-    )
+    ttl: Annotated[_Milliseconds | None, Meta(description="How long after submission it may be queued or run.")] = None
     low_priority: Annotated[bool | None, Meta(description="Run it only when no other job waits.")] = None
 
 

@@ -76,7 +76,7 @@ def status(job: Job, progress: bytes | None = None, now_ms: int | None = None) -
 
 
 def accepted_body(job: Job) -> bytes:
-    """Encode the response of `/run`: the job is in the queue, even if it has just started, or already ended."""
+    """Encode the response of `/run`: the final status if the job had ended before, else IN_QUEUE, even if it has just started."""
     return encode(answers.Accepted(job.id, job.status if job.status.terminal else JobStatus.IN_QUEUE))
 
 
