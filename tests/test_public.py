@@ -11,7 +11,7 @@ import pytest
 import supervisor
 from supervisor import errors, serverless
 from supervisor.cli.app import make_program
-from supervisor.embed.job import Job
+from supervisor.embed.job import JobFuture
 
 SUPERVISOR = {
     "__init__": "(self, handler, **options)",
@@ -86,7 +86,7 @@ def plain(function: object) -> str:
 
 @pytest.mark.parametrize(
     ("owner", "names"),
-    [(supervisor.Supervisor, SUPERVISOR), (Job, JOB), (serverless, SERVERLESS)],
+    [(supervisor.Supervisor, SUPERVISOR), (JobFuture, JOB), (serverless, SERVERLESS)],
     ids=["Supervisor", "Job", "serverless"],
 )
 def test_what_programs_and_handlers_call(owner: object, names: dict[str, str]) -> None:
@@ -94,7 +94,7 @@ def test_what_programs_and_handlers_call(owner: object, names: dict[str, str]) -
 
 
 def test_a_job_is_a_future() -> None:
-    assert issubclass(Job, Future)
+    assert issubclass(JobFuture, Future)
 
 
 @pytest.mark.parametrize(("name", "base"), ERRORS.items())

@@ -1,4 +1,4 @@
-"""The API as a raw ASGI application: finds the operation, asks the guard, turns errors into answers; in the supervisor's loop."""
+"""The API as a raw ASGI application: routing, authorization and error responses; in the supervisor's loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 
 from supervisor.api import events
 from supervisor.api.auth import Guard
-from supervisor.api.call import Call, ClientGone, Receive, Reply, Scope, Send, Waits
+from supervisor.api.call import Call, ClientDisconnected, Receive, Reply, Scope, Send, Waits
 from supervisor.api.docs.openapi import FORBIDDEN, UNAUTHORIZED, Json, document
 from supervisor.api.docs.page import page
 from supervisor.api.metrics import Deliveries
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 NO_CONTENT, BAD_REQUEST, UNAVAILABLE = 204, 400, 503
 
 RETRY_AFTER_S = 5
-"""What a 503 says when its cause does not know better."""
+"""Default `Retry-After` of a 503."""
 
 LINGER_S = 2.0
 LINGER_BYTES = 64 * 1024 * 1024
-"""How long and how much a client may go on sending a body that was refused: closing at once would lose it the answer."""
+"""How long, and how many bytes, a client may go on sending a rejected body: closing at once would lose the response."""
 
 
 class App:
-    """The application over ``engine``. ``waits`` ends the long waits when the server stops."""
+    """The ASGI application over ``engine``. ``waits`` ends the long waits when the server stops."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class App:
         *,
         private: bool = False,
     ) -> None:
-        """Serve ``engine``; ``log`` takes tracebacks of what should not happen. ``deliveries``: the webhooks, to be counted.
+        """Serve ``engine``; ``log`` gets the tracebacks of unexpected errors, ``deliveries`` feeds the webhook metrics.
 
-        ``private``: it is reached over a socket that only the owner can open, so keys, `Host` and `Origin` are not asked for.
+        ``private``: only the owner can open the socket, so keys, `Host` and `Origin` are not checked.
         """
         settings = engine.settings
         self.engine = engine
@@ -62,14 +62,14 @@ class App:
 
     @cached_property
     def document(self) -> Json:
-        """The API's description, as its clients see it."""
+        """The OpenAPI document."""
         settings = self.engine.settings
         guard = None if self._guard is None else UNAUTHORIZED if any(settings.api_key) else FORBIDDEN
         return document(ROUTES, settings.endpoint_id, guard)
 
     @cached_property
     def docs(self) -> Reply:
-        """The description as a page."""
+        """The documentation page."""
         return page(self.document, self.engine.snapshot().url or f"http://127.0.0.1:{self.engine.settings.port}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +79,7 @@ class App:
         call = Call(self, scope, receive)
         try:
             reply = await self._reply(call, scope["path"])
-        except ClientGone:
+        except ClientDisconnected:
             return
         try:
             await self._send(call, reply, send)
@@ -103,9 +103,9 @@ class App:
             return _refusal(error, path)
         except StoreError as error:
             return _refusal(RequestError(503, str(error)), path)
-        except ClientGone:
+        except ClientDisconnected:
             raise
-        except Exception:  # noqa: BLE001 - the last line of the server: one request's bug must not end all others
+        except Exception:  # noqa: BLE001 - the outermost handler: one request's bug must not stop the server
             self._log(f"{call.method} {repr(path[:200])[1:-1]} failed\n{traceback.format_exc()}")
             return _refusal(RequestError(500, "internal error; the supervisor's log has the details"), path)
 
@@ -118,7 +118,7 @@ class App:
         return msgspec.structs.replace(refusal, headers={**refusal.headers, b"allow": match.allow})
 
     async def _send(self, call: Call, reply: Reply, send: Send) -> None:
-        lingers = reply.status >= BAD_REQUEST and call.excess(self._max_body)
+        lingers = reply.status >= BAD_REQUEST and call.may_exceed(self._max_body)
         headers = self._headers(call, reply, lingers=lingers)
         await send({"type": "http.response.start", "status": reply.status, "headers": list(headers.items())})
         if lingers:
@@ -133,7 +133,7 @@ class App:
             await _send_watched(call, reply.body, reply.sent, send)
 
     def _headers(self, call: Call, reply: Reply, *, lingers: bool) -> dict[bytes, bytes]:
-        """All headers of the answer but the date: browsers, for one, refuse an answer in which one stands twice."""
+        """Return all headers of the response but the date, each once: browsers reject a response with a duplicate."""
         headers = dict(reply.headers)
         if self._guard is not None:
             headers.update(self._guard.cors(call.headers))
@@ -146,13 +146,16 @@ class App:
         return headers
 
     async def _send_parts(self, call: Call, parts: AsyncGenerator[bytes, None], reply: Reply, send: Send) -> None:
-        """Send ``parts`` as they come. Without a last word uvicorn cuts the connection, so that nobody takes them for the whole;
-        events may be cut short anywhere."""
+        """Send ``parts`` as they come.
+
+        Unless the body is completed, uvicorn closes the connection, so that no client takes the parts for the whole; an event
+        stream may end anywhere.
+        """
         whole, endless = False, reply.content_type == events.CONTENT_TYPE
         try:
             if await call.while_connected(_send_each(parts, send)):
-                whole = reply.sent is None or await _is_passed_on(call, send)
-        except (ClientGone, RequestError):  # too late to say it
+                whole = reply.sent is None or await _is_delivered(call, send)
+        except (ClientDisconnected, RequestError):  # too late to report it
             pass
         except Exception:  # noqa: BLE001 - as in _reply
             self._log(f"{call.method} {call.param}: the answer broke off\n{traceback.format_exc()}")
@@ -161,36 +164,36 @@ class App:
             await parts.aclose()
             if reply.sent is not None:
                 reply.sent(whole)
-        if (whole or endless) and not call.has_left():
+        if (whole or endless) and not call.is_disconnected():
             await send({"type": "http.response.body", "body": b""})
 
 
 async def _send_each(parts: AsyncGenerator[bytes, None], send: Send) -> None:
     async for part in parts:
         await send({"type": "http.response.body", "body": part, "more_body": True})
-        await asyncio.sleep(0)  # others have their turn, also where nothing keeps this one waiting
+        await asyncio.sleep(0)  # yield to other tasks, also where nothing makes this one wait
 
 
 async def _send_watched(call: Call, body: bytes, sent: Callable[[bool], None], send: Send) -> None:
-    """Send ``body``, and say whether the client was there for it."""
-    taken = False
+    """Send ``body``, and pass to ``sent`` whether the client was still connected."""
+    delivered = False
     try:
         await send({"type": "http.response.body", "body": body, "more_body": True})
-        taken = await _is_passed_on(call, send)
-        if taken:
+        delivered = await _is_delivered(call, send)
+        if delivered:
             await send({"type": "http.response.body", "body": b""})
     finally:
-        sent(taken)
+        sent(delivered)
 
 
-async def _is_passed_on(call: Call, send: Send) -> bool:
-    """Whether the client was there for what was sent: as far as a server can know without the client's own word."""
-    # An empty part waits until the transport has passed on nearly all of the one before it, or has failed to. A failure is told
-    # to the protocol in the next turn of the loop, and heard of by who waits for it in the one after that.
+async def _is_delivered(call: Call, send: Send) -> bool:
+    """Return whether the client was connected for what was sent, as far as a server can know without an acknowledgement."""
+    # An empty part waits until the transport has sent nearly all of the previous one, or has failed to. The protocol learns of a
+    # failure in the next iteration of the loop, and tasks that wait for it in the one after that.
     await send({"type": "http.response.body", "body": b"", "more_body": True})
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    return not call.has_left()
+    return not call.is_disconnected()
 
 
 def _refusal(error: RequestError, path: str) -> Reply:

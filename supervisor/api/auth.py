@@ -1,7 +1,7 @@
-"""Who may ask: API keys, and without keys the `Host` and `Origin` rules that keep foreign web pages out; in the supervisor.
+"""Authorizes requests: by API key or, without keys, by `Host` and `Origin`, against foreign web pages; in the supervisor.
 
-Without a key the only clients are programs of this machine, and its browsers are among them: a page from anywhere can make a
-browser post to a loopback address (hence the `Origin` rule), or point a name of its own there (hence the `Host` rule).
+Without a key the only clients are programs on this machine, including its browsers: any web page can make a browser post to a
+loopback address (hence the `Origin` rule) or resolve its own name to one (hence the `Host` rule).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Headers = Mapping[bytes, bytes]
 _ALLOW_METHODS = b"GET, POST"
 _ALLOW_HEADERS = (b"authorization", b"content-type", b"idempotency-key", b"last-event-id")
 _HEADER_NAMES = re.compile(rb"[\w.!#$%&'+^`|~-]{1,64}(?: ?, ?[\w.!#$%&'+^`|~-]{1,64}){0,63}")
-"""Names as RFC 9110, section 5.6.2, has them, but none with a star: `*` alone would mean any."""
+"""Header names of RFC 9110, section 5.6.2, without the asterisk: `*` alone would mean any."""
 
 _EXPOSE_HEADERS = b"allow, retry-after, www-authenticate, x-request-id, x-should-retry"
 _PREFLIGHT_AGE_S = b"600"
 
 
 class Guard:
-    """Decides about one request by its headers; raises ``RequestError`` or lets it pass."""
+    """Authorizes requests by their headers."""
 
     def __init__(self, keys: tuple[str, ...], allow_origin: tuple[str, ...] = (), *, any_host: bool = False) -> None:
-        """``keys``: who shows one may pass; none: all of this machine may. ``allow_origin``: origins of web pages that may, too.
+        """Accept requests with one of ``keys``; without keys, all local ones and those of web pages from ``allow_origin``.
 
         ``any_host`` drops the `Host` rule (``--no-auth``: clients reach this server by names that it does not know).
         """
@@ -41,14 +41,14 @@ class Guard:
         self._is_loopback_host = functools.lru_cache(64)(_is_loopback_host)
 
     def check(self, headers: Headers) -> None:
-        """Let the request pass.
+        """Check that the request is allowed.
 
         Raises:
-            RequestError: 401 without a right key; 403 for a foreign `Host` or `Origin` where there are no keys.
+            RequestError: 401 without a valid key; 403 for a foreign `Host` or `Origin` where there are no keys.
         """
         if self._keys:
             if not self._has_key(headers.get(b"authorization", b"")):
-                raise RequestError(401, "a key is needed: Authorization: Bearer KEY")
+                raise RequestError(401, "missing or invalid API key (Authorization: Bearer KEY)")
             return
         host = headers.get(b"host", b"")
         if not self._any_host and not self._is_loopback_host(host):
@@ -57,31 +57,31 @@ class Guard:
             )
         origin = headers.get(b"origin")
         if origin is not None and not self._is_allowed(headers) and not _same_origin(origin, host):
-            raise RequestError(403, f"Origin {_shown(origin)} is foreign; let it in with --allow-origin")
+            raise RequestError(403, f"Origin {_shown(origin)} not allowed (see --allow-origin)")
 
     def cors(self, headers: Headers) -> dict[bytes, bytes]:
-        """The headers of every answer that let a page of an allowed origin, and no other, read it (Fetch, section 3.2.3).
+        """Return the headers that let pages of an allowed origin, and no others, read a response (Fetch, section 3.2.3).
 
-        Without credentials, in Fetch's sense: there are no cookies here, and a page shows a key by itself.
+        Credentials (in Fetch's sense) are not allowed: there are no cookies here, and a page sends a key explicitly.
         """
         if not self._origins:
             return {}
-        made = {b"vary": b"origin"}  # also where there was none: a cache must not give this answer to a page
+        made = {b"vary": b"origin"}  # also where there was none: a cache must not serve this response to a page
         if self._is_allowed(headers):
             made[b"access-control-allow-origin"] = headers[b"origin"]
             made[b"access-control-expose-headers"] = _EXPOSE_HEADERS
         return made
 
     def preflight(self, headers: Headers) -> dict[bytes, bytes] | None:
-        """The headers that answer, beside those of ``cors``, what a browser asks before a page's request.
+        """Return the headers that answer a CORS preflight, beside those of ``cors``.
 
-        ``None``: it is no such question, or the page may not ask.
+        None if the request is no preflight or its origin is not allowed.
         """
         if not self._is_allowed(headers) or b"access-control-request-method" not in headers:
             return None
         made = {
             b"access-control-allow-methods": _ALLOW_METHODS,
-            b"access-control-allow-headers": b", ".join((*_ALLOW_HEADERS, *_asked_for(headers))),
+            b"access-control-allow-headers": b", ".join((*_ALLOW_HEADERS, *_other_headers(headers))),
             b"access-control-max-age": _PREFLIGHT_AGE_S,
         }
         if headers.get(b"access-control-request-private-network") == b"true":
@@ -95,13 +95,13 @@ class Guard:
         scheme, _, rest = authorization.partition(b" ")
         shown = _digest(rest.strip() if scheme.lower() == b"bearer" else authorization.strip())
         right = False
-        for key in self._keys:  # all of them, so that the time says nothing about which one matched
+        for key in self._keys:  # all of them, so that the time does not reveal which one matched
             right |= hmac.compare_digest(key, shown)
         return right
 
 
-def _asked_for(headers: Headers) -> list[bytes]:
-    """The other headers that a page wants to send: clients have some of their own (`x-stainless-lang`), which change nothing."""
+def _other_headers(headers: Headers) -> list[bytes]:
+    """List the other headers a page wants to send, such as clients' own (`x-stainless-lang`), which change nothing."""
     names = headers.get(b"access-control-request-headers", b"").lower()
     if not _HEADER_NAMES.fullmatch(names):
         return []
@@ -113,7 +113,7 @@ def _digest(key: bytes) -> bytes:
 
 
 def _authority(text: str, default_port: int) -> tuple[str, int] | None:
-    """Host and port of ``HOST[:PORT]``; ``None`` if it is none."""
+    """Parse ``HOST[:PORT]``; return None if it is malformed."""
     try:
         parts = urlsplit(f"//{text}")
         port = parts.port

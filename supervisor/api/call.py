@@ -1,6 +1,6 @@
-"""One request as a handler sees it, and the reply it gives; in the supervisor.
+"""A request as operations see it, and their reply; in the supervisor.
 
-The body is read here, once and never beyond the limit, and here is how long one may wait for a job.
+Reads the body, once and never beyond the limit, and bounds how long a request may wait for a job.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Send = Callable[[Message], Awaitable[None]]
 JSON = b"application/json"
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-_DIGITS = 15  # more than any limit has; Python refuses to read thousands of them
+_DIGITS = 15  # more than any limit has; Python rejects thousands of them
 
 T = TypeVar("T")
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What to answer. ``headers`` are those of this answer alone, names in lower case; ``App`` adds what all have.
+    """A response. ``headers`` are its own, with names in lower case; ``App`` adds the common ones.
 
-    ``sent``, if any, is called once with whether the client was still there to take the whole of it.
+    ``sent``, if any, is called once with whether the client was still connected for all of it.
 
-    ``parts`` takes the place of ``body`` where that comes bit by bit: each goes out as it comes, and the next is asked for when
-    the client keeps up. They are closed, wherever they wait, when the client has left or the server stops. An answer of events
-    ends properly then, behind a whole part; any other is cut, and so is one whose parts raise.
+    ``parts`` replaces ``body`` for a streamed response: each part is sent as it comes, and the next is requested when the client
+    keeps up. The generator is closed when the client disconnects or the server stops. An event stream then ends properly, after
+    a whole part; any other response is cut off, as is one whose parts raise.
     """
 
     body: bytes = b""
@@ -51,14 +51,25 @@ class Reply(msgspec.Struct, frozen=True):
     parts: AsyncGenerator[bytes, None] | None = None
 
 
-class ClientGone(Exception):  # noqa: N818 - nobody did anything wrong
-    """The client left before its request was whole: there is nobody to answer."""
+class ClientDisconnected(Exception):  # noqa: N818 - it is no error
+    """The client disconnected before its request was complete."""
 
 
 class Call:
-    """One request. ``param`` is what stood in the braces of the route's path; ``headers`` have names in lower case."""
+    """A request. ``param`` is the value of the route's path parameter; names in ``headers`` are in lower case."""
 
-    __slots__ = ("_body_read", "_gone", "_receive", "_waits", "app", "engine", "headers", "method", "param", "query")
+    __slots__ = (
+        "_body_read",
+        "_disconnection",
+        "_receive",
+        "_waits",
+        "app",
+        "engine",
+        "headers",
+        "method",
+        "param",
+        "query",
+    )
 
     def __init__(self, app: App, scope: Scope, receive: Receive) -> None:
         self.app = app
@@ -69,24 +80,24 @@ class Call:
         self.param = ""
         self._receive = receive
         self._waits = app.waits
-        self._gone: asyncio.Task[None] | None = None
+        self._disconnection: asyncio.Task[None] | None = None
         self._body_read = False
 
     async def job_request(self) -> JobRequest:
-        """The job that the body asks for.
+        """Parse the body as a job request.
 
         Raises:
             RequestError: 400 or 413.
-            ClientGone: the client left before its body was whole.
+            ClientDisconnected: the client disconnected before its body was complete.
         """
         return job_request(await self.body(), self.headers.get(b"idempotency-key"))
 
     async def body(self) -> bytes:
-        """The body, whole.
+        """Read the whole body.
 
         Raises:
             RequestError: 413, it is longer than ``--max-body``.
-            ClientGone: the client left before it was whole.
+            ClientDisconnected: the client disconnected before it was complete.
         """
         limit = self.engine.settings.max_body
         announced = self.announced()
@@ -97,7 +108,7 @@ class Call:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise ClientGone
+                raise ClientDisconnected
             part: bytes = message["body"]
             size += len(part)
             if size > limit:
@@ -108,13 +119,13 @@ class Call:
             parts.append(part)
 
     def field(self, name: str) -> str | None:
-        """The query's (last) field ``name``; ``None`` if there is none."""
+        """Return the (last) query parameter ``name``, or None."""
         if not self.query:
             return None
         return dict(parse_qsl(self.query.decode("latin-1"), keep_blank_values=True)).get(name)
 
     def wait_s(self, default_ms: int, low_ms: int, high_ms: int) -> float:
-        """The query's ``wait`` (milliseconds) in seconds, clamped.
+        """Return the query parameter ``wait`` (milliseconds) in seconds, clamped.
 
         Raises:
             RequestError: 400, it is no integer.
@@ -125,27 +136,27 @@ class Call:
         return clamped("wait", text, low_ms, high_ms, "milliseconds as an integer") / 1000
 
     async def wait(self, awaitable: Coroutine[Any, Any, T]) -> T | None:
-        """What ``awaitable`` gives, or ``None`` if the server stops first."""
+        """Return the result of ``awaitable``, or None if the server stops first."""
         return await self._waits.wait(awaitable)
 
     async def wait_while_connected(self, awaitable: Coroutine[Any, Any, T], too_late: Callable[[T], None]) -> T | None:
-        """What ``awaitable`` gives, or ``None`` if the client leaves or the server stops first: then ``too_late`` gets it.
+        """Return the result of ``awaitable``, or None if the client disconnects or the server stops first.
 
-        It is not cancelled, because what it hands over may be on its way already.
+        Then ``too_late`` gets the result: ``awaitable`` is not cancelled, because it may be handing something over already.
         """
         task = asyncio.ensure_future(awaitable)
         try:
-            await self._waits.wait(_first(task, self.gone()))
+            await self._waits.wait(_first(task, self.disconnection()))
         finally:
             if not task.done():
                 self._waits.abandon(task, too_late)
         return task.result() if task.done() else None
 
     async def while_connected(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Do ``work``, and cancel it if the client leaves or the server stops first: whether it was done. Raises what it does."""
+        """Run ``work``; cancel it and return False if the client disconnects or the server stops first. Raises what it raises."""
         task = asyncio.ensure_future(work)
         try:
-            await self._waits.wait(_first(task, self.gone()))
+            await self._waits.wait(_first(task, self.disconnection()))
         finally:
             task.cancel()
             await asyncio.wait((task,))
@@ -154,36 +165,36 @@ class Call:
         task.result()
         return True
 
-    def gone(self) -> asyncio.Task[None]:
-        """Done when the client has left; call it when the body was read, or when there is none of interest."""
-        if self._gone is None:
-            self._gone = asyncio.ensure_future(self._watch())
-        return self._gone
+    def disconnection(self) -> asyncio.Task[None]:
+        """Return a task that finishes when the client disconnects; call it after the body was read, or if none is expected."""
+        if self._disconnection is None:
+            self._disconnection = asyncio.ensure_future(self._watch())
+        return self._disconnection
 
-    def has_left(self) -> bool:
-        """Whether the client is known to have left; ``gone`` must have been called before."""
-        return self._gone is not None and self._gone.done()
+    def is_disconnected(self) -> bool:
+        """Return whether the client is known to have disconnected; ``disconnection`` must have been called before."""
+        return self._disconnection is not None and self._disconnection.done()
 
     def close(self) -> None:
-        """Stop watching."""
-        if self._gone is not None:
-            self._gone.cancel()
+        """Stop watching for a disconnect."""
+        if self._disconnection is not None:
+            self._disconnection.cancel()
 
     def announced(self) -> int | None:
-        """How many bytes the body has by its header; ``None`` where only its end will say."""
+        """Return the announced size of the body in bytes, or None for a chunked one."""
         if b"transfer-encoding" in self.headers:
             return None
         return int(self.headers.get(b"content-length", b"0"))
 
-    def excess(self, limit: int) -> bool:
-        """Whether a body that was not read may be longer than ``limit`` bytes."""
+    def may_exceed(self, limit: int) -> bool:
+        """Return whether an unread body may be longer than ``limit`` bytes."""
         if self._body_read:
             return False
         announced = self.announced()
         return announced is None or announced > limit
 
     async def discard(self, seconds: float, limit: int) -> None:
-        """Read on what the client still sends, for ``seconds`` and ``limit`` bytes at most."""
+        """Read and drop what the client still sends, for ``seconds`` and ``limit`` bytes at most."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while limit > 0 and (left := deadline - loop.time()) > 0:
@@ -201,7 +212,7 @@ class Call:
 
 
 class Waits:
-    """The requests that wait for a job: when the server stops, each is told to answer what is so far."""
+    """The requests that wait for a job: when the server stops, each answers with the current state."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -209,7 +220,7 @@ class Waits:
         self._over = False
 
     async def wait(self, awaitable: Coroutine[Any, Any, T]) -> T | None:
-        """What ``awaitable`` gives, or ``None`` if ``end`` was called before it did."""
+        """Return the result of ``awaitable``, or None if ``end`` is called first."""
         if self.over():
             awaitable.close()
             return None
@@ -226,7 +237,7 @@ class Waits:
             self._tasks.discard(task)
 
     def abandon(self, task: asyncio.Task[T], too_late: Callable[[T], None]) -> None:
-        """Nobody waits for ``task`` any more: when it is done, ``too_late`` gets what it gives."""
+        """Pass the result of ``task``, which no request waits for any more, to ``too_late`` when it is done."""
 
         def done(task: asyncio.Task[T]) -> None:
             self._abandoned.discard(task)
@@ -237,21 +248,21 @@ class Waits:
         task.add_done_callback(done)
 
     def over(self) -> bool:
-        """Whether ``end`` was called."""
+        """Return whether ``end`` was called."""
         return self._over
 
     def end(self) -> None:
-        """End every wait, those to come too."""
+        """End every wait, now and later."""
         self._over = True
         for task in self._tasks:
             task.cancel()
 
 
 def clamped(name: str, text: str, low: int, high: int, expected: str = "an integer") -> int:
-    """The integer in ``text``, at least ``low`` and at most ``high``.
+    """Parse ``text`` as an integer and clamp it to ``low`` … ``high``.
 
     Raises:
-        RequestError: 400, it is none; ``name`` says where it stood, ``expected`` what should.
+        RequestError: 400, it is none; the message has ``name`` and ``expected``.
     """
     if not _INTEGER.fullmatch(text):
         raise RequestError(400, f"{name}: expected {expected}, got {text[:40]!r}")
@@ -260,10 +271,10 @@ def clamped(name: str, text: str, low: int, high: int, expected: str = "an integ
 
 
 def index(name: str, text: str) -> int:
-    """The number in ``text``, from 0 on; more than can be is cut off.
+    """Parse ``text`` as an integer from 0 on, clamped to ``10**15``.
 
     Raises:
-        RequestError: 400, it is none; ``name`` says where it stood.
+        RequestError: 400, it is none; the message has ``name``.
     """
     if not (text.isascii() and text.isdecimal()):
         raise RequestError(400, f"{name}: expected an integer from 0 on, got {text[:40]!r}")

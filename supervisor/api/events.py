@@ -1,4 +1,4 @@
-"""Server-sent events as answers: who asks for them, and those of a job; in the supervisor."""
+"""Server-sent events as responses: content negotiation, and the events of a job; in the supervisor."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = b"text/event-stream"
 HEADERS = {b"cache-control": b"no-store", b"x-accel-buffering": b"no"}
-"""For what stands between: nginx, for one, would hold events back until its buffer is full."""
+"""For proxies: nginx, for one, would hold events back until its buffer is full."""
 
 PING_S = 15.0
-"""After how long a stream that has nothing to say says that: proxies cut what is silent, most of them after 30 or 60 s."""
+"""Seconds between pings on an idle stream: proxies close silent connections, most of them after 30 or 60 s."""
 
 _QUALITY = re.compile(rb"q\s*=\s*([01](?:\.[0-9]{0,3})?)")
 
 
 def reply(parts: AsyncGenerator[bytes, None]) -> Reply:
-    """The answer that consists of the events in ``parts``."""
+    """Return the response that streams the events in ``parts``."""
     return Reply(headers=HEADERS, content_type=CONTENT_TYPE, parts=parts)
 
 
 def wanted(accept: bytes) -> bool:
-    """Whether an ``Accept`` header asks for events: it must name them, and JSON not rather (``*/*`` is what everybody sends)."""
+    """Return whether an ``Accept`` header prefers events: it must name them (every client sends ``*/*``), and not rank JSON
+    higher."""
     quality = {}
     for item in accept.lower().split(b","):
         kind, *parameters = [part.strip() for part in item.split(b";")]
@@ -39,7 +40,7 @@ def wanted(accept: bytes) -> bool:
 
 
 async def of_chunks(engine: Engine, job_id: str, start: int) -> AsyncGenerator[bytes, None]:
-    """The job's chunks from index ``start`` on, each under its index, and its end."""
+    """Yield the job's chunks from index ``start`` on as events with their index as id, then its end."""
     yield RETRY
     while (chunks := await engine.streams.read(job_id, start, PING_S)) is not None:
         if not chunks.values and not chunks.job.status.terminal:
@@ -55,7 +56,7 @@ async def of_chunks(engine: Engine, job_id: str, start: int) -> AsyncGenerator[b
 
 
 async def of_log(engine: Engine, job_id: str, start: int) -> AsyncGenerator[bytes, None]:
-    """What the job printed from byte ``start`` on, some lines at a time, each time under the byte to go on with; and its end."""
+    """Yield the job's output from byte ``start`` on, some lines an event, with the next byte as id, then its end."""
     yield RETRY
     while (log := await engine.logs.follow(job_id, start, PING_S)) is not None:
         start = log.end

@@ -1,4 +1,4 @@
-"""`/metrics`: the snapshot and the counters as Prometheus reads them; in the supervisor.
+"""`/metrics`: the snapshot and the counters in Prometheus' format; in the supervisor.
 
 The text format 0.0.4 and how to name metrics: https://prometheus.io/docs/instrumenting/exposition_formats/ and
 https://prometheus.io/docs/practices/naming/. Seconds, bytes and ratios; labels name slots, GPUs and states, never jobs.
@@ -28,28 +28,28 @@ MIB = 2**20
 Labels = dict[str, str]
 Samples = Sequence[tuple[Labels, Union[float, Histogram, None]]]
 Metric = tuple[str, str, Union[float, Samples]]
-"""Its name, what it means, and its value or its samples."""
+"""Name, help text, and value or samples."""
 
 
 class Deliveries(Protocol):
-    """The webhooks: those ``delivered`` and given up (``failed``) since the start, and how many wait."""
+    """Counts of webhooks: ``delivered`` and given up (``failed``) since the start, and ``pending``."""
 
     delivered: int
     failed: int
 
     @property
     def pending(self) -> int:
-        """How many wait for a try or are under way."""
+        """Number of webhooks that wait for a try or are under way."""
 
 
 def page_of(engine: Engine, deliveries: Deliveries | None) -> bytes:
-    """All metrics of what ``engine`` runs, now."""
+    """Render the current metrics of ``engine``."""
     totals = engine.overview.statistics.totals()
     return body(engine.snapshot(), totals, ready=engine.ready, deliveries=deliveries)
 
 
 def body(now: Snapshot, totals: Totals, *, ready: bool, deliveries: Deliveries | None) -> bytes:
-    """All metrics; one that has no value is left out."""
+    """Render all metrics; those without a value are left out."""
     metrics = (
         *_of_server(now, ready=ready),
         *_of_jobs(now, totals),
@@ -67,10 +67,10 @@ def body(now: Snapshot, totals: Totals, *, ready: bool, deliveries: Deliveries |
 
 def _of_server(now: Snapshot, *, ready: bool) -> Iterator[Metric]:
     info = {"version": now.version, "endpoint_id": now.endpoint_id, "handler": now.handler}
-    yield "supervise_info", "What runs here; always 1.", [(info, 1)]
+    yield "supervise_info", "Version, endpoint and handler; always 1.", [(info, 1)]
     yield "supervise_uptime_seconds", "Time since the start.", now.stats.uptime_s
-    yield "supervise_ready", "1 if /readyz says so.", ready
-    yield "supervise_draining", "1 while no job is taken any more.", now.draining
+    yield "supervise_ready", "1 while /readyz answers 200.", ready
+    yield "supervise_draining", "1 while draining.", now.draining
 
 
 def _of_jobs(now: Snapshot, totals: Totals) -> Iterator[Metric]:
@@ -104,7 +104,7 @@ def _of_slots(workers: Sequence[WorkerView]) -> Iterator[Metric]:
 def _of_refreshes(workers: Iterable[WorkerView], totals: Totals) -> Iterator[Metric]:
     text = "Time of a refresh by step: end of the worker, release of its GPU memory, start of a fresh one."
     yield "supervise_refresh_seconds", text, [({"step": step}, times) for step, times in totals.refresh.items()]
-    text = "Refreshes whose GPU memory could not be seen to be free."
+    text = "Refreshes whose GPU memory could not be verified to be free."
     yield "supervise_refreshes_unverified_total", text, totals.unverified
     last = [({"slot": worker.slot}, worker.last_refresh) for worker in workers if worker.last_refresh is not None]
     steps = [
@@ -122,8 +122,8 @@ def _of_gpus(gpus: Iterable[GpuView]) -> Iterator[Metric]:
     names = [({**gpu, "name": view.name, "slots": ",".join(view.slots)}, 1) for gpu, view in each]
     used = [(gpu, _bytes(view.memory_used_mib)) for gpu, view in each]
     busy = [(gpu, None if view.utilization is None else view.utilization / 100) for gpu, view in each]
-    yield "supervise_gpu_info", "What the GPU is, and the slots on it; always 1.", names
-    yield "supervise_gpu_memory_used_bytes", "GPU memory in use, by whomever.", used
+    yield "supervise_gpu_info", "The GPU's name and the slots on it; always 1.", names
+    yield "supervise_gpu_memory_used_bytes", "GPU memory in use by all processes.", used
     yield "supervise_gpu_memory_total_bytes", "GPU memory.", [(gpu, _bytes(v.memory_total_mib)) for gpu, v in each]
     yield "supervise_gpu_utilization_ratio", "Share of the last moments in which the GPU was busy: 0 to 1.", busy
     yield "supervise_gpu_temperature_celsius", "GPU temperature.", [(gpu, v.temperature_c) for gpu, v in each]
@@ -136,12 +136,12 @@ def _of_webhooks(deliveries: Deliveries | None) -> Iterator[Metric]:
         return
     yield "supervise_webhooks_delivered_total", "Webhooks that were acknowledged.", deliveries.delivered
     yield "supervise_webhooks_failed_total", "Webhooks given up after the last try.", deliveries.failed
-    with contextlib.suppress(StoreError):  # a disk that refuses is when the other metrics are wanted most
+    with contextlib.suppress(StoreError):  # when the disk fails, the other metrics are needed most
         yield "supervise_webhooks_pending", "Webhooks that wait for a try.", deliveries.pending
 
 
 def _of_process() -> Iterator[Metric]:
-    """Of this process, its workers not included, under the names that every Prometheus client has for these."""
+    """Yield the metrics of this process, workers not included, under the standard names of Prometheus clients."""
     process = psutil.Process()
     cpu = process.cpu_times()
     yield "process_cpu_seconds_total", "CPU time of the supervisor.", cpu.user + cpu.system
@@ -154,7 +154,7 @@ def _of_process() -> Iterator[Metric]:
 
 
 def _lines(name: str, text: str, values: float | Samples) -> Iterator[str]:
-    """A metric's part of the page. What is counted from the start is a counter, by its name."""
+    """Yield a metric's lines. Its name tells a counter (``…_total``) from a gauge."""
     samples = values if isinstance(values, Sequence) else [({}, values)]
     known = [(labels, value) for labels, value in samples if value is not None]
     if not known:
@@ -171,7 +171,7 @@ def _lines(name: str, text: str, values: float | Samples) -> Iterator[str]:
 
 
 def _histogram(name: str, labels: Labels, times: Histogram) -> Iterator[str]:
-    """Times in milliseconds, as seconds."""
+    """Yield a histogram's lines, its milliseconds as seconds."""
     bounds = [*(_number(bound / 1000) for bound in times.bounds), "+Inf"]
     for bound, count in zip(bounds, itertools.accumulate(times.counts), strict=True):
         yield f"{name}_bucket{_labels({**labels, 'le': bound})} {count}"

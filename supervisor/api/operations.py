@@ -1,6 +1,6 @@
-"""The operations of the API, a function each over the engine's public face; in the supervisor.
+"""The operations of the API, one function each, over the engine's public methods; in the supervisor.
 
-Their docstrings are read by clients: the first line and the rest are summary and description in `/openapi.json` and `/docs`.
+Clients read their docstrings: the first line and the rest are summary and description in `/openapi.json` and `/docs`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from supervisor.api.routes import EVENTS, HTML, IDEMPOTENCY_KEY, JOBS, JSON, MAC
 from supervisor.errors import RequestError
 from supervisor.job import JobStatus
 from supervisor.protocol import answers, responses
-from supervisor.protocol.answers import Accepted, SlotOrder
+from supervisor.protocol.answers import Accepted, JobAnswer, SlotOrder
 from supervisor.protocol.requests import NewJob
 from supervisor.protocol.sse import packed
 from supervisor.protocol.views import GpuView, Snapshot, Stats, WorkerView
@@ -31,11 +31,11 @@ _FLAGS = {"0": False, "false": False, "1": True, "true": True}
 
 _GET, _READ, _PROBE, _POST = ("GET",), ("GET", "POST"), ("GET", "HEAD"), ("POST",)
 
-#: Default, least and most of ``wait``, in milliseconds.
+#: Default, minimum and maximum of ``wait``, in milliseconds.
 _JOB_WAIT_MS = (90_000, 1_000, 300_000)
 _STREAM_WAIT_MS = (5_000, 0, 300_000)
 
-#: Default, least and most of ``limit`` in `/requests`.
+#: Default, minimum and maximum of ``limit`` in `/requests`.
 _LIMITS = (100, 1, 1_000)
 
 
@@ -45,31 +45,39 @@ def _number(name: str, limits: tuple[int, int, int], text: str) -> Field:
 
 
 _FROM = {"type": "integer", "minimum": 0}
-_JOB_WAIT = _number("wait", _JOB_WAIT_MS, "How many milliseconds to wait for its end")
-_STREAM_WAIT = _number("wait", _STREAM_WAIT_MS, "How many milliseconds to wait for the first chunk")
-_LIMIT = _number("limit", _LIMITS, "How many at most")
-_AFTER = Field("after", _FROM, "Number of the first chunk wanted, from 0 on.")
-_PAGE_AFTER = Field("after", {"type": "string"}, "The `next` of the page before, or a job's id: older ones than that.")
+_JOB_WAIT = _number("wait", _JOB_WAIT_MS, "Milliseconds to wait for the job's end")
+_STREAM_WAIT = _number("wait", _STREAM_WAIT_MS, "Milliseconds to wait for the first chunk")
+_LIMIT = _number("limit", _LIMITS, "Maximum number of jobs")
+_AFTER = Field("after", _FROM, "Number of the first chunk to return, from 0 on.")
+_PAGE_AFTER = Field("after", {"type": "string"}, "The `next` of the previous page, or a job's id: return older jobs.")
 _STATUS = Field("status", {"$ref": "#/components/schemas/JobStatus"}, "Only jobs in this state.")
-_FOLLOW = Field("follow", {"type": "string", "enum": list(_FLAGS), "default": "0"}, "Whether to go on as it prints.")
-_LAST_EVENT = Field("Last-Event-ID", _FROM, "The `id` of the last event seen: resume behind it.", "header")
+_FOLLOW = Field("follow", {"type": "string", "enum": list(_FLAGS), "default": "0"}, "Stream the output as it comes.")
+_LAST_EVENT = Field("Last-Event-ID", _FROM, "The `id` of the last event received: resume after it.", "header")
 
 
 @route(_POST, "/run", JOBS, {JSON: Accepted}, fields=(IDEMPOTENCY_KEY,), refusals=(429,), body=NewJob)
 async def run(call: Call) -> Reply:
     """Submit a job.
 
-    Answers at once. What was answered is on disk: the job survives the server.
+    Returns at once. The job is on disk by then: it survives the server.
     """
     job = await call.engine.submit(await call.job_request())
     return Reply(responses.accepted_body(job))
 
 
-@route(_POST, "/runsync", JOBS, {JSON: answers.Job}, fields=(_JOB_WAIT, IDEMPOTENCY_KEY), refusals=(429,), body=NewJob)
+@route(
+    _POST,
+    "/runsync",
+    JOBS,
+    {JSON: JobAnswer},
+    fields=(_JOB_WAIT, IDEMPOTENCY_KEY),
+    refusals=(429,),
+    body=NewJob,
+)
 async def runsync(call: Call) -> Reply:
     """Submit a job and wait for its end.
 
-    Answers with the job's status when it has ended, or after `wait` as it is then. The job goes on if the client leaves.
+    Returns the job's status when it has ended, or its current one after `wait`. The job goes on if the client disconnects.
     """
     wait_s = call.wait_s(*_JOB_WAIT_MS)
     job = await call.engine.submit(await call.job_request())
@@ -79,16 +87,16 @@ async def runsync(call: Call) -> Reply:
     return _status(call, waited or call.engine.job(job.id) or job)
 
 
-@route(_READ, "/status/{id}", JOBS, {JSON: answers.Job})
+@route(_READ, "/status/{id}", JOBS, {JSON: JobAnswer})
 async def status(call: Call) -> Reply:
-    """The status of a job.
+    """Get a job's status.
 
-    `output` is the newest progress while the job runs, and what the handler returned once it has ended.
+    `output` is the newest progress while the job runs, and the handler's result once it has ended.
     """
     return _status(call, _known(call, call.engine.job(call.param)))
 
 
-@route(_READ, "/status-sync/{id}", JOBS, {JSON: answers.Job}, fields=(_JOB_WAIT,))
+@route(_READ, "/status-sync/{id}", JOBS, {JSON: JobAnswer}, fields=(_JOB_WAIT,))
 async def status_sync(call: Call) -> Reply:
     """Wait for the end of a job.
 
@@ -100,24 +108,24 @@ async def status_sync(call: Call) -> Reply:
 
 @route(_READ, "/stream/{id}", JOBS, {JSON: answers.Stream, EVENTS: None}, fields=(_STREAM_WAIT, _AFTER, _LAST_EVENT))
 async def stream(call: Call) -> Reply:
-    """The chunks of a job, each handed out once, or read from any place.
+    """Get a job's chunks, each delivered once, or from any position.
 
-    As JSON: the chunks that no other answer has handed out, after waiting for the first. An answer that could not be sent uses
-    up none. When the status is final and the list is empty, that was all.
+    As JSON: the chunks that no other response has delivered, after waiting for the first. A response that could not be sent
+    consumes none. When the status is final and the list is empty, there are no more.
 
-    With `after`: those from that number on, which uses up none. With `Accept: text/event-stream`: all of them as they come, each
-    an event with its number as `id` and `{"output": …}` as data; then an event `end` with `{"status": …}`.
+    With `after`: those from that number on; consumes none. With `Accept: text/event-stream`: all of them as they come, each an
+    event with its number as `id` and `{"output": …}` as data; then an event `end` with `{"status": …}`.
     """
     after = call.field("after")
     if events.wanted(call.headers.get(b"accept", b"")):
         return _chunk_events(call, after)
     wait_s = call.wait_s(*_STREAM_WAIT_MS)
-    return await (_untaken_chunks(call, wait_s) if after is None else _chunks_from(call, index("after", after), wait_s))
+    return await (_next_chunks(call, wait_s) if after is None else _chunks_from(call, index("after", after), wait_s))
 
 
-async def _untaken_chunks(call: Call, wait_s: float) -> Reply:
-    """An answer that does not reach the client uses up no chunks."""
-    lease = await call.wait_while_connected(call.engine.streams.take(call.param, wait_s), _put_back)
+async def _next_chunks(call: Call, wait_s: float) -> Reply:
+    """Return the undelivered chunks. A response that does not reach the client consumes none."""
+    lease = await call.wait_while_connected(call.engine.streams.take(call.param, wait_s), _release)
     if lease is None:
         return Reply(responses.stream_body(_known(call, call.engine.job(call.param)), ()))
     return _stream(call, lease.chunks, sent=_settle(lease))
@@ -131,14 +139,14 @@ async def _chunks_from(call: Call, start: int, wait_s: float) -> Reply:
 
 
 def _stream(call: Call, chunks: Chunks, sent: Callable[[bool], None] | None = None) -> Reply:
-    """The answer that begins with ``chunks`` and has those that follow, up to the newest of that moment."""
+    """Return a response with ``chunks`` and those that follow, up to the newest at that moment."""
     if chunks.end >= chunks.job.chunks:
         return Reply(responses.stream_body(chunks.job, chunks.values), sent=sent)
     return Reply(parts=_long_stream(call.engine, chunks), sent=sent)
 
 
 async def _long_stream(engine: Engine, chunks: Chunks) -> AsyncGenerator[bytes, None]:
-    """Many looks' chunks. What a job that is put back meanwhile has then is of another attempt, and none of this answer."""
+    """Yield the body over several reads. Chunks of another attempt, after a requeue in between, are left out."""
     yield responses.stream_head(chunks.job)
     first = chunks.first
     while chunks.values:
@@ -162,7 +170,7 @@ def _chunk_events(call: Call, after: str | None) -> Reply:
 
 @route(_GET, "/logs/{id}", JOBS, {TEXT: str, EVENTS: None}, fields=(_FOLLOW, _LAST_EVENT))
 async def logs(call: Call) -> Reply:
-    """What a job printed.
+    """Get a job's printed output.
 
     Complete once the job has ended. With `follow=1`: server-sent events as it prints, resumable by their `id`, then an event
     `end` with `{"status": …}`.
@@ -184,7 +192,7 @@ async def logs(call: Call) -> Reply:
 
 
 async def _long_log(engine: Engine, job_id: str, text: bytes) -> AsyncGenerator[bytes, None]:
-    """``text``, and what the job printed behind it."""
+    """Yield ``text``, then what the job printed after it."""
     at = 0
     while text:
         yield text
@@ -198,7 +206,7 @@ async def cancel(call: Call) -> Reply:
     """Cancel a job.
 
     A queued job never starts; a running one is stopped, if need be with its worker. One that has ended keeps its state, which is
-    answered.
+    returned.
     """
     job = _known(call, await call.engine.cancel(call.param))
     return _json(Accepted(job.id, job.status))
@@ -206,9 +214,9 @@ async def cancel(call: Call) -> Reply:
 
 @route(_POST, "/retry/{id}", JOBS, {JSON: Accepted}, refusals=(409, 429))
 async def retry(call: Call) -> Reply:
-    """Queue a job that failed or timed out once more.
+    """Retry a failed or timed-out job.
 
-    Only one that is `FAILED` or `TIMED_OUT`: under the same id, its old output gone.
+    Queues a job that is `FAILED` or `TIMED_OUT` again under the same id; its old output is deleted.
     """
     return Reply(responses.accepted_body(_known(call, await call.engine.retry(call.param))))
 
@@ -217,14 +225,14 @@ async def retry(call: Call) -> Reply:
 async def purge_queue(call: Call) -> Reply:
     """Cancel all queued jobs.
 
-    Jobs that run go on. Those removed are `CANCELLED`.
+    Running jobs go on. Those removed are `CANCELLED`.
     """
     return _json(answers.Purged(await call.engine.purge()))
 
 
 @route(_GET, "/requests", JOBS, {JSON: answers.Requests}, fields=(_STATUS, _LIMIT, _PAGE_AFTER), refusals=(404,))
 async def requests(call: Call) -> Reply:
-    """The jobs, newest first.
+    """List jobs, newest first.
 
     Without input and output, a page at a time. An empty field counts as absent.
     """
@@ -238,20 +246,20 @@ async def requests(call: Call) -> Reply:
 
 @route(_PROBE, "/health", MACHINE, {JSON: answers.Health})
 async def health(call: Call) -> Reply:
-    """Jobs and workers, counted.
+    """Count jobs and workers.
 
-    The counts of RunPod's endpoints. `failed` counts jobs that timed out too; `retried` those that went back to the queue.
-    `idle` counts spare slots too, `ready` does not.
+    The counts of RunPod's endpoints. `failed` includes jobs that timed out; `retried` counts those that were requeued. `idle`
+    includes slots that are scaled down, `ready` does not.
     """
     return Reply(responses.health(call.engine.snapshot()))
 
 
 @route(_GET, "/workers", MACHINE, {JSON: tuple[WorkerView, ...]})
 async def workers(call: Call) -> Reply:
-    """The slots and the workers in them.
+    """List the slots and the workers in them.
 
     A slot is the place on the GPUs that one worker after another occupies; `generation` counts them. One that is `parked` and
-    `spare` starts when jobs wait; any other that is `parked` was paused.
+    `spare` is scaled down, and starts when jobs wait; any other that is `parked` was paused.
     """
     return _json(call.engine.snapshot().workers)
 
@@ -260,8 +268,8 @@ async def workers(call: Call) -> Reply:
 async def refresh_worker(call: Call) -> Reply:
     """Refresh the worker of a slot.
 
-    After the jobs that it runs, its worker is ended, its GPU memory is seen to be free, and a fresh one is started. Overrides a
-    slot's `held`, `broken` and `backoff`.
+    Stops the worker after the jobs that it runs, verifies that its GPU memory is free, and starts a fresh one. Overrides a slot's
+    `held`, `broken` and `backoff`.
     """
     await call.engine.slots.refresh(call.param)
     return _json(SlotOrder(call.param, "refreshing"))
@@ -271,7 +279,7 @@ async def refresh_worker(call: Call) -> Reply:
 async def pause_slot(call: Call) -> Reply:
     """Take a slot out of service.
 
-    After the jobs that its worker runs; the GPU is free then.
+    Stops its worker after the jobs that it runs; the GPU is free then.
     """
     await call.engine.slots.pause(call.param)
     return _json(SlotOrder(call.param, "paused"))
@@ -281,7 +289,7 @@ async def pause_slot(call: Call) -> Reply:
 async def resume_slot(call: Call) -> Reply:
     """Put a paused slot back into service.
 
-    Starts a worker in it; while `--max-workers` are in service, it becomes `spare`.
+    Starts a worker in it, or leaves it scaled down (`spare`) while `--max-workers` are in service.
     """
     await call.engine.slots.resume(call.param)
     return _json(SlotOrder(call.param, "resumed"))
@@ -289,7 +297,7 @@ async def resume_slot(call: Call) -> Reply:
 
 @route(_GET, "/gpus", MACHINE, {JSON: tuple[GpuView, ...]})
 async def gpus(call: Call) -> Reply:
-    """The GPUs in use, as NVML shows them.
+    """List the GPUs in use, as NVML shows them.
 
     With the processes on them, ours and others', where NVML may show them.
     """
@@ -298,7 +306,7 @@ async def gpus(call: Call) -> Reply:
 
 @route(_GET, "/stats", MACHINE, {JSON: Stats})
 async def stats(call: Call) -> Reply:
-    """Rates and percentiles.
+    """Get rates and percentiles.
 
     Rates and percentiles (milliseconds) are those of the last minute.
     """
@@ -307,27 +315,27 @@ async def stats(call: Call) -> Reply:
 
 @route(_GET, "/snapshot", MACHINE, {JSON: Snapshot})
 async def snapshot(call: Call) -> Reply:
-    """Everything that a screen shows.
+    """Get all that the dashboard shows.
 
-    What `supervise top` draws, all of it at one moment. May change with the version.
+    The data that `supervise top` draws, all at one moment. May change with the version.
     """
     return _json(call.engine.snapshot())
 
 
 @route(_PROBE, "/livez", SERVER, {JSON: answers.Ok}, open=True, root_only=True)
 async def livez(call: Call) -> Reply:  # noqa: ARG001 - every operation takes the call
-    """Whether the supervisor lives.
+    """Check that the supervisor is alive.
 
-    No key is asked for.
+    No key is required.
     """
     return _json(answers.Ok())
 
 
 @route(_PROBE, "/readyz", SERVER, {JSON: answers.Ok}, open=True, root_only=True)
 async def readyz(call: Call) -> Reply:
-    """Whether a worker is ready.
+    """Check that a worker is ready.
 
-    A job that is sent now starts soon. 503 until a first worker is ready, and while the server drains. No key is asked for.
+    A job sent now starts soon. 503 until a first worker is ready, and while the server drains. No key is required.
     """
     if call.engine.ready:
         return _json(answers.Ok())
@@ -336,34 +344,34 @@ async def readyz(call: Call) -> Reply:
 
 @route(_PROBE, "/metrics", SERVER, {TEXT: str}, root_only=True)
 async def metrics(call: Call) -> Reply:
-    """Metrics for Prometheus.
+    """Get metrics for Prometheus.
 
-    Prometheus' text format. Let it send the key as `authorization: {credentials: KEY}`.
+    In Prometheus' text format. Configure the key there as `authorization: {credentials: KEY}`.
     """
     return Reply(page_of(call.engine, call.app.deliveries), content_type=CONTENT_TYPE)
 
 
 @route(_PROBE, "/openapi.json", SERVER, {JSON: dict[str, Any]}, root_only=True)
 async def openapi(call: Call) -> Reply:
-    """This API, described for programs.
+    """Get this API's description for programs.
 
-    OpenAPI 3.1.
+    In OpenAPI 3.1.
     """
     return _json(call.app.document)
 
 
 @route(_PROBE, "/docs", SERVER, {HTML: str}, root_only=True)
 async def docs(call: Call) -> Reply:
-    """This API, described for people.
+    """Get this API's documentation.
 
-    One page, complete in itself.
+    A single self-contained page.
     """
     return call.app.docs
 
 
 def _known(call: Call, job: Job | None) -> Job:
     if job is None:
-        raise RequestError(404, f"no job {call.param[:128]!r}: never submitted here, or forgotten (--retention)")
+        raise RequestError(404, f"job {call.param[:128]!r} not found (unknown id, or deleted after --retention)")
     return job
 
 
@@ -372,7 +380,7 @@ def _status(call: Call, job: Job) -> Reply:
     return Reply(responses.status_body(job, progress))
 
 
-def _put_back(lease: ChunkLease | None) -> None:
+def _release(lease: ChunkLease | None) -> None:
     if lease is not None:
         lease.release()
 

@@ -1,4 +1,4 @@
-"""What an operation is, and which one a path means: dispatch, errors and the API's description come of it; in the supervisor."""
+"""Routes of operations, the source of dispatch, errors and the API's description, and their router; in the supervisor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JOBS, OPENAI, MACHINE, SERVER = "Jobs", "OpenAI", "Workers and GPUs", "Server"
 
 
 class Field(msgspec.Struct, frozen=True):
-    """A field of the query, or a header, that an operation reads; ``schema`` is its JSON Schema."""
+    """A query parameter or header that an operation reads; ``schema`` is its JSON Schema."""
 
     name: str
     schema: dict[str, Any]
@@ -28,18 +28,17 @@ class Field(msgspec.Struct, frozen=True):
 IDEMPOTENCY_KEY = Field(
     "Idempotency-Key",
     {"type": "string", "minLength": 1},
-    "The same key twice means the same job. An `id` in the body goes before it.",
+    "The same key twice means the same job. An `id` in the body takes precedence.",
     "header",
 )
 
 
 class Route(msgspec.Struct, frozen=True):
-    """One operation, and the function that does it, whose docstring tells clients what it does.
+    """An operation and its handler, whose docstring describes it to clients.
 
-    ``path`` may have one part in braces. ``answers`` are the types of a 200's body by its content type; events have none.
-    ``body``: the type of the body that a POST has; ``refusals``: statuses that others than it do not have, too.
-    ``open``: no key is asked for. ``root_only``: it does not answer under ``/v2/{endpoint_id}``.
-    ``rest``: the braces end the path and take all that is left of it, slashes too.
+    ``path`` may have one parameter in braces. ``answers``: types of a 200's body by content type, None for events.
+    ``body``: the type of a POST's body. ``refusals``: error statuses beyond the usual. ``open``: no key is required.
+    ``root_only``: not served under ``/v2/{endpoint_id}``. ``rest``: the parameter matches the rest of the path, with slashes.
     """
 
     handler: Handler
@@ -56,7 +55,7 @@ class Route(msgspec.Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """Its name in the description, which generated clients give to a function."""
+        """The operation's id in the OpenAPI document; generated clients name a function after it."""
         first, *others = self.handler.__name__.split("_")
         return first + "".join(map(str.title, others))
 
@@ -64,12 +63,12 @@ class Route(msgspec.Struct, frozen=True):
 def route(
     methods: tuple[str, ...], path: str, tag: str, answers: dict[str, Any], **more: Any
 ) -> Callable[[Handler], Route]:
-    """A decorator that makes a function's ``Route``; ``more`` are other fields of it."""
+    """Make a decorator that turns a function into a ``Route``; ``more`` are its other fields."""
     return lambda handler: Route(handler, methods, path, tag, answers, **more)
 
 
 class Match(msgspec.Struct, frozen=True):
-    """The routes of one path, by method, and what stands in its braces."""
+    """The routes of one path, by method, and the value of its parameter."""
 
     routes: dict[str, Route]
     param: str = ""
@@ -107,7 +106,7 @@ class Router:
             self._patterns.setdefault(key, {}).update(dict.fromkeys(route.methods, route))
 
     def find(self, path: str) -> Match | None:
-        """The routes of ``path`` (unquoted), or ``None`` if there is no such operation."""
+        """Find the routes of ``path`` (unquoted); None if there is no such operation."""
         match = self._plain.get(path)
         if match is not None:
             return match
@@ -129,7 +128,7 @@ class Router:
         return None
 
     def why_not(self, path: str) -> str:
-        """What to tell a client that asked for a ``path`` which does not exist."""
+        """Explain that ``path`` does not exist, naming similar paths."""
         if path.startswith("/v2/"):
             endpoint_id = path[4:].partition("/")[0]
             if endpoint_id != self._endpoint_id:

@@ -1,7 +1,7 @@
-"""Runs the lines of a source as jobs, a bounded number at a time, and writes their ends to a sink; in the supervisor's process.
+"""Runs the lines of a source as jobs, a bounded number at a time, and writes the results to a sink; in the supervisor's process.
 
-What is in the sink is forgotten by the store, and what is not is still there: so a batch that was killed goes on where it was. A
-line's job keeps its id from run to run, which is how the store's jobs are found again.
+A job is deleted from the store only once its result is in the sink, so a batch that was killed can resume. A line's job has the
+same id in every run, by which the store's jobs are found again.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from supervisor.batch.request import id_of, output_line, read_request, refused
-from supervisor.batch.results import Done, Sink
-from supervisor.batch.source import Line, Source
+from supervisor.batch.request import id_of, output_line, read_request, rejected
+from supervisor.batch.results import AnsweredLines, Sink
+from supervisor.batch.source import InputLine, Source
 from supervisor.engine.engine import Engine, Happening
 from supervisor.errors import RequestError, UsageError
 from supervisor.job import Job, JobRequest, JobStatus
 
 AHEAD = 64
-"""Jobs that wait while none runs; for each that runs, two more. Enough that a worker never waits for the reading of a line."""
+"""Jobs queued while none runs, plus two for each that runs: enough that no worker waits for a line to be read."""
 
 AHEAD_BYTES = 64 * 2**20
-"""Bytes of input that may be under way, unless a worker would be idle."""
+"""Maximum bytes of input under way, unless a worker would be idle."""
 
 RETRY_S = 0.5
-"""How often a job is offered again that the engine cannot take now: the disk is full."""
+"""Interval of submitting a job again that the engine cannot accept while the disk is full."""
 
-LOOK_S = 0.05
-"""How late it may be seen that workers have taken jobs; their ends are seen at once."""
+POLL_S = 0.05
+"""Interval of checking for jobs started by workers; their ends are noticed at once."""
 
 
 class Batch:
-    """One run. All methods belong to the thread of the engine's loop; its numbers may be read from any."""
+    """A run of a batch. Call its methods in the engine's thread; its numbers may be read from any."""
 
     def __init__(
         self,
         engine: Engine,
         source: Source,
-        done: Done,
+        done: AnsweredLines,
         left: Collection[str],
         longest: int,
         failed: Callable[[int, Job], None],
     ) -> None:
-        """Run what ``source`` has and ``done`` has not.
+        """Prepare to run the lines of ``source`` that are not in ``done``.
 
-        ``left`` are the ids of the jobs that an earlier run left in the store; ``longest``: bytes of the longest line. ``failed``
-        hears of each job that did not complete, with the number of its line.
+        ``left``: ids of the jobs that an earlier run left in the store. ``longest``: maximum bytes of a line. ``failed`` is
+        called with the line number and the job for each job that did not complete.
         """
         self._failed = failed
         self.done = done.count
@@ -60,9 +60,9 @@ class Batch:
         self._left = set(left)
         self._longest = longest
         self._sink: Sink
-        self._lines: deque[Line] = deque()
+        self._lines: deque[InputLine] = deque()
         self._number = 0
-        self._open: dict[str, Line] = {}
+        self._open: dict[str, InputLine] = {}
         self._waiting_bytes = 0
         self._unwritten: deque[Job] = deque()
         self._writing: set[str] = set()
@@ -76,47 +76,47 @@ class Batch:
 
     @property
     def running(self) -> int:
-        """How many jobs are in workers."""
+        """Number of running jobs."""
         return self._engine.running
 
-    # --- the way in -----------------------------------------------------------------------------------------------------
+    # --- input ----------------------------------------------------------------------------------------------------------
 
     async def skip(self) -> bool:
-        """Go to the first line that is not answered, before anything runs; false when there is none.
+        """Skip to the first line without a result, before anything runs; return False if there is none.
 
         Raises:
             UsageError: the output does not belong to this input.
             OSError: the input cannot be read.
         """
         while (line := await self._next()) is not None:
-            if not self._needs_nothing(line):
+            if not self._skips(line):
                 self._lines.appendleft(line)
                 return True
         self.finished = True
         return False
 
     async def run(self) -> None:
-        """Run every line that is not answered; returns when all of them are written.
+        """Run every line without a result; return when all results are written.
 
         Raises:
             UsageError: the output does not belong to this input.
             OSError: the input cannot be read.
         """
-        self._engine.observe(self._happened)
+        self._engine.observe(self._handle)
         while (line := await self._next()) is not None:
-            if not self._needs_nothing(line):
-                await self._take(line)
+            if not self._skips(line):
+                await self._start(line)
         await self._until(lambda: not (self._open or self._writing))
         self.finished = True
 
-    async def _next(self) -> Line | None:
+    async def _next(self) -> InputLine | None:
         while not self._lines:
             lines = await self._source.read()
             if lines is None:
                 self._check_length()
                 return None
             self._lines.extend(lines)
-            # A file never waits, and thousands of lines may need nothing: others are to have their turn.
+            # Reading a file never waits, and thousands of lines may be skipped: let other tasks run.
             await asyncio.sleep(0)
         line = self._lines.popleft()
         self._number = line.number
@@ -129,14 +129,14 @@ class Batch:
                 f"line {self._number}; name another file with --output"
             )
 
-    def _needs_nothing(self, line: Line) -> bool:
-        """Whether the line is blank or answered."""
+    def _skips(self, line: InputLine) -> bool:
+        """Return whether the line is blank or has a result; count it then."""
         if line.text != b"" and not self._is_answered(line):
             return False
         self.bytes_done += line.size
         return True
 
-    def _is_answered(self, line: Line) -> bool:
+    def _is_answered(self, line: InputLine) -> bool:
         if line.number not in self._answered:
             return False
         job_id = id_of(line, self._longest)
@@ -145,25 +145,25 @@ class Batch:
                 f"the output belongs to another input: line {line.number} is not the one that it answers; name another file "
                 "with --output"
             )
-        if job_id in self._left:  # killed after its line was written and before it was forgotten
+        if job_id in self._left:  # killed after its line was written and before it was deleted
             job = self._engine.job(job_id)
             if job is not None and job.status.terminal:
                 self._left.discard(job_id)
                 self._engine.forget(job)
         return True
 
-    async def _take(self, line: Line) -> None:
-        """Make a job of ``line`` once there is room for one more."""
+    async def _start(self, line: InputLine) -> None:
+        """Submit a job for ``line`` once the limits allow one more."""
         if self._room() <= 0:
-            await self._until(lambda: self._room() > AHEAD // 2)  # half of it: lines that come together share a commit
+            await self._until(lambda: self._room() > AHEAD // 2)  # half of it, so that several lines share a commit
         try:
             request = read_request(line, self._longest)
         except RequestError as error:
-            self._write(refused(line, str(error)), line)
+            self._write(rejected(line, str(error)), line)
             return
-        if self._is_under_way(request.id):  # the id of a line before
+        if self._is_under_way(request.id):  # an earlier line has the same id
             await self._until(lambda: not self._is_under_way(request.id))
-        # No other job can have the id, so the store need not be asked; but for those that an earlier run has left.
+        # Only jobs that an earlier run has left can have the same id; for others the store need not check.
         request = msgspec.structs.replace(request, generated=request.id not in self._left)
         self._left.discard(request.id)
         self._open[request.id] = line
@@ -175,12 +175,12 @@ class Batch:
         while True:
             try:
                 return self._engine.submit(request, patient=True)
-            except RequestError:  # noqa: PERF203 - it waits anyway
+            except RequestError:  # noqa: PERF203 - the loop waits anyway
                 if self._engine.draining:
                     raise
                 await asyncio.sleep(RETRY_S)
 
-    def _accepted(self, job_id: str, line: Line, accepted: asyncio.Future[Job]) -> None:
+    def _accepted(self, job_id: str, line: InputLine, accepted: asyncio.Future[Job]) -> None:
         if accepted.cancelled():
             return
         error = accepted.exception()
@@ -188,11 +188,11 @@ class Batch:
             return
         if error is None:
             job = accepted.result()
-            if job.status.terminal:  # an earlier run brought it to its end
+            if job.status.terminal:  # it ended in an earlier run
                 self._ended(job)
         elif not self._engine.draining:
             self._close(job_id)
-            self._write(refused(line, str(error)), line)
+            self._write(rejected(line, str(error)), line)
 
     def _is_under_way(self, job_id: str) -> bool:
         return job_id in self._open or job_id in self._writing
@@ -204,9 +204,9 @@ class Batch:
             return 0
         return AHEAD + 2 * running - waiting
 
-    # --- the way out ----------------------------------------------------------------------------------------------------
+    # --- output ---------------------------------------------------------------------------------------------------------
 
-    def _happened(self, happening: Happening) -> None:
+    def _handle(self, happening: Happening) -> None:
         if isinstance(happening, Job) and happening.id in self._open:
             self._ended(happening)
 
@@ -218,18 +218,18 @@ class Batch:
             self._count(job, line)
         else:
             self._write(job, line)
-        self._look()
+        self._check()
 
-    def _close(self, job_id: str) -> Line:
+    def _close(self, job_id: str) -> InputLine:
         line = self._open.pop(job_id)
         self._waiting_bytes -= line.size
         return line
 
-    def _write(self, job: Job, line: Line) -> None:
+    def _write(self, job: Job, line: InputLine) -> None:
         self._count(job, line)
         self._put(job, line.number)
 
-    def _count(self, job: Job, line: Line) -> None:
+    def _count(self, job: Job, line: InputLine) -> None:
         self.done += 1
         self.bytes_done += line.size
         if job.status is not JobStatus.COMPLETED:
@@ -242,7 +242,7 @@ class Batch:
         self._sink.put(output_line(job, number))
 
     def sink_wrote(self, lines: int) -> None:
-        """The sink has written the next ``lines``: the store may forget them."""
+        """Delete the jobs of the next ``lines``, which the sink has written, from the store."""
         for _ in range(lines):
             job = self._unwritten.popleft()
             self._writing.discard(job.id)
@@ -254,25 +254,25 @@ class Batch:
             if late is None:
                 raise RuntimeError(f"job {job_id} is not in the store any more")
             self._put(late, number)
-        self._look()
+        self._check()
 
     async def flush(self) -> None:
-        """Wait until what has ended is written."""
+        """Wait until all results are written."""
         await self._until(lambda: not self._writing)
 
     # --- waiting --------------------------------------------------------------------------------------------------------
 
     async def _until(self, reached: Callable[[], bool]) -> None:
-        """Until ``reached`` is true, seen within ``LOOK_S``. One waits at a time: who feeds, and in the end who drains."""
+        """Wait until ``reached`` returns true, polling every ``POLL_S``. Only one caller waits at a time."""
         while not reached():
             self._reached = reached
             self._changed.clear()
-            timer = asyncio.get_running_loop().call_later(LOOK_S, self._changed.set)
+            timer = asyncio.get_running_loop().call_later(POLL_S, self._changed.set)
             try:
                 await self._changed.wait()
             finally:
                 timer.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if self._reached():
             self._changed.set()

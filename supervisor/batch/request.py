@@ -1,7 +1,7 @@
-"""What a line of a batch asks for, as a job; in the supervisor's process.
+"""Parses a line of a batch into a job request, and formats a job as an output line; in the supervisor's process.
 
-An object with ``input`` is a request body, as `/run` takes it; any other JSON value is the input itself. A line may give its job
-an ``id``: the handler and the output line show it. Two lines with the same one are still two jobs.
+An object with ``input`` is a request body, as `/run` accepts it; any other JSON value is the input itself. A line may give its
+job an ``id``, which the handler and the output line show. Two lines with the same id are still two jobs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 
 import msgspec
 
-from supervisor.batch.source import Line
+from supervisor.batch.source import InputLine
 from supervisor.errors import RequestError
 from supervisor.job import Job, JobRequest, JobStatus
 from supervisor.protocol.requests import decoded, job_request
@@ -27,11 +27,11 @@ _shape = msgspec.json.Decoder(_Shape)
 _value = msgspec.json.Decoder(msgspec.Raw)
 
 
-def read_request(line: Line, longest: int) -> JobRequest:
-    """The job that ``line``, which is not blank, asks for.
+def read_request(line: InputLine, longest: int) -> JobRequest:
+    """Parse ``line``, which is not blank, into a job request.
 
     Raises:
-        RequestError: the line is longer than ``longest`` bytes, no JSON, or not what a request body may be; says what and where.
+        RequestError: the line is longer than ``longest`` bytes, invalid JSON, or no valid request body; says what and where.
     """
     text = line.text
     if text is None:
@@ -43,8 +43,8 @@ def read_request(line: Line, longest: int) -> JobRequest:
     return msgspec.structs.replace(request, id=line.name) if request.generated else request
 
 
-def id_of(line: Line, longest: int) -> str:
-    """The id of the job that ``line`` becomes; most lines need not be parsed for that."""
+def id_of(line: InputLine, longest: int) -> str:
+    """Return the id of the job for ``line``, without parsing most lines."""
     text = line.text
     if text is None or (b'"id"' not in text and b"\\u00" not in text):
         return line.name
@@ -54,14 +54,14 @@ def id_of(line: Line, longest: int) -> str:
         return line.name
 
 
-def refused(line: Line, reason: str) -> Job:
-    """The job of a line that cannot be one."""
+def rejected(line: InputLine, reason: str) -> Job:
+    """Make the failed job of an invalid line."""
     now = time.time_ns() // 1_000_000
     return Job(0, line.name, JobStatus.FAILED, b"", now, ended_ms=now, error=reason)
 
 
 def output_line(job: Job, number: int) -> bytes:
-    """What the output says of ``job``, which was line ``number``."""
+    """Format the output line of ``job``, whose input was line ``number``."""
     body = b'%b,"line":%d}\n' % (status_body(job)[:-1], number)
-    # Between JSON's own characters a line end is a blank; inside a string there is none.
+    # In JSON a line end is only whitespace between tokens, never inside a string.
     return body if body.find(b"\n") == len(body) - 1 else body[:-1].replace(b"\n", b" ") + b"\n"

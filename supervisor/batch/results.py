@@ -1,7 +1,7 @@
-"""Where a batch's results go, and which of them are there already; in the supervisor's process.
+"""Reads the output of a batch for results it has already, and writes new ones; in the supervisor's process.
 
-A file is written in the loop's own turns: that costs less than waking a thread, and the disk is waited for by the store as well.
-Anything else may have a slow reader, so a thread writes it.
+A file is written in the loop's thread: that costs less than waking another, and the store waits for the disk as well. Anything
+else may have a slow reader, so a thread writes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import msgspec
 
@@ -23,25 +23,25 @@ from supervisor.errors import UsageError
 from supervisor.job import JobStatus
 
 ENOUGH = 4 * 2**20
-"""Bytes that may wait to be written; with more, results stay in the store until there is room."""
+"""Maximum bytes that wait to be written; beyond that, results stay in the store."""
 
 RETRY_S = 0.5
-"""How often a write that the disk refused is tried again."""
+"""Interval of retrying a failed write."""
 
 PAUSE_S = 0.01
-"""From one write to the next: results go out together. Until then the store has them."""
+"""Seconds between writes, so that each has several results. Until then the store has them."""
 
 _CHUNK = 2**20
 _PAGE = 4096
 _BEGINNING = b'{"id":'
-"""How every line begins (``protocol.responses.status_body``)."""
+"""Start of every line (``protocol.responses.status_body``)."""
 
 
-# --- what is there -------------------------------------------------------------------------------------------------------
+# --- existing results ----------------------------------------------------------------------------------------------------
 
 
-class Done:
-    """The lines that are answered: two bytes for each, a mark that tells whether it was that very line."""
+class AnsweredLines:
+    """The lines that have a result: two bytes for each, a checksum that tells whether it was the same line."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -50,7 +50,7 @@ class Done:
         self._pages: dict[int, array.array[int]] = {}
 
     def add(self, number: int, job_id: str, completed: bool) -> None:
-        """Line ``number`` is answered by a job with that id."""
+        """Note that line ``number`` has the result of the job ``job_id``."""
         page = self._pages.get(number // _PAGE)
         if page is None:
             page = self._pages[number // _PAGE] = array.array("H", bytes(2 * _PAGE))
@@ -66,7 +66,7 @@ class Done:
         return page is not None and page[number % _PAGE] != 0
 
     def by(self, number: int, job_id: str) -> bool:
-        """Whether it was a job with that id that answered it."""
+        """Return whether line ``number`` has the result of the job ``job_id``."""
         return self._pages[number // _PAGE][number % _PAGE] == _mark(job_id)
 
 
@@ -80,13 +80,13 @@ class _Answer(msgspec.Struct):
     status: JobStatus
 
 
-def read_output(fd: int, path: Path) -> Done:
-    """What the output file has; a last line that a kill has torn is cut off.
+def read_output(fd: int, path: Path) -> AnsweredLines:
+    """Read an output file; truncate a last line left incomplete by a kill.
 
     Raises:
-        UsageError: something in it is no line of a batch's output; nothing was changed.
+        UsageError: a line is not from a batch's output; nothing was changed.
     """
-    done, whole, decode = Done(), 0, msgspec.json.Decoder(_Answer).decode
+    done, whole, decode = AnsweredLines(), 0, msgspec.json.Decoder(_Answer).decode
     for number, line in enumerate(_lines(fd), start=1):
         if not line.endswith(b"\n") and (whole or _may_be_ours(line)):
             os.ftruncate(fd, whole)
@@ -103,7 +103,7 @@ def read_output(fd: int, path: Path) -> Done:
 
 
 def _may_be_ours(torn: bytes) -> bool:
-    """Whether a file with nothing but ``torn`` may be what a kill, or a power cut (which leaves zeros), has left of an output."""
+    """Return whether a file of only ``torn`` may be an output cut short by a kill, or by a power cut (which leaves zeros)."""
     return torn[: len(_BEGINNING)] == _BEGINNING[: len(torn)] or not torn.strip(b"\0")
 
 
@@ -113,18 +113,18 @@ def _lines(fd: int) -> Iterator[bytes]:
         yield from file
 
 
-# --- what comes ----------------------------------------------------------------------------------------------------------
+# --- new results ---------------------------------------------------------------------------------------------------------
 
 
 Written = Callable[[int], None]
-"""Hears how many more lines are written."""
+"""Called with the number of lines just written."""
 
 Trouble = Callable[[Union[OSError, None]], None]
-"""Hears of what goes wrong, and ``None`` when it is over."""
+"""Called with a write error, and with None when writing works again."""
 
 
 class Sink:
-    """Takes lines and says how many are written; ``FileSink`` and ``StreamSink`` are two ways to write."""
+    """Writes lines and reports how many are written; implemented by ``FileSink`` and ``StreamSink``."""
 
     def __init__(self, fd: int, loop: asyncio.AbstractEventLoop, written: Written, trouble: Trouble) -> None:
         self._fd = fd
@@ -135,20 +135,20 @@ class Sink:
 
     @property
     def full(self) -> bool:
-        """Whether so much waits, for the disk or for a slow reader, that no more should be put."""
+        """True while so much waits, for the disk or a slow reader, that no more should be put."""
         return self._waiting > ENOUGH
 
     def put(self, line: bytes) -> None:
-        """Write ``line`` in a moment, with others, in the order of the calls."""
+        """Queue ``line`` to be written soon, with others, in the order of the calls."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Write nothing more."""
+        """Stop writing."""
         raise NotImplementedError
 
 
 class FileSink(Sink):
-    """The end of a file. What its disk refuses is tried again until it is taken."""
+    """Appends to a file. Failed writes are retried until they succeed."""
 
     def __init__(self, fd: int, loop: asyncio.AbstractEventLoop, written: Written, trouble: Trouble) -> None:
         super().__init__(fd, loop, written, trouble)
@@ -156,10 +156,10 @@ class FileSink(Sink):
         self._rest = memoryview(b"")
         self._count = 0
         self._scheduled: asyncio.TimerHandle | None = None
-        self._refused = False
+        self._failing = False
 
     def put(self, line: bytes) -> None:
-        """As ``Sink``'s."""
+        """Queue ``line``; see ``Sink.put``."""
         self._lines.append(line)
         self._waiting += len(line)
         if self._scheduled is None:
@@ -177,26 +177,26 @@ class FileSink(Sink):
                 self._rest = self._rest[size:]
                 self._waiting -= size
         except OSError as error:
-            if not self._refused:
+            if not self._failing:
                 self._trouble(error)
-            self._refused = True
+            self._failing = True
             self._scheduled = self._loop.call_later(RETRY_S, self._flush)
             return
-        if self._refused:
-            self._refused = False
+        if self._failing:
+            self._failing = False
             self._trouble(None)
         if self._lines:
             self._scheduled = self._loop.call_later(PAUSE_S, self._flush)
         self._written(self._count)
 
     def close(self) -> None:
-        """As ``Sink``'s."""
+        """Stop writing."""
         if self._scheduled is not None:
             self._scheduled.cancel()
 
 
 class StreamSink(Sink):
-    """A pipe, a terminal, a socket: whatever may have a slow reader. A thread writes, and tries nothing again."""
+    """Writes to a pipe, terminal or socket, which may have a slow reader, in a thread, without retrying."""
 
     def __init__(self, fd: int, loop: asyncio.AbstractEventLoop, written: Written, trouble: Trouble) -> None:
         super().__init__(fd, loop, written, trouble)
@@ -205,12 +205,12 @@ class StreamSink(Sink):
         threading.Thread(target=self._write_all, name="supervise-output", daemon=True).start()
 
     def put(self, line: bytes) -> None:
-        """As ``Sink``'s."""
+        """Queue ``line``; see ``Sink.put``."""
         self._waiting += len(line)
         self._queue.put(line)
 
     def close(self) -> None:
-        """End the thread, unless it waits for the reader: then it ends with the process."""
+        """Stop the thread; one that waits for the reader stops with the process."""
         self._closing.set()
         self._queue.put(None)
 
@@ -223,20 +223,20 @@ class StreamSink(Sink):
             try:
                 _write(self._fd, data)
             except OSError as error:
-                self._tell(self._trouble, error)
+                self._call_in_loop(self._trouble, error)
                 return
             if lines[-1] is None:
                 return
-            self._tell(self._took, (len(lines), len(data)))
+            self._call_in_loop(self._wrote, len(lines), len(data))
             self._closing.wait(PAUSE_S)
 
-    def _took(self, taken: tuple[int, int]) -> None:
-        self._waiting -= taken[1]
-        self._written(taken[0])
+    def _wrote(self, lines: int, size: int) -> None:
+        self._waiting -= size
+        self._written(lines)
 
-    def _tell(self, tell: Callable[..., None], what: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the program ends without waiting for the reader
-            self._loop.call_soon_threadsafe(tell, what)
+    def _call_in_loop(self, call: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the program exits without waiting for the reader
+            self._loop.call_soon_threadsafe(call, *args)
 
 
 def _write(fd: int, data: bytes) -> None:

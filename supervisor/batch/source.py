@@ -1,4 +1,4 @@
-"""Reads the lines of a batch, from a file or a pipe, as they are asked for and in little memory; in the supervisor's process."""
+"""Reads the lines of a batch from a file or a pipe, lazily and in little memory; in the supervisor's process."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import zlib
 import msgspec
 
 CHUNK = 2**18
-"""Bytes read at once: some hundred lines, in well under a millisecond."""
+"""Bytes read at once: a few hundred lines, in well under a millisecond."""
 
 _BLANKS = b" \t\r"
 
 
-class Line(msgspec.Struct, frozen=True):
-    """A line of the input. ``number`` counts from 1, blank ones too; ``size`` is in bytes, with what ends the line.
+class InputLine(msgspec.Struct, frozen=True):
+    """A line of the input. ``number`` counts from 1, including blank lines; ``size`` is in bytes, with the line end.
 
-    ``text`` is without blanks around it, and ``None`` when the line is too long to be kept. ``digest`` is the CRC-32 of the
-    text, or of the whole of a line that is too long.
+    ``text`` is stripped, and None if the line is too long to be kept. ``digest`` is the CRC-32 of the text, or of the whole line
+    if it is too long.
     """
 
     number: int
@@ -30,15 +30,15 @@ class Line(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The id of the job that the line becomes unless it names one itself: the same line in the same place has the same."""
+        """The default id of the line's job, the same for the same line in the same place."""
         return f"line-{self.number}-{self.digest:08x}"
 
 
 class Source:
-    """The lines behind a descriptor. It is never read while nobody asks, which holds back who writes into a pipe."""
+    """The lines of a descriptor, read only on demand, so that the writer of a pipe is held back."""
 
     def __init__(self, fd: int, loop: asyncio.AbstractEventLoop, longest: int) -> None:
-        """Read ``fd``, which stays open in the end. Of a line longer than ``longest`` bytes only the length is kept."""
+        """Read ``fd``, which stays open. Only the length and digest of a line longer than ``longest`` bytes are kept."""
         self._fd = fd
         self._loop = loop
         self._longest = longest
@@ -48,15 +48,15 @@ class Source:
         self._digest = 0
         self._may_wait = _may_wait(fd)
 
-    async def read(self) -> list[Line] | None:
-        """The next lines, perhaps none yet; ``None`` at the end.
+    async def read(self) -> list[InputLine] | None:
+        """Read the next lines, perhaps none yet; return None at the end.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the input cannot be read.
         """
         if self._may_wait:
             await self._readable()
-        # A descriptor that says it is readable gives what it has: it need not be non-blocking, which would change it for others.
+        # Reading a readable descriptor does not block, so it need not be made non-blocking, which would affect other programs.
         chunk = os.read(self._fd, CHUNK)
         if chunk:
             return self._cut(chunk)
@@ -70,7 +70,7 @@ class Source:
         finally:
             self._loop.remove_reader(self._fd)
 
-    def _cut(self, chunk: bytes) -> list[Line]:
+    def _cut(self, chunk: bytes) -> list[InputLine]:
         first, *others = chunk.split(b"\n")
         self._hold(first)
         if not others:
@@ -82,7 +82,7 @@ class Source:
         return lines
 
     def _hold(self, piece: bytes) -> None:
-        """Keep a part of a line whose end has not come, unless it is too long already."""
+        """Keep a part of an incomplete line, unless it is too long already."""
         self._size += len(piece)
         self._digest = zlib.crc32(piece, self._digest)
         if self._size > self._longest:
@@ -90,29 +90,29 @@ class Source:
         elif piece:
             self._pieces.append(piece)
 
-    def _finish(self, end: int) -> Line:
-        """The line that was held, with ``end`` bytes that end it."""
+    def _finish(self, end: int) -> InputLine:
+        """Return the held line, whose line end has ``end`` bytes."""
         if self._size > self._longest:
             self._number += 1
-            line = Line(self._number, self._size + end, self._digest, None)
+            line = InputLine(self._number, self._size + end, self._digest, None)
         else:
             line = self._line(b"".join(self._pieces), self._size + end)
         self._pieces.clear()
         self._size = self._digest = 0
         return line
 
-    def _line(self, text: bytes, size: int) -> Line:
+    def _line(self, text: bytes, size: int) -> InputLine:
         self._number += 1
         if len(text) > self._longest:
-            return Line(self._number, size, zlib.crc32(text), None)
+            return InputLine(self._number, size, zlib.crc32(text), None)
         if self._number == 1:
             text = text.removeprefix(codecs.BOM_UTF8)
         text = text.strip(_BLANKS)
-        return Line(self._number, size, zlib.crc32(text), text)
+        return InputLine(self._number, size, zlib.crc32(text), text)
 
 
 def _may_wait(fd: int) -> bool:
-    """Whether a read could wait: of a pipe, a socket or a terminal, but not of a file, which epoll refuses."""
+    """Return whether a read may block: on a pipe, socket or terminal, but not on a file, which epoll rejects."""
     with select.epoll() as poll:
         try:
             poll.register(fd, select.EPOLLIN)

@@ -22,13 +22,13 @@ READ_S = 10.0
 """Time-out for reading their state."""
 
 
-class ListedProcess(views.GpuProcess, frozen=True, rename="camel"):
+class ListedProcess(views.GpuProcessInfo, frozen=True, rename="camel"):
     """A process on a GPU; ``supervisor`` is the pid of the supervisor that it descends from, if known."""
 
     supervisor: int | None = None
 
 
-class ListedGpu(views.Gpu, frozen=True, rename="camel"):
+class ListedGpu(views.GpuInfo, frozen=True, rename="camel"):
     """A GPU or MIG instance (``mig``: its number, ``parent``: its GPU's UUID), and the supervisor that holds its lock."""
 
     mig: int | None = None

@@ -1,4 +1,4 @@
-"""Where a supervisor listens, as a URL says it, and a connection to there: over TCP or a Unix socket; a client's process."""
+"""The address of a supervisor, parsed from a URL, and connections to it, over TCP or a Unix socket; in a client's process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from supervisor.errors import UsageError
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where a supervisor listens: ``socket`` is a path, or ``host`` and ``port`` say it; ``prefix`` goes before every path."""
+    """The address of a supervisor: ``socket`` (a path), or ``host`` and ``port``; ``prefix`` precedes every path."""
 
     text: str
     host: str
@@ -24,7 +24,7 @@ class Address(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """The address in ``url``: ``http(s)://HOST[:PORT]`` with or without ``/v2/ENDPOINT``, or ``unix:///PATH``.
+        """Parse ``url``: ``http(s)://HOST[:PORT]`` with or without ``/v2/ENDPOINT``, or ``unix:///PATH``.
 
         Raises:
             UsageError: it is none of these.
@@ -49,7 +49,7 @@ class Address(msgspec.Struct, frozen=True):
         return cls(text, host, port or (443 if tls else 80), tls=tls, prefix=prefix)
 
     def connect(self, timeout: float) -> http.client.HTTPConnection:
-        """A connection, not yet open."""
+        """Return a connection, not yet open."""
         if self.socket is not None:
             return _UnixConnection(self.socket, timeout)
         kind = http.client.HTTPSConnection if self.tls else http.client.HTTPConnection
@@ -57,7 +57,7 @@ class Address(msgspec.Struct, frozen=True):
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket; the ``Host`` it names is ``localhost``."""
+    """HTTP over a Unix socket; its ``Host`` is ``localhost``."""
 
     def __init__(self, path: str, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)

@@ -1,4 +1,4 @@
-"""A job as Python programs have it: a future; used in their threads, and settled in the supervisor's."""
+"""The future of a job in a Python program; used in the program's threads, and settled in the supervisor's."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _decode = msgspec.json.Decoder().decode
 _UNREAD = object()
 
 
-class Job(Future[Any]):
-    """One job, like any ``concurrent.futures.Future``: ``wait``, ``as_completed`` and ``asyncio.wrap_future`` take it.
+class JobFuture(Future[Any]):
+    """The future of a job, a ``concurrent.futures.Future``: ``wait``, ``as_completed`` and ``asyncio.wrap_future`` accept it.
 
-    Unlike theirs, ``cancel`` also stops a job that runs, and ``result`` says in what way a job did not complete.
+    In addition, ``cancel`` stops a running job too, and ``result`` raises according to how the job ended.
     """
 
     def __init__(self, job_id: str, runner: EngineThread) -> None:
@@ -38,7 +38,7 @@ class Job(Future[Any]):
         self._status: JobStatus | None = None
         self._error: JobError | None = None
         self._value: Any = _UNREAD
-        self.accepted: asyncio.Future[jobs.Job] | None = None  # the loop's
+        self.accepted: asyncio.Future[jobs.Job] | None = None  # belongs to the loop
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self._status.value if self._status is not None else 'has not ended'}>"
@@ -52,49 +52,49 @@ class Job(Future[Any]):
         return self._status
 
     def running(self) -> bool:
-        """Whether a worker runs it now."""
+        """Return whether a worker runs the job now."""
         return not self.done() and self.status is JobStatus.IN_PROGRESS
 
     def result(self, timeout: float | None = None) -> Any:
-        """The job's output, once it completed.
+        """Return the job's output, once it completed.
 
         Raises:
-            JobFailed: also ``WorkerDied``, which is one.
+            JobFailed: the handler raised, or the worker died (``WorkerDied``).
             JobCancelled, JobTimedOut: the job ended so.
-            RequestError: it was refused, since the queue is full or the disk is.
-            TimeoutError: it has not ended within ``timeout`` seconds.
+            RequestError: the job was rejected, since the queue or the disk is full.
+            TimeoutError: the job has not ended within ``timeout`` seconds.
         """
         with self._translated(timeout):
             output = super().result(timeout)
         if self._value is _UNREAD:
             self._value = None if output is None else _decode(output)
-            self._result = None  # the bytes
+            self._result = None  # free the bytes
         return self._value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What ``result`` would raise, ``None`` for a job that completed.
+        """Return the exception that ``result`` would raise, or None for a completed job.
 
         Raises:
-            TimeoutError: it has not ended within ``timeout`` seconds.
-            JobCancelled: it was cancelled.
+            TimeoutError: the job has not ended within ``timeout`` seconds.
+            JobCancelled: the job was cancelled.
         """
         with self._translated(timeout):
             return super().exception(timeout)
 
     def cancel(self) -> bool:
-        """Cancel the job, also if it runs; returns once that is on disk: whether it is cancelled, or had ended before.
+        """Cancel the job, even if it runs; return, once that is on disk, True, or False if it had ended otherwise before.
 
-        In a callback nothing can be waited for: there it returns whether the job had not ended yet.
+        A callback cannot wait: there it returns whether the job had not ended yet.
         """
         return self.cancelled() or (not self.done() and self._runner.cancel(self))
 
     def progress(self) -> Any:
-        """The newest progress that the running job reported; ``None`` without any, and once it has ended."""
+        """Return the newest progress that the running job reported; None without any, and once it has ended."""
         newest = None if self.done() else self._runner.call(lambda engine: engine.progress(self.id))
         return None if newest is None else _decode(newest)
 
     def stream(self) -> Iterator[Any]:
-        """The chunks that the handler yields, as they come, each handed out once; then raises what ``result`` would."""
+        """Yield the handler's chunks as they come, each delivered once; then raise what ``result`` would."""
         while True:
             chunks = self._runner.wait_for(lambda: self._runner.take_chunks(self))
             if not chunks and self.done():
@@ -106,7 +106,7 @@ class Job(Future[Any]):
     # --- the loop's side ------------------------------------------------------------------------------------------------
 
     def settle(self, ended: jobs.Job) -> None:
-        """It ended as ``ended`` says."""
+        """Set the result or the exception of a job that has ended."""
         self.accepted = None
         self._status = ended.status
         if ended.status is JobStatus.COMPLETED:
@@ -119,15 +119,15 @@ class Job(Future[Any]):
         else:
             self.set_exception(self._error)
 
-    def refuse(self, error: BaseException) -> None:
-        """It will not be run."""
+    def reject(self, error: BaseException) -> None:
+        """Set the exception of a job that will not run."""
         self.accepted = None
         self._status = JobStatus.FAILED
         self.set_exception(error)
 
     @contextlib.contextmanager
     def _translated(self, timeout: float | None) -> Iterator[None]:
-        """The futures' own exceptions as ours."""
+        """Translate the exceptions of ``concurrent.futures`` into ours."""
         try:
             yield
         except CancelledError:
@@ -138,7 +138,7 @@ class Job(Future[Any]):
             raise TimeoutError(f"job {self.id} has not ended within {timeout:g} s") from None
 
 
-class _InTheWorker(Exception):  # noqa: N818 - shown as the cause of another
+class _WorkerTraceback(Exception):  # noqa: N818 - shown as the cause of another
     """The handler's own traceback."""
 
     def __str__(self) -> str:
@@ -146,7 +146,7 @@ class _InTheWorker(Exception):  # noqa: N818 - shown as the cause of another
 
 
 def _error_of(job: jobs.Job) -> JobError:
-    """The exception for a job that ended but did not complete."""
+    """Make the exception for a job that ended but did not complete."""
     error = error_of(job)
     kind: type[JobError] = JobFailed
     if job.status is JobStatus.CANCELLED:
@@ -161,5 +161,5 @@ def _error_of(job: jobs.Job) -> JobError:
         job.id, job.status.value, error, f"job {job.id} is {job.status.value}" + (f": {what}" if what else "")
     )
     if raised is not None and raised.error_traceback:
-        exception.__cause__ = _InTheWorker(raised.error_traceback)
+        exception.__cause__ = _WorkerTraceback(raised.error_traceback)
     return exception

@@ -1,7 +1,7 @@
-"""The thread in which an embedded supervisor lives with its loop, and the only way into it; in the user's process.
+"""The thread that runs an embedded supervisor's event loop, and the only access to it; in the user's process.
 
-No signal is touched and no HTTP is served. What the user's threads ask for runs in the loop's thread, which alone owns the
-engine, in the order in which they asked.
+It handles no signals and serves no HTTP. The loop's thread alone owns the engine, and runs the requests of the user's threads in
+the order in which they were made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from supervisor import job as jobs
 from supervisor.assembly import Assembly, start_failure
 from supervisor.cause import JobCause, SupervisorClosed, SupervisorFailed
 from supervisor.config.settings import Settings
-from supervisor.embed.job import Job
+from supervisor.embed.job import JobFuture
 from supervisor.engine.engine import Engine, Happening
 from supervisor.errors import RequestError
 from supervisor.job import JobRequest, JobStatus
@@ -38,19 +38,19 @@ LOG = logging.getLogger("supervisor")
 OUTPUT = logging.getLogger("supervisor.output")
 
 STREAM_WAIT_S = 3600.0
-"""How long one look for stream chunks lasts; then comes the next."""
+"""Seconds one wait for stream chunks lasts before the next."""
 
 LEVELS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
-"""What logging calls them."""
+"""Levels of the ``logging`` module."""
 
 T = TypeVar("T")
 
 
 class EngineThread:
-    """The thread with the loop, and the only way into it."""
+    """Runs the engine's event loop in a thread, and calls into it from other threads."""
 
     def __init__(self, settings: Settings, *, temporary: bool) -> None:
-        """A ``temporary`` queue ends with it."""
+        """Prepare the thread; a ``temporary`` queue is deleted when it ends."""
         self._settings = settings
         self._temporary = temporary
         self._pid = os.getpid()
@@ -59,11 +59,12 @@ class EngineThread:
         self._thread: threading.Thread | None = None
         self._assembly: Assembly | None = None
         self._started: Future[None] = Future()
-        self._unsettled: set[Job] = set()  # whoever takes one out settles it; adding and taking are atomic
-        self._closing = False  # takes no more jobs
-        self._ended = False  # the loop is gone
-        # The loop's own:
-        self._waited: dict[str, list[Job]] = {}
+        # The thread that removes one settles it; adding and removing are atomic.
+        self._unsettled: set[JobFuture] = set()
+        self._closing = False  # accepts no more jobs
+        self._ended = False  # the loop has stopped
+        # Used only in the loop's thread:
+        self._waited: dict[str, list[JobFuture]] = {}
         self._draining = False
         self._failure: BaseException | None = None
 
@@ -93,7 +94,7 @@ class EngineThread:
             raise
 
     def close(self, *, drain: bool) -> None:
-        """End it all and wait for that; as ``Supervisor.close``."""
+        """Stop the engine and wait for its thread; as ``Supervisor.close``."""
         if self._thread is None or self._pid != os.getpid():
             return
         if threading.current_thread() is self._thread:
@@ -102,7 +103,7 @@ class EngineThread:
         self._post(functools.partial(self._leave, drain))
         try:
             self._thread.join()
-        except BaseException:  # Ctrl-C: it waits no longer, and leaves nothing behind all the same
+        except BaseException:  # Ctrl-C: stop at once, but still leave nothing behind
             self._post(functools.partial(self._leave, False))
             self._thread.join()
             raise
@@ -111,68 +112,70 @@ class EngineThread:
         if failure is not None:
             raise failure
 
-    def submit(self, request: JobRequest, job: Job) -> None:
-        """Hand ``job`` over."""
+    def submit(self, request: JobRequest, job: JobFuture) -> None:
+        """Hand ``job`` to the engine."""
         self._check_running()
         if self._closing:
-            raise RuntimeError("the supervisor takes no more jobs: it is closed or being closed")
+            raise RuntimeError("the supervisor accepts no more jobs: it is closed or being closed")
         self._unsettled.add(job)
-        self._post(functools.partial(self._take, request, job))
+        self._post(functools.partial(self._submit, request, job))
         if self._ended:
             self._abandon()
 
-    def cancel(self, job: Job) -> bool:
-        """Cancel ``job``, and wait for that to be on disk: whether it is cancelled."""
-        return not self._order(lambda: self._engine.cancel(job.id)) or job.cancelled()
+    def cancel(self, job: JobFuture) -> bool:
+        """Cancel ``job`` and wait until that is on disk; return whether it is cancelled."""
+        return not self._command(lambda: self._engine.cancel(job.id)) or job.cancelled()
 
     def refresh(self, slot: str) -> None:
         """Replace the worker in ``slot``; as ``Supervisor.refresh``."""
-        self._order(lambda: self._engine.slots.refresh(slot))
+        self._command(lambda: self._engine.slots.refresh(slot))
 
-    def _order(self, ask: Callable[[], asyncio.Future[Any]]) -> bool:
-        """Have the loop ``ask``, and wait for the answer: whether that was possible. In a callback it is not, so there a refusal
-        is nobody's to hear."""
+    def _command(self, command: Callable[[], asyncio.Future[Any]]) -> bool:
+        """Run ``command`` in the loop and wait for its result; return whether that was possible.
+
+        In a callback it is not: there an error of the command is dropped.
+        """
         if threading.current_thread() is not self._thread:
-            self.wait_for(ask)
+            self.wait_for(command)
             return True
 
-        def unheard() -> None:
+        def start() -> None:
             with contextlib.suppress(RequestError):
-                ask().add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+                command().add_done_callback(lambda result: result.cancelled() or result.exception())
 
-        self._post(unheard)
+        self._post(start)
         return False
 
-    def withdraw(self, given_up: Iterable[Job]) -> None:
-        """Cancel those that are still queued; does not wait."""
-        waiting = [job for job in given_up if not job.done()]
+    def withdraw(self, abandoned: Iterable[JobFuture]) -> None:
+        """Cancel those of ``abandoned`` that are still queued, without waiting."""
+        waiting = [job for job in abandoned if not job.done()]
         if waiting:
             self._post(functools.partial(self._withdraw, waiting))
 
-    def call(self, ask: Callable[[Engine], T]) -> T:
-        """What ``ask`` gives in the loop's thread."""
+    def call(self, function: Callable[[Engine], T]) -> T:
+        """Call ``function`` in the loop's thread and return its result."""
 
-        async def answer() -> T:
-            return ask(self._engine)
+        async def call() -> T:
+            return function(self._engine)
 
         if threading.current_thread() is self._thread:
-            return ask(self._engine)
-        return self.wait_for(answer)
+            return function(self._engine)
+        return self.wait_for(call)
 
-    def wait_for(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """What ``ask`` gives in the loop's thread, waited for in this one."""
+    def wait_for(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Await the result of ``function`` in the loop's thread, and return it in this one."""
 
-        async def answer() -> T:
-            return await ask()
+        async def call() -> T:
+            return await function()
 
         if threading.current_thread() is self._thread:
             raise RuntimeError("a callback cannot wait for the supervisor: it runs in its thread")
         self._check_running()
-        answering: Coroutine[Any, Any, T] = answer()
+        coroutine: Coroutine[Any, Any, T] = call()
         try:
-            future = asyncio.run_coroutine_threadsafe(answering, self._loop)
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except RuntimeError:
-            answering.close()
+            coroutine.close()
             raise RuntimeError("the supervisor is closed") from None
         try:
             return future.result()
@@ -191,7 +194,7 @@ class EngineThread:
             raise RuntimeError("the supervisor is closed")
 
     def _post(self, call: Callable[[], None]) -> None:
-        """Have the loop call it; nothing once it is closed."""
+        """Schedule ``call`` in the loop, unless that is closed."""
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call)
 
@@ -201,7 +204,7 @@ class EngineThread:
         loop = self._loop
         try:
             loop.run_until_complete(self._serve(loop))
-        except BaseException as error:  # noqa: BLE001 - the thread's last: it is raised where the user waits
+        except BaseException as error:  # noqa: BLE001 - raised again where the user waits
             self._failure = error
         finally:
             self._ended = True
@@ -221,7 +224,7 @@ class EngineThread:
                 LOG.info(note)
             if not self._temporary:
                 LOG.info(summary.at_start(assembly.store.path, assembly.store.counts()))
-            engine.observe(self._heard)
+            engine.observe(self._handle)
             assembly.start()
             webhooks = Webhooks(engine, loop)
             webhooks.start()
@@ -251,21 +254,21 @@ class EngineThread:
             self._assembly = None
             assembly.close()
 
-    def _take(self, request: JobRequest, job: Job) -> None:
+    def _submit(self, request: JobRequest, job: JobFuture) -> None:
         try:
             job.accepted = self._engine.submit(request)
         except RequestError as error:
-            self._settle(job, job.refuse, error)
+            self._settle(job, job.reject, error)
         else:
             job.accepted.add_done_callback(functools.partial(self._accepted, job))
 
-    def _accepted(self, job: Job, accepted: asyncio.Future[jobs.Job]) -> None:
-        """A job that may have been refused, or known and ended before."""
+    def _accepted(self, job: JobFuture, accepted: asyncio.Future[jobs.Job]) -> None:
+        """Register ``job`` to be settled at its end, or settle it if it was rejected or had ended before."""
         if accepted.cancelled():
             return
         error = accepted.exception()
         if error is not None:
-            self._settle(job, job.refuse, error)
+            self._settle(job, job.reject, error)
             return
         now = self._engine.job(job.id) or accepted.result()
         if now.status.terminal:
@@ -273,8 +276,8 @@ class EngineThread:
         else:
             self._waited.setdefault(job.id, []).append(job)
 
-    def _heard(self, happening: Happening) -> None:
-        """An observer of the engine."""
+    def _handle(self, happening: Happening) -> None:
+        """Handle an event of the engine."""
         if isinstance(happening, jobs.Job):
             for job in self._waited.pop(happening.id, ()):
                 self._settle(job, job.settle, happening)
@@ -284,23 +287,23 @@ class EngineThread:
         elif isinstance(happening, Notice):
             LOG.log(LEVELS[happening.level], "%s", event_lines.line(happening))
 
-    def _settle(self, job: Job, tell: Callable[[T], None], what: T) -> None:
-        """Tell ``job`` its end. Its callbacks are user code: an Exception is logged by the future, the rest here."""
+    def _settle(self, job: JobFuture, settle: Callable[[T], None], result: T) -> None:
+        """Settle ``job``. Its callbacks are user code: the future logs an Exception, and we log any other."""
         self._unsettled.discard(job)
         try:
-            tell(what)
+            settle(result)
         except BaseException:
             LOG.exception("a callback of a job raised")
-        self._look_whether_done()
+        self._stop_if_drained()
 
-    def _withdraw(self, given_up: list[Job]) -> None:
-        for job in given_up:
+    def _withdraw(self, abandoned: list[JobFuture]) -> None:
+        for job in abandoned:
             known = self._engine.job(job.id)
             if known is None or known.status is JobStatus.IN_QUEUE:
                 self._engine.abandon(job.id)
 
-    async def take_chunks(self, job: Job) -> list[bytes]:
-        """The next chunks of a job, empty at its end; waits for them."""
+    async def take_chunks(self, job: JobFuture) -> list[bytes]:
+        """Wait for the next chunks of a job and return them; none at its end."""
         if job.accepted is not None:
             await asyncio.shield(job.accepted)
         while True:
@@ -316,14 +319,14 @@ class EngineThread:
         if not drain:
             self._at_once.set()
             self._stop.set()
-        self._look_whether_done()
+        self._stop_if_drained()
 
-    def _look_whether_done(self) -> None:
+    def _stop_if_drained(self) -> None:
         if self._draining and not self._unsettled:
             self._stop.set()
 
     def _loop_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """A fault in the loop itself: what is on disk is right, so it stops rather than go on half-way."""
+        """Log an error in the loop itself and stop: the state on disk is consistent, that in memory may not be."""
         error = context.get("exception")
         LOG.error("%s", context.get("message"), exc_info=error if isinstance(error, BaseException) else None)
         if isinstance(error, Exception):
@@ -333,7 +336,7 @@ class EngineThread:
             self._stop.set()
 
     def _abandon(self) -> None:
-        """Nobody runs these any more."""
+        """Settle the jobs that no engine will run any more."""
         why: JobCause = SupervisorClosed(kept=not self._temporary)
         if self._failure is not None:
             why = SupervisorFailed(repr(self._failure))
@@ -344,14 +347,14 @@ class EngineThread:
 
 
 def _forked(thread: weakref.ref[EngineThread]) -> None:
-    """In a child of the user's program: nothing of the supervisor is the child's."""
+    """Disown the supervisor's resources in a child that the user's program has forked."""
     alive = thread()
     if alive is not None and alive._assembly is not None:
         alive._assembly.machine.disown()
 
 
 async def _cancel_others() -> None:
-    """End the loop's other tasks: who waits for one is told."""
+    """Cancel the loop's other tasks, so that threads waiting for one get an error."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()

@@ -12,29 +12,30 @@ from typing import Any
 import msgspec
 
 from supervisor.config.resolve import make_settings
-from supervisor.embed.job import Job
+from supervisor.embed.job import JobFuture
 from supervisor.embed.runtime import EngineThread
 from supervisor.engine.engine import Engine
 from supervisor.job import JobRequest
 from supervisor.protocol.requests import job_request, new_id
 from supervisor.protocol.views import WorkerView
 
-LEAST_WINDOW = 32
-"""Jobs that ``map`` keeps under way, or four times what the workers can run if that is more."""
+MIN_WINDOW = 32
+"""Minimum number of jobs that ``map`` keeps under way; it keeps four times the workers' capacity if that is more."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 class Supervisor:
-    """Workers for a handler, as ``supervise HANDLER`` has them, and a queue; see docs/python.md."""
+    """A queue and workers for a handler, as with ``supervise HANDLER``; see docs/python.md."""
 
     def __init__(self, handler: str, **options: Any) -> None:
-        """Serve ``handler``; ``options`` are those of the command line, as ``gpus="auto"`` or ``refresh_worker=True``.
+        """Configure a supervisor for ``handler``; ``start`` or a ``with`` block starts it.
 
-        Without ``store`` the queue ends with this supervisor. ``start`` starts it, and so does a ``with`` block.
+        ``options`` are those of the command line, such as ``gpus="auto"`` or ``refresh_worker=True``. Without ``store`` the queue
+        is deleted when the supervisor closes.
 
         Raises:
-            UsageError: an option is unknown or wrong.
+            UsageError: an option is unknown or invalid.
         """
         self.settings = settings = make_settings(handler, **options)
         unnamed = settings.store == Path(".supervise", f"{settings.endpoint_id}.db").absolute()
@@ -45,21 +46,24 @@ class Supervisor:
 
         Raises:
             HandlerError, StartError: no worker could load the handler, with the handler's own traceback.
-            UsageError: a GPU or the store cannot be had.
+            UsageError: a GPU or the store is not available.
         """
         self._thread.start()
         return self
 
     def close(self, *, drain: bool = True) -> None:
-        """End the workers and all they started. ``drain`` waits for every job that was submitted; without it those that have
-        not ended are cancelled, or stay in the ``store`` that was given for the next supervisor to run. May be called twice."""
+        """Stop the workers and their child processes. May be called twice.
+
+        ``drain`` waits for all submitted jobs to end; without it those left are cancelled, or stay in the given ``store`` for the
+        next supervisor to run.
+        """
         self._thread.close(drain=drain)
 
     def __enter__(self) -> Supervisor:
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """As ``close``; an exception, such as Ctrl-C, waits for no job."""
+        """Close the supervisor; after an exception, such as Ctrl-C, without draining."""
         self.close(drain=kind is None)
 
     def submit(
@@ -70,14 +74,14 @@ class Supervisor:
         policy: dict[str, Any] | None = None,
         s3Config: dict[str, Any] | None = None,  # noqa: N803 - the name in a request
         id: str | None = None,  # noqa: A002 - the name in a request
-    ) -> Job:
-        """Queue a job and return at once. ``input`` is what JSON can say (dataclasses and dates as msgspec writes them).
+    ) -> JobFuture:
+        """Queue a job and return at once. ``input`` is anything msgspec can encode as JSON, dataclasses and dates included.
 
-        The same ``id`` twice is the same job. What cannot be checked here, such as a full queue, is raised by ``result``.
+        The same ``id`` twice is the same job. Later errors, such as a full queue, are raised by ``result``.
 
         Raises:
-            TypeError: ``input`` cannot be written as JSON.
-            RequestError: an option is wrong.
+            TypeError: ``input`` cannot be encoded as JSON.
+            RequestError: an option is invalid.
             RuntimeError: the supervisor is not running.
         """
         if webhook is None and policy is None and s3Config is None and id is None:
@@ -85,26 +89,25 @@ class Supervisor:
         else:
             options = {"webhook": webhook, "policy": policy, "s3Config": s3Config, "id": id}
             request = job_request(_encode({"input": input, **options}))
-        job = Job(request.id, self._thread)
+        job = JobFuture(request.id, self._thread)
         self._thread.submit(request, job)
         return job
 
     def map(self, inputs: Iterable[Any], *, as_completed: bool = False, buffersize: int | None = None) -> Iterator[Any]:
-        """The outputs of a job for each of ``inputs``, in their order, or as they come with ``as_completed``.
+        """Run a job for each of ``inputs``; yield their outputs in order, or as jobs end with ``as_completed``.
 
-        ``inputs`` may be endless: it is read no further than ``buffersize`` jobs ahead of what was taken here, and not before the
-        first is asked for. The first job that did not complete raises, as its ``result``; those still queued are cancelled then,
-        and so when the iterator is closed.
+        ``inputs`` may be endless: it is read lazily, at most ``buffersize`` jobs ahead of the outputs consumed. The first job
+        that did not complete raises as its ``result`` does. Jobs still queued are cancelled then, or when the iterator is closed.
         """
         size = buffersize
         if size is None:
-            size = max(LEAST_WINDOW, 4 * self._thread.call(_capacity))
+            size = max(MIN_WINDOW, 4 * self._thread.call(_capacity))
         if size < 1:
             raise ValueError(f"buffersize must be at least 1, not {size}")
         return self._map(iter(inputs), size, as_completed)
 
     def workers(self) -> tuple[WorkerView, ...]:
-        """The slots and the workers in them, as `/workers` shows them."""
+        """Return the slots and the workers in them, as `/workers` shows them."""
         return self._thread.call(lambda engine: engine.snapshot().workers)
 
     def refresh(self, slot: str) -> None:
@@ -117,7 +120,7 @@ class Supervisor:
 
     def _map(self, inputs: Iterator[Any], size: int, as_completed: bool) -> Iterator[Any]:
         ended: SimpleQueue[Any] = SimpleQueue()
-        ahead: dict[Job, None] = {}  # in the order of their inputs
+        ahead: dict[JobFuture, None] = {}  # in the order of their inputs
 
         def feed(number: int) -> None:
             for job in map(self.submit, itertools.islice(inputs, number)):

@@ -1,7 +1,7 @@
-"""The answers of the API as types: the supervisor writes them, clients read them, and the API's description shows them.
+"""The API's responses as types: the supervisor encodes them, clients decode them, and the API's description shows them.
 
-``views`` has those that show what is at one moment. The docstrings are read by clients. A field that may be ``None`` stands in an
-answer as ``null``, but in one with ``omit_defaults``: there it is left out.
+``views`` has those of the current state. Clients read the docstrings. A field that is None is ``null`` in a response, or absent
+if its type has ``omit_defaults``.
 """
 
 from __future__ import annotations
@@ -18,86 +18,86 @@ Milliseconds = Annotated[int, Meta(ge=0)]
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A job and the state that it is in."""
+    """A job and its state."""
 
     id: str
     status: JobStatus
 
 
-class Job(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
+class JobAnswer(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
     """The status of a job."""
 
     id: str
     status: JobStatus
     delay_time: Annotated[Milliseconds, Meta(description="Milliseconds in the queue.")]
     execution_time: Annotated[
-        Milliseconds | None, Meta(description="Milliseconds in the worker; once it has ended.")
+        Milliseconds | None, Meta(description="Milliseconds in the worker; only once it has ended.")
     ] = None
     worker_id: Annotated[
         str | None, Meta(description="The worker that runs or ran it; empty if it ended without a start.")
     ] = None
     output: Annotated[
-        msgspec.Raw | UnsetType, Meta(description="What the handler returned; its newest progress while it runs.")
+        msgspec.Raw | UnsetType, Meta(description="The handler's result; while the job runs, its newest progress.")
     ] = UNSET
-    error: Annotated[str | None, Meta(description="Why it failed; of an exception, JSON as text.")] = None
-    retries: Annotated[int, Meta(ge=0, description="How often it went back to the queue.")]
+    error: Annotated[str | None, Meta(description="Why it failed; for an exception, JSON as text.")] = None
+    retries: Annotated[int, Meta(ge=0, description="How often it was requeued.")]
 
 
-class Chunk(msgspec.Struct, frozen=True):
-    """One value that the handler has yielded."""
+class ChunkAnswer(msgspec.Struct, frozen=True):
+    """One value that the handler yielded."""
 
     output: msgspec.Raw
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """Some chunks of a job, or all as events."""
+    """Chunks of a job, as JSON or as events."""
 
     status: JobStatus
-    stream: tuple[Chunk, ...]
+    stream: tuple[ChunkAnswer, ...]
 
 
 class Requests(msgspec.Struct, frozen=True):
-    """Some jobs, the newest first, without input and output; `next` is the `after` of the page that follows."""
+    """A page of jobs, newest first, without input and output; `next` is the `after` of the next page."""
 
-    requests: tuple[Job, ...]
+    requests: tuple[JobAnswer, ...]
     next: str | None
 
 
 class Purged(msgspec.Struct, frozen=True):
-    """How many queued jobs were cancelled."""
+    """Number of queued jobs that were cancelled."""
 
     removed: Annotated[int, Meta(ge=0)]
     status: str = "completed"
 
 
 class SlotOrder(msgspec.Struct, frozen=True):
-    """What was begun in a slot; it is done when the slot's state says so."""
+    """A command that a slot accepted; watch the slot's state for completion."""
 
     slot: str
     status: str
 
 
 class Health(msgspec.Struct, frozen=True):
-    """Jobs and workers, counted."""
+    """Counts of jobs and workers."""
 
     jobs: JobCounts
     workers: WorkerCounts
 
 
 class Ok(msgspec.Struct, frozen=True):
-    """All is well."""
+    """The server is alive, or ready."""
 
     status: str = "ok"
 
 
 class Error(msgspec.Struct, frozen=True):
-    """Why a request was refused."""
+    """The reason why a request was rejected."""
 
     error: str
 
 
 class OpenAIProblem(msgspec.Struct, frozen=True):
-    """What went wrong, in the words of OpenAI's API."""
+    """An error with the fields of OpenAI's API."""
 
     message: str
     type: str

@@ -1,6 +1,6 @@
-"""Notices as lines: their words, and the fields that they have in the JSON log beside these; pure, in the supervisor.
+"""Notices as log lines: their text, and their fields in the JSON log; pure, in the supervisor.
 
-No other file words a notice. The log's field names are part of what readers rely on.
+All notices are worded here. The log's field names are part of the public interface.
 """
 
 from __future__ import annotations
@@ -13,22 +13,24 @@ from supervisor.cause import GpusLost
 from supervisor.protocol.wording import of_worker, unknown_memory, words, xid
 
 MOST_NAMED = 3
-"""How many changed files are named."""
+"""Maximum number of changed files to name."""
 
 MOST_PORTS = 5
-"""How many ports of one worker are named."""
+"""Maximum number of a worker's ports to name."""
 
 
 def line(notice: n.Notice) -> str:
-    """What there is to say, after the name of the slot if it is about one."""
+    """Format ``notice``, after the slot's name if it has one."""
     made = _TEXTS[type(notice)]
     text = made.format(notice) if isinstance(made, str) else made(notice)
     return f"{notice.slot}: {text}" if isinstance(notice, n.SlotNotice) else text
 
 
 def fields(notice: n.Notice) -> dict[str, Any]:
-    """The facts that a program may want to read, beside the kind and the text. ``report`` is of a refresh: who asked for it, its
-    steps in seconds, and the MiB that came back."""
+    """Return the fields of ``notice`` in the JSON log, beside its kind and text.
+
+    ``report`` describes a refresh: its cause, its steps in seconds, and the MiB freed.
+    """
     facts: dict[str, Any] = {"slot": notice.slot} if isinstance(notice, n.SlotNotice) else {}
     if isinstance(notice, n.Refreshed):
         facts["report"] = {
@@ -85,7 +87,7 @@ def _reloading(notice: n.Reloading) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """``names``, or the first of many."""
+    """Join ``names``, or the first of many."""
     if len(names) <= MOST_NAMED:
         return ", ".join(names)
     return f"{', '.join(names[:MOST_NAMED])} and {len(names) - MOST_NAMED} more"

@@ -1,6 +1,6 @@
-"""The JSON of the API, made from jobs and snapshots: what `/status`, `/stream`, `/health` and the others answer.
+"""The JSON responses of the API, made from jobs and snapshots; in the supervisor.
 
-Runs in the supervisor. An output, a chunk or a progress is never parsed here.
+Outputs, chunks and progress are never parsed here.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from supervisor.protocol.wording import error_of
 
 encode = msgspec.json.Encoder().encode
 
-#: What a slot's state counts as in the ``workers`` of `/health`, in RunPod's words: ``idle`` and ``running`` workers are
-#: ``ready``, ``initializing`` ones will soon be, ``throttled`` ones wait, ``unhealthy`` ones need something to be put right.
-#: A spare slot is ``idle`` but not ``ready``, as RunPod's workers are that are scaled down (docs.runpod.io, worker states).
+#: How ``workers`` of `/health` counts each slot state, in RunPod's terms: ``idle`` and ``running`` workers are ``ready``,
+#: ``initializing`` ones soon will be, ``throttled`` ones wait, ``unhealthy`` ones need attention. A slot that is scaled down is
+#: ``idle`` but not ``ready``, like RunPod's workers that are scaled down (docs.runpod.io, worker states).
 COUNTED_AS: dict[str, tuple[str, ...]] = {
     "idle": ("idle", "ready"),
     "busy": ("running", "ready"),
@@ -36,12 +36,12 @@ COUNTED_AS: dict[str, tuple[str, ...]] = {
 
 
 def health(snapshot: Snapshot) -> bytes:
-    """The body of `/health`."""
+    """Encode the body of `/health`."""
     return encode(answers.Health(snapshot.jobs, count_workers(snapshot.workers)))
 
 
 def count_workers(workers: Iterable[WorkerView]) -> WorkerCounts:
-    """The six counts of RunPod; a state that ``COUNTED_AS`` does not know is ``unhealthy``."""
+    """Count workers in RunPod's six states; a state missing from ``COUNTED_AS`` is ``unhealthy``."""
     counts = dict.fromkeys(WorkerCounts.__struct_fields__, 0)
     for worker in workers:
         spare = worker.spare and worker.state == "parked"
@@ -51,19 +51,19 @@ def count_workers(workers: Iterable[WorkerView]) -> WorkerCounts:
 
 
 def status_body(job: Job, progress: bytes | None = None, now_ms: int | None = None) -> bytes:
-    """The status of ``job`` as `/status`, `/runsync` and webhooks say it. The other parameters are those of ``status``."""
+    """Encode the status of ``job`` for `/status`, `/runsync` and webhooks. The other parameters are those of ``status``."""
     return encode(status(job, progress, now_ms))
 
 
-def status(job: Job, progress: bytes | None = None, now_ms: int | None = None) -> answers.Job:
-    """The status of ``job``.
+def status(job: Job, progress: bytes | None = None, now_ms: int | None = None) -> answers.JobAnswer:
+    """Make the status of ``job``.
 
     ``progress`` is the newest progress (JSON), shown as ``output`` while the job runs. ``now_ms``: milliseconds since 1970.
-    ``workerId`` is a string in every final status (RunPod's clients insist), empty for a job that never started.
+    ``workerId`` is a string in every final status, as RunPod's clients require, and empty for a job that never started.
     """
     terminal = job.status.terminal
     output = job.output if terminal else progress if job.status is JobStatus.IN_PROGRESS else None
-    return answers.Job(
+    return answers.JobAnswer(
         id=job.id,
         status=job.status,
         delay_time=delay_ms(job, int(time.time() * 1000) if now_ms is None else now_ms),
@@ -76,26 +76,26 @@ def status(job: Job, progress: bytes | None = None, now_ms: int | None = None) -
 
 
 def accepted_body(job: Job) -> bytes:
-    """The answer of `/run`: the job was queued, however soon it started; one that had ended before says so."""
+    """Encode the response of `/run`: the final status if the job had ended before, else IN_QUEUE, even if it has just started."""
     return encode(answers.Accepted(job.id, job.status if job.status.terminal else JobStatus.IN_QUEUE))
 
 
 def stream_body(job: Job, chunks: Sequence[bytes]) -> bytes:
-    """The plain answer of `/stream`; each of ``chunks`` is JSON."""
+    """Join the JSON response of `/stream`; each of ``chunks`` is JSON."""
     items = b"".join([stream_item(chunk, first=at == 0) for at, chunk in enumerate(chunks)])
     return b"%b%b]}" % (stream_head(job), items)
 
 
 def stream_head(job: Job) -> bytes:
-    """How that answer begins, where it is sent in parts; ``]}`` ends it."""
+    """Return the start of a `/stream` response that is sent in parts; ``]}`` ends it."""
     return b'{"status":"%b","stream":[' % job.status.value.encode()
 
 
 def stream_item(chunk: bytes, *, first: bool) -> bytes:
-    """One chunk in it."""
+    """Return one chunk of a `/stream` response."""
     return (b'{"output":%b}' if first else b',{"output":%b}') % chunk
 
 
 def requests_body(jobs: Iterable[Job], following: str | None) -> bytes:
-    """The answer of `/requests`; ``following`` is what the next page is asked for with."""
+    """Encode the response of `/requests`; ``following`` is the ``after`` of the next page."""
     return encode(answers.Requests(tuple(map(status, jobs)), following))

@@ -1,4 +1,4 @@
-"""Server-sent events (WHATWG HTML, section 9.2): written by the supervisor, read by a client."""
+"""Server-sent events (WHATWG HTML, section 9.2): encoding in the supervisor, parsing in clients."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 PING = b": ping\n\n"
-"""A comment: what a stream says that has nothing to say."""
+"""A comment, sent while a stream is idle."""
 
 RETRY = b"retry: 1000\n\n"
-"""The first words of a stream that can be resumed: come back a second after it broke off."""
+"""The start of a stream that can be resumed: reconnect after a second."""
 
 PART_BYTES = 64 * 1024
-"""How much is sent at once: a client that is far behind costs this, not what it has still to read."""
+"""Bytes sent at once: a client that is far behind costs so much memory, not all that it has yet to read."""
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 def event(data: bytes, *, id: int | None = None, name: str | None = None) -> bytes:  # noqa: A002 - the field's name
-    """One event. ``data`` is UTF-8; its lines become lines of the event, so a client gets each line end as ``\\n``."""
+    """Encode an event. ``data`` is UTF-8; its lines become lines of the event, so a client gets each line end as ``\\n``."""
     head = b"" if name is None else b"event: %b\n" % name.encode()
     if id is not None:
         head += b"id: %d\n" % id
-    if b"\n" in data or b"\r" in data:  # mostly not, and searching by a pattern is slow
+    if b"\n" in data or b"\r" in data:  # rarely, and searching by a pattern is slow
         data = _LINE_END.sub(b"\ndata: ", data)
     return head + b"data: %b\n\n" % data
 
 
 def packed(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """``pieces`` joined, so that few writes carry many of them."""
+    """Join ``pieces`` into parts of about ``PART_BYTES``, to save writes."""
     waiting: list[bytes] = []
     size = 0
     for piece in pieces:
@@ -44,8 +44,8 @@ def packed(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(waiting)
 
 
-class Event(msgspec.Struct, frozen=True):
-    """One server-sent event; ``id`` is what a connection that broke is resumed behind."""
+class ServerSentEvent(msgspec.Struct, frozen=True):
+    """A server-sent event; a broken connection is resumed after its ``id``."""
 
     data: bytes
     name: str = ""
@@ -53,7 +53,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class EventParser:
-    """Makes events of a body, in pieces as they come; its lines end in ``\\n``, as ``event`` writes them."""
+    """Incremental parser of a body whose lines end in ``\\n``, as ``event`` writes them."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -61,10 +61,10 @@ class EventParser:
         self._name = ""
         self._id: str | None = None
 
-    def feed(self, piece: bytes) -> Iterator[Event]:
-        """The events that ``piece`` completes."""
+    def feed(self, piece: bytes) -> Iterator[ServerSentEvent]:
+        """Yield the events that ``piece`` completes."""
         self._rest += piece
-        if b"\n" not in piece:  # a long event is not looked at from its start with each piece of it
+        if b"\n" not in piece:  # a long event is not scanned from its start with each piece
             return
         *lines, rest = bytes(self._rest).split(b"\n")
         self._rest = bytearray(rest)
@@ -73,7 +73,7 @@ class EventParser:
                 self._field(line)
                 continue
             if self._data:
-                yield Event(b"\n".join(self._data), self._name, self._id)
+                yield ServerSentEvent(b"\n".join(self._data), self._name, self._id)
             self._data, self._name, self._id = [], "", None
 
     def _field(self, line: bytes) -> None:

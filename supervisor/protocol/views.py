@@ -1,4 +1,4 @@
-"""What is, at one moment, as the API, the metrics and the screens show it; made by the engine, read by everyone above.
+"""The current state as the API, the metrics and the dashboard show it; made by the engine, read by the layers above.
 
 Field names become camelCase on the wire. Times are milliseconds since 1970, durations milliseconds, sizes MiB.
 """
@@ -11,9 +11,9 @@ from supervisor.notice import Level
 
 
 class RefreshView(msgspec.Struct, frozen=True, rename="camel"):
-    """One finished refresh: how long each step took and how much GPU memory came back.
+    """A finished refresh: the time of each step and the GPU memory freed.
 
-    ``end_ms``: result in hand → worker and all it started are gone; ``release_ms``: → GPU memory seen free;
+    ``end_ms``: result received → worker and its processes exited; ``release_ms``: → GPU memory verified free;
     ``start_ms``: → fresh worker ready. ``verified`` is false where NVML could not attribute the memory.
     """
 
@@ -28,9 +28,9 @@ class RefreshView(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class WorkerView(msgspec.Struct, frozen=True, rename="camel"):
-    """One slot and the worker in it, as ``/workers`` shows it. ``running`` holds job ids, ``gpus`` indices (MIG: UUIDs).
+    """A slot and the worker in it, as ``/workers`` shows it. ``running`` holds job ids, ``gpus`` indices (MIG: UUIDs).
 
-    ``spare``: a ``parked`` one starts when jobs wait; one that was paused does not.
+    ``spare``: scaled down, so a ``parked`` slot starts when jobs wait; a paused one does not.
     """
 
     id: str
@@ -49,9 +49,8 @@ class WorkerView(msgspec.Struct, frozen=True, rename="camel"):
     spare: bool = False
 
 
-class GpuProcess(msgspec.Struct, frozen=True, rename="camel"):
-    """A process on a GPU. Of one that is not ``visible`` in this PID namespace no name is known; ``pid`` may then be another
-    namespace's."""
+class GpuProcessInfo(msgspec.Struct, frozen=True, rename="camel"):
+    """A process on a GPU. One that is not ``visible`` in this PID namespace has no name, and its ``pid`` may be another's."""
 
     pid: int
     memory_mib: int | None = msgspec.field(default=None, name="memoryMiB")
@@ -59,14 +58,14 @@ class GpuProcess(msgspec.Struct, frozen=True, rename="camel"):
     visible: bool = True
 
 
-class GpuProcessView(GpuProcess, frozen=True, rename="camel"):
-    """A process on a GPU; ``slot`` names ours, strangers have none. One that is not ``visible`` in this PID namespace may be
+class GpuProcessView(GpuProcessInfo, frozen=True, rename="camel"):
+    """A process on a GPU; ``slot`` is set for ours and null for others'. One that is not ``visible`` in this PID namespace may be
     either; ``pid`` may then be another namespace's."""
 
     slot: str | None = None
 
 
-class Gpu(msgspec.Struct, frozen=True, rename="camel"):
+class GpuInfo(msgspec.Struct, frozen=True, rename="camel"):
     """One GPU as NVML shows it."""
 
     index: int
@@ -82,7 +81,7 @@ class Gpu(msgspec.Struct, frozen=True, rename="camel"):
     lost: bool = False
 
 
-class GpuView(Gpu, frozen=True, rename="camel"):
+class GpuView(GpuInfo, frozen=True, rename="camel"):
     """One GPU as NVML shows it, with the slots on it."""
 
     slots: tuple[str, ...] = ()
@@ -111,9 +110,9 @@ class WorkerCounts(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RunningJobView(msgspec.Struct, frozen=True, rename="camel"):
-    """A job in a worker now. ``progress`` is its newest progress as JSON, ``null`` while there is none.
+    """A running job. ``progress`` is its newest progress as JSON, ``null`` while there is none.
 
-    (It is no ``Raw | None``: msgspec decodes that as ``None`` alone.)
+    (The type is not ``Raw | None``: msgspec decodes that only as None.)
     """
 
     id: str
@@ -124,7 +123,7 @@ class RunningJobView(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class EndedJobView(msgspec.Struct, frozen=True, rename="camel"):
-    """A job that ended lately; ``error`` is its first line."""
+    """A recently ended job; ``error`` is its first line."""
 
     id: str
     status: str
@@ -136,7 +135,7 @@ class EndedJobView(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class LogLine(msgspec.Struct, frozen=True, rename="camel"):
-    """A line that a worker wrote, or (without ``slot``) an event of the program itself, which has a ``level``."""
+    """A line of a worker's output, or (without ``slot``) an event of the program itself, which has a ``level``."""
 
     at: int
     text: str
@@ -159,7 +158,7 @@ class Stats(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """Values counted by size: ``counts[i]`` are at most ``bounds[i]`` and more than the bound before; the last has no bound."""
+    """Values counted by size: ``counts[i]`` are at most ``bounds[i]`` and above the previous bound; the last has no bound."""
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
@@ -167,7 +166,7 @@ class Histogram(msgspec.Struct, frozen=True):
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """What was counted since the start: never less than before. Times are in milliseconds.
+    """Counters since the start, which never decrease. Times are in milliseconds.
 
     ``ended`` is by status, ``refresh`` by step (``end``, ``release``, ``start``); ``unverified`` counts refreshes.
     """
@@ -182,7 +181,7 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, rename="camel"):
-    """Everything a screen shows, at one moment."""
+    """All that the dashboard shows, at one moment."""
 
     at: int
     version: str

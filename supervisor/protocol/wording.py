@@ -1,7 +1,7 @@
-"""Causes in words, for whoever reads a status, a list, a line or a screen; pure, in the supervisor. No other file words them.
+"""Formats causes as text for statuses, lists, logs and screens; pure, in the supervisor. All causes are worded here.
 
 A phrase says what a worker did (``was killed by SIGKILL``), so it can follow the worker's name, or what happened (``a cancelled
-job was still running``). The table has one for each cause; the few that put several facts together are functions.
+job was still running``). The table has one for each cause; those that combine several facts are functions.
 """
 
 from __future__ import annotations
@@ -41,38 +41,38 @@ XIDS = {
     120: "GSP error",
     154: "GPU recovery action changed",
 }
-"""Those that are met most, after NVIDIA's Xid catalogue; any other is known to people by its number alone."""
+"""The most common ones, from NVIDIA's Xid catalogue; others are shown by their number alone."""
 
 
 def words(cause: Cause) -> str:
-    """The phrase for ``cause``; of a job's the whole sentence."""
+    """Format ``cause`` as a phrase; for a job's cause, a whole sentence."""
     made = _WORDS[type(cause)]
     return made.format(cause) if isinstance(made, str) else made(cause)
 
 
 def of_worker(end: c.WorkerEnd) -> str:
-    """Why a worker ended, in words that follow its name."""
-    return f"was ended because {words(end)}" if isinstance(end, c.EndedBecause) else words(end)
+    """Format why a worker ended as a phrase that follows its name."""
+    return f"was stopped because {words(end)}" if isinstance(end, c.EndedBecause) else words(end)
 
 
 def error_of(job: Job) -> str | None:
-    """The ``error`` of ``job`` as clients are told it: the handler's own, or why the program ended it."""
+    """Return the ``error`` of ``job`` that clients see: the handler's own, or why the program ended it."""
     return job.error if job.cause is None else words(job.cause)
 
 
 def error_line(job: Job) -> str | None:
-    """The first line of ``error_of(job)``, for lists; of an exception its type and message, of a dead worker how it ended."""
+    """Return the first line of ``error_of(job)``, for lists; for an exception its type and message, for a dead worker its end."""
     error = _of_lost(job.cause) if isinstance(job.cause, c.WorkerLost) else error_of(job)
     return first_line(error) if error else None
 
 
 def xid(code: int) -> str:
-    """The driver's error number ``code``, with its meaning where that is known."""
+    """Format the driver's error number ``code``, with its meaning if known."""
     return f"Xid {code} ({XIDS[code]})" if code in XIDS else f"Xid {code}"
 
 
 def unknown_memory(gpus: tuple[c.UnknownGpu, ...]) -> str:
-    """Why it cannot be said whose the memory is that is in use."""
+    """Explain why the memory in use cannot be attributed to a process."""
     return "; ".join(map(_unknown, gpus))
 
 
@@ -117,10 +117,10 @@ def _unknown(gpu: c.UnknownGpu) -> str:
         + {
             c.Unknown.NO_COUNTER: "NVML has no counter of this GPU's memory",
             c.Unknown.NO_READING: "NVML gave no reading of its memory",
-            c.Unknown.NO_BASELINE: "NVML gave no reading from before the worker came",
+            c.Unknown.NO_BASELINE: "NVML gave no reading from before the worker started",
             c.Unknown.NO_PROCESSES: f"{more} lists no processes",
             c.Unknown.NOT_SHOWN: f"{more} does not show whose it is",
-            c.Unknown.UNSEEN: f"{more} lists pid {', '.join(map(str, gpu.unseen))}, of which nothing is known here",
+            c.Unknown.UNSEEN: f"{more} lists pid {', '.join(map(str, gpu.unseen))}, unknown here",
             c.Unknown.NEIGHBOUR_ENDED: (
                 "another worker on it has ended meanwhile, and NVML does not show whose memory came back"
             ),
@@ -164,7 +164,7 @@ def _closed(cause: c.SupervisorClosed) -> str:
     return "the supervisor was closed before the job ended" + ("; it waits in its store" if cause.kept else "")
 
 
-_ASKERS = {
+_REQUESTERS = {
     c.RefreshBy.HANDLER: "the handler",
     c.RefreshBy.CUDA_ERROR: "a CUDA error ({0.error})",
     c.RefreshBy.FULL_GPU: "a full GPU (--refresh-on-oom)",
@@ -178,8 +178,8 @@ _ASKERS = {
 _NO_FAULTS = {
     c.EndedBecause.TEMPLATE_DIED: "the template process died",
     c.EndedBecause.CANCELLED_JOB_RAN: "a cancelled job was still running",
-    c.EndedBecause.OVERDUE_JOB_RAN: "a job that was out of time was still running",
-    c.EndedBecause.SUPERVISOR_STOPS: "the supervisor stops",
+    c.EndedBecause.OVERDUE_JOB_RAN: "a timed-out job was still running",
+    c.EndedBecause.SUPERVISOR_STOPS: "the supervisor is stopping",
 }
 
 _WORDS: dict[type, Union[str, Callable[[Any], str]]] = {
@@ -189,8 +189,8 @@ _WORDS: dict[type, Union[str, Callable[[Any], str]]] = {
     # why there is no template
     c.TemplateNotStarted: "could not be started: {0.error}",
     c.TemplateVanished: "ended",
-    # who asked for a refresh
-    c.RefreshCause: lambda refresh: _ASKERS[refresh.by].format(refresh),
+    # what requested a refresh
+    c.RefreshCause: lambda refresh: _REQUESTERS[refresh.by].format(refresh),
     # why a slot is paused
     c.PausedByHand: "paused by hand",
     c.SpareCause: _spare,

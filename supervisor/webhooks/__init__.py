@@ -1,1 +1,1 @@
-"""Tells receivers by HTTP how jobs ended, from the store's outbox; in the supervisor's process."""
+"""Delivers webhooks about ended jobs from the store's outbox; in the supervisor's process."""

@@ -1,4 +1,4 @@
-"""Which addresses ``--webhook-deny-private`` leaves to webhooks: those that everyone can reach; in the supervisor."""
+"""Recognizes public IP addresses, the only ones that ``--webhook-deny-private`` allows; in the supervisor."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def is_public(text: str) -> bool:
-    """Whether ``text``, an address as ``getaddrinfo`` gives it, is one of the Internet. An IPv6 address that stands for an IPv4
-    one is as that is."""
+    """Return whether ``text``, an address from ``getaddrinfo``, is a public one; an IPv6 address that embeds an IPv4 one is as
+    public as that."""
     address: Address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address):
         inner = _inner(address)
@@ -36,7 +36,7 @@ def is_public(text: str) -> bool:
 
 
 def _inner(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that packets to ``address`` end at."""
+    """Return the IPv4 address that packets to ``address`` reach, or None."""
     if address in _NAT64 or int(address) >> 32 == 0:  # the latter: "IPv4-compatible", and ::1 with ::
         return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
     return address.ipv4_mapped or address.sixtofour

@@ -1,4 +1,4 @@
-"""The connection of one try at a webhook: made in the try's thread, cut from the loop when its time is over; supervisor."""
+"""The connection of one try at a webhook: opened in the try's thread, cut by the loop after its timeout; in the supervisor."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 from supervisor.webhooks.addresses import is_public
 
 MARGIN_S = 1.0
-"""How much later than the loop the connection itself would give up."""
+"""How much later than the loop's timeout the connection's own is."""
 
 _RESET = struct.pack("ii", 1, 0)
-"""To close is to reset: a receiver that fills the connection would wait a minute to learn that nobody reads."""
+"""Makes closing reset the connection: else a receiver that fills it would wait a minute to learn that it is unread."""
 
 Resolve = Callable[..., list[tuple[Any, ...]]]
 """As ``socket.getaddrinfo``."""
@@ -28,11 +28,11 @@ class PrivateAddressError(OSError):
     """``--webhook-deny-private`` forbids every address of the host."""
 
 
-class Line:
-    """What the try's thread and the loop share. ``status`` is the answer's, once its headers are there."""
+class WebhookConnection:
+    """State that a try's thread and the loop share. ``status`` is the response's, once its headers have arrived."""
 
     def __init__(self, timeout: float, *, deny_private: bool, resolve: Resolve = socket.getaddrinfo) -> None:
-        """All of it may take ``timeout`` seconds from now. With ``deny_private`` only public addresses are connected to."""
+        """Allow the try ``timeout`` seconds from now; with ``deny_private``, connect to public addresses only."""
         self.status: int | None = None
         self.deny_private = deny_private
         self._until = time.monotonic() + timeout
@@ -43,16 +43,16 @@ class Line:
 
     @property
     def left(self) -> float:
-        """Seconds that one step may take. A little more than are left: it is the loop that ends a try, and says so."""
+        """Seconds one step may take: ``MARGIN_S`` more than are left, so that the loop ends the try and reports it."""
         return max(0.0, self._until - time.monotonic()) + MARGIN_S
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """A connection to the first address of ``host`` that takes one; later ones get their share of the time, too.
+        """Connect to the first address of ``host`` that accepts; each gets its share of the time.
 
-        The address that is judged is the one that is connected to: the name is looked up once.
+        The name is resolved once, so that the checked address is the one connected to.
 
         Raises:
-            OSError: there is none; ``PrivateAddressError`` when none may be.
+            OSError: none accepts; ``PrivateAddressError`` if none is allowed.
         """
         found = self._resolve(host, port, type=socket.SOCK_STREAM)
         allowed = [entry for entry in found if not self.deny_private or is_public(entry[4][0])]
@@ -83,7 +83,7 @@ class Line:
             self._held = sock.dup()
 
     def cut(self) -> None:
-        """End the connection, now and for ever: whoever waits in it wakes up, here and at its other end."""
+        """Shut the connection down for good; this wakes threads that wait on it, and the receiver."""
         with self._lock:
             self._is_cut = True
             if self._held is not None:
@@ -92,7 +92,7 @@ class Line:
                     self._held.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go of the connection, when the thread has."""
+        """Release the connection, once the thread has finished."""
         with self._lock:
             self._is_cut = True
             self._release()

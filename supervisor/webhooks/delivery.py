@@ -1,6 +1,6 @@
-"""Delivers the webhooks of the store's outbox: what is due, to whom there is room for, in threads; in the supervisor's loop.
+"""Delivers the webhooks of the store's outbox when due, in threads, within limits per receiver; in the supervisor's loop.
 
-What came of a try is written before the next one is thought of, so a supervisor that is killed tries again what it had under way.
+The result of a try is written before the next one starts, so tries under way when the supervisor is killed are repeated.
 """
 
 from __future__ import annotations
@@ -20,70 +20,72 @@ from supervisor.errors import StoreError
 from supervisor.notice import Notice, Task, TaskFailed, WebhookGivenUp, WebhooksLost
 from supervisor.store.outbox import Outbox, Webhook
 from supervisor.store.writes import DropWebhook, PutOffWebhook, Write
-from supervisor.webhooks.connection import Line, Resolve
+from supervisor.webhooks.connection import Resolve, WebhookConnection
 from supervisor.webhooks.signature import headers
 
 TRIES = 128
-"""Tries at once, each in a thread of its own."""
+"""Maximum number of concurrent tries, each in its own thread."""
 
 TRIES_PER_RECEIVER = 8
-"""Of them to one receiver that answered the last one."""
+"""Maximum for a receiver that answered the last try."""
 
-TRIES_PER_STRANGER = 4
-"""To one that did not, or was never tried; all of these together get half: however many hang, there is room for the others."""
+TRIES_PER_UNKNOWN = 4
+"""Maximum for one that did not, or was never tried; all of these share half of ``TRIES``, so they cannot block the others."""
 
 KNOWN_RECEIVERS = 1000
-"""Those that answered that are remembered, the last ones."""
+"""Number of receivers remembered to have answered, the most recent ones."""
 
 BODY_BYTES = 256 * 2**20
-"""Bytes of bodies in memory from which no further try is begun."""
+"""Bytes of bodies in memory above which no further try starts."""
 
 READ_BYTES = 2**20
-"""Bytes of bodies from which no more is read in one look: others have the loop in between."""
+"""Bytes of bodies read in one pass; then the loop runs other callbacks."""
 
 READ_AGAIN_S = 10.0
-"""When the outbox is read again after that failed, or a thread could not be started."""
+"""Seconds until the next pass after an error of the outbox or of starting a thread."""
 
 CLOSE_S = 2.0
-"""How long tries that are under way may take at the end."""
+"""Seconds that tries under way get at the end."""
 
 THREAD = "webhook to"
-"""How the name of a try's thread begins."""
+"""Prefix of the names of the threads."""
 
 LOGGERS = ("urllib3.connection", "urllib3.connectionpool", "urllib3.util.retry")
-"""They write whole URLs, also as warnings, which Python shows by itself: those of our threads stay out of every log."""
+"""They log whole URLs, even as warnings, which Python prints by default: records of our threads are dropped."""
 
 
-class Engine(Protocol):
-    """What is needed of the engine."""
+class DeliveryEngine(Protocol):
+    """The part of the engine that delivery uses."""
 
     settings: Settings
     outbox: Outbox
     on_webhook: Callable[[], None] | None
 
     def write(self, write: Write) -> asyncio.Future[None]:
-        """Write something; done once it is on disk."""
+        """Queue a write; the future is done once it is on disk."""
 
     def notify(self, notice: Notice) -> None:
-        """Give notice of something."""
+        """Publish ``notice``."""
 
 
 class _Try:
-    """One try. It keeps its place until its thread has ended and what came of it is on disk (``written``)."""
+    """One try. It counts towards the limits until its thread has ended and its result is on disk (``written``)."""
 
-    def __init__(self, webhook: Webhook, line: Line, size: int) -> None:
+    def __init__(self, webhook: Webhook, connection: WebhookConnection, size: int) -> None:
         self.webhook = webhook
-        self.line = line
+        self.connection = connection
         self.size = size
         self.written = False
         self.task: asyncio.Task[None]
 
 
 class Webhooks:
-    """All methods belong to the thread of the event loop. ``delivered`` and ``failed`` count since the start."""
+    """Delivers webhooks; call its methods in the loop's thread. ``delivered`` and ``failed`` count since the start."""
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop, resolve: Resolve = socket.getaddrinfo) -> None:
-        """Deliver what waits in the engine's outbox, from ``start`` on; ``resolve`` looks names up."""
+    def __init__(
+        self, engine: DeliveryEngine, loop: asyncio.AbstractEventLoop, resolve: Resolve = socket.getaddrinfo
+    ) -> None:
+        """Deliver the engine's outbox, from ``start`` on; ``resolve`` resolves host names."""
         settings = engine.settings
         self.delivered = 0
         self.failed = 0
@@ -96,7 +98,7 @@ class Webhooks:
         self._deny_private = settings.webhook_deny_private
         self._key = webhook_key(settings.webhook_secret) if settings.webhook_secret is not None else None
         self._tries: set[_Try] = set()
-        self._answering: dict[str, None] = {}  # the last one is the last key
+        self._answering: dict[str, None] = {}  # the most recent one is the last key
         self._read = 0
         self._closed = False
         self._scheduled = False
@@ -105,42 +107,46 @@ class Webhooks:
 
     @property
     def pending(self) -> int:
-        """How many wait for a try or are under way."""
+        """Number of webhooks that wait for a try or are under way."""
         return self._engine.outbox.count()
 
     def start(self) -> None:
-        """Deliver what waits, and from now on what comes."""
+        """Deliver webhooks from now on."""
         for name in LOGGERS:
-            logging.getLogger(name).addFilter(_is_not_ours)
+            logging.getLogger(name).addFilter(_from_other_threads)
         self._engine.on_webhook = self._wake
         self._wake()
 
-    async def finish(self, patience: float, at_once: asyncio.Event) -> None:
-        """Go on until nothing waits any more, for ``patience`` seconds at most or until ``at_once``: for an outbox that may end
-        with the program. What is left is told."""
-        await self._until(lambda: not self._under_way() and not self._engine.outbox.receivers(), patience, at_once)
+    async def finish(self, timeout: float, at_once: asyncio.Event) -> None:
+        """Deliver all that is left of an outbox that ends with the program, and report what could not be.
+
+        Takes ``timeout`` seconds at most, or until ``at_once`` is set.
+        """
+        await self._until(lambda: not self._under_way() and not self._engine.outbox.receivers(), timeout, at_once)
         left = self.pending
         if left:
             self._engine.notify(WebhooksLost(left))
 
     async def close(self, at_once: asyncio.Event) -> None:
-        """Begin no more, and give those under way ``CLOSE_S``, or until ``at_once``. What is left stays in the outbox as if it
-        had not been tried."""
+        """Start no more tries, and give those under way ``CLOSE_S``, or until ``at_once`` is set.
+
+        Those left stay in the outbox as if they had not been tried.
+        """
         self._closed = True
         self._engine.on_webhook = None
         if self._timer is not None:
             self._timer.cancel()
         await self._until(lambda: not self._under_way(), CLOSE_S, at_once)
         for each in self._tries:
-            each.line.cut()
+            each.connection.cut()
             each.task.cancel()
         await asyncio.gather(*(each.task for each in self._tries), return_exceptions=True)
 
     def _under_way(self) -> bool:
         return not all(each.written for each in self._tries)
 
-    async def _until(self, reached: Callable[[], bool], patience: float, at_once: asyncio.Event) -> None:
-        until = self._loop.time() + patience
+    async def _until(self, reached: Callable[[], bool], timeout: float, at_once: asyncio.Event) -> None:
+        until = self._loop.time() + timeout
         hurry = asyncio.ensure_future(at_once.wait())
         try:
             while not reached() and not at_once.is_set() and (left := until - self._loop.time()) > 0:
@@ -153,13 +159,13 @@ class Webhooks:
     # --- what is due ----------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        """Look soon; several calls share one look."""
+        """Schedule a pass; several calls share one."""
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._look)
+            self._loop.call_soon(self._pass)
 
-    def _look(self) -> None:
-        """Begin what is due and has room, and come again when more will be."""
+    def _pass(self) -> None:
+        """Start the tries that are due and within the limits, and schedule the next pass."""
         self._scheduled = False
         if not self._changed.done():
             self._changed.set_result(None)
@@ -169,14 +175,14 @@ class Webhooks:
             self._timer.cancel()
         try:
             wait = self._begin_all()
-        except (StoreError, RuntimeError) as error:  # the latter: no more threads
+        except (StoreError, RuntimeError) as error:  # RuntimeError: no more threads
             self._engine.notify(TaskFailed(Task.DELIVER_WEBHOOKS, str(error)))
             wait = READ_AGAIN_S
         if wait is not None:
             self._timer = self._loop.call_later(wait, self._wake)
 
     def _begin_all(self) -> float | None:
-        """Begin tries; in how many seconds the next is due."""
+        """Start tries; return the seconds until the next is due, or None."""
         now_ms = _wall_ms()
         self._read = 0
         receivers = self._engine.outbox.receivers()
@@ -184,7 +190,7 @@ class Webhooks:
         return min(waits, default=None)
 
     def _begin(self, receiver: str, now_ms: int) -> float | None:
-        """Begin tries at ``receiver``; in how many seconds the next is due, ``None``: when one of them has ended."""
+        """Start tries at ``receiver``; return the seconds until the next is due, None if it must wait for one to end."""
         under_way = [each for each in self._tries if each.webhook.receiver == receiver]
         room = self._room(receiver, len(under_way))
         if room <= 0:
@@ -204,12 +210,12 @@ class Webhooks:
         return None
 
     def _room(self, receiver: str, under_way: int) -> int:
-        """How many more tries there may be at ``receiver`` now."""
+        """Return how many more tries at ``receiver`` may start now."""
         room = TRIES - len(self._tries)
         if receiver in self._answering:
             return min(room, TRIES_PER_RECEIVER - under_way)
-        strangers = sum(each.webhook.receiver not in self._answering for each in self._tries)
-        return min(room, TRIES_PER_STRANGER - under_way, TRIES // 2 - strangers)
+        unknown = sum(each.webhook.receiver not in self._answering for each in self._tries)
+        return min(room, TRIES_PER_UNKNOWN - under_way, TRIES // 2 - unknown)
 
     # --- one try --------------------------------------------------------------------------------------------------------
 
@@ -218,33 +224,35 @@ class Webhooks:
         if body is None:
             return
         self._read += len(body)
-        line = Line(self._timeout, deny_private=self._deny_private, resolve=self._resolve)
+        connection = WebhookConnection(self._timeout, deny_private=self._deny_private, resolve=self._resolve)
         ended: asyncio.Future[str | None] = self._loop.create_future()
         name = f"{THREAD} {webhook.receiver}"
-        threading.Thread(target=self._post, args=(webhook, body, line, ended), name=name, daemon=True).start()
-        begun = _Try(webhook, line, len(body))
+        threading.Thread(target=self._post, args=(webhook, body, connection, ended), name=name, daemon=True).start()
+        begun = _Try(webhook, connection, len(body))
         self._tries.add(begun)
         begun.task = self._loop.create_task(self._follow(begun, ended))
 
-    def _post(self, webhook: Webhook, body: bytes, line: Line, ended: asyncio.Future[str | None]) -> None:
-        """The thread of a try; ``ended`` is to have what was wrong when there is no answer."""
+    def _post(
+        self, webhook: Webhook, body: bytes, connection: WebhookConnection, ended: asyncio.Future[str | None]
+    ) -> None:
+        """Run a try in its thread; set ``ended`` to None, or to the reason why there is no response."""
         why: str | None = None
         try:
             from supervisor.webhooks.post import post  # noqa: PLC0415 - `requests` is large, and most programs post nothing
 
-            why = post(line, webhook.url, body, headers(webhook.id, body, int(time.time()), self._key))
-        except Exception as error:  # noqa: BLE001 - a traceback would show the URL, and this is a thread's last
+            why = post(connection, webhook.url, body, headers(webhook.id, body, int(time.time()), self._key))
+        except Exception as error:  # noqa: BLE001 - a traceback would show the URL, and the thread ends here
             why = f"a fault of this program ({type(error).__name__})"
         finally:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(ended.set_result, why)
 
     async def _follow(self, begun: _Try, ended: asyncio.Future[str | None]) -> None:
-        """Write what came of a try once its thread has ended, or its time is over; cancelled before, it was none."""
+        """Write the result of a try once its thread has ended or its time is over; nothing if cancelled before."""
         receiver = begun.webhook.receiver
         await asyncio.wait([ended], timeout=self._timeout)
-        status = begun.line.status  # before it is cut: half a head would pass for an answer
-        begun.line.cut()
+        status = begun.connection.status  # read before cutting: a truncated header could pass for a response
+        begun.connection.cut()
         if ended.done():
             self._remember(receiver)
             why = ended.result()
@@ -255,19 +263,19 @@ class Webhooks:
         await self._write(begun.webhook, None if status == 200 else _reason(status, why))
         begun.written = True
         self._wake()
-        await asyncio.wait([ended])  # the thread may wait for a name to be resolved, which nothing can end
+        await asyncio.wait([ended])  # the thread may be resolving a name, which cannot be interrupted
         self._tries.discard(begun)
         self._wake()
 
     def _remember(self, receiver: str) -> None:
-        """It answers, or refuses at once, which costs as little."""
+        """Note that ``receiver`` answers, or rejects at once, which costs as little."""
         self._answering.pop(receiver, None)
         self._answering[receiver] = None
         if len(self._answering) > KNOWN_RECEIVERS:
             del self._answering[next(iter(self._answering))]
 
     async def _write(self, webhook: Webhook, failure: str | None) -> None:
-        """Write that a try is over, ``failure``: in vain. Nothing can change that any more."""
+        """Write the result of a try, which is final; ``failure`` says why it failed, None if it did not."""
         tries = webhook.tries + 1
         again = failure is not None and tries <= self._retries
         write: Write = PutOffWebhook(webhook.id, _wall_ms() + self._delay_ms) if again else DropWebhook(webhook.id)
@@ -285,7 +293,7 @@ def _reason(status: int | None, why: str | None) -> str:
     return f"{status} (redirects are not followed)" if 300 <= status < 400 else str(status)
 
 
-def _is_not_ours(record: logging.LogRecord) -> bool:
+def _from_other_threads(record: logging.LogRecord) -> bool:
     return not str(record.threadName).startswith(THREAD)
 
 

@@ -1,8 +1,7 @@
 """One try at a webhook: a POST by ``requests``, in a thread of the supervisor.
 
-Of the environment, proxies and certificate authorities count, as operators expect; ``.netrc`` does not, since it would give
-credentials to whoever is named in a job. Nothing is kept from one try to the next: no cookies, no connections that may have gone
-stale.
+The environment's proxies and certificate authorities apply, as operators expect; ``.netrc`` does not, since it would send
+credentials to any host named in a job. Tries share no cookies, and no connections, which may have gone stale.
 """
 
 from __future__ import annotations
@@ -21,36 +20,38 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError
 
 from supervisor.config.settings import is_loopback
-from supervisor.webhooks.connection import Line, PrivateAddressError
+from supervisor.webhooks.connection import PrivateAddressError, WebhookConnection
 
 ENOUGH = 65_536
-"""Bytes of an answer that are read, so that a receiver can finish an ordinary one; nothing is done with them."""
+"""Bytes of a response that are read and dropped, so that a receiver can finish sending an ordinary one."""
 
 
-def post(line: Line, url: str, body: bytes, headers: Mapping[str, str]) -> str | None:
-    """Post ``body`` to ``url`` and leave the answer's status in ``line``; what is wrong when there is none.
+def post(connection: WebhookConnection, url: str, body: bytes, headers: Mapping[str, str]) -> str | None:
+    """Post ``body`` to ``url`` and store the response's status in ``connection``; return the reason if there is none.
 
-    That has no more of ``url`` in it than its host.
+    The reason contains no more of ``url`` than its host.
     """
     try:
         request = requests.Request("POST", url, data=body, headers=dict(headers)).prepare()
-        with contextlib.closing(_Adapter(line)) as adapter, requests.Session() as session:
+        with contextlib.closing(_Adapter(connection)) as adapter, requests.Session() as session:
             options: dict[str, Any] = {**session.merge_environment_settings(request.url, {}, True, None, None)}
-            if line.deny_private or is_loopback(urlsplit(url).hostname or ""):
-                options["proxies"] = {}  # behind a proxy nobody sees the address, and a proxy's loopback is not ours
-            _send(adapter, request, line, options)
+            if connection.deny_private or is_loopback(urlsplit(url).hostname or ""):
+                options["proxies"] = {}  # a proxy would hide the address, and its loopback is not ours
+            _send(adapter, request, connection, options)
     except (requests.RequestException, HTTPError, http.client.HTTPException, OSError, ValueError) as error:
         return explain(error)
     finally:
-        line.close()
+        connection.close()
     return None
 
 
-def _send(adapter: HTTPAdapter, request: requests.PreparedRequest, line: Line, options: dict[str, Any]) -> None:
-    # By the adapter: a session reads the whole body of a redirect, also of one that it is told not to follow.
-    response = adapter.send(request, **{**options, "stream": True, "timeout": (line.left, line.left)})
-    line.status = response.status_code
-    with contextlib.suppress(HTTPError, http.client.HTTPException, OSError, ValueError):  # the status is what counts
+def _send(
+    adapter: HTTPAdapter, request: requests.PreparedRequest, connection: WebhookConnection, options: dict[str, Any]
+) -> None:
+    # Sent by the adapter: a session reads the whole body of a redirect, even of one that it must not follow.
+    response = adapter.send(request, **{**options, "stream": True, "timeout": (connection.left, connection.left)})
+    connection.status = response.status_code
+    with contextlib.suppress(HTTPError, http.client.HTTPException, OSError, ValueError):  # only the status counts
         response.raw.read(ENOUGH, decode_content=False)
     response.close()
 
@@ -59,38 +60,38 @@ def _send(adapter: HTTPAdapter, request: requests.PreparedRequest, line: Line, o
 
 
 class _Adapter(HTTPAdapter):
-    """Has all connections made by one ``line``. (``urllib3`` has no public seam for that; ``_new_conn`` is the usual one.)"""
+    """Opens all connections through one ``WebhookConnection``, by the usual ``_new_conn``: ``urllib3`` has no public hook."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, connection: WebhookConnection) -> None:
+        self._connection = connection
         super().__init__(pool_connections=1, pool_maxsize=1)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
-        self.poolmanager.pool_classes_by_scheme = _pools(self._line)
+        self.poolmanager.pool_classes_by_scheme = _pools(self._connection)
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
         manager = super().proxy_manager_for(proxy, **options)
         if not proxy.lower().startswith("socks"):  # those have connections of their own
-            manager.pool_classes_by_scheme = _pools(self._line)
+            manager.pool_classes_by_scheme = _pools(self._connection)
         return manager
 
 
-def _pools(line: Line) -> dict[str, Any]:
-    def on_line(kind: Callable[..., Any]) -> Callable[..., Any]:
-        """Makes connections of this ``kind``, by ``line``."""
+def _pools(connection: WebhookConnection) -> dict[str, Any]:
+    def opening(kind: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap the connection class ``kind`` to open its sockets by ``connection``."""
 
         def make(*args: Any, **options: Any) -> Any:
-            connection = kind(*args, **options)
-            connection._new_conn = lambda: line.connect(connection._dns_host, connection.port)
-            return connection
+            opened = kind(*args, **options)
+            opened._new_conn = lambda: connection.connect(opened._dns_host, opened.port)
+            return opened
 
         return make
 
     def pool_of(kind: Callable[..., Any]) -> Callable[..., Any]:
         def make(*args: Any, **options: Any) -> Any:
             pool = kind(*args, **options)
-            pool.ConnectionCls = on_line(pool.ConnectionCls)
+            pool.ConnectionCls = opening(pool.ConnectionCls)
             return pool
 
         return make
@@ -102,10 +103,10 @@ def _pools(line: Line) -> dict[str, Any]:
 
 
 def explain(error: BaseException) -> str:
-    """Why there is no answer, in words without the URL; the libraries' own messages have it in them."""
+    """Explain why there is no response, without the URL, which the libraries' own messages contain."""
     causes = list(_causes(error))
     prefix = "its proxy: " if isinstance(error, requests.exceptions.ProxyError) else ""
-    for cause in reversed(causes):  # the first of them says most
+    for cause in reversed(causes):  # the root cause is the most specific
         if (words := _words(cause)) is not None:
             return prefix + words
     if any(isinstance(cause, ValueError) for cause in causes):
@@ -131,11 +132,11 @@ _WORDS = {
     http.client.RemoteDisconnected: "it closed the connection without an answer",
     TimeoutError: "no answer in time",
 }
-"""What is looked for, the first before the others."""
+"""Messages by exception class; the first that matches is used."""
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """``error``, what led to it, and so on."""
+    """Yield ``error`` and the chain of its causes."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen

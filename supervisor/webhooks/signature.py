@@ -14,7 +14,7 @@ from supervisor import __version__
 
 
 def headers(webhook_id: str, body: bytes, seconds: int, key: bytes | None) -> dict[str, str]:
-    """The headers of a try at ``seconds`` since 1970; with a signature when there is a ``key``."""
+    """Make the headers of a try at ``seconds`` since 1970, signed if there is a ``key``."""
     made = {
         "Connection": "close",
         "Content-Type": "application/json",
@@ -28,7 +28,7 @@ def headers(webhook_id: str, body: bytes, seconds: int, key: bytes | None) -> di
 
 
 def sign(webhook_id: str, body: bytes, seconds: int, key: bytes) -> str:
-    """The value of ``webhook-signature``. ``webhook_id`` has no dot, else two messages could have one signature."""
+    """Return the value of ``webhook-signature``. ``webhook_id`` has no dot: else two messages could share a signature."""
     digest = hmac.new(key, f"{webhook_id}.{seconds}.".encode(), hashlib.sha256)
-    digest.update(body)  # on its own: it may be large
+    digest.update(body)  # separately, to avoid a copy: it may be large
     return f"v1,{base64.b64encode(digest.digest()).decode()}"

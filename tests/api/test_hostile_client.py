@@ -333,7 +333,7 @@ def test_those_who_go_already_make_room_once() -> None:
             self.since = since
             self.dropped = 0
 
-        def waits_since(self) -> float | None:
+        def idle_since(self) -> float | None:
             return self.since
 
         def drop(self) -> None:

@@ -104,7 +104,7 @@ def test_progress_is_shown_while_the_job_runs(site: Site) -> None:
 def test_unknown_jobs(site: Site, method: str, path: str) -> None:
     answer = site.ask(method, path)
     assert answer.status == 404
-    assert "no job 'no'" in answer.error
+    assert "job 'no' not found" in answer.error
 
 
 def test_the_same_key_is_the_same_job(site: Site) -> None:

@@ -154,7 +154,7 @@ def test_a_long_answer_that_breaks_off_uses_up_no_chunks(site: Site) -> None:
 
 
 def test_a_long_answer_that_a_stop_cuts_uses_up_no_chunks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "LAST_WORDS_S", 0.05)
+    monkeypatch.setattr(server, "FLUSH_S", 0.05)
     site.call(site.engine.change, "a", **ENDED)
     site.call(site.engine.add_chunks, "a", *[b'"%b"' % (b"x" * 10_000)] * 10_000)
     with site.raw(b"GET /stream/a HTTP/1.1\r\nHost: localhost\r\n\r\n") as sock:
@@ -224,7 +224,7 @@ def test_streams_of_unknown_jobs(site: Site, path: str) -> None:
     for headers in ({}, SSE):
         answer = site.ask("GET", path, headers=headers)
         assert (answer.status, answer.headers["content-type"]) == (404, "application/json")
-        assert "no job 'no'" in answer.error
+        assert "job 'no' not found" in answer.error
 
 
 def test_a_job_that_is_forgotten_ends_its_stream(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +310,7 @@ def test_an_answer_that_cannot_go_on_is_cut(site: Site, monkeypatch: pytest.Monk
 
 
 def test_a_stop_cuts_a_long_answer_that_nobody_reads(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "LAST_WORDS_S", 0.05)
+    monkeypatch.setattr(server, "FLUSH_S", 0.05)
     site.call(site.engine.change, "a", **ENDED)
     site.call(site.engine.add_chunks, "a", *[b'"%b"' % (b"x" * 10_000)] * 10_000)
     with site.raw(b"GET /stream/a?after=0 HTTP/1.1\r\nHost: localhost\r\n\r\n") as sock:

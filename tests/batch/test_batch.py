@@ -46,7 +46,7 @@ def test_every_line_has_its_answer(batch: Batches) -> None:
     assert run.returncode == 1
     assert run.stdout == b""
     assert b"10 lines done, 5 failed" in run.stderr
-    assert b"line 5 FAILED: the line is not JSON: invalid character at byte 1" in run.stderr
+    assert b"line 5 FAILED: the line is invalid JSON: invalid character at byte 1" in run.stderr
     assert [result["line"] for result in results] == [1, 3, 4, 5, 6, 7, 8, 9, 10, 11]
     by_line = {result["line"]: result for result in results}
     completed = {

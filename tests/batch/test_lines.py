@@ -11,9 +11,9 @@ import pytest
 
 from supervisor.batch import results
 from supervisor.batch import source as source_module
-from supervisor.batch.request import id_of, output_line, read_request, refused
-from supervisor.batch.results import Done, FileSink, read_output
-from supervisor.batch.source import Line, Source
+from supervisor.batch.request import id_of, output_line, read_request, rejected
+from supervisor.batch.results import AnsweredLines, FileSink, read_output
+from supervisor.batch.source import InputLine, Source
 from supervisor.cli.serving.progress_bar import BatchProgress, draw, progress_line
 from supervisor.errors import RequestError, UsageError
 from supervisor.job import Job, JobRequest, JobStatus, Outcome
@@ -24,8 +24,8 @@ from supervisor.store.writes import DeleteJob, End, Insert
 LONGEST = 40
 
 
-def read_all(fd: int) -> list[Line]:
-    async def read() -> list[Line]:
+def read_all(fd: int) -> list[InputLine]:
+    async def read() -> list[InputLine]:
         source, lines = Source(fd, asyncio.get_running_loop(), LONGEST), []
         while (more := await source.read()) is not None:
             lines += more
@@ -34,7 +34,7 @@ def read_all(fd: int) -> list[Line]:
     return asyncio.run(read())
 
 
-def line_of(text: bytes, number: int = 1) -> Line:
+def line_of(text: bytes, number: int = 1) -> InputLine:
     fd = os.memfd_create("lines")
     try:
         os.write(fd, b"\n" * (number - 1) + text)
@@ -105,10 +105,10 @@ def test_what_a_line_asks_for(text: bytes, wanted: JobRequest) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"nonsense", "the line is not JSON: invalid character at byte 1"),
-        (b'{"a":1', "the line is not JSON: it ends too early, at byte 6"),
-        (b"1,2", "the line is not JSON: trailing characters at byte 2"),
-        (b"NaN", "the line is not JSON: invalid character at byte 0"),
+        (b"nonsense", "the line is invalid JSON: invalid character at byte 1"),
+        (b'{"a":1', "the line is invalid JSON: unexpected end at byte 6"),
+        (b"1,2", "the line is invalid JSON: trailing characters at byte 2"),
+        (b"NaN", "the line is invalid JSON: invalid character at byte 0"),
         (b'{"a":"\xff"}', "the line is not UTF-8: invalid start byte at byte 6"),
         (b'{"input":1,"id":7}', "id: expected a string"),
         (b'{"input":1,"policy":7}', "policy: expected an object"),
@@ -121,7 +121,7 @@ def test_what_is_wrong_with_a_line(text: bytes, reason: str) -> None:
         read_request(line, LONGEST)
     assert str(raised.value) == reason
     assert id_of(line, LONGEST) == line.name
-    told = output_line(refused(line, reason), line.number)
+    told = output_line(rejected(line, reason), line.number)
     assert told.startswith(b'{"id":"line-3-')
     assert b'"status":"FAILED","delayTime":0,"executionTime":0,' in told
     assert told.endswith(b',"retries":0,"line":3}\n')
@@ -130,7 +130,7 @@ def test_what_is_wrong_with_a_line(text: bytes, reason: str) -> None:
 def test_a_line_that_is_nested_too_deeply() -> None:
     for text in (b"[" * 100_000, b'{"a":' * 100_000):
         with pytest.raises(RequestError, match="nested too deeply"):
-            read_request(Line(1, len(text), 0, text), 2**30)
+            read_request(InputLine(1, len(text), 0, text), 2**30)
 
 
 def test_an_output_is_one_line() -> None:
@@ -141,7 +141,7 @@ def test_an_output_is_one_line() -> None:
 # --- what is answered ------------------------------------------------------------------------------------------------------
 
 
-def answered(path: Path, text: bytes) -> Done:
+def answered(path: Path, text: bytes) -> AnsweredLines:
     path.write_bytes(text)
     fd = os.open(path, os.O_RDWR)
     try:
@@ -195,7 +195,7 @@ def test_a_first_line_without_an_end_is_cut_only_where_it_may_be_ours(tmp_path: 
 
 
 def test_ten_million_answers_cost_little() -> None:
-    done = Done()
+    done = AnsweredLines()
     for number in range(10_000_000, 10_100_000):
         done.add(number, "a", completed=True)
     size = sum(len(page) * page.itemsize for page in done._pages.values())

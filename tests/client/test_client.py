@@ -99,9 +99,9 @@ def test_what_it_asks(answers: Any, tcp: str) -> None:
     assert client.cancel("a/b") == Accepted("a/b", JobStatus.CANCELLED)
     assert answers.heard.get(timeout=20)[1] == "/v2/my_handler/cancel/a%2Fb"
     answers.body = msgspec.json.encode(Health(JobCounts(completed=1), WorkerCounts(idle=2)))
-    assert client.ask("GET", "/health", Health).workers.idle == 2
+    assert client.request("GET", "/health", Health).workers.idle == 2
     answers.body = b'{"id": "x", "status": "IN_QUEUE"}'
-    client.ask("POST", "/run", Accepted, b'{"input": 1}')
+    client.request("POST", "/run", Accepted, b'{"input": 1}')
     *_, headers, body = list(answers.heard.queue)[-1]
     assert (headers["Content-Type"], body) == ("application/json", b'{"input": 1}')
 
@@ -115,8 +115,12 @@ def test_a_body_that_goes_on_can_be_read_line_by_line(answers: Any, unix: str) -
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        (401, b'{"error": "a key is needed"}', "wants a key: give the right one with --api-key or SUPERVISE_API_KEY"),
-        (404, b'{"error": "no job \'x\'"}', "no job 'x' (HTTP 404)"),
+        (
+            401,
+            b'{"error": "missing or invalid API key"}',
+            "requires a valid API key (--api-key or SUPERVISE_API_KEY)",
+        ),
+        (404, b'{"error": "job \'x\' not found"}', "job 'x' not found (HTTP 404)"),
         (404, b"<html>", "knows no /snapshot; is it a supervisor"),
         (503, b'{"error": "draining"}', "draining (HTTP 503)"),
         (502, b"", "Bad Gateway (HTTP 502)"),

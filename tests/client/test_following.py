@@ -14,7 +14,7 @@ from supervisor.client import client as module
 from supervisor.client.client import Client
 from supervisor.errors import ClientError, RefusedError, UnreachableError, UsageError
 from supervisor.job import JobStatus
-from supervisor.protocol.sse import Event, EventParser
+from supervisor.protocol.sse import EventParser, ServerSentEvent
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 END = b'event: end\ndata: {"status":"COMPLETED"}\n\n'
@@ -108,9 +108,9 @@ def test_events_come_whole_however_they_are_cut(size: int) -> None:
     parser = EventParser()
     pieces = [EVENTS[at : at + size] for at in range(0, len(EVENTS), size)]
     assert [event for piece in pieces for event in parser.feed(piece)] == [
-        Event(b'{"a":1}', "", "0"),
-        Event(b"one\ntwo\n", "", None),
-        Event("é".encode(), "end", "7"),
+        ServerSentEvent(b'{"a":1}', "", "0"),
+        ServerSentEvent(b"one\ntwo\n", "", None),
+        ServerSentEvent("é".encode(), "end", "7"),
     ]
 
 

@@ -198,7 +198,7 @@ def test_a_leak_that_nvml_lists_by_the_hosts_pid_is_no_free_memory(
         pid = run.runsync({"mib": 500, "refresh": True})["output"]["pid"]
         last = refreshed(run, "gpu1", times)["lastRefresh"]
         assert (last["verified"], last["freedMiB"]) == (False, 0)
-        why = f"500 MiB more in use than before, and NVML lists pid {NO_PID_HERE + pid}, of which nothing is known here"
+        why = f"500 MiB more in use than before, and NVML lists pid {NO_PID_HERE + pid}, unknown here"
         run.wait_for_line(f"^gpu1: release unverified: {why}$")
     (gpu,) = run.get("/gpus")
     assert gpu["memoryUsedMiB"] == 1500

@@ -16,5 +16,5 @@ LEVELS = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR:
 def test_a_notice_is_logged_at_its_level(caplog, notice, level, line):
     house = EngineThread(make_settings("test:handler"), temporary=True)
     with caplog.at_level(logging.DEBUG, "supervisor"):
-        house._heard(notice)
+        house._handle(notice)
     assert caplog.record_tuples == [("supervisor", LEVELS[level], line)]

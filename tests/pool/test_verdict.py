@@ -323,7 +323,7 @@ def test_freed_and_held_and_by_whom():
         (
             EMPTY,
             sample(500, unseen(500)),
-            "500 MiB more in use than before, and NVML lists pid 4190000, of which nothing is known here",
+            "500 MiB more in use than before, and NVML lists pid 4190000, unknown here",
         ),
         (
             sample(900, unseen(900)),

@@ -47,7 +47,7 @@ WORDS: list[tuple[msgspec.Struct, str]] = [
     (c.EndedBecause.TEMPLATE_DIED, "the template process died"),
     (c.StartTimedOut(60.0), "did not become ready within 60 s (--start-timeout)"),
     (c.EndedBecause.CANCELLED_JOB_RAN, "a cancelled job was still running"),
-    (c.EndedBecause.OVERDUE_JOB_RAN, "a job that was out of time was still running"),
+    (c.EndedBecause.OVERDUE_JOB_RAN, "a timed-out job was still running"),
     (c.CancelIgnored(2.5), "did not stop a cancelled job within 2.5 s (--grace)"),
     (c.ProtocolBroken("nonsense"), "broke the protocol: nonsense"),
     (c.GpusLost((c.LostGpu(0, xid=79),)), "lost its GPU 0: Xid 79 (GPU has fallen off the bus)"),
@@ -55,7 +55,7 @@ WORDS: list[tuple[msgspec.Struct, str]] = [
         c.GpusLost((c.LostGpu(0, xid=777), c.LostGpu(1, error="Unknown Error"), c.LostGpu(2))),
         "lost its GPU 0: Xid 777, GPU 1 (Unknown Error), GPU 2 (GPU is lost)",
     ),
-    (c.EndedBecause.SUPERVISOR_STOPS, "the supervisor stops"),
+    (c.EndedBecause.SUPERVISOR_STOPS, "the supervisor is stopping"),
     # what keeps a slot from its next worker
     (MEMORY, "300 MiB still in use by pid 10 (unknown), pid 11 (python)"),
     (
@@ -81,7 +81,7 @@ JOB_CAUSES: list[tuple[msgspec.Struct, str, str]] = [
     ),
     (
         c.WorkerLost("gpu0", 41, c.EndedBecause.TEMPLATE_DIED),
-        "worker gpu0 (pid 41) was ended because the template process died",
+        "worker gpu0 (pid 41) was stopped because the template process died",
         '{"type":"worker_lost","slot":"gpu0","pid":41,"end":"template_died","tail":[]}',
     ),
     (

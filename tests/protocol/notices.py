@@ -32,7 +32,7 @@ NOTICES: list[tuple[n.Notice, str, n.Level, str, dict[str, Any]]] = [
         n.WorkerRestarts("gpu0", 41, c.EndedBecause.CANCELLED_JOB_RAN),
         "restart",
         INFO,
-        "gpu0: worker (pid 41) was ended because a cancelled job was still running; restarting",
+        "gpu0: worker (pid 41) was stopped because a cancelled job was still running; restarting",
         GPU0,
     ),
     (

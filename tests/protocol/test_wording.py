@@ -42,8 +42,8 @@ def test_a_worker_may_have_ended_by_any_of_its_ends(end):
 @pytest.mark.parametrize(
     ("end", "words"),
     [
-        (c.EndedBecause.CANCELLED_JOB_RAN, "was ended because a cancelled job was still running"),
-        (c.EndedBecause.SUPERVISOR_STOPS, "was ended because the supervisor stops"),
+        (c.EndedBecause.CANCELLED_JOB_RAN, "was stopped because a cancelled job was still running"),
+        (c.EndedBecause.SUPERVISOR_STOPS, "was stopped because the supervisor is stopping"),
         (EXITED, "exited with code 3"),
         (c.ForkRefused("no memory"), "could not be forked: no memory"),
     ],
@@ -57,14 +57,14 @@ def test_what_follows_the_name_of_a_worker(end, words):
     [
         (c.Unknown.NO_COUNTER, "NVML has no counter of this GPU's memory"),
         (c.Unknown.NO_READING, "NVML gave no reading of its memory"),
-        (c.Unknown.NO_BASELINE, "NVML gave no reading from before the worker came"),
+        (c.Unknown.NO_BASELINE, "NVML gave no reading from before the worker started"),
         (c.Unknown.NO_PROCESSES, "900 MiB more in use than before, and NVML lists no processes"),
         (c.Unknown.NOT_SHOWN, "900 MiB more in use than before, and NVML does not show whose it is"),
         (
             c.Unknown.NEIGHBOUR_ENDED,
             "another worker on it has ended meanwhile, and NVML does not show whose memory came back",
         ),
-        (c.Unknown.UNSEEN, "900 MiB more in use than before, and NVML lists pid 7, 8, of which nothing is known here"),
+        (c.Unknown.UNSEEN, "900 MiB more in use than before, and NVML lists pid 7, 8, unknown here"),
     ],
 )
 def test_why_memory_is_unverified(why, words):

@@ -10,7 +10,7 @@ import pytest
 
 from supervisor.webhooks import connection
 from supervisor.webhooks.addresses import is_public
-from supervisor.webhooks.connection import Line, PrivateAddressError
+from supervisor.webhooks.connection import PrivateAddressError, WebhookConnection
 
 if TYPE_CHECKING:
     from conftest import Does, Office, Receiver
@@ -81,7 +81,7 @@ def test_private_ones_among_the_addresses_are_passed_over(monkeypatch: pytest.Mo
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(connection, "is_public", lambda address: address == "127.0.0.1")
         port = server.getsockname()[1]
-        line = Line(
+        line = WebhookConnection(
             5, deny_private=True, resolve=lambda *_, **__: [(*entry[:4], (entry[4][0], port)) for entry in mixed]
         )
         mixed = found("10.255.255.1", "127.0.0.1")
@@ -105,7 +105,7 @@ def test_proxies_are_not_used_then(
 
 def test_a_line_that_was_cut_connects_no_more() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        line = Line(5, deny_private=False)
+        line = WebhookConnection(5, deny_private=False)
         line.cut()
         with pytest.raises(TimeoutError):
             line.connect("127.0.0.1", server.getsockname()[1])
@@ -113,4 +113,4 @@ def test_a_line_that_was_cut_connects_no_more() -> None:
         with pytest.raises(BlockingIOError):
             server.accept()
     with pytest.raises(PrivateAddressError):
-        Line(5, deny_private=True).connect("127.0.0.1", 1)
+        WebhookConnection(5, deny_private=True).connect("127.0.0.1", 1)

@@ -199,9 +199,9 @@ def test_a_receiver_that_hangs_delays_no_other(
     for number in range(50):
         office.add(answers.name, f"answers_{number}")
     office.until(lambda: office.webhooks.delivered == 50)
-    for _ in range(delivery.TRIES_PER_STRANGER):
+    for _ in range(delivery.TRIES_PER_UNKNOWN):
         office.next(hangs)
-    assert hangs.connections == delivery.TRIES_PER_STRANGER
+    assert hangs.connections == delivery.TRIES_PER_UNKNOWN
     assert office.webhooks.pending == 50
     assert {posted.headers["webhook-id"] for posted in answers.posts} == {f"answers_{n}" for n in range(50)}
 
@@ -225,7 +225,7 @@ def test_nor_do_many_that_hang(
 def test_those_due_first_go_first(
     make_office: MakeOffice, make_receiver: MakeReceiver, does: Does, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(delivery, "TRIES_PER_STRANGER", 1)
+    monkeypatch.setattr(delivery, "TRIES_PER_UNKNOWN", 1)
     monkeypatch.setattr(delivery, "TRIES_PER_RECEIVER", 1)
     receiver = make_receiver(does.answer(200))
     office = make_office()

@@ -1,6 +1,6 @@
-"""`/openapi.json`: the API's description (OpenAPI 3.1), made from the routes and the types of the public JSON; in the supervisor.
+"""`/openapi.json`: the OpenAPI 3.1 document, made from the routes and the types of the public JSON; in the supervisor.
 
-OpenAPI: https://spec.openapis.org/oas/v3.1.1.html. The same routes and settings always give the same document.
+OpenAPI: https://spec.openapis.org/oas/v3.1.1.html. The same routes and settings always produce the same document.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ INTRODUCTION = """\
 Runs serverless handlers on this machine's GPUs. A job is one request for the handler; it ends in exactly one of `COMPLETED`, \
 `FAILED`, `CANCELLED` and `TIMED_OUT`.
 
-- Every operation answers at the root and under `/v2/{endpoint_id}`, probes and descriptions at the root alone. RunPod's and \
+- All operations are served at the root and under `/v2/{endpoint_id}`, probes and descriptions at the root only. RunPod's and \
 OpenAI's clients work unchanged.
 - Errors are `{"error": "…"}` and say what is wrong and where; those under `/openai/` are OpenAI's error objects.
-- A path takes only the methods that are described here: any other is answered 405 with `Allow`, `OPTIONS` with `Allow` alone. \
-What is no HTTP is answered 400, headers of more than 64 KiB 431.
-- Numbers outside a range are moved to its nearest end. Fields that are not described are ignored.\
+- A path accepts only the methods described here: any other gets 405 with `Allow`, `OPTIONS` gets `Allow` alone. Malformed \
+requests get 400, headers of more than 64 KiB 431.
+- Numbers outside a range are clamped to it. Unknown fields are ignored.\
 """
 
 KEYS = "Send one of the server's keys as `Authorization: Bearer KEY`, or as `Authorization: KEY`."
 
 TAGS = {
-    JOBS: "Submit jobs, follow them and take their results.",
-    OPENAI: "For handlers that serve a model as a server of OpenAI's API does.",
-    MACHINE: "What runs where, and doing something about it by hand.",
+    JOBS: "Submit jobs, follow them and fetch their results.",
+    OPENAI: "For handlers that serve a model with OpenAI's API.",
+    MACHINE: "Monitor slots and GPUs, and control slots manually.",
     SERVER: "Probes, metrics, and this description.",
 }
 
-#: What stands in the braces of a path.
+#: Path parameters.
 IN_PATH: dict[str, Json] = {
     "id": {"description": "The job's id."},
     "slot": {"description": "The slot's name, such as `gpu0`, `gpu0.1`, `gpu2+3` or `cpu0`.", "example": "gpu0"},
-    "route": {"description": "What follows `/v1/` in OpenAI's API; may have slashes.", "example": "chat/completions"},
+    "route": {"description": "The path after `/v1/` in OpenAI's API; may have slashes.", "example": "chat/completions"},
 }
 
 EXAMPLES = {
@@ -57,39 +57,41 @@ EXAMPLES = {
     OpenAIRequest: {"model": "my-model", "messages": [{"role": "user", "content": "Hello"}], "stream": False},
 }
 
-#: Where an answer has what stands in the braces of other paths.
+#: Where a response has the parameter of other paths.
 FOUND_IN = {
-    answers.Job: ("id", "/id"),
+    answers.JobAnswer: ("id", "/id"),
     answers.Accepted: ("id", "/id"),
     tuple[views.WorkerView, ...]: ("slot", "/0/slot"),
 }
 
 HEADERS = {
-    "/logs/{id}": {"cache-control": "`no-store`", "x-accel-buffering": "`no`: nginx is not to hold it back."},
+    "/logs/{id}": {"cache-control": "`no-store`", "x-accel-buffering": "`no`: nginx must not buffer it."},
     "/openai/v1/{route}": {"x-request-id": "The job's id."},
 }
 
 REFUSALS = {
     400: "The request is wrong; the error says what and where.",
-    401: "A key is needed, or the one that was sent is none of this server's.",
+    401: "The API key is missing or invalid.",
     403: "The request comes from a foreign web page (`Origin`), or by a name that is not this machine's (`Host`).",
-    404: "There is no such job, slot or page; a job is forgotten some time after its end (`--retention`).",
-    409: "Its state does not allow that; the error says which it is.",
+    404: "There is no such job, slot or page; a job is deleted some time after its end (`--retention`).",
+    409: "The current state does not allow that; the error names it.",
     413: "The body is too large (`--max-body`).",
     429: "The queue is full (`--max-queue`).",
-    503: "Not now: the server is shutting down, not ready or has too many clients, or its disk refuses.",
+    503: "Service unavailable: shutting down, not ready, too many clients, or the job store is not writable.",
 }
 
 _BRACES = re.compile(r"\{(\w+)\}")
+#: Clients know these schemas by shorter names than their classes have.
+_CLASS = re.compile(rb'\b(Job|Chunk)Answer"')
 _REF = "#/components/schemas/{name}"
 _RETRY_AFTER: Json = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
 
 
 def document(routes: Sequence[Route], endpoint_id: str, guard: int | None) -> Json:
-    """The description of ``routes``. ``guard``: with which status who may not ask is sent away; ``None``: all may."""
-    asked = [route.body for route in routes if route.body is not None]
-    told = [kind for route in routes for kind in route.answers.values() if kind is not None]
-    schemas, named = _schemas([*asked, *told, answers.Error, answers.OpenAIError])
+    """Describe ``routes``. ``guard``: the status of unauthorized requests; None if all are allowed."""
+    requested = [route.body for route in routes if route.body is not None]
+    returned = [kind for route in routes for kind in route.answers.values() if kind is not None]
+    schemas, named = _schemas([*requested, *returned, answers.Error, answers.OpenAIError])
     paths: dict[str, Json] = {}
     for route in routes:
         item = paths.setdefault(route.path, {"servers": [{"url": "/"}]} if route.root_only else {})
@@ -113,19 +115,20 @@ def document(routes: Sequence[Route], endpoint_id: str, guard: int | None) -> Js
 
 
 def _schemas(types: Sequence[Any]) -> tuple[Schemas, Json]:
-    """The JSON Schemas (2020-12) of ``types``, and those of the structs in them by name."""
+    """Return the JSON Schemas (2020-12) of ``types``, and those of the structs in them by name."""
     made, named = msgspec.json.schema_components(types, ref_template=_REF)
     for field in [field for schema in named.values() for field in schema.get("properties", {}).values()]:
         field.pop("default", None)
     for name, kind in {**vars(views), **vars(answers)}.items():
         if name not in named or not issubclass(kind, msgspec.Struct):
             continue
-        if not kind.__struct_config__.omit_defaults:  # an answer has all its fields
+        if not kind.__struct_config__.omit_defaults:  # a response has all its fields
             named[name]["required"] = list(named[name]["properties"])
             continue
-        for field in named[name]["properties"].values():  # or none that would be null
+        for field in named[name]["properties"].values():  # or omits those that would be null
             kinds = [kind for kind in field.pop("anyOf", ()) if kind != {"type": "null"}]
             field.update(kinds[0] if kinds else {})
+    made, named = (msgspec.json.decode(_CLASS.sub(rb'\1"', msgspec.json.encode(each))) for each in (made, named))
     return dict(zip(types, made, strict=True)), dict(sorted(named.items()))
 
 
@@ -195,7 +198,7 @@ def _refusals(route: Route, schemas: Schemas, guard: int | None) -> Json:
     content = {JSON: {"schema": schemas[answers.OpenAIError if openai else answers.Error]}}
     made: Json = {str(status): {"description": REFUSALS[status], "content": content} for status in sorted(statuses)}
     for status in {"429", "503"} & set(made):
-        # One that a handler passes on from elsewhere has none.
+        # A status that a handler forwards from another server has none.
         made[status]["headers"] = {"retry-after": {**_RETRY_AFTER, "required": not openai}}
     if "401" in made:
         scheme = {"description": "`Bearer`", "required": True, "schema": {"type": "string"}}

@@ -1,4 +1,4 @@
-"""`/docs`: the API's description as a page for people, complete in itself, made from the document alone; in the supervisor."""
+"""`/docs`: the API's documentation, a self-contained page made from the OpenAPI document alone; in the supervisor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BRACES = re.compile(r"\{(\w+)\}")
 
 
 def page(document: Json, url: str) -> Reply:
-    """The page of an OpenAPI document. ``url`` is the server's in the examples; in a browser they show that of the page."""
+    """Render an OpenAPI document. ``url`` is the server's in the examples; in a browser, scripts replace it by the page's."""
     frame, style, script = map(_asset, ("page.html", "style.css", "script.js"))
     info, components = document["info"], document["components"]
     groups = [(tag, list(_tagged(document, tag["name"]))) for tag in document["tags"]]
@@ -60,7 +60,7 @@ def _hash(text: str) -> str:
 
 
 def _tagged(document: Json, tag: str) -> Iterator[Json]:
-    """What the methods of each path of ``tag`` do, which differs in nothing but the body, with what is known of the path."""
+    """Yield one operation for each path of ``tag``, as its methods differ only in the body, with facts about the path."""
     for path, item in document["paths"].items():
         methods = sorted(set(item) - {"servers"})
         whole = item[methods[-1] if "post" in methods else "get"]
@@ -96,7 +96,7 @@ def _operation(operation: Json, url: str) -> str:
         for each in operation["parameters"]
     ]
     body = operation.get("requestBody")
-    may = "" if body is None or body["required"] else " <small>may be left out</small>"
+    may = "" if body is None or body["required"] else " <small>optional</small>"
     return f"""<section class="operation" id="{operation["anchor"]}">
 <h3>{badges} <a href="#{operation["anchor"]}"><code>{operation["shown"]}</code></a></h3>
 <p class="summary">{_inline(operation["summary"])}</p>
@@ -104,14 +104,14 @@ def _operation(operation: Json, url: str) -> str:
 <div class="example"><button type="button" hidden>Copy</button><pre>{example}</pre></div>
 {"<h4>Parameters</h4>" + _table("fields", parameters) if parameters else ""}
 {f"<h4>Body</h4><p>{_type(body['content'][JSON]['schema'])}{may}</p>" if body else ""}
-<h4>Answers</h4>
+<h4>Responses</h4>
 {_table("answers", (_answer(status, answer) for status, answer in operation["responses"].items()))}
 </section>
 """
 
 
 def _curl(url: str, operation: Json) -> Iterator[str]:
-    """Commands to try it with."""
+    """Yield commands to try the operation with."""
     examples = {each["name"]: each.get("example") for each in operation["parameters"]}
     url += _BRACES.sub(lambda found: str(examples[found[1]] or f"${found[1].upper()}"), operation["served"])
     curl = 'curl -H "Authorization: Bearer $KEY"' if operation["keyed"] else "curl"
@@ -142,7 +142,7 @@ def _schema(name: str, schema: Json) -> str:
     rows = [
         (
             "",
-            _code(field) + ("" if field in required else "<small>may be absent</small>"),
+            _code(field) + ("" if field in required else "<small>optional</small>"),
             _type(each),
             _inline(each.get("description", "")),
         )
@@ -156,7 +156,7 @@ def _schema(name: str, schema: Json) -> str:
 
 
 def _table(kind: str, rows: Iterable[tuple[str, ...]]) -> str:
-    """``rows``: each a class, a heading and cells."""
+    """Render a table; each of ``rows`` has a CSS class, a heading and cells."""
     lines = [
         f'<tr class="{style}"><th>{head}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for style, head, *cells in rows
@@ -165,7 +165,7 @@ def _table(kind: str, rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _type(schema: Json) -> str:
-    """What a schema says, in a few words."""
+    """Describe a schema's type briefly."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f'<a href="#schema-{name}">{name}</a>'
@@ -180,7 +180,7 @@ def _type(schema: Json) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Paragraphs, lists and code: all of Markdown that the descriptions use."""
+    """Render the Markdown that the descriptions use: paragraphs, lists and code."""
     blocks = [
         "<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in f"\n{block}".split("\n- ")[1:]) + "</ul>"
         if block.startswith("- ")

@@ -1,1 +1,1 @@
-"""What speaks HTTP below the routes: sockets, connections, limits."""
+"""The HTTP server below the routes: sockets, connections, limits."""

@@ -1,7 +1,8 @@
-"""How many clients may be connected, and who has to go when another comes; in the supervisor.
+"""Limits how many clients are connected, by closing idle connections when new ones come; in the supervisor.
 
-Every connection is a descriptor of this process, which needs some for its own pipes, files and webhooks: without them no worker
-could be replaced. So some are kept back, and any number of clients that are idle or never finish a request keep nobody out.
+Every connection takes a descriptor of this process, which needs some for its own pipes, files and webhooks: without them no
+worker could be replaced. So some are reserved, and no number of idle clients, or ones that never finish a request, locks out
+others.
 """
 
 from __future__ import annotations
@@ -11,42 +12,45 @@ from collections.abc import Collection
 from typing import Protocol
 
 MOST = 10_000
-"""Most connections, however many descriptors there are."""
+"""Maximum number of connections, however many descriptors there are."""
 
 SHARE = 32
-"""One of so many has to go at once: all are looked at for that, so it must not be done for each that comes."""
+"""One in so many is closed at once: choosing them looks at all, so it must not happen for each new connection."""
 
 
-class Client(Protocol):
-    """A connection, as far as it matters here."""
+class ClientConnection(Protocol):
+    """The part of a connection that the limiter uses."""
 
-    def waits_since(self) -> float | None:
-        """Since when (seconds of the loop's clock) the client is waited for; ``None``: it waits for an answer itself."""
+    def idle_since(self) -> float | None:
+        """Return since when (seconds of the loop's clock) it waits for the client; None while the client waits for a response."""
 
     def drop(self) -> None:
         """Close it."""
 
 
 class ConnectionLimiter:
-    """Decides about each client that comes."""
+    """Admits or rejects each new connection."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = min(most, MOST)
-        self._going: set[Client] = set()  # still present for a moment
+        self._closing: set[ClientConnection] = set()  # still present for a moment
 
-    def admit(self, new: Client, present: Collection[Client]) -> bool:
-        """Whether ``new`` may stay; ``present`` are all, it among them. Those who have been waited for longest go for it."""
-        if len(present) - len(self._going) <= self._most:
+    def admit(self, new: ClientConnection, present: Collection[ClientConnection]) -> bool:
+        """Return whether ``new`` may stay, after closing the connections idle longest if there are too many.
+
+        ``present`` are all connections, ``new`` included.
+        """
+        if len(present) - len(self._closing) <= self._most:
             return True
         waits = [
-            (client.waits_since(), client) for client in present if client is not new and client not in self._going
+            (client.idle_since(), client) for client in present if client is not new and client not in self._closing
         ]
         idle = [(since, id(client), client) for since, client in waits if since is not None]
         for _, _, client in heapq.nsmallest(max(1, len(present) // SHARE), idle):
-            self._going.add(client)
+            self._closing.add(client)
             client.drop()
         return bool(idle)
 
-    def left(self, client: Client) -> None:
-        """``client`` is gone, for whatever reason."""
-        self._going.discard(client)
+    def left(self, client: ClientConnection) -> None:
+        """Note that ``client`` is closed, for whatever reason."""
+        self._closing.discard(client)

@@ -26,12 +26,12 @@ from supervisor.errors import UsageError
 
 BACKLOG = 2048
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-LAST_WORDS_S = 1.0
-"""What answers that were cut short, and bytes on their way, get before connections are closed on them."""
+FLUSH_S = 1.0
+"""Seconds that responses cut short, and bytes still buffered, get before their connections are closed."""
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen on every address of ``host``; port 0 picks a free one, the same for all.
+    """Return sockets listening on every address of ``host``; port 0 picks a free one, the same for all.
 
     Raises:
         UsageError: the port is taken or not allowed, or the host is none of this machine's.
@@ -59,10 +59,10 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def listen_unix(path: Path) -> socket.socket:
-    """A Unix socket at ``path`` that only this user can connect to; a stale one that is in the way is removed.
+    """Return a Unix socket listening at ``path``, open to this user only; replaces a stale one.
 
     Raises:
-        UsageError: the path is too long, or nothing can be made there.
+        UsageError: the path is too long, or nothing can be created there.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -70,7 +70,7 @@ def listen_unix(path: Path) -> socket.socket:
             found = path.lstat()
             if stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid():
                 path.unlink()
-        os.fchmod(sock.fileno(), 0o600)  # bind gives what it makes the socket's own mode (unix_bind_bsd in the kernel)
+        os.fchmod(sock.fileno(), 0o600)  # bind gives the file the socket's own mode (unix_bind_bsd in the kernel)
         sock.bind(str(path))
         sock.listen(BACKLOG)
     except OSError as error:
@@ -80,7 +80,7 @@ def listen_unix(path: Path) -> socket.socket:
 
 
 def url_of(host: str, sockets: list[socket.socket]) -> str:
-    """``http://HOST:PORT`` for what ``listen(host, …)`` returned."""
+    """Return ``http://HOST:PORT`` for the result of ``listen(host, …)``."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{sockets[0].getsockname()[1]}"
 
@@ -89,7 +89,7 @@ class Server:
     """Serves one application on some sockets, which it owns from then on."""
 
     def __init__(self, app: App, sockets: list[socket.socket], most: int = connection_limit.MOST) -> None:
-        """Nothing is accepted before ``start``; then ``most`` clients may be connected, at most ``connection_limit.MOST``."""
+        """Prepare to serve ``app`` from ``start`` on, to ``most`` clients at once (``connection_limit.MOST`` at most)."""
         self._app = app
         self._sockets = sockets
         self._most = most
@@ -112,10 +112,10 @@ class Server:
         )
 
     async def start(self) -> None:
-        """Returns once requests are accepted."""
+        """Accept requests from now on."""
         self._config.load()
         loop = asyncio.get_running_loop()
-        self._tell_time()
+        self._set_date()
         self._clock = loop.create_task(self._tick())
         connection = functools.partial(Connection, self._config, self._state, ConnectionLimiter(self._most), self._lost)
         for sock in self._sockets:
@@ -123,8 +123,9 @@ class Server:
             self._servers.append(await create(connection, sock=sock, backlog=BACKLOG))
 
     async def stop(self, timeout: float) -> None:
-        """Accept nothing more, let those that wait for a job say how far it is (no other will end), and let running answers
-        finish, at most for ``timeout`` seconds. What is left then is closed.
+        """Stop accepting, and let running responses finish for at most ``timeout`` seconds; then close all connections.
+
+        Requests that wait for a job answer with its current state, as no job will end any more.
         """
         for server in self._servers:
             server.close()
@@ -137,20 +138,20 @@ class Server:
         for connection in list(self._state.connections):
             if isinstance(connection, Connection) and connection.reading:
                 connection.transport.close()
-        await self._answered(LAST_WORDS_S)
+        await self._answered(FLUSH_S)
         for connection in list(self._state.connections):
             connection.transport.close()
-        await self._gone(LAST_WORDS_S)
+        await self._gone(FLUSH_S)
         for connection in list(self._state.connections):
             connection.transport.abort()
         for task in list(self._state.tasks):
             task.cancel()
-        await self._answered(LAST_WORDS_S)
+        await self._answered(FLUSH_S)
         if self._clock is not None:
             self._clock.cancel()
 
     async def _answered(self, timeout: float) -> None:
-        """Until no request is being answered. An answered one may bring the next of the same connection."""
+        """Wait until no request is being answered. A finished one may start the next of the same connection."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while self._state.tasks and (left := deadline - loop.time()) > 0:
@@ -168,22 +169,24 @@ class Server:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            self._tell_time()
+            self._set_date()
 
-    def _tell_time(self) -> None:
+    def _set_date(self) -> None:
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
 
 
 def _why_not(host: str, port: int, error: OSError) -> str:
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if error.errno == errno.EADDRINUSE:
-        return f"cannot listen on {place}: {_who_listens(port)} listens there; choose another --port, or 0 for any free one"
+        return (
+            f"cannot listen on {place}: {_listener(port)} listens there; choose another --port, or 0 for any free one"
+        )
     why = os.strerror(error.errno) if error.errno else error
     return f"cannot listen on {place}: {why}"
 
 
-def _who_listens(port: int) -> str:
-    """Who has ``port``, as far as this user may know."""
+def _listener(port: int) -> str:
+    """Name the process that listens on ``port``, as far as this user may know."""
     import psutil  # noqa: PLC0415 - only a start that fails pays for it
 
     with contextlib.suppress(psutil.Error):

@@ -1,12 +1,11 @@
-"""`/openai/v1/…`: a request of OpenAI's API becomes a job, and what the handler makes of it the answer; in the supervisor.
+"""`/openai/v1/…`: turns a request of OpenAI's API into a job, and the handler's result into the response; in the supervisor.
 
-The handlers meant here are proxies in front of a server of that API (vLLM, SGLang, llama.cpp, Infinity), as RunPod's public
-workers are. For a stream they yield its text, cut anywhere, or an object or a list of some at a time; else one object, or its
-text.
+It is made for handlers that are proxies of a server with that API (vLLM, SGLang, llama.cpp, Infinity), as RunPod's public workers
+are. For a stream they yield its text, cut anywhere, or one object or a list of them at a time; else one object, or its text.
 
-A client that leaves has its job cancelled, as such servers abort what nobody reads: it could never ask for the result, since it
-does not know the job's id. Except where it named the job itself (`Idempotency-Key`), or where that would cost the worker and the
-model in it, which the next request needs: a plain function or generator that runs is let go on.
+When a client disconnects, its job is cancelled, as such servers abort unread requests: without the job's id, it could never fetch
+the result. Exceptions: the client named the job itself (`Idempotency-Key`), or cancelling would cost the worker and its model,
+which the next request needs: a running plain function or generator goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from supervisor.api import events, routes
-from supervisor.api.call import JSON, Call, ClientGone, Reply
+from supervisor.api.call import JSON, Call, ClientDisconnected, Reply
 from supervisor.api.openai import errors
 from supervisor.engine.streams import Chunks
 from supervisor.errors import RequestError
@@ -28,14 +27,14 @@ from supervisor.protocol.sse import event, packed
 TEXT = b"text/plain; charset=utf-8"
 
 EVENTS = b"text/event-stream; charset=utf-8"
-"""Not ``events.CONTENT_TYPE``: an answer of that type may end anywhere, since its client comes back for the rest. This one's
-does not, and must not take for the whole what the server's stop has cut short."""
+"""Not ``events.CONTENT_TYPE``: a response of that type may end anywhere, since its client reconnects for the rest. This one's
+does not, and must not take a stream that the server's stop cut short for the whole."""
 
 PING = b": ping\n"
-"""No empty line ends it, as that would end the handler's own event, of which some lines may be out already."""
+"""Without an empty line at its end, which would end the handler's own event, of which some lines may be sent already."""
 
 ROUND_S = 3600.0
-"""How long one look at a job waits. There is no limit on all of them: the job has its own, and so has the client."""
+"""Seconds one wait for a job lasts. Their number is not limited: the job has its own limit, and so has the client."""
 
 T = TypeVar("T")
 
@@ -55,23 +54,23 @@ _any = msgspec.json.Decoder(msgspec.Raw)
     rest=True,
 )
 async def openai(call: Call) -> Reply:
-    """OpenAI's API, as the handler serves it.
+    """Forward a request of OpenAI's API to the handler.
 
-    The handler gets a job with the input `{"openai_route": "/v1/…", "openai_input": body}`, and what it makes of it is the
-    answer: the one result, or with `stream` the text of its chunks as they come. Errors are OpenAI's, with the status that the
-    handler's error means. `x-request-id` is the job's id.
+    The handler gets a job with the input `{"openai_route": "/v1/…", "openai_input": body}`, and its result is the response: one
+    value, or with `stream` the text of its chunks as they come. Errors are OpenAI's, with the status that the handler's error
+    implies. `x-request-id` is the job's id.
     """
-    # The query is left out of the route, which handlers compare.
+    # Handlers compare the route, so the query is left out of it.
     body = await call.body()
     key = call.headers.get(b"idempotency-key")
     request, stream = openai_request(call.param, None if call.method == "GET" else body, key)
-    asked = _Asked(call, request)
+    pending = _PendingRequest(call, request)
     job = await call.engine.submit(request)
-    return await (_stream(asked) if stream else _result(asked, job))
+    return await (_stream(pending) if stream else _result(pending, job))
 
 
-class _Asked:
-    """A request under way: the client that waits, and its job."""
+class _PendingRequest:
+    """A request under way: the waiting client and its job."""
 
     __slots__ = ("_call", "_named", "job_id")
 
@@ -81,41 +80,41 @@ class _Asked:
         self.job_id = request.id
 
     async def wait(self, timeout: float) -> Job:
-        """The job, ended or as it is after ``timeout`` seconds."""
+        """Return the job when it has ended, or after ``timeout`` seconds."""
         return await self._wanted(self._call.engine.wait(self.job_id, timeout))
 
     async def read(self, start: int, timeout: float) -> Chunks:
-        """The job's chunks from ``start`` on, none if it has ended or after ``timeout`` seconds."""
+        """Return the job's chunks from ``start`` on; none if it has ended or after ``timeout`` seconds."""
         return await self._wanted(self._call.engine.streams.read(self.job_id, start, timeout))
 
     async def following(self, start: int) -> Chunks | None:
-        """As ``read``, for an answer that has begun: who sends it sees to the client; ``None``: the job was forgotten."""
+        """Return the next chunks once the response has begun and its sender watches the client; None if the job was deleted."""
         return await self._call.engine.streams.read(self.job_id, start, events.PING_S)
 
     async def _wanted(self, work: Coroutine[Any, Any, T | None]) -> T:
-        found = await self._call.wait_while_connected(work, _nothing)
+        found = await self._call.wait_while_connected(work, lambda _: None)
         if found is not None:
             return found
         self.abandon()
-        if self._call.has_left():
-            raise ClientGone
+        if self._call.is_disconnected():
+            raise ClientDisconnected
         if self._call.engine.job(self.job_id) is None:
-            raise RequestError(410, "the job was forgotten before its result was read (--max-store)")
+            raise RequestError(410, "the job was deleted before its result was read (--max-store)")
         raise RequestError(503, "the supervisor is shutting down", retry_after=5)
 
     def abandon(self) -> None:
-        """Nobody will read what comes of the job."""
+        """Cancel the job, whose result no client will read, unless the client named it."""
         if not self._named:
             self._call.engine.abandon(self.job_id)
 
 
-async def _result(asked: _Asked, job: Job) -> Reply:
-    """The one result, as JSON; as plain text where it is text that is no JSON."""
+async def _result(pending: _PendingRequest, job: Job) -> Reply:
+    """Return the handler's one result: JSON, or plain text if it is text that is no JSON."""
     while not job.status.terminal:
-        job = await asked.wait(ROUND_S)
+        job = await pending.wait(ROUND_S)
     if job.status is not JobStatus.COMPLETED:
         return errors.of_job(job).reply(job.id)
-    values = await _values(asked, job)
+    values = await _values(pending, job)
     if not values:
         return errors.NO_RESULT.reply(job.id)
     body, content_type = _joined(values)
@@ -125,12 +124,12 @@ async def _result(asked: _Asked, job: Job) -> Reply:
     return Reply(body, headers={errors.REQUEST_ID: job.id.encode()}, content_type=content_type)
 
 
-async def _values(asked: _Asked, job: Job) -> list[bytes]:
-    """What a completed job has yielded, or else returned; each is JSON."""
+async def _values(pending: _PendingRequest, job: Job) -> list[bytes]:
+    """Return the values that a completed job yielded, or else returned; each is JSON."""
     if job.output is not None and (job.output != b"[]" or not job.chunks):
         return _items(job.output)
     values: list[bytes] = []
-    while more := (await asked.read(len(values), ROUND_S)).values:
+    while more := (await pending.read(len(values), ROUND_S)).values:
         values += more
     return values
 
@@ -140,7 +139,7 @@ def _items(output: bytes) -> list[bytes]:
 
 
 def _joined(values: list[bytes]) -> tuple[bytes, bytes]:
-    """One body of ``values``, and its content type."""
+    """Join ``values`` into one body; return it and its content type."""
     if not all(value.startswith(b'"') for value in values):
         return (values[0] if len(values) == 1 else b"[%b]" % b",".join(values)), JSON
     text = "".join(map(_text.decode, values)).encode()
@@ -152,19 +151,19 @@ def _is_json(text: bytes) -> bool:
         _any.decode(text)
     except (msgspec.DecodeError, RecursionError):
         return False
-    return text.lstrip()[:1] in (b"{", b"[")  # a number or a word may be what somebody said, written down
+    return text.lstrip()[:1] in (b"{", b"[")  # a number or a word may be plain text, such as a transcript
 
 
-async def _stream(asked: _Asked) -> Reply:
-    """Server-sent events. Nothing goes out before the first chunk is there: until then an error has a status of its own."""
-    chunks = await asked.read(0, ROUND_S)
+async def _stream(pending: _PendingRequest) -> Reply:
+    """Stream server-sent events. Nothing is sent before the first chunk: until then an error has a status of its own."""
+    chunks = await pending.read(0, ROUND_S)
     while not chunks.values and not chunks.job.status.terminal:
-        chunks = await asked.read(0, ROUND_S)
+        chunks = await pending.read(0, ROUND_S)
     job = chunks.job
     if not chunks.values:
         if job.status is not JobStatus.COMPLETED:
             return errors.of_job(job).reply(job.id)
-        # It does not stream. What it gave as a whole, its client gets as the only event.
+        # The handler does not stream: its whole result becomes the only event.
         chunks = Chunks(job, 0, [] if job.output is None else _items(job.output))
         if not chunks.values:
             return errors.NO_RESULT.reply(job.id)
@@ -172,18 +171,18 @@ async def _stream(asked: _Asked) -> Reply:
     if failure is not None:
         return failure.reply(job.id)
     headers = {**events.HEADERS, errors.REQUEST_ID: job.id.encode()}
-    return Reply(headers=headers, content_type=EVENTS, parts=_parts(asked, chunks))
+    return Reply(headers=headers, content_type=EVENTS, parts=_parts(pending, chunks))
 
 
 def _first_event(chunk: bytes) -> bytes:
-    """The data of the event that ``chunk`` begins with, if it is whole: proxies yield errors that way, their status lost."""
+    """Return the data of the event that ``chunk`` begins with, if it is whole: proxies yield errors so, without their status."""
     if not chunk.startswith(b'"'):
         return chunk
     return _text.decode(chunk).partition("\n\n")[0].removeprefix("data:").strip().encode()
 
 
-async def _parts(asked: _Asked, chunks: Chunks) -> AsyncGenerator[bytes, None]:
-    """The text of ``chunks`` and of all that follow; closed when the client has left."""
+async def _parts(pending: _PendingRequest, chunks: Chunks) -> AsyncGenerator[bytes, None]:
+    """Yield the text of ``chunks`` and of all that follow; closed when the client disconnects."""
     text = _EventStream()
     first = chunks.job
     ended = False
@@ -195,7 +194,7 @@ async def _parts(asked: _Asked, chunks: Chunks) -> AsyncGenerator[bytes, None]:
             ended = job.status.terminal and (chunks.end >= job.chunks or not chunks.values)
             if ended:
                 break
-            following = await asked.following(chunks.end)
+            following = await pending.following(chunks.end)
             if following is None or following.job.retries != first.retries:
                 yield text.failed(errors.BROKEN_OFF)
                 return
@@ -206,11 +205,11 @@ async def _parts(asked: _Asked, chunks: Chunks) -> AsyncGenerator[bytes, None]:
         yield text.end() if completed else text.failed(errors.of_job(job))
     finally:
         if not ended:
-            asked.abandon()
+            pending.abandon()
 
 
 class _EventStream:
-    """Puts chunks together. A line that is not whole is held back: nothing could follow one that breaks off."""
+    """Joins chunks into a stream of events. An incomplete line is held back: nothing could follow it if the job failed."""
 
     def __init__(self) -> None:
         self._held = ""
@@ -218,7 +217,7 @@ class _EventStream:
         self._ours = False
 
     def add(self, chunk: bytes) -> bytes:
-        """What to send of ``chunk`` (JSON): text as it is, an object as an event, a list as its items."""
+        """Return the bytes to send for ``chunk`` (JSON): text as it is, an object as an event, a list as its items."""
         if chunk.startswith(b'"'):
             return self._add_text(_text.decode(chunk))
         if chunk.startswith(b"["):
@@ -228,12 +227,12 @@ class _EventStream:
         return self._gap() + event(chunk if failure is None else failure.body)
 
     def failed(self, failure: errors.Failure) -> bytes:
-        """The end of a stream that broke off."""
+        """Return the end of a stream that failed."""
         self._held = ""
         return self._gap() + event(failure.body)
 
     def end(self) -> bytes:
-        """The end of a whole stream. Whoever sends text says by itself that this was all, if its protocol wants that."""
+        """Return the end of a complete stream. A handler that yields text ends it itself, as its protocol demands."""
         return self._held.encode() + (b"data: [DONE]\n\n" if self._ours else b"")
 
     def _add_text(self, text: str) -> bytes:
@@ -245,12 +244,8 @@ class _EventStream:
         return lines.encode()
 
     def _gap(self) -> bytes:
-        """What must stand before an event of ours: the rest of the handler's text and the end of its event."""
+        """Return the rest of the handler's text and the end of its event, which must precede an event of ours."""
         rest = self._held + "\n" if self._held else ""
         before = "" if self._at_gap and not rest else rest + "\n"
         self._held, self._at_gap = "", True
         return before.encode()
-
-
-def _nothing(_: object) -> None:
-    """What came too late belongs to nobody."""

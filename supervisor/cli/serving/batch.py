@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from supervisor.batch.batch import Batch
-from supervisor.batch.results import Done, FileSink, StreamSink, read_output
+from supervisor.batch.results import AnsweredLines, FileSink, StreamSink, read_output
 from supervisor.batch.source import Source
 from supervisor.cli.serving.progress_bar import Bar, BatchProgress, Gauge, progress_line
 from supervisor.cli.serving.run import ProgramRun
@@ -64,14 +64,14 @@ class _Files:
         status = os.fstat(self.input)
         return status.st_size - os.lseek(self.input, 0, os.SEEK_CUR) if stat.S_ISREG(status.st_mode) else None
 
-    def open_output(self) -> tuple[int, Done]:
+    def open_output(self) -> tuple[int, AnsweredLines]:
         """Return the output's descriptor and its earlier results. The caller must hold the store's lock.
 
         Raises:
             UsageError: it cannot be written, or is not the output of a batch.
         """
         if self.path is None:
-            return self._stream, Done()
+            return self._stream, AnsweredLines()
         try:
             # Links in the path were resolved before; one that replaced the file since was not the user's choice.
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -199,7 +199,7 @@ class BatchRun(ProgramRun):
 
     # --- the work -------------------------------------------------------------------------------------------------------
 
-    async def _work(self, done: Done) -> None:
+    async def _work(self, done: AnsweredLines) -> None:
         """Run until every line is written, a signal has stopped the batch and running jobs have ended, or it failed."""
         batch = self._batch
         if done.count:
