@@ -62,7 +62,7 @@ class Assembly:
     def _build(self, own_process: bool) -> None:
         settings = self._settings
         self.machine = Machine(settings, self._loop, self._note, own_process=own_process)
-        self._undo.callback(self.machine.close)
+        self._undo.callback(self.machine.close)  # should the store not open; after the second call it does nothing
         store_locks, taken_over = self._open_store()  # before the GPUs: its jobs' owner may forbid this start
         self._undo.callback(self.machine.close)  # the workers stop before the store is unlocked
         self.engine = Engine(settings, self.store, self._secrets, self._loop, status_body)

@@ -82,7 +82,7 @@ class PausedByHand(msgspec.Struct, frozen=True, tag="paused_by_hand"):
 
 class SpareCause(msgspec.Struct, frozen=True, tag="spare"):
     """The slot is scaled down until jobs wait: its worker was idle for ``idle_s`` seconds (``--idle-timeout``), ``most`` others
-    are in service (``--max-workers``), or with neither it never started."""
+    are in service (``--max-workers``), or, with neither, it has not been needed yet."""
 
     idle_s: float | None = None
     most: int | None = None
@@ -152,7 +152,7 @@ class GpusLost(msgspec.Struct, frozen=True, tag="gpus_lost"):
 
 
 class EndedBecause(str, enum.Enum):
-    """Reasons for which supervise stopped it, without a fault of its own."""
+    """Why a worker ended that did not end by itself."""
 
     TEMPLATE_DIED = "template_died"  # all its workers are stopped with it
     CANCELLED_JOB_RAN = "cancelled_job_ran"  # a cancelled job did not stop

@@ -68,7 +68,8 @@ class WorkerRestarts(SlotNotice, frozen=True):
 
 
 class StartFailed(SlotNotice, frozen=True):
-    """A worker failed to start; the next try is in ``retry_s``, ``None`` while that depends on the other slots."""
+    """A worker failed to start; the next try is in ``retry_s``, ``None`` until a first worker was ready: if none comes, the
+    program ends."""
 
     kind = "worker"
     level = Level.INFO

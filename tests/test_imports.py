@@ -45,9 +45,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {"errors", "job", "protocol"},
     "dashboard": {"client", "errors", "notice", "protocol"},
     # The supervisor.
+    "waiting": set(),
     "pool": {"cause", "config", "errors", "gpu", "host", "notice", "wire"},
-    "webhooks": {"config", "errors", "notice", "store"},
-    "engine": {"cause", "config", "errors", "gpu", "job", "notice", "pool", "protocol", "store", "wire"},
+    "webhooks": {"config", "errors", "notice", "store", "waiting"},
+    "engine": {"cause", "config", "errors", "gpu", "job", "notice", "pool", "protocol", "store", "waiting", "wire"},
     "api": {"config", "engine", "errors", "job", "protocol"},
     "batch": {"engine", "errors", "job", "protocol"},
     # What puts it together.
@@ -79,7 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 THIRD_PARTY: dict[str, set[str]] = {
     "_supervise_runpod": {"worker"},  # ours, by the name under which a handler's own interpreters find it
     "msgspec": set(MAY_IMPORT)
-    - {"__init__", "__main__", "errors", "host", "serverless", "webhooks", "machine", "assembly", "reload"},
+    - {"__init__", "__main__", "errors", "host", "serverless", "webhooks", "machine", "assembly", "reload", "waiting"},
     "boto3": {"upload", "worker"},
     "botocore": {"upload", "worker"},
     "click": {"cli"},

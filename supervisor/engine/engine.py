@@ -78,7 +78,7 @@ class Engine:
     # --- life -----------------------------------------------------------------------------------------------------------
 
     def attach(self, pool: Pool) -> None:
-        """Use ``pool``, which wakes this engine."""
+        """Use ``pool``, which wakes this engine. Nothing else may be called before."""
         self.pool = pool
         shared = Shared(
             settings=self.settings,
@@ -134,7 +134,7 @@ class Engine:
         """
         self._loop.draining = True
         self.wake()
-        until = self._turns.until
+        until = self._turns.over.until
         await until(lambda: not self._loop.busy, timeout, at_once)
         stopped = self._turns.request(
             lambda turn: turn.acts.append(lambda: self.pool.stop(turn.now, at_once=at_once.is_set()))

@@ -168,7 +168,7 @@ class TurnLoop:
             self.lifecycle.drop_secret(job_id)
         self.commands.reject(refusal)
         self._turns.reject(turn.commands, refusal)
-        self._turns.over()
+        self._turns.over.notify()
         self._retry = self._shared.loop.call_later(RETRY_S, self._try_again)
         self._turns.wake()
 

@@ -21,7 +21,8 @@ by_seq = attrgetter("seq")
 
 
 class Lane:
-    """The ``count`` queued jobs of one priority, oldest first. The first ones are in memory: all those up to some ``seq``."""
+    """The ``count`` queued jobs of one priority, oldest first. The first ones are in memory: all up to ``_last_seq``,
+    that one too."""
 
     def __init__(self, low_priority: bool, load: Loader, count: int) -> None:
         """Begin with ``count`` jobs in the store, which ``load`` reads."""

@@ -77,8 +77,8 @@ class Scaling:
         """Start and stop slots as needed; between turns, before the pool performs their decisions.
 
         The slots are checked when one has changed other than by its jobs, when some job is ``waiting`` and a slot can start, and
-        at ``deadline``, so that the cost does not grow with their number; in each turn only while one is to stop as soon as it has
-        no job.
+        at ``deadline``, so that the cost does not grow with their number; in each turn only while one is to stop as soon as it
+        has no job.
         """
         due = self.deadline is not None and now >= self.deadline
         if pool.changes == self._changes and not due and not self._each_turn and not (waiting and self._startable):

@@ -13,6 +13,7 @@ import msgspec
 from supervisor.engine.turn import Turn
 from supervisor.engine.waiters import settle
 from supervisor.errors import RequestError
+from supervisor.waiting import Condition
 
 GATHER_S = 0.001
 """How long a job that must wait for a worker anyway waits for others to share its commit. At high load the next turn comes sooner
@@ -68,7 +69,8 @@ class Turns:
         self._gathering: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._over: asyncio.Future[None] = loop.create_future()
+        self.over = Condition(loop, clock.monotonic)
+        """Notified after each turn, committed or not."""
 
     def wake(self) -> None:
         """Schedule a turn; several calls share one."""
@@ -119,32 +121,13 @@ class Turns:
 
     def end(self, now: float, at: float) -> None:
         """Finish a turn and set the timer for the next one; both times are monotonic."""
-        self.over()
+        self.over.notify()
         if self._timer is not None:
             if now < self._timer_at <= at:
                 return
             self._timer.cancel()
         self._timer_at = at
         self._timer = self._loop.call_later(max(0.0, at - now), self._timer_fired)
-
-    def over(self) -> None:
-        """Resume ``until`` after a turn, committed or not."""
-        settle(self._over, None)
-
-    async def until(self, reached: Callable[[], bool], timeout: float, at_once: asyncio.Event) -> None:
-        """Wait until ``reached`` is true after some turn, ``at_once`` is set, or ``timeout`` seconds have passed."""
-        deadline = self._clock.monotonic() + timeout
-        hurry = asyncio.ensure_future(at_once.wait())
-        try:
-            while not reached() and not at_once.is_set():
-                left = deadline - self._clock.monotonic()
-                if left <= 0:
-                    return
-                self._over = self._loop.create_future()
-                waits: set[asyncio.Future[Any]] = {self._over, hurry}
-                await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            hurry.cancel()
 
     def close(self) -> None:
         """Cancel the timers."""

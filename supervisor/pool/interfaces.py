@@ -37,8 +37,9 @@ class Place(msgspec.Struct, frozen=True):
 class Pool(Protocol):
     """Slots and their workers. No method blocks, and only these methods change the state; ``collect`` returns the events.
 
-    Slots may appear and disappear between two turns. A name that is not in ``slots`` is ignored. ``start`` is the number of a
-    job's start, which only grows, so that events of an earlier start are not mistaken for those of a later one.
+    Slots may appear and disappear between two turns. A step for a slot that has gone does nothing; a job assigned to one is
+    reported lost, uncharged. ``start`` is the number of a job's start, which only grows, so that events of an earlier start are
+    not mistaken for those of a later one.
     """
 
     @property
@@ -59,7 +60,7 @@ class Pool(Protocol):
 
     @property
     def changes(self) -> int:
-        """A number that grows whenever a slot is added, removed, or changes other than by its jobs."""
+        """A number that grows whenever a slot is added or removed, starts or stops serving, or is paused or resumed."""
 
     @property
     def parked(self) -> bool:

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from supervisor.config.kinds import webhook_key
 from supervisor.config.settings import Settings
@@ -20,6 +20,7 @@ from supervisor.errors import StoreError
 from supervisor.notice import Notice, Task, TaskFailed, WebhookGivenUp, WebhooksLost
 from supervisor.store.outbox import Outbox, Webhook
 from supervisor.store.writes import DropWebhook, PutOffWebhook, Write
+from supervisor.waiting import Condition
 from supervisor.webhooks.connection import Resolve, WebhookConnection
 from supervisor.webhooks.signature import headers
 
@@ -103,7 +104,7 @@ class Webhooks:
         self._closed = False
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
-        self._changed: asyncio.Future[None] = loop.create_future()
+        self._changed = Condition(loop, loop.time)
 
     @property
     def pending(self) -> int:
@@ -122,7 +123,9 @@ class Webhooks:
 
         Takes ``timeout`` seconds at most, or until ``at_once`` is set.
         """
-        await self._until(lambda: not self._under_way() and not self._engine.outbox.receivers(), timeout, at_once)
+        await self._changed.until(
+            lambda: not self._under_way() and not self._engine.outbox.receivers(), timeout, at_once
+        )
         left = self.pending
         if left:
             self._engine.notify(WebhooksLost(left))
@@ -136,7 +139,7 @@ class Webhooks:
         self._engine.on_webhook = None
         if self._timer is not None:
             self._timer.cancel()
-        await self._until(lambda: not self._under_way(), CLOSE_S, at_once)
+        await self._changed.until(lambda: not self._under_way(), CLOSE_S, at_once)
         for each in self._tries:
             each.connection.cut()
             each.task.cancel()
@@ -144,17 +147,6 @@ class Webhooks:
 
     def _under_way(self) -> bool:
         return not all(each.written for each in self._tries)
-
-    async def _until(self, reached: Callable[[], bool], timeout: float, at_once: asyncio.Event) -> None:
-        until = self._loop.time() + timeout
-        hurry = asyncio.ensure_future(at_once.wait())
-        try:
-            while not reached() and not at_once.is_set() and (left := until - self._loop.time()) > 0:
-                self._changed = self._loop.create_future()
-                waits: set[asyncio.Future[Any]] = {self._changed, hurry}
-                await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            hurry.cancel()
 
     # --- what is due ----------------------------------------------------------------------------------------------------
 
@@ -167,8 +159,7 @@ class Webhooks:
     def _pass(self) -> None:
         """Start the tries that are due and within the limits, and schedule the next pass."""
         self._scheduled = False
-        if not self._changed.done():
-            self._changed.set_result(None)
+        self._changed.notify()
         if self._closed:
             return
         if self._timer is not None:

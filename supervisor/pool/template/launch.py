@@ -55,5 +55,11 @@ def fork_worker(
     Messages over ``limit`` bytes are rejected.
     """
     pipes = make_pipes()
-    template.send(wire.Fork(slot, generation, dict(env)), pipes.for_worker)
-    return Link(slot, generation, MessagePipe(pipes.connection, limit, loop), LogPipe(pipes.log))
+    link = Link(slot, generation, MessagePipe(pipes.connection, limit, loop), LogPipe(pipes.log))
+    try:
+        template.send(wire.Fork(slot, generation, dict(env)), pipes.for_worker)
+    except OSError:
+        link.channel.close()
+        link.log.close()
+        raise
+    return link
