@@ -23,17 +23,17 @@ from supervisor.errors import StartError, StoreError, SuperviseError, UsageError
 from supervisor.host import files
 
 HERE = {
-    "serve": "Serve HANDLER, also when it has the name of a command.",
+    "serve": "Serve HANDLER, even if it has the name of a command.",
     "gpus": "Show what NVML sees, and which supervisor holds it.",
 }
 REMOTE = {
-    "top": "Watch it.",
-    "submit": "Submit a job, and if wanted wait for it.",
-    "status": "Show how a job is, and its output.",
+    "top": "Live dashboard.",
+    "submit": "Submit a job, and optionally wait for it.",
+    "status": "Show a job's status and output.",
     "stream": "Print the chunks of a job as they come.",
     "logs": "Print what a job printed.",
     "cancel": "Cancel jobs.",
-    "retry": "Queue jobs once more that failed.",
+    "retry": "Retry failed jobs.",
     "jobs": "List the jobs.",
     "workers": "List the slots; refresh, pause or resume them.",
 }
@@ -138,6 +138,8 @@ def _run(arguments: Sequence[str] | None, speech: Speech) -> int:
     except click.Abort:
         return 130
     except click.NoSuchOption as error:
+        if error.option_name == "--url":
+            return speech.say("--url: goes after a command, as in supervise jobs --url URL", error.exit_code)
         names = error.ctx.command.get_params(error.ctx) if error.ctx else []
         near = nearest(error.option_name, itertools.chain.from_iterable(parameter.opts for parameter in names))
         return speech.say(f"{error.option_name}: no such option{near}", error.exit_code)
