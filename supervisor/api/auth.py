@@ -48,7 +48,7 @@ class Guard:
         """
         if self._keys:
             if not self._has_key(headers.get(b"authorization", b"")):
-                raise RequestError(401, "a key is needed: Authorization: Bearer KEY")
+                raise RequestError(401, "missing or invalid API key: send Authorization: Bearer KEY")
             return
         host = headers.get(b"host", b"")
         if not self._any_host and not self._is_loopback_host(host):
@@ -57,7 +57,7 @@ class Guard:
             )
         origin = headers.get(b"origin")
         if origin is not None and not self._is_allowed(headers) and not _same_origin(origin, host):
-            raise RequestError(403, f"Origin {_shown(origin)} is foreign; let it in with --allow-origin")
+            raise RequestError(403, f"Origin {_shown(origin)} is not allowed; see --allow-origin")
 
     def cors(self, headers: Headers) -> dict[bytes, bytes]:
         """The headers of every answer that let a page of an allowed origin, and no other, read it (Fetch, section 3.2.3).

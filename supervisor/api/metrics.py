@@ -70,7 +70,7 @@ def _of_server(now: Snapshot, *, ready: bool) -> Iterator[Metric]:
     yield "supervise_info", "What runs here; always 1.", [(info, 1)]
     yield "supervise_uptime_seconds", "Time since the start.", now.stats.uptime_s
     yield "supervise_ready", "1 if /readyz says so.", ready
-    yield "supervise_draining", "1 while no job is taken any more.", now.draining
+    yield "supervise_draining", "1 while draining.", now.draining
 
 
 def _of_jobs(now: Snapshot, totals: Totals) -> Iterator[Metric]:
@@ -104,7 +104,7 @@ def _of_slots(workers: Sequence[WorkerView]) -> Iterator[Metric]:
 def _of_refreshes(workers: Iterable[WorkerView], totals: Totals) -> Iterator[Metric]:
     text = "Time of a refresh by step: end of the worker, release of its GPU memory, start of a fresh one."
     yield "supervise_refresh_seconds", text, [({"step": step}, times) for step, times in totals.refresh.items()]
-    text = "Refreshes whose GPU memory could not be seen to be free."
+    text = "Refreshes whose GPU memory could not be verified to be free."
     yield "supervise_refreshes_unverified_total", text, totals.unverified
     last = [({"slot": worker.slot}, worker.last_refresh) for worker in workers if worker.last_refresh is not None]
     steps = [
@@ -123,7 +123,7 @@ def _of_gpus(gpus: Iterable[GpuView]) -> Iterator[Metric]:
     used = [(gpu, _bytes(view.memory_used_mib)) for gpu, view in each]
     busy = [(gpu, None if view.utilization is None else view.utilization / 100) for gpu, view in each]
     yield "supervise_gpu_info", "What the GPU is, and the slots on it; always 1.", names
-    yield "supervise_gpu_memory_used_bytes", "GPU memory in use, by whomever.", used
+    yield "supervise_gpu_memory_used_bytes", "GPU memory in use by all processes.", used
     yield "supervise_gpu_memory_total_bytes", "GPU memory.", [(gpu, _bytes(v.memory_total_mib)) for gpu, v in each]
     yield "supervise_gpu_utilization_ratio", "Share of the last moments in which the GPU was busy: 0 to 1.", busy
     yield "supervise_gpu_temperature_celsius", "GPU temperature.", [(gpu, v.temperature_c) for gpu, v in each]

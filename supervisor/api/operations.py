@@ -363,7 +363,7 @@ async def docs(call: Call) -> Reply:
 
 def _known(call: Call, job: Job | None) -> Job:
     if job is None:
-        raise RequestError(404, f"no job {call.param[:128]!r}: never submitted here, or forgotten (--retention)")
+        raise RequestError(404, f"no job {call.param[:128]!r}: never submitted here, or deleted after --retention")
     return job
 
 

@@ -52,11 +52,11 @@ class ListedGpu(views.Gpu, frozen=True, rename="camel"):
     type=click.IntRange(0),
     default=0,
     metavar="N",
-    help="Show N pretend GPUs in place of real ones.",
+    help="Show N pretend GPUs instead of real ones.",
 )
 @remote.as_json
 def gpus(lock_dir: Path, simulate_gpus: int, as_json: bool) -> int:
-    """Show this machine's GPUs, what runs on them, and which supervisor holds each. No supervisor is asked.
+    """Show this machine's GPUs, what runs on them, and which supervisor holds each. Needs no running supervisor.
 
     Where NVML lists no memory or processes of a GPU (in containers often), they are not shown.
 

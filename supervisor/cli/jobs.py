@@ -37,9 +37,9 @@ _PART = 1000
 @remote.as_json
 @remote.asks
 def status(client: Client, job: str, wait: bool, as_json: bool) -> int:
-    """Show how a job is: its state, times, output (its newest progress while it runs) and error.
+    """Show a job's status, times, output (its newest progress while it runs) and error.
 
-    Exit codes: 0 when that is known; with --wait 1 when the job did not complete.
+    Exit codes: 0 if the job is known; with --wait, 1 if it did not complete.
     """
     if wait:
         return show_end(client, job, as_json)
@@ -118,13 +118,13 @@ class _Chunk(msgspec.Struct):
 
 @click.command(context_settings=remote.HELP)
 @click.argument("job", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print each chunk as the API's JSON, one a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print each chunk as the API's JSON, one per line.")
 @remote.asks
 def stream(client: Client, job: str, as_json: bool) -> int:
     """Print what a job yields, from its first chunk on, until it has ended.
 
     A chunk that is text is printed as it is, without a line end; any other as JSON on a line of its own. Nothing is used up:
-    others can read the same chunks. A supervisor that is started anew meanwhile is waited for.
+    others can read the same chunks. If the supervisor is restarted meanwhile, the command waits for it.
 
     Exit codes: 0 when the job completed, 1 when it did not.
     """
@@ -163,12 +163,12 @@ def follow(client: Client, job: str, as_json: bool) -> int:
 
 @click.command(context_settings=remote.HELP)
 @click.argument("job", metavar="ID")
-@click.option("-f", "--follow", "goes_on", is_flag=True, help="Go on as it prints, until it has ended.")
+@click.option("-f", "--follow", "goes_on", is_flag=True, help="Follow what it prints until it has ended.")
 @remote.asks
 def logs(client: Client, job: str, goes_on: bool) -> int:
     """Print what a job has printed.
 
-    With --follow, a supervisor that is started anew meanwhile is waited for.
+    With --follow, the command waits for a supervisor that is restarted meanwhile.
     """
     at_terminal = sys.stdout.isatty()
     for lines in client.follow_log(job) if goes_on else client.log(job):
@@ -191,7 +191,7 @@ def _shown(text: str) -> str:
 def cancel(client: Client, ids: tuple[str, ...], as_json: bool) -> int:
     """Cancel jobs, queued or running.
 
-    A queued job never starts; a running one is stopped, if need be with its worker. One that has ended keeps its state.
+    A queued job never starts; a running one is stopped, if need be with its worker. An ended job keeps its state.
 
     Exit codes: 0 when all of them are cancelled now, else 1.
     """
@@ -203,7 +203,7 @@ def cancel(client: Client, ids: tuple[str, ...], as_json: bool) -> int:
 @remote.as_json
 @remote.asks
 def retry(client: Client, ids: tuple[str, ...], as_json: bool) -> int:
-    """Queue jobs once more that failed or timed out, under their ids; their old output is gone.
+    """Queue failed and timed-out jobs again, under the same IDs; their old output is deleted.
 
     \b
     All that failed:

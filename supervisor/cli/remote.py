@@ -20,7 +20,7 @@ as_json = click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="Print the API's JSON, one object a line; so does an output that is no terminal.",
+    help="Print the API's JSON, one object per line; the default when the output is not a terminal.",
 )
 
 
@@ -35,7 +35,7 @@ def asks(command: Callable[..., int]) -> Callable[..., int]:
         show_default=True,
         help="Where the supervisor is.",
     )
-    @click.option("--api-key", metavar="KEY", envvar="SUPERVISE_API_KEY", help="Its key, if it wants one.")
+    @click.option("--api-key", metavar="KEY", envvar="SUPERVISE_API_KEY", help="Its API key, if it needs one.")
     @functools.wraps(command)
     def run(*args: Any, url: str, api_key: str | None, **options: Any) -> int:
         return command(Client(url, api_key), *args, **options)

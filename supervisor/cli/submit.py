@@ -23,16 +23,16 @@ _Object = dict[str, msgspec.Raw]
 
 @click.command(context_settings=remote.HELP)
 @click.argument("words", metavar="[INPUT]", nargs=-1)
-@click.option("--input-file", metavar="FILE", help="Read INPUT from there; - is standard input.")
-@click.option("--wait", is_flag=True, help="Wait for its end and print its status.")
+@click.option("--input-file", metavar="FILE", help="Read INPUT from FILE; - is standard input.")
+@click.option("--wait", is_flag=True, help="Wait until it ends and print its status.")
 @click.option("--stream", "chunks", is_flag=True, help="Print its chunks as they come.")
-@click.option("--id", "job_id", metavar="ID", help="Its id; the same one twice means the same job.")
-@click.option("--idempotency-key", metavar="KEY", help="The same key twice means the same job.")
-@click.option("--webhook", metavar="URL", help="Where to POST its status when it has ended.")
-@click.option("--low-priority", is_flag=True, help="Let it wait until no other job does.")
-@click.option("--execution-timeout", metavar="TIME", help="How long one start of it may last: seconds, or 90s, 5m, 1h.")
-@click.option("--ttl", metavar="TIME", help="How long from now on it may be queued or run.")
-@click.option("--json", "as_json", is_flag=True, help="Print the API's JSON, in place of the id and on a terminal too.")
+@click.option("--id", "job_id", metavar="ID", help="Its ID; the same ID twice is the same job.")
+@click.option("--idempotency-key", metavar="KEY", help="The same key twice is the same job.")
+@click.option("--webhook", metavar="URL", help="Where to POST its status when it ends.")
+@click.option("--low-priority", is_flag=True, help="Run it after all others.")
+@click.option("--execution-timeout", metavar="TIME", help="How long one start of it may take: seconds, or 90s, 5m, 1h.")
+@click.option("--ttl", metavar="TIME", help="How long from now it may be queued or run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the API's JSON instead of the ID, on a terminal too.")
 @remote.asks
 def submit(
     client: Client,
@@ -44,10 +44,10 @@ def submit(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Submit a job and print its id.
+    """Submit a job and print its ID.
 
     INPUT is JSON: a request body if it is an object with `input`, else the input itself. Or it is pairs: name=text, and
-    name:=JSON for what is no text.
+    name:=JSON for anything else.
 
     \b
     supervise submit '{"prompt": "a cat"}'

@@ -26,13 +26,13 @@ _FIRST_S = 5.0  # how long an embedded screen waits for its supervisor's first a
 
 
 @click.command(context_settings=remote.HELP)
-@click.option("--once", is_flag=True, help="Print one picture and end; so does an output that is no terminal.")
+@click.option("--once", is_flag=True, help="Print one picture and exit; the default when the output is not a terminal.")
 @click.option("--width", type=click.IntRange(1, 1000), help="Columns of that picture.")
 @click.option("--height", type=click.IntRange(1, 1000), help="Rows of that picture.  [default: as many as it needs]")
 @click.option("--embedded", is_flag=True, hidden=True)
 @remote.asks
 def top(client: Client, once: bool, width: int | None, height: int | None, embedded: bool) -> int:
-    """Watch a running supervisor: GPUs, slots, jobs, log.
+    """Live dashboard of a running supervisor: GPUs, slots, jobs, log.
 
     Keys: q quits, up and down select a slot, r refreshes it, l shows more log, p pauses, ? helps.
 

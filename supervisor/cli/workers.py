@@ -23,9 +23,9 @@ def _order(name: str) -> click.Option:
 @remote.as_json
 @remote.asks
 def workers(client: Client, as_json: bool, **orders: tuple[str, ...]) -> int:
-    """List the slots and the workers in them, or give an order to some.
+    """List the slots and their workers; or refresh, pause or resume some.
 
-    An order is answered when it was begun; it is done when the slot's state says so.
+    Such a command returns once it is accepted; it is done when the slot's state says so.
     """
     given = [(slot, what) for what, slots in orders.items() for slot in slots]
     if given:

@@ -97,9 +97,9 @@ def _check_together(settings: Settings, where: Mapping[str, str]) -> None:
     """Refuse options that contradict each other; ``where`` says for those that were given where that was."""
     if settings.api_key and settings.no_auth:
         keys = where.get("api_key") or where.get("api_key_file")
-        raise UsageError(f"{where['no_auth']} and {keys} contradict each other; leave one out")
+        raise UsageError(f"{where['no_auth']} and {keys} are mutually exclusive; leave one out")
     if settings.input is not None and settings.test_input is not None:
-        raise UsageError(f"{where['input']} and {where['test_input']} contradict each other; leave one out")
+        raise UsageError(f"{where['input']} and {where['test_input']} are mutually exclusive; leave one out")
     if settings.reload and (settings.input is not None or settings.test_input is not None):
         once = where["input" if settings.input is not None else "test_input"]
         raise UsageError(f"{where['reload']} is for a handler that is served, and {once} runs it once; leave one out")
@@ -111,7 +111,7 @@ def _check_together(settings: Settings, where: Mapping[str, str]) -> None:
             "give one with --api-key or SUPERVISE_API_KEYS, or serve everyone with --no-auth"
         )
     if "simulate_gpus" in where and settings.simulate_gpus and settings.gpus == "none":
-        raise UsageError(f"{where['simulate_gpus']} and {where['gpus']} contradict each other; leave one out")
+        raise UsageError(f"{where['simulate_gpus']} and {where['gpus']} are mutually exclusive; leave one out")
     if "workers" in where and (settings.simulate_gpus or settings.gpus not in ("auto", "none")):
         gpus = where["simulate_gpus"] if settings.simulate_gpus else where["gpus"]
         raise UsageError(f"{where['workers']} counts workers on the CPU, and {gpus} asks for GPUs; leave one out")

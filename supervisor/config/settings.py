@@ -53,7 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str, Option(kinds.TEXT, "A file (run as `python FILE`), a module, or module:function.", positional=True)
     ]
     handler_args: Annotated[
-        tuple[str, ...], Option(kinds.WORDS, "What the handler finds in sys.argv behind its name.", positional=True)
+        tuple[str, ...], Option(kinds.WORDS, "What the handler finds in sys.argv after its name.", positional=True)
     ] = ()
     endpoint_id: Annotated[str, Option(kinds.ENDPOINT_ID, "Name in the URLs: /v2/ID.", shown="the handler's last name")]
     preload: Annotated[
@@ -66,7 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     preload_timeout: Annotated[float, Option(kinds.duration(0.1), "How long a preloaded import may take.")] = 60.0
     reload: Annotated[
-        bool, Option(kinds.FLAG, "Load the handler anew when its file, or a Python file below its folder, changes.")
+        bool, Option(kinds.FLAG, "Reload the handler when its file, or a Python file below its folder, changes.")
     ] = False
 
     gpus: Annotated[
@@ -75,7 +75,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pin_by: Annotated[
         str, Option(kinds.choice("index", "uuid"), "How CUDA_VISIBLE_DEVICES names the GPU of a worker.")
     ] = "index"
-    share_gpus: Annotated[bool, Option(kinds.FLAG, "Take GPUs that another supervisor holds, too.")] = False
+    share_gpus: Annotated[bool, Option(kinds.FLAG, "Also use GPUs that another supervisor holds.")] = False
     simulate_gpus: Annotated[
         int,
         Option(kinds.whole(0, 64), "Pretend to have N GPUs, to try things on a machine that has none.", shown="off"),
@@ -88,23 +88,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path, Option(kinds.PATH, "Where supervisors on this machine lock GPUs; the same for all of them.")
     ] = Path("/tmp/supervise-locks")
 
-    workers: Annotated[int, Option(kinds.whole(1, 1024), "Workers on the CPU, where no GPU is used.")] = 1
+    workers: Annotated[int, Option(kinds.whole(1, 1024), "Workers on the CPU, when no GPU is used.")] = 1
     min_workers: Annotated[
-        int | None, Option(kinds.whole(0, 1024), "Workers that run also when no job waits; 0: none.", shown="all slots")
+        int | None, Option(kinds.whole(0, 1024), "Minimum number of workers; 0 scales to zero.", shown="all slots")
     ] = None
-    max_workers: Annotated[int | None, Option(kinds.whole(1, 1024), "Workers that run at most.", shown="all slots")] = (
-        None
-    )
+    max_workers: Annotated[
+        int | None, Option(kinds.whole(1, 1024), "Maximum number of workers.", shown="all slots")
+    ] = None
     idle_timeout: Annotated[
-        float, Option(kinds.DURATION, "Stop a worker that had no job for so long, while more than --min-workers run.")
+        float, Option(kinds.DURATION, "Stop a worker without a job for this long, while more than --min-workers run.")
     ] = 60.0
-    scale_after: Annotated[float, Option(kinds.DURATION, "Start one more for each job that has waited so long.")] = 4.0
+    scale_after: Annotated[float, Option(kinds.DURATION, "Start one more for each job that has waited this long.")] = (
+        4.0
+    )
     start_timeout: Annotated[
-        float, Option(kinds.DURATION, "How long a worker may take to load the handler; 0: any time.", shown="0")
+        float, Option(kinds.DURATION, "How long a worker may take to load the handler; 0: no limit.", shown="0")
     ] = 0.0
-    grace: Annotated[
-        float, Option(kinds.DURATION, "From asking a worker to end to SIGTERM, and from there to SIGKILL.")
-    ] = 5.0
+    grace: Annotated[float, Option(kinds.DURATION, "Grace period before SIGTERM, and again before SIGKILL.")] = 5.0
     drain_timeout: Annotated[
         float, Option(kinds.DURATION, "How long running jobs may go on after SIGTERM or Ctrl-C.")
     ] = 30.0
@@ -118,13 +118,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "off"
     max_processes: Annotated[
         int,
-        Option(kinds.whole(0), "End a worker that is, with all that it started, more than N processes; 0: any number."),
+        Option(kinds.whole(0), "Terminate a worker that has, with all it started, more than N processes; 0: no limit."),
     ] = 4096
     private_tmp: Annotated[
-        bool, Option(kinds.FLAG, "Give each worker a /tmp and a /var/tmp of its own, which end with it.")
+        bool, Option(kinds.FLAG, "Give each worker a /tmp and a /var/tmp of its own, removed when it exits.")
     ] = False
 
-    refresh_worker: Annotated[bool, Option(kinds.FLAG, "Give every job a fresh worker.")] = False
+    refresh_worker: Annotated[bool, Option(kinds.FLAG, "Refresh a worker after every job.")] = False
     refresh_after_jobs: Annotated[int, Option(kinds.whole(0), "Refresh a worker after N jobs.", shown="off")] = 0
     refresh_above: Annotated[
         int,
@@ -136,51 +136,55 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool, Option(kinds.FLAG, "Refresh a worker whose job failed because the GPU's memory was full.")
     ] = False
     release_timeout: Annotated[
-        float, Option(kinds.DURATION, "When GPU memory that a dead worker still holds takes its slot out of service.")
+        float,
+        Option(kinds.DURATION, "How long GPU memory may stay in use after a worker's death before its slot is held."),
     ] = 30.0
 
-    store: Annotated[Path, Option(kinds.PATH, "The job database.", shown=".supervise/ENDPOINT_ID.db")]
+    store: Annotated[Path, Option(kinds.PATH, "The job store.", shown=".supervise/ENDPOINT_ID.db")]
     adopt: Annotated[
         bool, Option(kinds.FLAG, "Take over the jobs that another handler left unfinished, and run them.")
     ] = False
-    retention: Annotated[float, Option(kinds.DURATION, "How long results are kept after a job's end.")] = DAY
-    max_store: Annotated[int, Option(kinds.SIZE, "Forget the oldest results when the database holds more.")] = (
+    retention: Annotated[float, Option(kinds.DURATION, "How long results are kept after a job ends.")] = DAY
+    max_store: Annotated[int, Option(kinds.SIZE, "Delete the oldest results when the job store is larger.")] = (
         10 * 2**30
     )
     durability: Annotated[
         str,
         Option(
             kinds.choice("normal", "full"),
-            "What accepted jobs survive: kill -9, or a power cut as well, for which each answer waits for the disk.",
+            "What accepted jobs survive: kill -9, or also a power cut (each answer then waits for the disk).",
         ),
     ] = "normal"
     execution_timeout: Annotated[
-        float, Option(kinds.DURATION, "How long a job may run, where it does not say so itself.", shown="no limit")
+        float, Option(kinds.DURATION, "How long a job may run, unless its policy says otherwise.", shown="no limit")
     ] = 0.0
     ttl: Annotated[
         float,
         Option(
             kinds.DURATION,
-            "How long after its arrival a job times out, queued or running, where it does not say so itself.",
+            "How long after submission a job times out, queued or running, unless its policy says otherwise.",
             shown="never",
         ),
     ] = 0.0
     max_log: Annotated[int, Option(kinds.SIZE, "How much of what a job prints is kept.")] = 10 * MIB
-    max_queue: Annotated[int, Option(kinds.whole(0), "Refuse jobs (429) while N are queued.", shown="no limit")] = 0
+    max_queue: Annotated[int, Option(kinds.whole(0), "Reject jobs (429) while N are queued.", shown="no limit")] = 0
     max_result: Annotated[int, Option(kinds.SIZE, "Fail a job whose result is larger.")] = 100 * MIB
     max_attempts: Annotated[
-        int, Option(kinds.whole(1, 1000), "Starts that a job may have when workers die under it.")
+        int, Option(kinds.whole(1, 1000), "How many times a job may be started when workers die under it.")
     ] = 1
     on_restart: Annotated[
-        str, Option(kinds.choice("requeue", "fail"), "What happens to jobs that ran when the supervisor was killed.")
+        str,
+        Option(
+            kinds.choice("requeue", "fail"), "What happens to jobs that were running when the supervisor was killed."
+        ),
     ] = "requeue"
-    requeue_streams: Annotated[bool, Option(kinds.FLAG, "Requeue them also when chunks of theirs were handed out.")] = (
-        False
-    )
+    requeue_streams: Annotated[
+        bool, Option(kinds.FLAG, "Requeue them even if some of their chunks were delivered.")
+    ] = False
 
     host: Annotated[str, Option(kinds.HOST, "Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Option(kinds.PORT, "Port to listen on; 0 picks one.")] = 8900
-    max_body: Annotated[int, Option(kinds.SIZE, "Refuse (413) a request whose body is larger.")] = 20 * MIB
+    max_body: Annotated[int, Option(kinds.SIZE, "Reject (413) a request whose body is larger.")] = 20 * MIB
 
     api_key: Annotated[
         tuple[str, ...],
@@ -192,7 +196,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ()
     api_key_file: Annotated[
-        Path | None, Option(kinds.PATH, "Keys, one a line; lines that start with # are comments.", secret=True)
+        Path | None, Option(kinds.PATH, "Keys, one per line; lines that start with # are comments.", secret=True)
     ] = None
     no_auth: Annotated[bool, Option(kinds.FLAG, "Serve a host other than loopback without keys.")] = False
     allow_origin: Annotated[
@@ -201,11 +205,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = ()
 
     webhook_retries: Annotated[
-        int, Option(kinds.whole(0, 1000), "How often one that was not answered by 200 is tried again.")
+        int, Option(kinds.whole(0, 1000), "How often a webhook that was not answered by 200 is tried again.")
     ] = 2
-    webhook_delay: Annotated[float, Option(kinds.DURATION, "How long after a try the next one comes.")] = 10.0
+    webhook_delay: Annotated[float, Option(kinds.DURATION, "Time between tries.")] = 10.0
     webhook_timeout: Annotated[
-        float, Option(kinds.duration(0.01), "How long a try may take, from the look-up of the name on.")
+        float, Option(kinds.duration(0.01), "How long a try may take, including the DNS lookup.")
     ] = 10.0
     webhook_secret: Annotated[
         str | None,
@@ -224,7 +228,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool, Option(kinds.FLAG, "Show the live dashboard, or one line per event.", shown="on a terminal")
     ]
     log_format: Annotated[
-        str, Option(kinds.choice("text", "json"), "How event lines are written; asking for one shows them.")
+        str,
+        Option(
+            kinds.choice("text", "json"), "How event lines are written; naming it shows them instead of the dashboard."
+        ),
     ] = "text"
     test_input: Annotated[
         str | None, Option(kinds.JSON, "Run one job with this input, print its status, and exit.")
@@ -237,7 +244,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path | None,
         Option(
             kinds.FILE,
-            "Where their results go, a line each. With a file that is there, only what is missing in it is run.",
+            "Where their results go, one per line. If the file exists, only what is missing in it is run.",
             shown="standard output",
         ),
     ] = None

@@ -205,7 +205,7 @@ def _refuse_syntax(said: str, body: bytes, name: str) -> NoReturn:
     if found is None and _HALF.search(body):
         raise RequestError(400, f"{name} has a \\u escape that is half a character (a lone surrogate)") from None
     if found is None:
-        raise RequestError(400, f"{name} is not JSON: it ends too early, at {_place(body, len(body), name)}") from None
+        raise RequestError(400, f"{name} is not JSON: unexpected end at {_place(body, len(body), name)}") from None
     what = said[: found.start()].removeprefix("JSON is malformed: ").strip()
     raise RequestError(400, f"{name} is not JSON: {what} at {_place(body, int(found[1]), name)}") from None
 

@@ -81,7 +81,7 @@ def test_a_trailer_behind_a_request_that_waits_its_turn_is_none(make_site: Calla
     with site.raw(waits + job(b"Authorization: right-key\r\n")) as sock:
         site.until(lambda: site.engine.waiting > 1)
         site.call(site.engine.change, "a", status=JobStatus.COMPLETED)
-        assert statuses(site.read_up_to(sock, b"a key is needed")) == [200, 401]
+        assert statuses(site.read_up_to(sock, b"missing or invalid API key")) == [200, 401]
     assert not site.engine.submitted
 
 

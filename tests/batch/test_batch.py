@@ -310,7 +310,7 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
         (("--input", "in.jsonl", "--output", "in.jsonl"), "--output: {folder}/in.jsonl is the input"),
         (("--input", "in.jsonl", "--output", "link.jsonl"), "--output: {folder}/link.jsonl is the input"),
         (("--output", "out.jsonl"), "--output is for the results of a batch; name its lines with --input"),
-        (("--input", "in.jsonl", "--test-input", "1"), "--input and --test-input contradict each other"),
+        (("--input", "in.jsonl", "--test-input", "1"), "--input and --test-input are mutually exclusive"),
     ],
 )
 def test_wrong_usage_is_found_before_anything_is_started(

@@ -106,7 +106,7 @@ def test_what_a_line_asks_for(text: bytes, wanted: JobRequest) -> None:
     ("text", "reason"),
     [
         (b"nonsense", "the line is not JSON: invalid character at byte 1"),
-        (b'{"a":1', "the line is not JSON: it ends too early, at byte 6"),
+        (b'{"a":1', "the line is not JSON: unexpected end at byte 6"),
         (b"1,2", "the line is not JSON: trailing characters at byte 2"),
         (b"NaN", "the line is not JSON: invalid character at byte 0"),
         (b'{"a":"\xff"}', "the line is not UTF-8: invalid start byte at byte 6"),

@@ -115,7 +115,11 @@ def test_a_body_that_goes_on_can_be_read_line_by_line(answers: Any, unix: str) -
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        (401, b'{"error": "a key is needed"}', "wants a key: give the right one with --api-key or SUPERVISE_API_KEY"),
+        (
+            401,
+            b'{"error": "missing or invalid API key"}',
+            "wants a key: give the right one with --api-key or SUPERVISE_API_KEY",
+        ),
         (404, b'{"error": "no job \'x\'"}', "no job 'x' (HTTP 404)"),
         (404, b"<html>", "knows no /snapshot; is it a supervisor"),
         (503, b'{"error": "draining"}', "draining (HTTP 503)"),

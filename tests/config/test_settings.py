@@ -342,8 +342,8 @@ def test_unknown_keywords(folder: Path) -> None:
             "--host: 0.0.0.0 can be reached from other machines and no key is set; give one with --api-key",
         ),
         ({}, {"SUPERVISE_HOST": "::"}, "SUPERVISE_HOST: :: can be reached"),
-        ({"no_auth": True}, {"SUPERVISE_API_KEYS": "k"}, "--no-auth and SUPERVISE_API_KEYS contradict each other"),
-        ({"simulate_gpus": "2", "gpus": "none"}, {}, "--simulate-gpus and --gpus contradict each other"),
+        ({"no_auth": True}, {"SUPERVISE_API_KEYS": "k"}, "--no-auth and SUPERVISE_API_KEYS are mutually exclusive"),
+        ({"simulate_gpus": "2", "gpus": "none"}, {}, "--simulate-gpus and --gpus are mutually exclusive"),
         ({"workers": "2", "gpus": "0"}, {}, "--workers counts workers on the CPU, and --gpus asks for GPUs"),
         (
             {"workers": "2"},
@@ -453,5 +453,5 @@ def test_files_of_keys_that_are_wrong(load: Load, folder: Path, content: bytes |
 
 def test_no_auth_with_a_file_of_keys(load: Load, folder: Path) -> None:
     (folder / "keys.txt").write_text("k")
-    with pytest.raises(UsageError, match="--no-auth and --api-key-file contradict each other"):
+    with pytest.raises(UsageError, match="--no-auth and --api-key-file are mutually exclusive"):
         load(api_key_file="keys.txt", no_auth=True)

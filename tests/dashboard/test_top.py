@@ -235,7 +235,7 @@ def test_no_supervisor_is_said_in_one_line(url: str, code: int, words: str) -> N
 
 
 def test_a_key_that_is_missing_is_said(supervisor: Any) -> None:
-    supervisor.refusal = (401, "a key is needed")
+    supervisor.refusal = (401, "missing or invalid API key")
     done = run_top("--url", supervisor.url)
     assert done.returncode == 1
     assert "--api-key or SUPERVISE_API_KEY" in done.stderr

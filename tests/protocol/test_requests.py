@@ -10,8 +10,8 @@ from supervisor.protocol.requests import job_request
 REFUSED = [
     (b"", "the body is empty"),
     (b" \n ", "the body is empty"),
-    (b"{", "ends too early, at byte 1 (line 1, column 2)"),
-    (b'{"input": [1, 2', "ends too early, at byte 15"),
+    (b"{", "unexpected end at byte 1 (line 1, column 2)"),
+    (b'{"input": [1, 2', "unexpected end at byte 15"),
     (b'{\n  "input": x}', "invalid character at byte 13 (line 2, column 12)"),
     (b'{"input": 1} {"input": 2}', "trailing characters at byte"),
     (b'{"input": NaN}', "invalid character at byte 10"),

@@ -32,7 +32,7 @@ Runs serverless handlers on this machine's GPUs. A job is one request for the ha
 OpenAI's clients work unchanged.
 - Errors are `{"error": "…"}` and say what is wrong and where; those under `/openai/` are OpenAI's error objects.
 - A path takes only the methods that are described here: any other is answered 405 with `Allow`, `OPTIONS` with `Allow` alone. \
-What is no HTTP is answered 400, headers of more than 64 KiB 431.
+Malformed requests are answered 400, headers of more than 64 KiB 431.
 - Numbers outside a range are moved to its nearest end. Fields that are not described are ignored.\
 """
 
@@ -41,7 +41,7 @@ KEYS = "Send one of the server's keys as `Authorization: Bearer KEY`, or as `Aut
 TAGS = {
     JOBS: "Submit jobs, follow them and take their results.",
     OPENAI: "For handlers that serve a model as a server of OpenAI's API does.",
-    MACHINE: "What runs where, and doing something about it by hand.",
+    MACHINE: "What runs where; refresh, pause and resume slots.",
     SERVER: "Probes, metrics, and this description.",
 }
 
@@ -71,13 +71,13 @@ HEADERS = {
 
 REFUSALS = {
     400: "The request is wrong; the error says what and where.",
-    401: "A key is needed, or the one that was sent is none of this server's.",
+    401: "Missing or invalid API key.",
     403: "The request comes from a foreign web page (`Origin`), or by a name that is not this machine's (`Host`).",
-    404: "There is no such job, slot or page; a job is forgotten some time after its end (`--retention`).",
+    404: "There is no such job, slot or page; jobs are deleted some time after their end (`--retention`).",
     409: "Its state does not allow that; the error says which it is.",
     413: "The body is too large (`--max-body`).",
     429: "The queue is full (`--max-queue`).",
-    503: "Not now: the server is shutting down, not ready or has too many clients, or its disk refuses.",
+    503: "Service unavailable: shutting down, not ready, too many clients, or the job store is not writable.",
 }
 
 _BRACES = re.compile(r"\{(\w+)\}")
