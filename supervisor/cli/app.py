@@ -138,6 +138,8 @@ def _run(arguments: Sequence[str] | None, reporter: ErrorReporter) -> int:
     except click.Abort:
         return 130
     except click.NoSuchOption as error:
+        if error.option_name == "--url":
+            return reporter.report("--url: goes after a command, as in supervise jobs --url URL", error.exit_code)
         names = error.ctx.command.get_params(error.ctx) if error.ctx else []
         near = nearest(error.option_name, itertools.chain.from_iterable(parameter.opts for parameter in names))
         return reporter.report(f"{error.option_name}: no such option{near}", error.exit_code)

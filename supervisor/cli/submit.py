@@ -44,7 +44,7 @@ def submit(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Submit a job and print its id.
+    """Submit a job and print its ID.
 
     INPUT is JSON: a request body if it is an object with `input`, else the input itself. Or it is pairs: name=text, and
     name:=JSON for other types.

@@ -32,7 +32,7 @@ _FIRST_S = 5.0  # how long an embedded screen waits for the first snapshot
 @click.option("--embedded", is_flag=True, hidden=True)
 @remote.with_client
 def top(client: Client, once: bool, width: int | None, height: int | None, embedded: bool) -> int:
-    """Watch a running supervisor: GPUs, slots, jobs, log.
+    """Live dashboard of a running supervisor: GPUs, slots, jobs, log.
 
     Keys: q quits, up and down select a slot, r refreshes it, l shows more log, p pauses, ? helps.
 

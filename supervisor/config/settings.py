@@ -124,7 +124,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         bool, Option(kinds.FLAG, "Give each worker its own /tmp and /var/tmp, deleted when it exits.")
     ] = False
 
-    refresh_worker: Annotated[bool, Option(kinds.FLAG, "Give every job a fresh worker.")] = False
+    refresh_worker: Annotated[bool, Option(kinds.FLAG, "Refresh a worker after every job.")] = False
     refresh_after_jobs: Annotated[int, Option(kinds.whole(0), "Refresh a worker after N jobs.", shown="off")] = 0
     refresh_above: Annotated[
         int,
@@ -171,7 +171,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Option(kinds.whole(1, 1000), "Maximum number of starts of a job whose workers die.")
     ] = 1
     on_restart: Annotated[
-        str, Option(kinds.choice("requeue", "fail"), "What happens to jobs that ran when the supervisor was killed.")
+        str,
+        Option(
+            kinds.choice("requeue", "fail"), "What happens to jobs that were running when the supervisor was killed."
+        ),
     ] = "requeue"
     requeue_streams: Annotated[bool, Option(kinds.FLAG, "Also requeue those whose chunks were handed out.")] = False
 
@@ -189,7 +192,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ()
     api_key_file: Annotated[
-        Path | None, Option(kinds.PATH, "Keys, one a line; lines that start with # are comments.", secret=True)
+        Path | None, Option(kinds.PATH, "Keys, one per line; lines that start with # are comments.", secret=True)
     ] = None
     no_auth: Annotated[bool, Option(kinds.FLAG, "Serve a host other than loopback without keys.")] = False
     allow_origin: Annotated[

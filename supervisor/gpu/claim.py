@@ -42,4 +42,4 @@ def _why_no_gpu(listing: Listing, visible: str | None, workers: int) -> str:
     slots = f"{workers} CPU slot{'s' if workers != 1 else ''}"
     if listing.gpus:
         return f"CUDA_VISIBLE_DEVICES={visible} hides every GPU of this machine: serving on {slots}"
-    return f"no GPU on this machine ({listing.reason or 'NVML shows none'}): serving on {slots}"
+    return f"no GPU on this machine, serving on {slots}: {listing.reason or 'NVML shows none'}"

@@ -54,7 +54,7 @@ def _refreshed(notice: n.Refreshed) -> str:
     return (
         f"refreshed in {total * 1000:.1f} ms (end {notice.end_s * 1000:.1f}, release {notice.release_s * 1000:.1f},"
         f" start {notice.start_s * 1000:.1f}){freed}{'' if notice.verified else ', unverified'};"
-        f" asked by {words(notice.cause)}"
+        f" requested by {words(notice.cause)}"
     )
 
 

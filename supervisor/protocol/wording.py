@@ -217,7 +217,7 @@ _WORDS: dict[type, Union[str, Callable[[Any], str]]] = {
     c.ExecutionTimedOut: _timed_out,
     c.TtlPassed: "the job was older than its ttl",
     c.SupervisorKilled: _killed,
-    c.ChunksHandedOut: "the supervisor was killed after chunks of the job were handed out"
+    c.ChunksHandedOut: "the supervisor was killed after some chunks of the job were delivered"
     " (--requeue-streams runs it again)",
     c.SupervisorStopped: "the supervisor stopped while the job ran",
     c.SecretUnreadable: lambda cause: str(SecretError(cause.file, cause.error)),

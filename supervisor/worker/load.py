@@ -10,6 +10,7 @@ import builtins
 import importlib
 import importlib.util
 import operator
+import pkgutil
 import sys
 import types
 from collections.abc import Callable
@@ -102,7 +103,7 @@ def _run_module(name: str, argv: tuple[str, ...]) -> Callable[..., Any] | wire.L
     get_code = getattr(spec.loader, "get_code", None) if spec is not None else None
     code = get_code(name) if get_code is not None else None
     if spec is None or code is None:
-        return wire.LoadFailed("not_found", blame.utf8(f"there is no Python module {name}"))
+        return _no_module(name)
     main = _replace_main()
     main.__spec__, main.__loader__, main.__package__ = spec, spec.loader, spec.parent
     if spec.origin is not None:
@@ -119,7 +120,7 @@ def _import_function(name: str, attribute: str, argv: tuple[str, ...]) -> Callab
     except ModuleNotFoundError as error:
         if not _is_about(error, name):
             raise
-        return wire.LoadFailed("not_found", blame.utf8(f"there is no Python module {name}"))
+        return _no_module(name)
     try:
         function: object = operator.attrgetter(attribute)(module)
     except AttributeError as error:
@@ -129,6 +130,17 @@ def _import_function(name: str, attribute: str, argv: tuple[str, ...]) -> Callab
             "no_handler", blame.utf8(f"{name}:{attribute} is no function but {type(function).__name__}")
         )
     return cast("Callable[..., Any]", function)
+
+
+def _no_module(name: str) -> wire.LoadFailed:
+    """That the module ``name`` was not found, with the nearest one beside its place below the current folder."""
+    import difflib  # noqa: PLC0415 - a worker that loads does not need it
+
+    *parents, _ = name.split(".")
+    beside = pkgutil.iter_modules([str(Path.cwd().joinpath(*parents))])
+    near = difflib.get_close_matches(name, [".".join([*parents, found.name]) for found in beside], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return wire.LoadFailed("not_found", blame.utf8(f"there is no Python module {name}{hint}"))
 
 
 def _execute(code: types.CodeType, main: types.ModuleType) -> Callable[..., Any] | wire.LoadFailed:

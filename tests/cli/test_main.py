@@ -127,6 +127,7 @@ def test_ctrl_c_before_it_serves(folder: Path) -> None:
             "--refresh-wroker: no such option; did you mean --refresh-worker?",
         ),
         (["handler.py", "--xyzzy"], "--xyzzy: no such option\n"),
+        (["--url", "http://there", "jobs"], "--url: goes after a command, as in supervise jobs --url URL\n"),
         (["handler.py", "--port"], "option '--port' requires an argument"),
         (["handler.py", "a", "b"], "unexpected argument 'a'; put the handler's arguments after --: "),
         (["handler.py", "--gpus", "atuo"], "did you mean auto?"),

@@ -106,8 +106,8 @@ def test_each_worker_sees_one_gpu_and_memory_is_free_before_the_next_job(
     assert body["delayTime"] >= int(waited_ms)
     worker = run.until(lambda: (it := run.workers()[slot])["refreshes"] == 2 and it["state"] == "idle" and it)
     assert (worker["restarts"], worker["jobs"], worker["generation"]) == (0, 2, 3)
-    run.wait_for_line(f"{slot}: refreshed in .*, 2000 MiB freed; asked by the handler")
-    run.wait_for_line(f"{slot}: refreshed in .*, 0 MiB freed; asked by the handler")
+    run.wait_for_line(f"{slot}: refreshed in .*, 2000 MiB freed; requested by the handler")
+    run.wait_for_line(f"{slot}: refreshed in .*, 0 MiB freed; requested by the handler")
 
     # What a worker holds while it lives.
     gate = make_gate()
@@ -313,7 +313,7 @@ def test_a_worker_that_still_holds_too_much_when_its_job_has_ended_is_refreshed(
     assert worker["pid"] != first
     assert (worker["generation"], worker["restarts"], worker["jobs"]) == (2, 0, 2)
     assert (worker["lastRefresh"]["cause"], worker["lastRefresh"]["freedMiB"]) == ("--refresh-above", 2000)
-    run.wait_for_line("^gpu1: refreshed in .*, 2000 MiB freed; asked by --refresh-above$")
+    run.wait_for_line("^gpu1: refreshed in .*, 2000 MiB freed; requested by --refresh-above$")
     assert run.stop() == 0
 
 

@@ -58,7 +58,7 @@ def test_the_quick_start_on_simulated_gpus(supervise: Runs) -> None:
     times = [refresh[name] for name in ("endMs", "releaseMs", "startMs")]
     assert all(time >= 0 for time in times)
     assert refresh["totalMs"] == pytest.approx(sum(times), abs=0.01)
-    said = run.wait_for_line(rf"{slot}: refreshed in .*, {refresh['freedMiB']} MiB freed; asked by the handler")
+    said = run.wait_for_line(rf"{slot}: refreshed in .*, {refresh['freedMiB']} MiB freed; requested by the handler")
     assert "unverified" not in said[0]
 
     # By hand.

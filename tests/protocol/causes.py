@@ -133,7 +133,7 @@ JOB_CAUSES: list[tuple[msgspec.Struct, str, str]] = [
     ),
     (
         c.ChunksHandedOut(),
-        "the supervisor was killed after chunks of the job were handed out (--requeue-streams runs it again)",
+        "the supervisor was killed after some chunks of the job were delivered (--requeue-streams runs it again)",
         '{"type":"chunks_handed_out"}',
     ),
     (c.SupervisorStopped(), "the supervisor stopped while the job ran", '{"type":"supervisor_stopped"}'),

@@ -216,6 +216,21 @@ def test_what_cannot_be_served_says_why(launch, write, name):
         ("module", "no_such_module", None, "not_found", "there is no Python module no_such_module"),
         ("module", "there.none", None, "not_found", "there is no Python module there.none"),
         ("module", "folder", None, "not_found", "there is no Python module folder.__main__"),
+        ("module", "thee", None, "not_found", "there is no Python module thee; did you mean there?"),
+        (
+            "module",
+            "folder.insid",
+            None,
+            "not_found",
+            "there is no Python module folder.insid; did you mean folder.inside?",
+        ),
+        (
+            "function",
+            "folder.insid",
+            "f",
+            "not_found",
+            "there is no Python module folder.insid; did you mean folder.inside?",
+        ),
         ("module", "broken.served", None, "raised", "ModuleNotFoundError: No module named 'no_such_thing'"),
         ("function", "no_such_module", "f", "not_found", "there is no Python module no_such_module"),
         ("function", "there", "f", "no_handler", "there has no f"),
@@ -226,6 +241,7 @@ def test_what_cannot_be_served_says_why(launch, write, name):
 def test_what_is_not_there_is_told_apart_from_what_is_broken(launch, write, kind, target, attribute, reason, message):
     write("there.py", "VALUE = 1")
     write("folder/__init__.py", "")
+    write("folder/inside.py", "")
     write("broken/__init__.py", "import no_such_thing")
     child = launch(kind, target, attribute)
     failed = child.receive()
