@@ -123,25 +123,23 @@ class EngineThread:
 
     def cancel(self, job: Job) -> bool:
         """Cancel ``job``, and wait for that to be on disk: whether it is cancelled."""
-        return not self._order(lambda: self._engine.cancel(job.id)) or job.cancelled()
+        if threading.current_thread() is not self._thread:
+            self.wait_for(lambda: self._engine.cancel(job.id))
+            return job.cancelled()
+
+        def behind_submission() -> None:
+            with contextlib.suppress(RequestError):
+                _leave_unheard(self._engine.cancel(job.id))
+
+        self._post(behind_submission)
+        return True
 
     def refresh(self, slot: str) -> None:
-        """Replace the worker in ``slot``; as ``Supervisor.refresh``."""
-        self._order(lambda: self._engine.slots.refresh(slot))
-
-    def _order(self, ask: Callable[[], asyncio.Future[Any]]) -> bool:
-        """Have the loop ``ask``, and wait for the answer: whether that was possible. In a callback it is not, so there a refusal
-        is nobody's to hear."""
-        if threading.current_thread() is not self._thread:
-            self.wait_for(ask)
-            return True
-
-        def unheard() -> None:
-            with contextlib.suppress(RequestError):
-                ask().add_done_callback(lambda asked: asked.cancelled() or asked.exception())
-
-        self._post(unheard)
-        return False
+        """Replace the worker in ``slot``; as ``Supervisor.refresh``. In a callback only a wrong name is refused."""
+        if threading.current_thread() is self._thread:
+            _leave_unheard(self._engine.slots.refresh(slot))
+        else:
+            self.wait_for(lambda: self._engine.slots.refresh(slot))
 
     def withdraw(self, given_up: Iterable[Job]) -> None:
         """Cancel those that are still queued; does not wait."""
@@ -341,6 +339,11 @@ class EngineThread:
             while True:
                 job = self._unsettled.pop()
                 self._settle(job, job.settle, jobs.Job(0, job.id, JobStatus.CANCELLED, b"null", 0, cause=why))
+
+
+def _leave_unheard(asked: asyncio.Future[Any]) -> None:
+    """In a callback nothing can be waited for: a refusal of what was ``asked`` is nobody's to hear, and no fault of the loop."""
+    asked.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
 
 
 def _forked(thread: weakref.ref[EngineThread]) -> None:
