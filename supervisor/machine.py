@@ -117,9 +117,11 @@ class Machine:
         if self._memory is None or self._reader is None:
             return
         deadline = time.monotonic() + FIRST_READING_S
+        poll = select.poll()
+        poll.register(self._reader.fileno(), select.POLLIN)
         self._memory.prepare(time.monotonic())  # requests a reading
         while not self._memory.samples and (left := deadline - time.monotonic()) > 0:
-            select.select([self._reader.fileno()], [], [], left)
+            poll.poll(left * 1000)
             self._memory.prepare(time.monotonic())
 
     def spare(self, children: Callable[[], Sequence[int]]) -> None:

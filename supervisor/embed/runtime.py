@@ -124,27 +124,23 @@ class EngineThread:
 
     def cancel(self, job: JobFuture) -> bool:
         """Cancel ``job`` and wait until that is on disk; return whether it is cancelled."""
-        return not self._command(lambda: self._engine.cancel(job.id)) or job.cancelled()
+        if threading.current_thread() is not self._thread:
+            self.wait_for(lambda: self._engine.cancel(job.id))
+            return job.cancelled()
+
+        def after_submission() -> None:
+            with contextlib.suppress(RequestError):
+                _ignore_result(self._engine.cancel(job.id))
+
+        self._post(after_submission)
+        return True
 
     def refresh(self, slot: str) -> None:
-        """Replace the worker in ``slot``; as ``Supervisor.refresh``."""
-        self._command(lambda: self._engine.slots.refresh(slot))
-
-    def _command(self, command: Callable[[], asyncio.Future[Any]]) -> bool:
-        """Run ``command`` in the loop and wait for its result; return whether that was possible.
-
-        In a callback it is not: there an error of the command is dropped.
-        """
-        if threading.current_thread() is not self._thread:
-            self.wait_for(command)
-            return True
-
-        def start() -> None:
-            with contextlib.suppress(RequestError):
-                command().add_done_callback(lambda result: result.cancelled() or result.exception())
-
-        self._post(start)
-        return False
+        """Replace the worker in ``slot``; as ``Supervisor.refresh``. In a callback only an unknown slot is an error."""
+        if threading.current_thread() is self._thread:
+            _ignore_result(self._engine.slots.refresh(slot))
+        else:
+            self.wait_for(lambda: self._engine.slots.refresh(slot))
 
     def withdraw(self, abandoned: Iterable[JobFuture]) -> None:
         """Cancel those of ``abandoned`` that are still queued, without waiting."""
@@ -344,6 +340,11 @@ class EngineThread:
             while True:
                 job = self._unsettled.pop()
                 self._settle(job, job.settle, jobs.Job(0, job.id, JobStatus.CANCELLED, b"null", 0, cause=why))
+
+
+def _ignore_result(future: asyncio.Future[Any]) -> None:
+    """Leave the result of ``future`` to nobody: a callback cannot wait, and an error is no fault of the loop."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 def _forked(thread: weakref.ref[EngineThread]) -> None:

@@ -214,7 +214,7 @@ class Reader:
             if now >= until:
                 events = [self._fail(f"NVML did not answer within {timeout:g} s", now)]
                 continue
-            select.select([self._poll], [], [], min(until, until if slow is None else slow_at) - now)
+            self._poll.poll(min(until, until if slow is None else slow_at) - now)
             events = self.receive(time.monotonic())
 
     def close(self) -> None:

@@ -140,7 +140,9 @@ class TemplateServer:
         os.execve(sys.executable, [*sys.orig_argv, f"{_AGAIN}{passed}"], self._environ)
 
     def _receive_setup(self) -> wire.Setup | None:
-        select.select([self._sock], [], [])
+        poll = select.poll()  # a program with many descriptors may have given it a number that select() does not take
+        poll.register(self._sock, select.POLLIN)
+        poll.poll()
         received = self._receive()
         if received is None:
             return None

@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import logging
 import pickle
+import queue
 import signal
 import threading
 
@@ -270,6 +271,19 @@ def test_a_job_that_the_disk_refuses_is_told_so_and_later_ones_run(make, monkeyp
             sv.submit(1).result(timeout=SOON)
         assert caught.value.status == 503
         until(lambda: sv.submit(2).exception(timeout=SOON) is None)  # when the disk is tried again
+
+
+def test_a_callback_hears_of_a_slot_that_is_not_there(sv):
+    heard = queue.SimpleQueue()
+
+    def ask(job):
+        try:
+            sv.refresh("nope")
+        except RequestError as error:
+            heard.put(str(error))
+
+    sv.submit(1).add_done_callback(ask)
+    assert heard.get(timeout=SOON).startswith("no slot 'nope'")
 
 
 def test_what_is_refused_in_a_callback_stops_nobody(make):

@@ -328,3 +328,20 @@ def test_a_worker_starts_no_supervisor(write):
     ended = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=50, env=env)
     assert ended.returncode == 1
     assert "a worker must not start a supervisor" in ended.stderr
+
+
+MANY_DESCRIPTORS = """
+import os, resource, sys
+from supervisor import Supervisor
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+with Supervisor(sys.argv[1], simulate_gpus=1, lock_dir="locks") as sv:
+    print(sv.submit(1).result(), flush=True)
+"""
+
+
+def test_a_program_with_more_descriptors_than_select_takes(run_program):
+    program = run_program(MANY_DESCRIPTORS)
+    output, _ = program.communicate(timeout=50)
+    assert output.splitlines() == ["1"]

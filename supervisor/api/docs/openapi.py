@@ -171,7 +171,8 @@ def _answer(route: Route, summary: str, routes: Iterable[Route], schemas: Schema
     kind = route.answers.get(JSON)
     named = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
     made: Json = {
-        "description": inspect.getdoc(kind) if named else summary,
+        # Under `python -OO` there is none, and ``inspect.getdoc`` would give that of the class above it.
+        "description": inspect.cleandoc((named and kind.__doc__) or summary),
         "content": {name: {} if each is None else {"schema": schemas[each]} for name, each in route.answers.items()},
     }
     if route.path in HEADERS:

@@ -30,7 +30,7 @@ _MAY_DO_ANYTHING = {
     "vars",
 }
 _LOADERS = ("ctypes", "importlib", "pkgutil", "runpy", "site", "unittest")
-_HARMLESS_LOADERS = ("importlib.metadata", "importlib.resources")
+_HARMLESS_LOADERS = ("importlib.metadata", "importlib.resources", "importlib.util.find_spec")
 
 
 class Names:
@@ -40,13 +40,16 @@ class Names:
     def __init__(self) -> None:
         self._meanings = dict.fromkeys({*vars(builtins), "__file__"} - _MAY_DO_ANYTHING, "")
         self._unknown: set[str] = set()
+        self._loaders: set[str] = set()
 
     def bind(self, name: str, meaning: str | None) -> None:
         """Record what ``name`` means; None: it may be anything."""
-        if meaning is None or (meaning.startswith(_LOADERS) and not meaning.startswith(_HARMLESS_LOADERS)):
+        if meaning is None:
             self._unknown.add(name)
         else:
             self._meanings[name] = meaning
+            if meaning.startswith(_LOADERS) and not meaning.startswith(_HARMLESS_LOADERS):
+                self._loaders.add(name)
 
     def effect(self, node: ast.AST) -> str | None:
         """Return what ``node`` does that later imports may see, such as ``changes os.environ``, or None. Binds its names."""
@@ -59,7 +62,7 @@ class Names:
         called = (one.func for one in nodes if isinstance(one, ast.Call))
         decorators = (each for one in nodes for each in getattr(one, "decorator_list", ()))
         for function in (*called, *decorators):
-            if not self._is_known(ast.walk(function)):
+            if not self._is_harmless(function):
                 return f"calls {ast.unparse(function)[:80]}()"
         return None
 
@@ -72,8 +75,15 @@ class Names:
             if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 self.bind(one.name, None)
 
-    def _is_known(self, nodes: Iterator[ast.AST] | list[ast.AST], bound: set[str] | None = None) -> bool:
-        known = self._meanings.keys() - self._unknown | (bound or set())
+    def _is_harmless(self, function: ast.expr) -> bool:
+        """Whether it can be called: by its full name, or since all that it was got from is known."""
+        origins = list(_origins(function))
+        if self._dotted(function).startswith(_HARMLESS_LOADERS):
+            return all(one.id in self._meanings.keys() - self._unknown for one in origins if isinstance(one, ast.Name))
+        return self._is_known(origins)
+
+    def _is_known(self, nodes: list[ast.AST], bound: set[str] | None = None) -> bool:
+        known = self._meanings.keys() - self._unknown - self._loaders | (bound or set())
         return all(one.id in known if isinstance(one, ast.Name) else not isinstance(one, ast.Lambda) for one in nodes)
 
     def _guarded(self, node: ast.AST) -> str | None:
@@ -95,6 +105,13 @@ def running(node: ast.AST) -> Iterator[ast.AST]:
         parts = list(ast.iter_child_nodes(node))
     for part in parts:
         yield from running(part)
+
+
+def _origins(function: ast.expr) -> Iterator[ast.AST]:
+    """What a function was got from: of ``get(a).b`` that is ``get``."""
+    while isinstance(function, (ast.Attribute, ast.Subscript, ast.Call)):
+        function = function.func if isinstance(function, ast.Call) else function.value
+    return ast.walk(function)
 
 
 def _read_by(node: ast.AST) -> list[ast.expr]:

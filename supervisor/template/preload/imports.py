@@ -21,7 +21,7 @@ from supervisor.template.preload.effects import Names, running
 from supervisor.template.preload.locate import ModuleFinder, ModuleOrigin
 from supervisor.wire.messages import HandlerSpec
 
-MOST_FILES = 200
+MOST_FILES = 300
 """Maximum number of the user's own files that are read; what comes after them is left to the worker."""
 
 
@@ -140,7 +140,8 @@ class _Reader:
                 if found is None and spec.origin is not None:
                     return f"runs {spec.name}, which has no source"
                 if found is not None and (what := self.effect_of(found)) is not None:
-                    return f"runs {found.path.name}, which {what}"
+                    # Of files that import one another, the one that does it is enough.
+                    return what if what.startswith("runs ") else f"runs {found.path.name}, which {what}"
         return None
 
 

@@ -95,7 +95,8 @@ def _run(imports: Sequence[Import], handlers_folder: Path, template: int, verdic
         os.dup2(silence, 2)
         before = safety.snapshot()
         for wanted in imports:
-            verdicts.send(msgspec.json.encode(_try(wanted, before, handlers_folder)))
+            why = _try(wanted, before, handlers_folder)
+            verdicts.send(msgspec.json.encode(why and why.encode(errors="replace").decode()))
     finally:
         os._exit(0)
 
@@ -104,6 +105,6 @@ def _try(wanted: Import, before: safety.ProcessState, handlers_folder: Path) -> 
     try:
         perform(wanted)
     except BaseException as error:  # noqa: BLE001 - any code runs here, and some modules call sys.exit
-        return reason_of(error).encode(errors="replace").decode()
+        return reason_of(error)
     sys.stdout.flush()
     return safety.fault(before, handlers_folder)
