@@ -52,9 +52,7 @@ def children_of(pid: int) -> list[int]:
     except (FileNotFoundError, ProcessLookupError):
         return []
     lists = [_read(f"/proc/{pid}/task/{thread}/children") for thread in threads]
-    if all(
-        children is None for children in lists
-    ):  # a kernel without CONFIG_PROC_CHILDREN has the folder but not the file
+    if all(children is None for children in lists):  # a kernel without CONFIG_PROC_CHILDREN has the folder but no file
         return [child for child, one in picture().items() if one.parent == pid]
     return [int(child) for children in lists if children for child in children.split()]
 

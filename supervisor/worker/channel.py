@@ -43,9 +43,8 @@ class SupervisorPipe:
         self._reader = wire.FrameReader(sys.maxsize)  # the supervisor is trusted
         self._lock = threading.Lock()
         self._queue: deque[_Frame] = deque()
-        self._newest: dict[
-            str, _Frame | None
-        ] = {}  # by running job: progress in the queue of which nothing is written yet
+        # By running job: its progress in the queue, as long as nothing of it is written.
+        self._newest: dict[str, _Frame | None] = {}
         self._flushing = False
         self._warned: set[str] = set()
         os.register_at_fork(after_in_child=self._after_fork)

@@ -108,7 +108,7 @@ def running(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _origins(function: ast.expr) -> Iterator[ast.AST]:
-    """What a function was got from: of ``get(a).b`` that is ``get``."""
+    """Return what a function was got from: of ``get(a).b`` that is ``get``."""
     while isinstance(function, (ast.Attribute, ast.Subscript, ast.Call)):
         function = function.func if isinstance(function, ast.Call) else function.value
     return ast.walk(function)
