@@ -76,7 +76,7 @@ class Names:
                 self.bind(one.name, None)
 
     def _is_harmless(self, function: ast.expr) -> bool:
-        """Whether it can be called: by its full name, or since all that it was got from is known."""
+        """Return whether it can be called: by its full name, or since all that it was got from is known."""
         origins = list(_origins(function))
         if self._dotted(function).startswith(_HARMLESS_LOADERS):
             return all(one.id in self._meanings.keys() - self._unknown for one in origins if isinstance(one, ast.Name))
