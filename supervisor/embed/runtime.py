@@ -343,7 +343,7 @@ class EngineThread:
 
 
 def _ignore_result(future: asyncio.Future[Any]) -> None:
-    """Leave the result of ``future`` to nobody: a callback cannot wait, and an error is no fault of the loop."""
+    """Drop the result of ``future``: a callback cannot wait for it, and an error is no fault of the loop."""
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 

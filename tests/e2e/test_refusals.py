@@ -98,7 +98,9 @@ def ways(supervise: Runs, **options: object) -> Iterator[list[str]]:
         ("echo mine > $D/jobs.db.lock", "jobs.db", r"jobs\.db\.lock cannot be used: another program wrote it"),
         ("ln -s $D/elsewhere $D/jobs.db.secrets && mkdir $D/elsewhere", "jobs.db", r"jobs\.db\.secrets: .*a link"),
         ("ln -s jobs.db $D/jobs.db", "jobs.db", "Too many levels of symbolic links"),
-        ("ulimit -f 8", "jobs.db", r"jobs\.db: its disk cannot be read or written"),
+        pytest.param(
+            *("ulimit -f 8", "jobs.db", r"jobs\.db: its disk cannot be read or written"), marks=pytest.mark.unmeasured
+        ),
         ("", "~nosuchuser/jobs.db", "--store: .*nosuchuser"),
     ],
 )
@@ -182,6 +184,7 @@ def test_a_lock_folder_that_cannot_be(supervise: Runs, name: str) -> None:
     assert not (supervise.folder / "nowhere").exists()
 
 
+@pytest.mark.unmeasured
 def test_temporary_files_that_can_be_nowhere(supervise: Runs) -> None:
     for command in ways(supervise):
         refused(run(supervise, "ulimit -f 0", command), "the folder for temporary files cannot be made: ")

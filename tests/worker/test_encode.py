@@ -317,6 +317,7 @@ def test_plain_values_cost_little_more_than_msgspec() -> None:
     assert best(encode) < best(msgspec.json.encode) + 1e-6
 
 
+@pytest.mark.unmeasured
 def test_needs_none_of_the_libraries_whose_values_it_writes() -> None:
     script = (
         "import sys, supervisor.worker.encode; print({'numpy', 'torch', 'pydantic', 'dataclasses'} & set(sys.modules))"
