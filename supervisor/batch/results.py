@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Union
@@ -123,7 +124,7 @@ Trouble = Callable[[Union[OSError, None]], None]
 """Called with a write error, and with None when writing works again."""
 
 
-class Sink:
+class Sink(ABC):
     """Writes lines and reports how many are written; implemented by ``FileSink`` and ``StreamSink``."""
 
     def __init__(self, fd: int, loop: asyncio.AbstractEventLoop, written: Written, trouble: Trouble) -> None:
@@ -138,13 +139,13 @@ class Sink:
         """True while so much waits, for the disk or a slow reader, that no more should be put."""
         return self._waiting > ENOUGH
 
+    @abstractmethod
     def put(self, line: bytes) -> None:
         """Queue ``line`` to be written soon, with others, in the order of the calls."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Stop writing."""
-        raise NotImplementedError
 
 
 class FileSink(Sink):

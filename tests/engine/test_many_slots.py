@@ -25,7 +25,7 @@ class Pretended:
     def __init__(self, tmp_path, loop, slots, **options):
         settings = make_settings("test:handler", store=tmp_path / "jobs.db", **options)
         self.loop = loop
-        self.store = Store.open(settings.store)
+        self.store = Store.open(settings.store, durability=settings.durability, deliver=loop.call_soon_threadsafe)
         self.clock = ManualClock()
         self.engine = Engine(settings, self.store, SecretFiles(tmp_path / "secrets"), loop, status_body, self.clock)
         self.pool = PretendPool(self.engine.wake)
@@ -37,6 +37,13 @@ class Pretended:
 
     def settle(self):
         for _ in range(6):
+            self.loop.run_until_complete(asyncio.sleep(0))
+
+    def settle_until(self, reached):
+        """Run the loop until ``reached()``, which a commit in another thread brings about."""
+        deadline = self.loop.time() + DEADLINE_S
+        while not reached():
+            assert self.loop.time() < deadline, "it did not come to that"
             self.loop.run_until_complete(asyncio.sleep(0))
 
     def wait(self, awaitable):
@@ -148,6 +155,19 @@ def test_the_jobs_of_a_slot_that_goes_run_in_another_and_what_it_says_later_coun
     house.pool.ends("box0:gpu1", "a", b'"right"')
     ended = house.wait(house.engine.wait("a", DEADLINE_S))
     assert (ended.output, ended.retries, ended.attempts) == (b'"right"', 1, 1)
+
+
+def test_a_slot_that_goes_while_a_start_is_on_its_way_to_the_disk_costs_the_job_nothing(pretend):
+    house = pretend(2, durability="full")
+    accepted = house.engine.submit(JobRequest(id="a", input=b"1"))
+    house.loop.run_until_complete(asyncio.sleep(0))
+    assert house.engine._loop.pending
+    house.pool.go("box0:gpu0", EndedBecause.TEMPLATE_DIED)
+    assert house.wait(accepted).status.value == "IN_PROGRESS"
+    house.settle_until(lambda: house.slot_of("a") == "box0:gpu1")
+    house.pool.ends("box0:gpu1", "a", b"7")
+    ended = house.wait(house.engine.wait("a", DEADLINE_S))
+    assert (ended.output, ended.retries, ended.attempts) == (b"7", 1, 1)
 
 
 def test_a_cancel_names_the_start_that_it_means(pretend):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from supervisor.cause import SpareCause, WorkerEnd, WorkerLost
+from supervisor.cause import EndedBecause, SpareCause, WorkerEnd, WorkerLost
 from supervisor.gpu.records import Gpu, GpuProcess, GpuSample
 from supervisor.pool import events
 from supervisor.pool.interfaces import Place
@@ -92,7 +92,11 @@ class PretendPool:
         pass
 
     def assign(self, name: str, run: wire.Run, start: int, now: float) -> None:
-        slot = self.slots[name]
+        slot = self.slots.get(name)
+        if slot is None:  # it went while the start was on its way to the disk
+            lost = WorkerLost(name, None, EndedBecause.TEMPLATE_DIED, ())
+            self._emit(events.JobLost(run.job, start, name, lost, charged=False))
+            return
         assert slot.room, f"{name} has no room"
         self.given[name, run.job] = start
         self._put(msgspec.structs.replace(slot, running=(*slot.running, run.job), state=SlotState.BUSY))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import uvloop
@@ -25,7 +26,7 @@ LINES_CLOSE_S = 2.0
 """Seconds that a slow reader of stderr may delay the exit."""
 
 
-class ProgramRun:
+class ProgramRun(ABC):
     """Base class of the runs; ``open`` creates the parts."""
 
     assembly: Assembly
@@ -38,9 +39,9 @@ class ProgramRun:
         self.loop = loop
         self.shutdown = Shutdown(loop)
 
+    @abstractmethod
     async def run(self, undo: contextlib.ExitStack) -> int:
         """Run from the first check to the end; return the exit code. ``undo`` cleans up."""
-        raise NotImplementedError
 
     def observe(self, happening: Happening) -> None:
         """Log an event of the engine."""
